@@ -1,0 +1,1 @@
+"""Answer questions of a trace. Needs no torch."""

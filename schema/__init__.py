@@ -1,0 +1,12 @@
+"""What a trace is: its records, the plan of its arrays, its codecs and errors. Needs numpy alone."""
+
+from .codec import decode_probability as decode_probability
+from .codec import encode_probability as encode_probability
+from .layout import ArrayPlan as ArrayPlan
+from .layout import layout as layout
+from .trace import FORMAT_VERSION as FORMAT_VERSION
+from .trace import Codec as Codec
+from .trace import Image as Image
+from .trace import Layer as Layer
+from .trace import TokenGroup as TokenGroup
+from .trace import Trace as Trace

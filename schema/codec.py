@@ -1,0 +1,49 @@
+"""Pairs that turn attention into stored numbers and back, each with its greatest error."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+PROBABILITY_SCALE: Final = 2.0**-15
+"""Stored float16 = P * 2**15: exact to scale by, and as far from fp16's subnormals as [0, 1] goes."""
+
+_REBIAS: Final = 2.0**112
+"""Moving float16's bits into float32's places leaves the exponent 112 too low."""
+
+
+def encode_probability(probability: NDArray[Any]) -> NDArray[np.float16]:
+    """Probabilities to stored float16.
+
+    Range    [0, 1] -> [0, 32768]
+    Error    relative 2**-11 for P >= 2**-29, absolute 2**-40 below; 0 stays 0, NaN (absent) stays NaN
+    """
+    return (np.asarray(probability, dtype=np.float32) * np.float32(1 / PROBABILITY_SCALE)).astype(np.float16)
+
+
+def decode_probability(stored: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Stored float16 to float32 probabilities; exact.
+
+    Range    [0, 32768] -> [0, 1]; NaN stays NaN
+    """
+    return stored.astype(np.float32) * np.float32(PROBABILITY_SCALE)
+
+
+def decode_bits(stored: NDArray[np.float16], out: NDArray[np.float32]) -> float:
+    """Fill `out` with numbers proportional to the stored probabilities, and return the factor that makes them P.
+
+    Several times faster than a cast, and exact for finite P >= 0, subnormals too. Fold the factor into weights. NaN does
+    not survive: use it on blocks that are known to be present.
+
+    Dims     any -> the same; `out` is contiguous float32
+    """
+    bits = out.view(np.uint32)
+    np.left_shift(stored.view(np.uint16), 13, out=bits, dtype=np.uint32, casting="unsafe")
+    return _REBIAS * PROBABILITY_SCALE
+
+
+def factor_dtype(model_dtype: str) -> str:
+    """The dtype that keeps q and k of `model_dtype` exactly: float16 stays, bfloat16 and float32 go as float32."""
+    return "float16" if model_dtype == "float16" else "float32"

@@ -1,0 +1,285 @@
+"""The plan of a trace: which arrays it has, and the exact Zarr v3 metadata of each. Integers and strings only.
+
+The writer creates what `layout` plans and the reader checks what it finds against it, so the two cannot drift.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .codec import PROBABILITY_SCALE
+from .trace import BRANCHES, Codec, Image, Layer, Trace
+
+ROOT: Final = "zarr.json"
+JOURNAL: Final = "journal.jsonl"
+MANIFEST: Final = "manifest.json"
+
+SHARD_BYTES: Final = 64 * 2**20
+"""A shard holds at most this much before compression, in bytes."""
+CHUNK_BYTES: Final = (2**20, 4 * 2**20)
+"""An inner chunk is an eighth of its shard, but within these bounds, in bytes."""
+
+CONVENTION: Final = {
+    "uuid": "0acf0b5b-ac58-591d-9a51-812f46751a5b",
+    "name": "i2am",
+    "description": "Attention of a diffusion run, per step, layer and head",
+    "spec_url": "schema/README.md",
+}
+
+_ITEMSIZE: Final = {"float16": 2, "float32": 4, "float64": 8, "int8": 1, "int32": 4, "uint8": 1, "bool": 1}
+_LITTLE: Final = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPlan:
+    """One array: enough to write its `zarr.json` and to know which file holds what."""
+
+    path: str
+    """From the trace's root, such as `layers/000/probability`."""
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...]
+    """Smallest piece that can be read."""
+    shards: tuple[int, ...] | None = None
+    """Piece that is one file; None where a chunk is one file."""
+    fill: float | int | bool = 0
+    codec: Codec | None = None
+    """None leaves the bytes as they are, with a checksum."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """The piece that is one file."""
+        return self.shards or self.chunks
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes before compression."""
+        return math.prod(self.shape) * _ITEMSIZE[self.dtype]
+
+    @property
+    def files(self) -> int:
+        """Files of data when everything is present."""
+        return math.prod(-(-n // m) for n, m in zip(self.shape, self.file_shape, strict=True))
+
+    def key(self, *index: int) -> str:
+        """The file, from the trace's root, that holds the block at this position of the grid of files."""
+        return f"{self.path}/{'.'.join(['c', *map(str, index)])}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The array's `zarr.json`."""
+        inner: list[dict[str, Any]] = [_LITTLE if _ITEMSIZE[self.dtype] > 1 else {"name": "bytes"}]
+        if self.codec is not None:
+            inner.append(_blosc(self.codec, _ITEMSIZE[self.dtype]))
+        inner.append({"name": "crc32c"})
+        codecs = inner if self.shards is None else [_sharding(self.chunks, inner)]
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.file_shape)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": "NaN" if self.fill != self.fill else self.fill,
+            "codecs": codecs,
+            "dimension_names": list(self.dims),
+            "attributes": self.attributes,
+            "storage_transformers": [],
+        }
+
+
+def _blosc(codec: Codec, typesize: int) -> dict[str, Any]:
+    settings = {"typesize": typesize, "cname": codec.name, "clevel": codec.level, "shuffle": "bitshuffle", "blocksize": 0}
+    return {"name": "blosc", "configuration": settings}
+
+
+def _sharding(chunks: tuple[int, ...], inner: list[dict[str, Any]]) -> dict[str, Any]:
+    settings = {
+        "chunk_shape": list(chunks),
+        "codecs": inner,
+        "index_codecs": [_LITTLE, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return {"name": "sharding_indexed", "configuration": settings}
+
+
+def layer_path(index: int) -> str:
+    """The group of the layer at `index`."""
+    return f"layers/{index:03d}"
+
+
+def layout(trace: Trace) -> tuple[ArrayPlan, ...]:
+    """Every array of a complete trace, in the order they are written."""
+    plans = [plan for index in range(len(trace.layers)) for plan in layer_layout(trace, index)]
+    plans += step_layout(trace.steps, len(trace.layers))
+    return (*plans, *(image_layout(image) for image in trace.images))
+
+
+def layer_layout(trace: Trace, index: int) -> tuple[ArrayPlan, ...]:
+    """The arrays of one layer: the data of its encoding, then its coordinates."""
+    return (*data_plans(trace, index).values(), *_coordinates(trace, trace.layers[index], layer_path(index)))
+
+
+def data_plans(trace: Trace, index: int) -> dict[str, ArrayPlan]:
+    """The arrays of one layer that are written step by step, by name."""
+    layer, root = trace.layers[index], layer_path(index)
+    plans = _probabilities(trace, layer, root) if layer.encoding == "probabilities" else _factors(trace, layer, root)
+    return {plan.path.rsplit("/", 1)[1]: plan for plan in plans}
+
+
+def step_layout(steps: int, layers: int) -> list[ArrayPlan]:
+    """The table of denoiser evaluations, in execution order, and which layers took part in each."""
+
+    def column(name: str, dtype: str, meaning: str, fill: float | int = 0) -> ArrayPlan:
+        attributes = {"long_name": meaning}
+        return ArrayPlan(f"step/{name}", ("step",), (steps,), dtype, (max(steps, 1),), fill=fill, attributes=attributes)
+
+    nan = math.nan
+    return [
+        column("evaluation", "int32", "ordinal of the denoiser evaluation in the whole run, from 0", -1),
+        column("timestep", "float64", "the scheduler's timestep", nan),
+        column("sigma", "float64", "noise level of the scheduler; NaN if it has none", nan),
+        column("scheduler_step", "int32", "calls of scheduler.step before this evaluation", -1),
+        ArrayPlan("present", ("step", "layer"), (steps, layers), "bool", (max(steps, 1), max(layers, 1)), fill=False),
+    ]
+
+
+def image_layout(image: Image) -> ArrayPlan:
+    """One picture, uint8, row-major, y down."""
+    shape = (image.height, image.width, image.channels)
+    return ArrayPlan(
+        f"images/{image.name}", ("y", "x", "channel"), shape, "uint8", shape, codec=Codec("zstd", 5), attributes={"role": image.role}
+    )
+
+
+def documents(trace: Trace) -> dict[str, dict[str, Any]]:
+    """Every `zarr.json` of a complete trace but the root's, by the folder it lies in."""
+    groups = {"layers": _group(), "step": _group(), "images": _group()}
+    for index in range(len(trace.layers)):
+        groups |= layer_documents(trace, index)
+    return {**groups, **{plan.path: plan.to_json() for plan in layout(trace)}}
+
+
+def layer_documents(trace: Trace, index: int) -> dict[str, dict[str, Any]]:
+    """The `zarr.json` of one layer's group and of its arrays, by folder."""
+    return {layer_path(index): _group(), **{plan.path: plan.to_json() for plan in layer_layout(trace, index)}}
+
+
+def root_document(trace: Trace) -> dict[str, Any]:
+    """The root's `zarr.json`, which says what the trace is.
+
+    Once complete it carries all other documents too (Zarr's consolidated metadata), so that plain xarray opens it in one read.
+    """
+    document = {**_group(), "attributes": {"zarr_conventions": [CONVENTION], "i2am": trace.to_json()}}
+    if trace.status == "complete":
+        document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": documents(trace)}
+    return document
+
+
+def _group() -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": {}}
+
+
+def _probabilities(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
+    attributes = {
+        "scale_factor": PROBABILITY_SCALE,
+        "long_name": "attention probability over all keys of the call",
+        "coordinates": "timestep",
+    }
+    return [
+        _blocks(trace, layer, f"{root}/probability", "float16", ("y", "x", "token"), (*layer.grid, layer.tokens), attributes),
+        _query_lse(trace, layer, root),
+        _blocks(
+            trace,
+            layer,
+            f"{root}/token_lse",
+            "float32",
+            ("token",),
+            (layer.tokens,),
+            {"long_name": "logsumexp of scores over generated positions", "coordinates": "timestep"},
+        ),
+    ]
+
+
+def _factors(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
+    dtype = layer.factor_dtype
+    plans = [
+        _blocks(
+            trace,
+            layer,
+            f"{root}/query",
+            dtype,
+            ("y", "x", "channel"),
+            (*layer.grid, layer.head_dim),
+            {"long_name": "query", "coordinates": "timestep"},
+        ),
+        _blocks(
+            trace,
+            layer,
+            f"{root}/key",
+            dtype,
+            ("token", "channel"),
+            (layer.tokens, layer.head_dim),
+            {"long_name": "key; at each step read the step named by key_step"},
+        ),
+    ]
+    return [*plans, _query_lse(trace, layer, root)] if layer.partial_keys else plans
+
+
+def _query_lse(trace: Trace, layer: Layer, root: str) -> ArrayPlan:
+    attributes = {"long_name": "logsumexp of scores over all keys of the call", "coordinates": "timestep"}
+    return _blocks(trace, layer, f"{root}/query_lse", "float32", ("y", "x"), layer.grid, attributes)
+
+
+def _blocks(
+    trace: Trace, layer: Layer, path: str, dtype: str, dims: tuple[str, ...], cell: tuple[int, ...], attributes: dict[str, Any]
+) -> ArrayPlan:
+    """An array of which one (sample, branch, step) is one file, or several along the first axis of `cell` if it is large."""
+    shape = (trace.samples, len(trace.branches), trace.steps, layer.heads, *cell)
+    row = layer.heads * math.prod(cell[1:]) * _ITEMSIZE[dtype]
+    shard_rows = _split(cell[0], SHARD_BYTES // row)
+    low, high = CHUNK_BYTES
+    chunk_rows = _split(shard_rows, min(max(shard_rows * row // 8, low), high) // row)
+    shard, chunk = ((1, 1, 1, layer.heads, rows, *cell[1:]) for rows in (shard_rows, chunk_rows))
+    axes = ("sample", "branch", "step", "head", *dims)
+    return ArrayPlan(path, axes, shape, dtype, chunk, shard if chunk != shard else None, math.nan, trace.codec, attributes)
+
+
+def _split(length: int, most: int) -> int:
+    """The largest divisor of `length` that is at most `most`, and at least 1."""
+    pieces = -(-length // max(1, min(most, length)))
+    while length % pieces:
+        pieces += 1
+    return length // pieces
+
+
+def _coordinates(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
+    def column(name: str, dim: str, length: int, dtype: str, fill: float | int, attributes: dict[str, Any]) -> ArrayPlan:
+        return ArrayPlan(f"{root}/{name}", (dim,), (length,), dtype, (max(length, 1),), fill=fill, attributes=attributes)
+
+    nan, flags = math.nan, {"flag_values": list(range(len(BRANCHES))), "flag_meanings": " ".join(BRANCHES)}
+    plans = [
+        column("step", "step", trace.steps, "int32", -1, {"long_name": "ordinal of the denoiser evaluation"}),
+        column("timestep", "step", trace.steps, "float64", nan, {"long_name": "the scheduler's timestep"}),
+        column("branch", "branch", len(trace.branches), "int8", -1, flags),
+        column("y", "y", layer.grid[0], "float64", nan, {"long_name": "centre of the row as a share of the height, from the top"}),
+        column("x", "x", layer.grid[1], "float64", nan, {"long_name": "centre of the column as a share of the width, from the left"}),
+    ]
+    if layer.encoding == "factors":
+        shape = (trace.samples, len(trace.branches), trace.steps)
+        meaning = {"long_name": "position on the step axis where this step's key lies; -1 where the call is absent"}
+        plans.append(
+            ArrayPlan(
+                f"{root}/key_step",
+                ("sample", "branch", "step"),
+                shape,
+                "int32",
+                tuple(max(n, 1) for n in shape),
+                fill=-1,
+                attributes=meaning,
+            )
+        )
+    return plans

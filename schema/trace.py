@@ -1,0 +1,283 @@
+"""What one recording says of itself: frozen records, valid from birth, that travel as JSON in the trace's root attributes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Self, TypeAlias, cast
+
+from .errors import CorruptTrace, InvalidInput, UnknownVersion
+
+FORMAT_VERSION: Final = 1
+
+JSON: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
+Encoding: TypeAlias = Literal["probabilities", "factors"]
+Role: TypeAlias = Literal["text", "reference", "self"]
+ImageRole: TypeAlias = Literal["generated", "reference", "mask", "reference_mask", "input"]
+Status: TypeAlias = Literal["recording", "interrupted", "complete"]
+
+ENCODINGS: Final[tuple[Encoding, ...]] = ("probabilities", "factors")
+ROLES: Final[tuple[Role, ...]] = ("text", "reference", "self")
+IMAGE_ROLES: Final[tuple[ImageRole, ...]] = ("generated", "reference", "mask", "reference_mask", "input")
+STATUSES: Final[tuple[Status, ...]] = ("recording", "interrupted", "complete")
+BRANCHES: Final = ("cond", "uncond")
+FACTOR_DTYPES: Final = ("float16", "float32")
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InvalidInput with `message` unless `condition` holds."""
+    if not condition:
+        raise InvalidInput(message)
+
+
+def pick(known: type[Any], doc: JSON, where: str) -> dict[str, Any]:
+    """The fields of record class `known` in a JSON object, refusing missing and unknown ones.
+
+    Raises   CorruptTrace naming the field and the place
+    """
+    if not isinstance(doc, dict):
+        raise CorruptTrace(f"{where} should be a JSON object, but is {type(doc).__name__}; the trace's metadata was changed")
+    fields = dataclasses.fields(known)
+    unknown = sorted(set(doc) - {f.name for f in fields})
+    missing = [
+        f.name for f in fields if f.name not in doc and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if unknown or missing:
+        what = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
+        raise CorruptTrace(f"{where} has {what}; a format {FORMAT_VERSION} trace does not, so its metadata was changed")
+    return doc
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    return None if value is None else cast("tuple[int, int]", tuple(value))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    """A named stretch of the key axis: what these tokens stand for and where they lie."""
+
+    name: str
+    """Unique in its layer, such as `text`, `reference` or `reference_1`."""
+    role: Role
+    """`text`, `reference` (image tokens given to the model) or `self` (the generated image's own tokens)."""
+    start: int
+    """First token, inclusive."""
+    stop: int
+    """Last token, exclusive."""
+    specials: int = 0
+    """Leading tokens without a place in the image, such as CLS."""
+    grid: tuple[int, int] | None = None
+    """(rows, columns) of the tokens after the specials, row-major, y down; None if they have no place."""
+    image: str | None = None
+    """Name of the image the tokens were made from; the grid covers that image's window."""
+
+    def __post_init__(self) -> None:
+        require(bool(NAME.fullmatch(self.name)), f"token group name {self.name!r} is not made of letters, digits, _ . -")
+        require(self.role in ROLES, f"token group {self.name} has role {self.role!r}; roles are {', '.join(ROLES)}")
+        require(0 <= self.start < self.stop, f"token group {self.name} runs from {self.start} to {self.stop}; it needs 0 <= start < stop")
+        count = self.stop - self.start
+        require(0 <= self.specials <= count, f"token group {self.name} has {self.specials} specials among {count} tokens")
+        if self.grid is not None:
+            rows, columns = self.grid
+            require(
+                rows > 0 and columns > 0 and rows * columns == count - self.specials,
+                f"token group {self.name}: grid {rows} x {columns} does not hold its {count - self.specials} spatial tokens",
+            )
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens, specials included."""
+        return self.stop - self.start
+
+    @classmethod
+    def from_json(cls, doc: JSON, where: str = "token group") -> Self:
+        """Build from a JSON object; raises CorruptTrace if it is not one of ours."""
+        fields = pick(cls, doc, where)
+        return cls(**{**fields, "grid": _pair(fields.get("grid"))})
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One attention call site: the n-th attention call inside one module."""
+
+    path: str
+    """Module path from the pipeline, such as `unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2`."""
+    call: int
+    """Ordinal of the call within one run of the module: 0 text keys, 1 the first IP-Adapter, ..."""
+    heads: int
+    head_dim: int
+    scale: float
+    """S = scale * (q . k)."""
+    grid: tuple[int, int]
+    """(rows, columns) of the generated positions, row-major, y down."""
+    tokens: int
+    """Keys stored."""
+    groups: tuple[TokenGroup, ...]
+    """What the stored keys are; disjoint, in order, covering all of them."""
+    encoding: Encoding = "probabilities"
+    dtype: str = "float32"
+    """The model's dtype of q and k, such as `bfloat16`."""
+    factor_dtype: str = "float32"
+    """Stored dtype of q and k when the encoding is `factors`."""
+    call_tokens: int = 0
+    """Keys in the model's own softmax; more than `tokens` where some keys were not kept. 0 stands for `tokens`."""
+    column_mass_lost: float = 0.0
+    """Worst share of one token's G column that the encoding lost, over all that was recorded. Range [0, 1]."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "a layer needs a module path")
+        for name in ("heads", "head_dim", "tokens"):
+            require(getattr(self, name) > 0, f"layer {self.path}: {name} is {getattr(self, name)}; it must be positive")
+        require(self.call >= 0, f"layer {self.path}: call is {self.call}; it must not be negative")
+        require(min(self.grid) > 0, f"layer {self.path}: grid {self.grid} must be positive")
+        require(self.encoding in ENCODINGS, f"layer {self.path}: encoding {self.encoding!r}; encodings are {', '.join(ENCODINGS)}")
+        require(
+            self.factor_dtype in FACTOR_DTYPES,
+            f"layer {self.path}: factors cannot be {self.factor_dtype}; they are {' or '.join(FACTOR_DTYPES)}",
+        )
+        require(
+            self.call_tokens in (0,) or self.call_tokens >= self.tokens,
+            f"layer {self.path}: {self.tokens} keys of {self.call_tokens} in the call",
+        )
+        ends = [0, *(g.stop for g in self.groups)]
+        covered = [g.start for g in self.groups] == ends[:-1] and ends[-1] == self.tokens
+        spans = [(g.name, g.start, g.stop) for g in self.groups]
+        require(covered, f"layer {self.path}: token groups {spans} do not cover its {self.tokens} keys in order")
+        require(len({g.name for g in self.groups}) == len(self.groups), f"layer {self.path}: two token groups have one name")
+
+    @property
+    def name(self) -> str:
+        """The path, with `#call` after it for every call but the first."""
+        return self.path if self.call == 0 else f"{self.path}#{self.call}"
+
+    @property
+    def partial_keys(self) -> bool:
+        """Whether the model's softmax ran over more keys than are stored."""
+        return self.call_tokens > self.tokens
+
+    @classmethod
+    def from_json(cls, doc: JSON, where: str = "layer") -> Self:
+        """Build from a JSON object; raises CorruptTrace if it is not one of ours."""
+        fields = pick(cls, doc, where)
+        groups = tuple(TokenGroup.from_json(g, f"{where}, token group {i}") for i, g in enumerate(fields["groups"]))
+        return cls(**{**fields, "grid": _pair(fields["grid"]), "groups": groups})
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture kept in the trace, with the geometry that ties it to token grids."""
+
+    name: str
+    """Unique, such as `generated_0`, `reference`, `mask`."""
+    role: ImageRole
+    height: int
+    width: int
+    channels: int
+    """3 (RGB) or 1 (mask, 0 or 255)."""
+    window: tuple[float, float, float, float] | None = None
+    """(top, left, bottom, right) in this image's pixels that token grids cover (a processor may crop); None is all of it."""
+
+    def __post_init__(self) -> None:
+        require(bool(NAME.fullmatch(self.name)), f"image name {self.name!r} is not made of letters, digits, _ . -")
+        require(self.role in IMAGE_ROLES, f"image {self.name} has role {self.role!r}; roles are {', '.join(IMAGE_ROLES)}")
+        require(self.height > 0 and self.width > 0, f"image {self.name} is {self.height} x {self.width} pixels")
+        require(self.channels in (1, 3), f"image {self.name} has {self.channels} channels; it needs 1 or 3")
+
+    @classmethod
+    def from_json(cls, doc: JSON, where: str = "image") -> Self:
+        """Build from a JSON object; raises CorruptTrace if it is not one of ours."""
+        fields = pick(cls, doc, where)
+        window = fields.get("window")
+        return cls(**{**fields, "window": None if window is None else tuple(window)})
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How bytes are packed: blosc with bitshuffle, then crc32c."""
+
+    name: Literal["lz4", "zstd"] = "lz4"
+    level: int = 5
+
+    def __post_init__(self) -> None:
+        require(self.name in ("lz4", "zstd"), f"codec {self.name!r}; codecs are lz4, zstd")
+        require(isinstance(self.level, int) and 0 <= self.level <= 9, f"codec level {self.level}; levels are 0 to 9")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One recording: the record that stands in the root attributes under `i2am`."""
+
+    id: str
+    """A UUID, new for each recording."""
+    status: Status
+    samples: int
+    """Generated images in the run."""
+    branches: tuple[str, ...]
+    """Guidance branches kept, of `cond` and `uncond`, in the order of the branch axis."""
+    steps: int
+    """Length of the step axis: denoiser evaluations planned while recording, kept once complete."""
+    layers: tuple[Layer, ...] = ()
+    images: tuple[Image, ...] = ()
+    codec: Codec = field(default_factory=Codec)
+    latent_grid: tuple[int, int] | None = None
+    """(rows, columns) of the latent, the grid that maps are brought to; None takes the largest layer grid."""
+    created: str = ""
+    """ISO 8601, UTC."""
+    reason: str = ""
+    """Why a recording was interrupted."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Pipeline class, components, their config hashes, device, dtype."""
+    sampler: dict[str, Any] = field(default_factory=dict)
+    """Scheduler class and config, guidance scale, number of steps."""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """Prompt, seed and the other arguments of the call."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Library versions, recorder options, demo ground truth."""
+    version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        require(self.status in STATUSES, f"status {self.status!r}; a trace is {', '.join(STATUSES)}")
+        require(self.samples > 0 and self.steps >= 0, f"a trace needs samples and steps, got {self.samples} and {self.steps}")
+        require(
+            len(self.branches) > 0 and len(set(self.branches)) == len(self.branches) and set(self.branches) <= set(BRANCHES),
+            f"branches {self.branches}; a trace keeps cond, uncond or both",
+        )
+        names = [layer.name for layer in self.layers]
+        require(len(set(names)) == len(names), "two layers have one path and call")
+        require(len({i.name for i in self.images}) == len(self.images), "two images have one name")
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON."""
+        return cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, doc: JSON) -> Self:
+        """Build from the JSON under `i2am`.
+
+        Raises   UnknownVersion for another format, CorruptTrace for a record that is not well formed
+        """
+        if isinstance(doc, dict) and doc.get("version") != FORMAT_VERSION:
+            raise UnknownVersion(
+                f"the trace has format version {doc.get('version')!r}; this release reads version {FORMAT_VERSION}. "
+                "Open it with the release that wrote it, or upgrade: pip install --upgrade i2am"
+            )
+        fields = dict(pick(cls, doc, "the trace record"))
+        try:
+            fields["layers"] = tuple(Layer.from_json(d, f"layer {i}") for i, d in enumerate(fields.get("layers", ())))
+            fields["images"] = tuple(Image.from_json(d, f"image {i}") for i, d in enumerate(fields.get("images", ())))
+            fields["codec"] = Codec(**pick(Codec, fields.get("codec", {}), "codec"))
+            fields["branches"] = tuple(fields["branches"])
+            fields["latent_grid"] = _pair(fields.get("latent_grid"))
+            return cls(**fields)
+        except (InvalidInput, TypeError, ValueError, KeyError) as error:
+            if isinstance(error, CorruptTrace):
+                raise
+            raise CorruptTrace(f"the trace record is not valid: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,31 @@
+"""The halves stay apart: checked in child processes, where a lazy import or a dependency's import would show."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    return set(subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.analyzer
+@pytest.mark.parametrize("statement", ["import i2am.analyzer", "from i2am.analyzer import open_trace, r2g, g2r, sram, imacs"])
+def test_the_analyzer_needs_no_torch(statement: str) -> None:
+    assert not modules_after(statement) & {"torch", "diffusers", "transformers"}
+
+
+@pytest.mark.analyzer
+def test_the_schema_needs_numpy_alone() -> None:
+    assert not modules_after("import i2am.schema") & {"torch", "zarr", "dask", "xarray"}
+
+
+@pytest.mark.analyzer
+def test_the_writer_needs_neither_half() -> None:
+    assert not modules_after("import i2am.recorder.writer") & {"torch", "dask", "xarray"}
+
+
+def test_the_recorder_needs_no_dask() -> None:
+    assert not modules_after("import i2am.recorder.recording") & {"dask", "xarray"}
