@@ -1,0 +1,145 @@
+"""(a) Recorded over unrecorded sampling time, for both encodings, next to the naive way; and the host memory that recording adds.
+
+    python benchmarks/recording.py            # the demo model and an SD-1.5-shaped U-Net
+    python benchmarks/recording.py --model demo
+
+The naive way is what people write first: a forward hook that computes the softmax once more, `.cpu().numpy()`, `np.save`.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from measure import interleave, machine, size_on_disk, table
+
+from i2am.recorder import record
+
+Sampler = tuple[Any, dict[str, Any]]
+
+
+def demo(steps: int) -> Sampler:
+    """The shipped model on one pair."""
+    from i2am.recorder.demo.evaluation import held_out_pairs
+    from i2am.recorder.demo.pipeline import load_shipped
+
+    pipeline, pair = load_shipped(), held_out_pairs(1)[0]
+    images = {"image": pair.agnostic, "mask_image": pair.mask, "example_image": pair.reference}
+    return pipeline, {**images, "num_inference_steps": steps, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
+
+
+def sd15(steps: int, size: int = 256) -> Sampler:
+    """Stable Diffusion 1.5's U-Net with random weights, 257 context tokens (CLS and 16 x 16 patches), a one-block VAE."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
+    vae = AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4)
+    nothing = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
+    pipeline = StableDiffusionPipeline(unet=unet, vae=vae.eval(), scheduler=DDIMScheduler(), requires_safety_checker=False, **nothing)
+    pipeline.set_progress_bar_config(disable=True)
+    tokens = torch.randn(2, 1, 257, 768, generator=torch.Generator().manual_seed(0))
+    call = {"prompt_embeds": tokens[0], "negative_prompt_embeds": tokens[1], "height": size, "width": size}
+    return pipeline, {**call, "num_inference_steps": steps, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
+
+
+MODELS: dict[str, tuple[Callable[[int], Sampler], int]] = {"demo": (demo, 20), "sd15": (sd15, 2)}
+
+
+@contextmanager
+def naive(pipeline: Any, folder: Path) -> Iterator[None]:
+    """Softmax once more in a hook, one .npy per call."""
+    folder.mkdir()
+    count = iter(range(10**9))
+
+    def save(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden, context = args[0], kwargs["encoder_hidden_states"]
+        query, key = (part.unflatten(-1, (module.heads, -1)).transpose(1, 2) for part in (module.to_q(hidden), module.to_k(context)))
+        attention = (query @ key.transpose(-1, -2) * module.scale).softmax(-1)[-1]
+        np.save(folder / f"{next(count)}.npy", attention.half().cpu().numpy())
+
+    hooks = [m.register_forward_hook(save, with_kwargs=True) for name, m in pipeline.unet.named_modules() if name.endswith("attn2")]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def candidates(pipeline: Any, call: dict[str, Any], scratch: Path) -> dict[str, Callable[[], None]]:
+    """The same sampling, unrecorded and recorded three ways."""
+
+    def plain() -> None:
+        pipeline(**call)
+
+    def recorded(encoding: str) -> Callable[[], None]:
+        def run() -> None:
+            record(pipeline, scratch / f"{encoding}.zarr", encoding=encoding, overwrite=True, progress=False, **call)
+
+        return run
+
+    def by_hand() -> None:
+        shutil.rmtree(scratch / "naive", ignore_errors=True)
+        with naive(pipeline, scratch / "naive"):
+            pipeline(**call)
+
+    return {"unrecorded": plain, "factors": recorded("factors"), "probabilities": recorded("probabilities"), "naive": by_hand}
+
+
+def compare(model: str, repeats: int, steps: int | None) -> str:
+    """Markdown table of ratios for one model."""
+    build, default = MODELS[model]
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        runs = candidates(*build(steps or default), scratch)
+        seconds = interleave(runs, repeats)
+        paths = {"factors": "factors.zarr", "probabilities": "probabilities.zarr", "naive": "naive"}
+        rows = [
+            (name, f"{seconds[name] / seconds['unrecorded']:.2f}", f"{size_on_disk(scratch / path) / 1e6:.1f}", f"{added_memory(model, name, steps):.0f}")
+            for name, path in paths.items()
+        ]
+    title = f"{model}: {steps or default} steps, unrecorded {seconds['unrecorded'] / (steps or default):.3f} s a step"
+    return table(title, ("way", "time over unrecorded", "MB on disk", "peak host MB over unrecorded"), rows)
+
+
+def added_memory(model: str, way: str, steps: int | None) -> float:
+    """Peak host memory of a fresh process that samples this way, less one that does not record. Units: MB."""
+
+    def peak(name: str) -> float:
+        command = [sys.executable, __file__, "--peak", name, "--model", model, *(["--steps", str(steps)] if steps else [])]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    return peak(way) - peak("unrecorded")
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)), default=list(MODELS), show_default=True)
+@click.option("--steps", type=int, help="Denoiser steps; each model has its own default.")
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--peak", help="Run one way once and print the process's peak memory in MB.", hidden=True)
+def main(models: tuple[str, ...], steps: int | None, repeats: int, peak: str | None) -> None:
+    """Print recorded over unrecorded time."""
+    torch.set_num_threads(2)
+    if peak:
+        build, default = MODELS[models[0]]
+        with tempfile.TemporaryDirectory() as folder:
+            candidates(*build(steps or default), Path(folder))[peak]()
+        click.echo(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+        return
+    click.echo(f"{machine()}, torch {torch.__version__}, 2 threads; {repeats} runs each, interleaved, medians\n")
+    for model in models:
+        click.echo(compare(model, repeats, steps))
+
+
+if __name__ == "__main__":
+    main()
