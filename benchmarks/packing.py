@@ -1,6 +1,6 @@
 """(b) Bytes on disk over raw float16 bytes, for each encoding and codec, on the trained attention of the demo model.
 
-    python benchmarks/packing.py
+python benchmarks/packing.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def main(steps: int) -> None:
             rows.append((encoding, f"{codec}-{level}", size_on_disk(path / "layers"), raw_bytes(path)))
     click.echo(f"{machine()}\n")
     cells = [(e, c, f"{size / raw:.2f}", f"{size / 1e6:.1f}") for e, c, size, raw in rows]
-    click.echo(table(f"Demo model, {steps} steps, trained attention", ("encoding", "codec", "disk over raw float16 attention", "MB"), cells))
+    click.echo(
+        table(f"Demo model, {steps} steps, trained attention", ("encoding", "codec", "disk over raw float16 attention", "MB"), cells)
+    )
 
 
 def raw_bytes(path: Path) -> int:

@@ -8,7 +8,6 @@ The naive way is what people write first: a forward hook that computes the softm
 
 from __future__ import annotations
 
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from measure import interleave, machine, size_on_disk, table
+from measure import interleave, machine, peak_memory, size_on_disk, table
 
 from i2am.recorder import record
 
@@ -44,7 +43,12 @@ def sd15(steps: int, size: int = 256) -> Sampler:
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
-    vae = AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4)
+    vae = AutoencoderKL(
+        block_out_channels=(32,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+    )
     nothing = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
     pipeline = StableDiffusionPipeline(unet=unet, vae=vae.eval(), scheduler=DDIMScheduler(), requires_safety_checker=False, **nothing)
     pipeline.set_progress_bar_config(disable=True)
@@ -105,7 +109,12 @@ def compare(model: str, repeats: int, steps: int | None) -> str:
         seconds = interleave(runs, repeats)
         paths = {"factors": "factors.zarr", "probabilities": "probabilities.zarr", "naive": "naive"}
         rows = [
-            (name, f"{seconds[name] / seconds['unrecorded']:.2f}", f"{size_on_disk(scratch / path) / 1e6:.1f}", f"{added_memory(model, name, steps):.0f}")
+            (
+                name,
+                f"{seconds[name] / seconds['unrecorded']:.2f}",
+                f"{size_on_disk(scratch / path) / 1e6:.1f}",
+                f"{added_memory(model, name, steps):.0f}",
+            )
             for name, path in paths.items()
         ]
     title = f"{model}: {steps or default} steps, unrecorded {seconds['unrecorded'] / (steps or default):.3f} s a step"
@@ -134,7 +143,7 @@ def main(models: tuple[str, ...], steps: int | None, repeats: int, peak: str | N
         build, default = MODELS[models[0]]
         with tempfile.TemporaryDirectory() as folder:
             candidates(*build(steps or default), Path(folder))[peak]()
-        click.echo(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+        click.echo(1000 * peak_memory())
         return
     click.echo(f"{machine()}, torch {torch.__version__}, 2 threads; {repeats} runs each, interleaved, medians\n")
     for model in models:

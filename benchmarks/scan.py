@@ -47,7 +47,7 @@ def write(path: Path, gigabytes: float) -> Trace:
     writer = Writer(path, Trace("scan", "recording", 1, ("cond",), steps, latent_grid=GRID))
     index, blocks = writer.add_layer(layer), [attention(seed) for seed in range(8)]
     for step in range(steps):
-        writer.put(index, 0, 0, step, blocks[step % len(blocks)])
+        writer.put(index, 0, "cond", step, blocks[step % len(blocks)])
         writer.commit(step, evaluation=step, timestep=float(steps - step), sigma=float("nan"), scheduler_step=step)
     return writer.finish(images=())
 
@@ -101,7 +101,9 @@ def one_patch(path: Path) -> None:
 
 def peak(path: Path, what: str) -> float:
     """Peak resident GB of a fresh process that does `what`."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import pathlib, scan, measure; scan.{what}(pathlib.Path({str(path)!r})); print(measure.peak_memory())"
+    here = str(Path(__file__).parent)
+    imports = f"import sys; sys.path.insert(0, {here!r}); import pathlib, scan, measure"
+    code = f"{imports}; scan.{what}(pathlib.Path({str(path)!r})); print(measure.peak_memory())"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
@@ -116,13 +118,24 @@ def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
         trace = write(path, gigabytes)
         raw = data_plans(trace, 0)["probability"].nbytes
         click.echo(f"{machine()}; {raw / 1e9:.1f} GB raw in {trace.steps} shards, {size_on_disk(path) / 1e9:.1f} GB on disk\n")
-        runs = {name: lambda f=f: f(path) for name, f in [("zarr", read_with_zarr), ("codec", decode_bare), ("scan", scan), ("patch", one_patch)]}
+        runs = {
+            name: lambda f=f: f(path)
+            for name, f in [("zarr", read_with_zarr), ("codec", decode_bare), ("scan", scan), ("patch", one_patch)]
+        }
         seconds = interleave(runs, repeats)
         rows = [
-            ("ULAM of R2G and G2R over zarr's own read and decode", f"{seconds['scan'] / seconds['zarr']:.2f}", f"{peak(path, 'scan'):.2f}"),
+            (
+                "ULAM of R2G and G2R over zarr's own read and decode",
+                f"{seconds['scan'] / seconds['zarr']:.2f}",
+                f"{peak(path, 'scan'):.2f}",
+            ),
             ("the bare codec over zarr", f"{seconds['codec'] / seconds['zarr']:.2f}", f"{peak(path, 'decode_bare'):.2f}"),
             ("zarr", f"1 ({raw / 1e6 / seconds['zarr']:.0f} MB/s of float16)", f"{peak(path, 'read_with_zarr'):.2f}"),
-            ("SRAM of one patch, all steps, over zarr", f"{seconds['patch'] / seconds['zarr']:.3f} ({seconds['patch']:.2f} s)", f"{peak(path, 'one_patch'):.2f}"),
+            (
+                "SRAM of one patch, all steps, over zarr",
+                f"{seconds['patch'] / seconds['zarr']:.3f} ({seconds['patch']:.2f} s)",
+                f"{peak(path, 'one_patch'):.2f}",
+            ),
         ]
         click.echo(table(f"Reading a {raw / 1e9:.1f} GB trace, {THREADS} threads", ("what", "time ratio", "peak GB"), rows))
 

@@ -31,7 +31,9 @@ NEAR = 0.25
 def with_random_weights(pipeline: TryOnPipeline) -> TryOnPipeline:
     """The same configuration, never trained."""
     torch.manual_seed(0)
-    parts = {name: type(part).from_config(part.config).eval() for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    parts = {
+        name: type(part).from_config(part.config).eval() for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)
+    }
     random = TryOnPipeline(**{**pipeline.components, **parts}, scaling_factor=pipeline.config.scaling_factor)
     random.set_progress_bar_config(disable=True)
     return random
@@ -110,7 +112,11 @@ def report(errors: np.ndarray, shares: list[dict[str, float]], chance: float, sc
     best = max(mean, key=lambda name: mean[name])
     ahead_g, ahead_r = (int((scores[:, i] > scores[:, i + 2]).sum()) for i in (0, 1))
     rows = [
-        ("(a) squared error inside the mask over the mean colour's", "< 0.333", f"{errors.mean():.3f} (median pair {np.median(errors):.3f})"),
+        (
+            "(a) squared error inside the mask over the mean colour's",
+            "< 0.333",
+            f"{errors.mean():.3f} (median pair {np.median(errors):.3f})",
+        ),
         (f"(b) torso patches found by SRAM, best layer ({best})", ">= 0.90", f"{mean[best]:.3f} (chance {chance:.3f})"),
         ("(c) pairs with a higher IMACS_g than random weights", f"{len(scores)}", f"{ahead_g}"),
         ("(c) pairs with a higher IMACS_r than random weights", f"{len(scores)}", f"{ahead_r}"),
@@ -118,7 +124,11 @@ def report(errors: np.ndarray, shares: list[dict[str, float]], chance: float, sc
     layers = table("Torso patches found, by layer", ("layer", "share"), [(name, f"{value:.3f}") for name, value in mean.items()])
     averages = [(name, *(f"{scores[:, i + j].mean():.3f}" for j in (0, 1))) for name, i in (("trained", 0), ("random weights", 2))]
     return "\n".join(
-        [table("Against known truth", ("what", "target", "measured"), rows), layers, table("IMACS, mean", ("weights", "IMACS_g", "IMACS_r"), averages)]
+        [
+            table("Against known truth", ("what", "target", "measured"), rows),
+            layers,
+            table("IMACS, mean", ("weights", "IMACS_g", "IMACS_r"), averages),
+        ]
     )
 
 

@@ -148,11 +148,10 @@ def step_layout(steps: int, layers: int) -> list[ArrayPlan]:
 
 
 def image_layout(image: Image) -> ArrayPlan:
-    """One picture, uint8, row-major, y down."""
+    """One picture, uint8, row-major, y down; its axes bear its name, so that pictures of any sizes open as one dataset."""
+    dims = (f"{image.name}_y", f"{image.name}_x", "rgb" if image.channels == 3 else "grey")
     shape = (image.height, image.width, image.channels)
-    return ArrayPlan(
-        f"images/{image.name}", ("y", "x", "channel"), shape, "uint8", shape, codec=Codec("zstd", 5), attributes={"role": image.role}
-    )
+    return ArrayPlan(f"images/{image.name}", dims, shape, "uint8", shape, codec=Codec("zstd", 5), attributes={"role": image.role})
 
 
 def documents(trace: Trace) -> dict[str, dict[str, Any]]:

@@ -124,7 +124,7 @@ class Layer:
     call_tokens: int = 0
     """Keys in the model's own softmax; more than `tokens` where some keys were not kept. 0 stands for `tokens`."""
     column_mass_lost: float = 0.0
-    """Worst share of one token's G column that the encoding lost, over all that was recorded. Range [0, 1]."""
+    """Worst |1 - sum over x| of one token's G column as decoded, over all that was recorded: what the encoding lost or added."""
 
     def __post_init__(self) -> None:
         require(bool(self.path), "a layer needs a module path")

@@ -1,0 +1,284 @@
+"""Sees every attention call of a pipeline's denoisers without changing one bit of its images.
+
+A TorchFunctionMode is on only inside the chosen attention modules; forward hooks say which module runs, on what grid, and
+which projection the values of a call came from.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..schema.errors import UnsupportedModel
+from .scores import default_scale
+
+ROOTS: Final = ("unet", "transformer", "transformer_2")
+"""Attributes of a pipeline that hold a denoiser."""
+RESAMPLER: Final = "encoder_hid_proj"
+"""Under a denoiser, but its queries are not places of the generated image."""
+PROJECTION: Final = re.compile(r"(?:processor\.)?(to_v|to_v_ip(?:\.\d+)?|to_kv|add_v_proj)")
+ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One attention call, its tensors as the model has them and still on its device."""
+
+    path: str
+    """Module path from the pipeline."""
+    projection: str
+    """What made the values: `to_v`, or `to_v_ip.i` of IP-Adapter i."""
+    repeat: int
+    """How many calls on the same projection came before it in this run of the module."""
+    query: Tensor
+    """(row, head, x, channel)"""
+    key: Tensor
+    """(row, head or fewer, token, channel)"""
+    scale: float
+    mask: Tensor | None
+    """Boolean or additive, broadcast to (row, head, x, token)."""
+    grid: tuple[int, int] | None
+    """(rows, columns) of x from the nearest enclosing module that sees an image; None if none fits."""
+
+
+class Listener(Protocol):
+    """Takes what is captured, in the order it happens."""
+
+    def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """A denoiser is about to run; whether its attention is wanted."""
+
+    def hear(self, call: Call) -> None:
+        """A chosen module attends."""
+
+    def end(self, root: str) -> None:
+        """The denoiser ran through."""
+
+    def silence(self, path: str, module: nn.Module) -> None:
+        """A chosen module ran and no call was seen."""
+
+
+def denoisers(pipeline: Any) -> dict[str, nn.Module]:
+    """The pipeline's denoisers by attribute name, taken out of torch.compile's wrapper."""
+    found = {name: getattr(pipeline, name, None) for name in ROOTS}
+    return {name: getattr(module, "_orig_mod", module) for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
+    """Cross-attention modules under the denoisers by path, in the order they are registered."""
+    return {
+        f"{root}.{strip(name)}": module
+        for root, denoiser in denoisers(pipeline).items()
+        for name, module in denoiser.named_modules()
+        if is_cross_attention(module) and not name.startswith(RESAMPLER)
+    }
+
+
+def is_cross_attention(module: nn.Module) -> bool:
+    """Whether a module projects queries from one thing and keys from another."""
+    projects = all(hasattr(module, name) for name in ("to_q", "to_k", "to_v"))
+    return projects and bool(getattr(module, "is_cross_attention", True))
+
+
+def reads_adapter(module: nn.Module) -> bool:
+    """Whether an attention module has an IP-Adapter's keys."""
+    return hasattr(getattr(module, "processor", None), "to_v_ip")
+
+
+def strip(path: str) -> str:
+    """A module path without torch.compile's wrappers."""
+    return path.replace("_orig_mod.", "")
+
+
+@contextmanager
+def replaced(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Wrap a method on its class for a while; the signature, which pipelines inspect, stays.
+
+    On the class, because copies of an instance would carry a wrapper that points at the original.
+    """
+    original, own = getattr(owner, name), name in owner.__dict__
+    setattr(owner, name, functools.wraps(original)(wrap(original)))
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+
+
+class Capture:
+    """Hooks on the chosen attention modules of a pipeline, for as long as the context lasts."""
+
+    def __init__(self, pipeline: Any, modules: Mapping[str, nn.Module], listener: Listener) -> None:
+        self._pipeline = pipeline
+        self._modules = modules
+        self._listener = listener
+        self._handles: list[Any] = []
+        self._mode = _Mode(self._attend)
+        self._entered = 0
+        self._wanted = False
+        self._shapes: dict[str, tuple[int, int] | None] = {}
+        self._path = ""
+        self._values: list[tuple[str, Tensor]] = []
+        self._calls: list[str] = []
+
+    def __enter__(self) -> Capture:
+        for name, root in denoisers(self._pipeline).items():
+            self._watch_root(name, root)
+        for path, module in self._modules.items():
+            self._watch_attention(path, module)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # torch runs no hook for a KeyboardInterrupt, so the mode may still be on.
+        while self._entered:
+            self._leave_mode()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._values.clear()
+
+    def _watch_root(self, name: str, root: nn.Module) -> None:
+        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._wanted = self._listener.begin(name, args, kwargs)
+
+        self._handles.append(root.register_forward_pre_hook(begin, with_kwargs=True))
+        self._handles.append(root.register_forward_hook(lambda *_: self._listener.end(name)))
+        ancestors = {above for path in self._modules for above in _ancestors(path)}
+        for path, module in ((f"{name}.{strip(inner)}".rstrip("."), module) for inner, module in root.named_modules()):
+            if path in ancestors:
+                self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
+
+    def _shape_hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._wanted:
+                tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+                self._shapes[path] = next((_size(tensor) for tensor in tensors if tensor.ndim == 4), None)
+
+        return see
+
+    def _watch_attention(self, path: str, module: nn.Module) -> None:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._wanted and _has_context(args, kwargs):
+                see(module, args, kwargs)
+                self._path = path
+                self._values.clear()
+                self._calls.clear()
+                self._mode.__enter__()  # type: ignore[no-untyped-call]
+                self._entered += 1
+
+        def leave(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            if not self._entered:
+                return
+            self._leave_mode()
+            self._values.clear()
+            # torch calls this with None when forward failed; that error is the one to hear of.
+            if output is not None and not self._calls:
+                self._listener.silence(path, module)
+
+        see = self._shape_hook(path)
+        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(leave, always_call=True))
+        for name, projection in module.named_modules():
+            if match := PROJECTION.fullmatch(strip(name)):
+                self._handles.append(projection.register_forward_hook(self._value_hook(match[1])))
+
+    def _value_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(_: nn.Module, args: Any, output: Any) -> None:
+            if self._entered and isinstance(output, Tensor):
+                self._values.append((name, output))
+
+        return keep
+
+    def _leave_mode(self) -> None:
+        self._entered -= 1
+        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        if is_causal:
+            raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; leave it out through layers=")
+        if query.ndim != 4:
+            raise UnsupportedModel(
+                f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); leave it out through layers="
+            )
+        projection = self._projection(value)
+        repeat = self._calls.count(projection)
+        self._calls.append(projection)
+        scale = default_scale(query.shape[-1]) if scale is None else float(scale)
+        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, self._grid(query.shape[2])))
+
+    def _grid(self, positions: int) -> tuple[int, int] | None:
+        for path in (self._path, *_ancestors(self._path)):
+            if (grid := self._shapes.get(path)) is not None:
+                return grid if grid[0] * grid[1] == positions else None
+        return None
+
+    def _projection(self, value: Tensor) -> str:
+        """Which projection's output the values are.
+
+        Outputs are held while the module runs, so memory shared with one of them is proof; a copy is compared by content.
+        """
+        memory = value.untyped_storage().data_ptr()
+        for name, output in reversed(self._values):
+            if output.untyped_storage().data_ptr() == memory:
+                return _unfused(name)
+        flat = value.transpose(1, 2).flatten(2)  # (row, token, head * channel)
+        for name, output in reversed(self._values):
+            if output.numel() == flat.numel() and torch.equal(output.reshape(flat.shape), flat):
+                return _unfused(name)
+        seen = ", ".join(name for name, _ in self._values) or "no to_v ran"
+        raise UnsupportedModel(
+            f"{self._path}: the values of an attention call come from none of its projections ({seen}); "
+            "attention that joins text, image and reference in one softmax is not recorded yet; leave the module out through layers="
+        )
+
+
+class _Mode(TorchFunctionMode):
+    """Shows each attention call to a function, then runs it."""
+
+    def __init__(self, attend: Callable[..., None]) -> None:
+        super().__init__()
+        self._attend = attend
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is ATTENTION:
+            self._attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _has_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("encoder_hidden_states") is not None or (len(args) > 1 and args[1] is not None)
+
+
+def _size(tensor: Tensor) -> tuple[int, int]:
+    return (tensor.shape[2], tensor.shape[3])
+
+
+def _unfused(name: str) -> str:
+    return "to_v" if name == "to_kv" else name
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """Paths above a module, nearest first."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path

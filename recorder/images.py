@@ -1,0 +1,164 @@
+"""The pictures of a run as the trace keeps them: uint8, with the part of each that token grids cover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+
+from ..schema.errors import InvalidInput
+from ..schema.trace import NAME, Image, ImageRole, Role
+
+Picture: TypeAlias = tuple[Image, NDArray[np.uint8]]
+Window: TypeAlias = tuple[float, float, float, float]
+
+REFERENCES: Final = ("example_image", "ip_adapter_image")
+"""Arguments that always hold reference images; the first name wins over `image`."""
+MASKS: Final = ("mask_image",)
+
+
+def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, reference_mask: Any = None) -> list[Picture]:
+    """The images that a pipeline's call is given, named by what they are: `reference`, `mask`, `input`.
+
+    Raises   InvalidInput if the reference mask is no image
+    """
+    pictures = []
+    for role, base, values in _roles(arguments, context):
+        flat = list(_single(values))
+        # Reference names count across adapters, as token groups do.
+        for index, value in enumerate(flat):
+            name = base if len(flat) == 1 else f"{base}_{index}"
+            if (pixels := to_pixels(_undo_encoder(pipeline, value, role), mask=role == "mask")) is not None:
+                pictures.append(_picture(name, role, pixels, reference_window(pipeline, value) if role == "reference" else None))
+    if reference_mask is not None:
+        pixels = to_pixels(reference_mask, mask=True)
+        if pixels is None:
+            raise InvalidInput(f"reference_mask is a {type(reference_mask).__name__}; give a PIL image, an array or a tensor")
+        references = [image for image, _ in pictures if image.role == "reference"]
+        window = references[0].window if len(references) == 1 and (references[0].height, references[0].width) == pixels.shape[:2] else None
+        pictures.append(_picture("reference_mask", "reference_mask", pixels, window))
+    return pictures
+
+
+def generated_pictures(output: Any, output_type: Any = None) -> list[Picture]:
+    """The images of a pipeline's output, `generated_0` and on; none if it holds latents."""
+    if output_type == "latent":
+        return []
+    images = getattr(output, "images", None)
+    if images is None and isinstance(output, tuple) and output:
+        images = output[0]
+    found = [pixels for value in _single(images) if (pixels := to_pixels(value)) is not None]
+    return [_picture(f"generated_{index}", "generated", pixels, None) for index, pixels in enumerate(found)]
+
+
+def _roles(arguments: Mapping[str, Any], context: Role) -> Iterator[tuple[ImageRole, str, Any]]:
+    references = [arguments[name] for name in REFERENCES if arguments.get(name) is not None]
+    image = arguments.get("image")
+    if context == "reference" and image is not None and arguments.get("example_image") is None:
+        references, image = [*references, image], None
+    yield "reference", "reference", references
+    yield "input", "input", image
+    for name in MASKS:
+        yield "mask", "mask", arguments.get(name)
+    for name, value in arguments.items():
+        if name not in (*REFERENCES, *MASKS, "image") and isinstance(value, PIL.Image.Image) and NAME.fullmatch(name):
+            yield "input", name, value
+
+
+def _single(values: Any) -> Iterator[Any]:
+    """One image after another out of nested lists and batches."""
+    batch = isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim in (4, 5)
+    if batch or isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _single(value)
+    elif values is not None:
+        yield values
+
+
+def to_pixels(value: Any, mask: bool = False) -> NDArray[np.uint8] | None:
+    """An image of any kind that diffusers takes, as uint8; None if it is none.
+
+    Dims     PIL, array (y, x[, channel]) or tensor ([channel,] y, x) -> (y, x, channel)
+    Range    floats [0, 1], or [-1, 1] if any is negative; a mask becomes 0 or 255
+    """
+    if isinstance(value, PIL.Image.Image):
+        pixels = np.asarray(value.convert("L" if mask else "RGB"))
+    elif isinstance(value, torch.Tensor):
+        array = value.detach().to("cpu", torch.float32).numpy()
+        pixels = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    elif isinstance(value, np.ndarray):
+        pixels = value
+    else:
+        return None
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        return None
+    return _to_channels(_to_bytes(pixels), mask)
+
+
+def _to_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.bool_:
+        return (pixels * np.uint8(255)).astype(np.uint8)
+    numbers = np.nan_to_num(pixels.astype(np.float32))
+    if numbers.min() < 0:
+        numbers = numbers * np.float32(0.5) + np.float32(0.5)
+    return np.asarray((numbers * 255).round().clip(0, 255), dtype=np.uint8)
+
+
+def _to_channels(pixels: NDArray[np.uint8], mask: bool) -> NDArray[np.uint8] | None:
+    if mask:
+        return np.where(pixels.mean(axis=2, keepdims=True) >= 127.5, np.uint8(255), np.uint8(0))
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    return np.ascontiguousarray(pixels[:, :, :3]) if pixels.shape[2] in (3, 4) else None
+
+
+def _picture(name: str, role: ImageRole, pixels: NDArray[np.uint8], window: Window | None) -> Picture:
+    height, width, channels = pixels.shape
+    return Image(name, role, height, width, channels, window), np.ascontiguousarray(pixels)
+
+
+def _undo_encoder(pipeline: Any, value: Any, role: ImageRole) -> Any:
+    """A reference tensor is what the encoder's processor made; bring it back to [0, 1]."""
+    processor = getattr(pipeline, "feature_extractor", None)
+    mean, deviation = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if role != "reference" or not isinstance(value, torch.Tensor) or value.ndim != 3 or mean is None or deviation is None:
+        return value
+    shape = (-1, 1, 1)
+    numbers = value.detach().to("cpu", torch.float32) * torch.tensor(deviation).view(shape) + torch.tensor(mean).view(shape)
+    return numbers.clamp(0, 1)
+
+
+def reference_window(pipeline: Any, value: Any) -> Window | None:
+    """The part of a reference that the image encoder sees, in the image's own pixels; None is all of it.
+
+    Source   CLIPImageProcessor: the shorter edge is resized, then the centre is cropped
+    """
+    processor = getattr(pipeline, "feature_extractor", None)
+    if processor is None or isinstance(value, torch.Tensor) or not getattr(processor, "do_center_crop", False):
+        return None
+    height, width = (value.height, value.width) if isinstance(value, PIL.Image.Image) else value.shape[:2]
+    tall, wide = _resized(processor, height, width)
+    crop = processor.crop_size
+    top, left = (tall - crop["height"]) // 2, (wide - crop["width"]) // 2
+    y, x = height / tall, width / wide
+    window = (top * y, left * x, (top + crop["height"]) * y, (left + crop["width"]) * x)
+    return None if window == (0, 0, height, width) else window
+
+
+def _resized(processor: Any, height: int, width: int) -> tuple[int, int]:
+    size = processor.size
+    if not getattr(processor, "do_resize", False):
+        return height, width
+    edge = size.get("shortest_edge") if hasattr(size, "get") else None
+    if edge is None:
+        return size["height"], size["width"]
+    longer = int(edge * max(height, width) / min(height, width))
+    return (edge, longer) if height <= width else (longer, edge)

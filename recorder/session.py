@@ -1,0 +1,229 @@
+"""The one call: run a pipeline and keep its attention."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..schema.errors import AlreadyExists, InvalidInput, UnsupportedModel
+from ..schema.trace import JSON, Trace
+from .capture import Capture, attention_modules, denoisers, replaced
+from .images import Picture, generated_pictures
+from .labels import bind_arguments
+from .provenance import versions
+from .refusals import refuse_hijack, refuse_pipeline
+from .run import Run
+from .selection import Layers, Options, Steps, select_layers
+
+
+def record(
+    pipeline: Any,
+    path: str | PathLike[str],
+    *,
+    layers: Layers = None,
+    steps: Steps = None,
+    branches: str = "cond",
+    encoding: str = "probabilities",
+    keys: str = "all",
+    codec: str = "lz4",
+    level: int = 5,
+    queue_mb: float = 512,
+    overwrite: bool = False,
+    progress: bool = True,
+    reference_mask: Any = None,
+    facts: dict[str, Any] | None = None,
+    **call: Any,
+) -> Any:
+    """Run a pipeline once with the arguments `call`, write its attention to `path`, and return its output.
+
+    Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
+    """
+    options = Options(layers, steps, branches, encoding, keys, codec, level, queue_mb, overwrite, progress, reference_mask, facts)
+    with Recording(pipeline, Path(path), options):
+        return pipeline(**call)
+
+
+@contextmanager
+def recording(pipeline: Any, path: str | PathLike[str], **options: Any) -> Iterator[Recording]:
+    """Write the attention of the one call that the block makes to the pipeline; options as `record`.
+
+    Raises   as `record`
+    """
+    try:
+        chosen = Options(**options)
+    except TypeError as error:
+        raise InvalidInput(f"recording() does not take this: {error}; arguments of the pipeline go into its own call") from None
+    with Recording(pipeline, Path(path), chosen) as running:
+        yield running
+
+
+class Recording:
+    """A recording while it runs, and its trace once it is complete."""
+
+    def __init__(self, pipeline: Any, path: Path, options: Options) -> None:
+        self.path = path
+        """Where the trace is written."""
+        self.trace: Trace | None = None
+        """The trace's record, once the block has been left."""
+        self.facts: dict[str, Any] = dict(options.facts or {})
+        """Kept under provenance; may be added to inside the block."""
+        self._pipeline, self._options = pipeline, options
+        self._run: Run | None = None
+        self._generated: list[Picture] | None = None
+        self._notes: list[str] = []
+        self._running = False
+        self._restore = ExitStack()
+
+    def __enter__(self) -> Recording:
+        if not denoisers(self._pipeline) or not hasattr(self._pipeline, "scheduler"):
+            raise UnsupportedModel(
+                f"{type(self._pipeline).__name__} has no unet or transformer with a scheduler; i2am records diffusers pipelines with both"
+            )
+        if self.path.exists() and not self._options.overwrite:
+            raise AlreadyExists(f"{self.path} exists already; choose another path, or pass overwrite=True to replace it")
+        refuse_hijack()
+        refuse_pipeline(self._pipeline, self._options.keys)
+        with ExitStack() as stack:
+            stack.enter_context(replaced(type(self._pipeline), "__call__", self._wrap_call))
+            stack.enter_context(_terminated())
+            self._restore = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        self._restore.close()
+        if self._generated is not None and self._run is not None:
+            self.trace = self._finish(self._run, self._generated)
+        elif error is None:
+            raise InvalidInput("the pipeline was not called while recording, so nothing was recorded; call it once inside the block")
+
+    def _wrap_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
+            if pipeline is not self._pipeline or self._running:
+                return original(pipeline, *args, **kwargs)
+            if self._run is not None:
+                raise InvalidInput(
+                    "the pipeline was called a second time while recording; a trace holds one run, so record each call to a path of its own"
+                )
+            return self._record(original, args, kwargs)
+
+        return call
+
+    def _record(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        pipeline = self._pipeline
+        arguments = bind_arguments(original, pipeline, args, kwargs)
+        run = Run(pipeline, self.path, self._options, arguments, self._provenance)
+        modules = attention_modules(pipeline)
+        chosen = select_layers(self._options.layers, list(modules))
+        if not chosen:
+            raise UnsupportedModel(f"{type(pipeline).__name__} has no cross-attention in its denoiser, so there is nothing to record")
+        self._run, self._running = run, True
+        try:
+            with Capture(pipeline, {path: modules[path] for path in chosen}, run), self._watched(run):
+                output = original(pipeline, *args, **kwargs)
+                run.close()
+        except BaseException as error:
+            self._interrupt(run, error)
+            raise
+        finally:
+            self._running = False
+        self._generated = generated_pictures(output, arguments.get("output_type"))
+        if not self._generated:
+            self._notes.append(f"the pipeline returned no images that could be kept (output_type {arguments.get('output_type')})")
+        return output
+
+    @contextmanager
+    def _watched(self, run: Run) -> Iterator[None]:
+        """The scheduler's steps counted, compiled code bypassed, one progress bar shown."""
+        scheduler = self._pipeline.scheduler
+
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+            def step(this: Any, *args: Any, **kwargs: Any) -> Any:
+                if this is not self._pipeline.scheduler:
+                    return original(this, *args, **kwargs)
+                sample = kwargs.get("sample", args[2] if len(args) > 2 else None)
+                run.step(sample if isinstance(sample, torch.Tensor) else None)
+                result = original(this, *args, **kwargs)
+                run.stepped()
+                return result
+
+            return step
+
+        with replaced(type(scheduler), "step", wrap), _uncompiled(self._pipeline), self._bar(run):
+            yield
+
+    @contextmanager
+    def _bar(self, run: Run) -> Iterator[None]:
+        """One bar on stderr if that is a terminal; the pipeline's own stays quiet meanwhile."""
+        if not (self._options.progress and sys.stderr.isatty()):
+            yield
+            return
+        own = getattr(self._pipeline, "_progress_bar_config", None)
+        self._pipeline._progress_bar_config = {**(own or {}), "disable": True}
+        try:
+            with tqdm(desc=f"recording {self.path.name}", unit="step", file=sys.stderr) as bar:
+
+                def show(kept: int, planned: int) -> None:
+                    bar.total = planned
+                    bar.update(kept - bar.n)
+
+                run.progress = show
+                yield
+        finally:
+            if own is None:
+                del self._pipeline._progress_bar_config
+            else:
+                self._pipeline._progress_bar_config = own
+
+    def _provenance(self) -> dict[str, JSON]:
+        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": list(self._notes)}
+
+    def _finish(self, run: Run, generated: list[Picture]) -> Trace:
+        try:
+            return run.finish(generated)
+        except BaseException as error:
+            self._interrupt(run, error)
+            raise
+
+    def _interrupt(self, run: Run, error: BaseException) -> None:
+        """Keep what was committed, and tell how to open it."""
+        if run.writer is None:
+            return
+        what = str(error).strip().splitlines()
+        run.writer.interrupt(f"{type(error).__name__}{': ' + what[0] if what else ''} after {run.kept} recorded evaluations")
+        if run.writer.committed:
+            error.add_note(f"i2am: {run.writer.committed} recorded steps are readable: open_trace({str(self.path)!r}, partial=True)")
+
+
+def _uncompiled(pipeline: Any) -> AbstractContextManager[Any]:
+    """Run compiled denoisers eagerly: compiled code would be traced anew with the hooks in it."""
+    modules = [module for name in denoisers(pipeline) for module in getattr(pipeline, name).modules()]
+    compiled = any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None for module in modules)
+    if not compiled or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Turn a polite kill into an exit that can be cleaned up after, where nobody else has."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
