@@ -1,0 +1,182 @@
+"""What a recording would weigh, from shapes alone: no weight is loaded and no GPU is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from ..schema.layout import documents, layer_layout, layout
+from ..schema.trace import JSON, Encoding, Layer, Trace
+from .capture import Call, Capture, attention_modules
+from .labels import Context, adapter_images, choose_encoding, describe, token_groups
+from .loading import check_call, find_class
+from .refusals import hidden_attention, refuse_pipeline
+from .selection import Options, select_layers, select_steps
+from .skeleton import build_skeleton, denoiser_inputs
+from .spec import Spec
+
+LEDGERS: Final = 3
+"""Root, journal and manifest."""
+CHOICES: Final = ("probabilities", "factors", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What one choice of encoding comes to."""
+
+    nbytes: int
+    """Before compression; keys counted once, as they do not change over steps."""
+    files: int
+    """Without pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A recording that was not made."""
+
+    trace: Trace
+    """With every layer as probabilities."""
+    evaluations: int
+    """Of the denoiser in the whole run."""
+    sizes: Mapping[str, Size]
+    """By choice of encoding."""
+    layers: tuple[Mapping[str, int], ...]
+    """Bytes of each layer by encoding."""
+
+    def to_json(self) -> dict[str, JSON]:
+        """As `--dry-run --json` prints it."""
+        rows: list[JSON] = [
+            {
+                "layer": layer.name,
+                "heads": layer.heads,
+                "head_dim": layer.head_dim,
+                "grid": list(layer.grid),
+                "tokens": layer.tokens,
+                "groups": [dataclasses.asdict(group) for group in layer.groups],
+                "bytes": dict(sizes),
+                "auto": _choose(layer, "auto"),
+            }
+            for layer, sizes in zip(self.trace.layers, self.layers, strict=True)
+        ]
+        return {
+            "samples": self.trace.samples,
+            "branches": list(self.trace.branches),
+            "evaluations": self.evaluations,
+            "steps": self.trace.steps,
+            "latent_grid": list(self.trace.latent_grid or ()),
+            "layers": rows,
+            "sizes": {name: {"bytes": size.nbytes, "files": size.files} for name, size in self.sizes.items()},
+        }
+
+
+def estimate(spec: Spec) -> Estimate:
+    """Layers, bytes for each encoding, and files of the recording that a spec describes.
+
+    Raises   InvalidInput, UnknownSelection, UnsupportedModel
+    """
+    options = Options(**spec.options)
+    check_call(spec, find_class(spec.pipeline, "pipeline"))
+    pipeline = build_skeleton(spec)
+    refuse_pipeline(pipeline, options.keys)
+    evaluations = count_evaluations(pipeline, spec)
+    inputs = denoiser_inputs(pipeline, spec)
+    trace = Trace(
+        id="dry-run",
+        status="recording",
+        samples=count_samples(spec),
+        branches=options.axis,
+        steps=len(select_steps(options.steps, evaluations)),
+        layers=tuple(call_sites(pipeline, inputs, options)),
+        latent_grid=tuple(inputs["sample"].shape[2:]),
+    )
+    return Estimate(trace, evaluations, {choice: _total(trace, choice) for choice in CHOICES}, tuple(_sizes(trace)))
+
+
+def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[Layer]:
+    """Every attention call that would be recorded, found by one forward pass of shapes."""
+    modules = attention_modules(pipeline)
+    chosen = {path: modules[path] for path in select_layers(options.layers, list(modules))}
+    listener = _Shapes(pipeline, inputs, options.keys)
+    with torch.no_grad(), Capture(pipeline, chosen, listener):
+        pipeline.unet(**inputs)
+    return listener.layers
+
+
+def count_evaluations(pipeline: Any, spec: Spec) -> int:
+    """Denoiser evaluations of the whole run: Heun and PNDM need more than steps, image-to-image starts in the middle."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+
+    def argument(name: str, otherwise: Any) -> Any:
+        known = parameters.get(name)
+        return spec.call.get(name, otherwise if known is None or known.default is inspect.Parameter.empty else known.default)
+
+    steps, scheduler = int(argument("num_inference_steps", 50)), pipeline.scheduler
+    scheduler.set_timesteps(steps)
+    total = len(scheduler.timesteps)
+    if "strength" in parameters:
+        skipped = steps - min(int(steps * float(argument("strength", 1.0))), steps)
+        total -= skipped * int(getattr(scheduler, "order", 1))
+    return max(total, 1)
+
+
+def count_samples(spec: Spec) -> int:
+    """Generated images."""
+    prompt = spec.call.get("prompt")
+    several = next((value for value in (prompt, spec.images.get("image")) if isinstance(value, list)), [None])
+    return len(several) * int(spec.call.get("num_images_per_prompt", 1))
+
+
+class _Shapes:
+    """Listens to a capture and keeps what each call site is."""
+
+    def __init__(self, pipeline: Any, inputs: dict[str, Any], keys: str) -> None:
+        self._context = Context.of(pipeline)
+        self._images = adapter_images(inputs)
+        self._keys = keys
+        self.layers: list[Layer] = []
+
+    def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return True
+
+    def hear(self, call: Call) -> None:
+        groups = token_groups(call, self._context, self._images)
+        if self._keys == "all" or self._keys in {group.role for group in groups}:
+            # The ordinals of a recording: 0 the module's own keys, 1 + i adapter i.
+            ordinal = 0 if call.projection == "to_v" else 1 + int(call.projection.rpartition(".")[2])
+            self.layers.append(describe(call, ordinal, groups, "probabilities"))
+
+    def end(self, root: str) -> None:
+        pass
+
+    def silence(self, path: str, module: nn.Module) -> None:
+        raise hidden_attention(path, module)
+
+
+def _choose(layer: Layer, choice: str) -> Encoding:
+    return choose_encoding(choice, layer.tokens, layer.head_dim, masked=False)
+
+
+def _encoded(trace: Trace, choice: str) -> Trace:
+    return dataclasses.replace(trace, layers=tuple(dataclasses.replace(layer, encoding=_choose(layer, choice)) for layer in trace.layers))
+
+
+def _total(trace: Trace, choice: str) -> Size:
+    trace = _encoded(trace, choice)
+    plans = [(plan, trace.steps if plan.path.endswith("/key") else 1) for plan in layout(trace)]
+    files = sum(plan.files // once for plan, once in plans)
+    return Size(sum(plan.nbytes // once for plan, once in plans), files + len(documents(trace)) + LEDGERS)
+
+
+def _sizes(trace: Trace) -> list[Mapping[str, int]]:
+    both = {choice: _encoded(trace, choice) for choice in ("probabilities", "factors")}
+
+    def nbytes(choice: str, index: int) -> int:
+        return sum(plan.nbytes // (trace.steps if plan.path.endswith("/key") else 1) for plan in layer_layout(both[choice], index))
+
+    return [{choice: nbytes(choice, index) for choice in both} for index in range(len(trace.layers))]

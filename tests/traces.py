@@ -1,0 +1,191 @@
+"""Complete synthetic traces from random q and k, with their float64 oracle. Needs numpy and the writer, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from i2am.recorder.writer import Writer
+from i2am.schema.codec import decode_probability, encode_probability
+from i2am.schema.trace import Codec, Image, Layer, TokenGroup, Trace
+
+
+@dataclass
+class Synthetic:
+    """A trace on disk and what it must answer; arrays have axes (sample, branch, step, head, y, x, token), NaN where absent."""
+
+    path: Path
+    trace: Trace
+    writer: Writer
+    scores: list[np.ndarray] = field(default_factory=list)
+    """S of each layer, float64."""
+    probabilities: list[np.ndarray] = field(default_factory=list)
+    """P: softmax over all keys of the call, stored or not."""
+    generated: list[np.ndarray] = field(default_factory=list)
+    """G: softmax over the generated positions."""
+    query_lse: list[np.ndarray] = field(default_factory=list)
+    """a, without the token axis; over all keys of the call."""
+    token_lse: list[np.ndarray] = field(default_factory=list)
+    """b, without the axes y and x."""
+    query: list[np.ndarray] = field(default_factory=list)
+    """(sample, branch, step, head, y, x, channel), as the model had it."""
+    key: list[np.ndarray] = field(default_factory=list)
+    """(sample, branch, step, head, token, channel)."""
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def reference_layer(
+    path: str = "unet.mid_block.attentions.0.transformer_blocks.0.attn2",
+    grid: tuple[int, int] = (4, 3),
+    *,
+    heads: int = 2,
+    head_dim: int = 8,
+    reference: tuple[int, int] | None = (3, 5),
+    specials: int = 1,
+    text: int = 0,
+    call: int = 0,
+    hidden: int = 0,
+    **fields: Any,
+) -> Layer:
+    """A cross-attention layer: `text` text tokens, then specials and the reference grid; `hidden` keys of the call are not stored."""
+    groups, stop = [], 0
+    if text:
+        groups.append(TokenGroup("text", "text", 0, text))
+        stop = text
+    if reference is not None:
+        tokens = specials + reference[0] * reference[1]
+        groups.append(TokenGroup("reference", "reference", stop, stop + tokens, specials, reference, "reference"))
+        stop += tokens
+    call_tokens = stop + hidden if hidden else 0
+    return Layer(path, call, heads, head_dim, head_dim**-0.5, grid, stop, tuple(groups), call_tokens=call_tokens, **fields)
+
+
+def default_layers() -> tuple[Layer, ...]:
+    """Three reference call sites on two non-square grids, with different numbers of heads, all seeing one 3 x 5 reference with CLS."""
+    return (
+        reference_layer("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2", (8, 6), heads=2),
+        reference_layer("unet.mid_block.attentions.0.transformer_blocks.0.attn2", (4, 3), heads=4),
+        reference_layer("unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2", (8, 6), heads=2),
+    )
+
+
+def synthetic_trace(
+    path: str | os.PathLike[str],
+    *,
+    layers: Sequence[Layer] | None = None,
+    steps: int = 4,
+    planned: int | None = None,
+    encoding: str | None = "probabilities",
+    seed: int = 0,
+    samples: int = 1,
+    branches: tuple[str, ...] = ("cond",),
+    absent: Collection[tuple[int, int]] = (),
+    sharpness: float = 3.0,
+    static_keys: bool = True,
+    dtype: str = "float32",
+    latent_grid: tuple[int, int] | None = (8, 6),
+    image_size: tuple[int, int] = (64, 48),
+    reference_size: tuple[int, int] = (30, 50),
+    status: str = "complete",
+    codec: Codec | None = None,
+    **writer_options: Any,
+) -> Synthetic:
+    """Write a trace; `absent` holds (step, layer) pairs without a call, `encoding` None keeps each layer's own.
+
+    `status` other than `complete` leaves it `interrupted`, or `recording` as a killed process would.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = tuple(layers if layers is not None else default_layers())
+    if encoding is not None:
+        chosen = tuple(dataclasses.replace(layer, encoding=encoding) for layer in chosen)
+    chosen = tuple(dataclasses.replace(layer, dtype=dtype, factor_dtype=dtype) for layer in chosen)
+    record = Trace(
+        f"00000000-0000-4000-8000-{seed:012d}", "recording", samples, branches, planned or steps, codec=codec or Codec(),
+        latent_grid=latent_grid, created="2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    result = Synthetic(Path(path), record, Writer(path, record, **writer_options))
+    for layer in chosen:
+        _draw(result, layer, rng, (samples, len(branches), steps), sharpness, static_keys)
+        result.writer.add_layer(layer)
+    _write(result, chosen, branches, steps, set(absent))
+    result.images = _pictures(rng, samples, image_size, reference_size)
+    if status == "complete":
+        result.trace = result.writer.finish(images=_images(result.images), model={"pipeline": "synthetic"}, inputs={"seed": seed})
+    elif status == "interrupted":
+        result.writer.interrupt("stopped by the test")
+        result.trace = result.writer.trace
+    else:
+        result.writer._workers.drain()
+        result.trace = result.writer.trace
+    return result
+
+
+def _draw(result: Synthetic, layer: Layer, rng: np.random.Generator, lead: tuple[int, int, int], sharpness: float, static: bool) -> None:
+    """Random q and k of one layer, and S, P, G in float64."""
+    tokens = layer.call_tokens or layer.tokens
+    q = (sharpness * rng.standard_normal((*lead, layer.heads, *layer.grid, layer.head_dim))).astype(layer.factor_dtype)
+    k = rng.standard_normal((*lead, layer.heads, tokens, layer.head_dim)).astype(layer.factor_dtype)
+    if static:
+        k[:] = k[:, :, :1]
+    s = layer.scale * np.einsum("...yxc,...tc->...yxt", q.astype(np.float64), k.astype(np.float64), optimize=True)
+    a = _logsumexp(s, (-1,))
+    s = s[..., : layer.tokens]
+    result.query.append(q)
+    result.key.append(np.ascontiguousarray(k[..., : layer.tokens, :]))
+    result.scores.append(s)
+    result.probabilities.append(np.exp(s - a))
+    b = _logsumexp(s, (-3, -2))
+    result.generated.append(np.exp(s - b))
+    result.query_lse.append(a[..., 0])
+    result.token_lse.append(b[..., 0, 0, :])
+
+
+def _logsumexp(s: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    top = s.max(axes, keepdims=True)
+    return top + np.log(np.exp(s - top).sum(axes, keepdims=True))
+
+
+def _write(result: Synthetic, layers: Sequence[Layer], branches: tuple[str, ...], steps: int, absent: set[tuple[int, int]]) -> None:
+    for step in range(steps):
+        for index, layer in enumerate(layers):
+            if (step, index) in absent:
+                for arrays in (result.scores, result.probabilities, result.generated):
+                    arrays[index][:, :, step] = np.nan
+                continue
+            for sample in range(result.trace.samples):
+                for b, branch in enumerate(branches):
+                    blocks, lost = _blocks(result, index, layer, (sample, b, step))
+                    result.writer.put(index, sample, branch, step, blocks, lost=lost)
+        result.writer.commit(step, evaluation=step, timestep=1000.0 - 10 * step, sigma=14.0 / (step + 1), scheduler_step=step)
+
+
+def _blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, int, int]) -> tuple[dict[str, np.ndarray], float]:
+    a, b = result.query_lse[index][at], result.token_lse[index][at]
+    if layer.encoding == "factors":
+        blocks = {"query": result.query[index][at], "key": result.key[index][at]}
+        return (blocks | {"query_lse": a.astype(np.float32)} if layer.partial_keys else blocks), 0.0
+    stored = encode_probability(result.probabilities[index][at])
+    kept = (decode_probability(stored) * np.exp(a[..., None] - b[:, None, None])).sum((1, 2))
+    lost = float(np.clip(1 - kept, 0, 1).max())
+    return {"probability": stored, "query_lse": a.astype(np.float32), "token_lse": b.astype(np.float32)}, lost
+
+
+def _pictures(rng: np.random.Generator, samples: int, size: tuple[int, int], reference: tuple[int, int]) -> dict[str, np.ndarray]:
+    pictures = {f"generated_{i}": rng.integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(samples)}
+    pictures["reference"] = rng.integers(0, 256, (*reference, 3), dtype=np.uint8)
+    for name, (height, width) in {"mask": size, "reference_mask": reference}.items():
+        mask = np.zeros((height, width, 1), dtype=np.uint8)
+        mask[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = 255
+        pictures[name] = mask
+    return pictures
+
+
+def _images(pictures: dict[str, np.ndarray]) -> list[tuple[Image, np.ndarray]]:
+    roles = {"reference": "reference", "mask": "mask", "reference_mask": "reference_mask"}
+    return [(Image(name, roles.get(name, "generated"), *pixels.shape), pixels) for name, pixels in pictures.items()]
