@@ -1,0 +1,222 @@
+"""What each subcommand of the analyzer does: open, ask, print. What it needs beyond click is loaded when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ..schema.errors import CorruptTrace, InvalidInput
+from .options import document, given, json_option, overwrite_option, place, selection_options, trace_argument, words
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from .reader import Trace
+    from .verification import Report
+
+COMPACT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def example(*lines: str) -> str:
+    """The end of a help text."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.command("info", epilog=example("i2am info run.zarr", "i2am info run.zarr --json | jq .layers", "i2am info --partial run.zarr"))
+@trace_argument
+@json_option
+def info_command(trace: Path, partial: bool, as_json: bool) -> None:
+    """Say what a trace holds: status, layers, steps, token groups, images, sizes."""
+    from .reader import open_trace
+    from .summary import describe, write_summary
+
+    facts = describe(open_trace(trace, partial=partial))
+    click.echo(document(facts) if as_json else write_summary(facts))
+
+
+@click.command("verify", epilog=example("i2am verify run.zarr", "i2am verify run.zarr --json", "i2am verify --partial run.zarr"))
+@trace_argument
+@json_option
+def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
+    """Check every file by its sha256, every table by the plan, and that rows of P and columns of G sum to 1."""
+    from .verification import verify
+
+    report = verify(trace, partial=partial, progress=True)
+    if as_json:
+        click.echo(document(report.to_json()))
+        return 0 if report.ok else CorruptTrace.exit_code
+    if not report.ok:
+        raise CorruptTrace(_blame(trace, report))
+    click.echo(
+        f"{trace}: ok, {'complete' if report.complete else 'PARTIAL'}, {report.steps} steps, "
+        f"{report.files} files ({report.nbytes / 1e6:.1f} MB) as recorded; "
+        f"rows of P within {report.row_error:.1e} of 1, columns of G within {report.column_lost:.1e}"
+    )
+    return 0
+
+
+def _blame(trace: Path, report: Report) -> str:
+    first, more = report.findings[0], len(report.findings) - 1
+    others = f" ({more} more finding{'s' if more > 1 else ''}: `i2am verify {trace} --json`)" if more else ""
+    return f"{trace} is corrupt: {first.where}: {first.problem}{others}"
+
+
+@click.command(
+    "map",
+    epilog=example(
+        "i2am map run.zarr --r2g -o r2g.png              which parts came from the reference",
+        "i2am map run.zarr --g2r --style i2am -o g2r.png  which parts of the reference were used",
+        "i2am map run.zarr --at 12,20 -o patch.png       where one patch looked",
+        "i2am map run.zarr --r2g --keep time,head --time-groups 5 -o grid.png",
+        "i2am map run.zarr --g2r --keep layer -o g2r.nc",
+    ),
+)
+@trace_argument
+@click.option("--r2g", "direction", flag_value="r2g", help="Reference to generated: lies on the generated image.")
+@click.option("--g2r", "direction", flag_value="g2r", help="Generated to reference: lies on the reference.")
+@click.option("--at", callback=place, metavar="Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png, .npy, .nc or .zarr.  [default: DIRECTION.png]"
+)
+@click.option("--keep", callback=words, metavar="AXES", help="Axes to keep, of time,head,layer.")
+@click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
+@selection_options
+@click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
+@click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
+@overwrite_option
+@json_option
+def map_command(
+    trace: Path,
+    partial: bool,
+    direction: str | None,
+    at: tuple[int, int] | None,
+    out: Path | None,
+    style: str,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Draw or save an attribution map.
+
+    Exactly one of --r2g, --g2r and --at says which. A picture shows each map scaled to its own range; numbers are in .npy, .nc and .zarr.
+    """
+    from .export import refuse_existing, save_map
+    from .illustration import save_picture
+    from .progress import shown
+    from .reader import open_trace
+
+    if (direction is None) == (at is None):
+        raise click.UsageError("say which map: one of --r2g, --g2r and --at Y,X")
+    path = out or Path(f"{direction or 'sram'}.png")
+    refuse_existing(path, overwrite=overwrite)
+    opened = open_trace(trace, partial=partial)
+    asked = ask(opened, direction, at, options)
+    with shown("map"):
+        map = asked.compute()
+    if path.suffix == ".png":
+        save_picture(opened, map, path, style=style, at=at, overwrite=overwrite)
+    else:
+        save_map(map, path, overwrite=overwrite)
+    facts = {
+        **map.attrs,
+        "out": str(path),
+        "dims": list(map.dims),
+        "shape": list(map.shape),
+        "least": float(map.min()),
+        "greatest": float(map.max()),
+    }
+    click.echo(
+        document(facts)
+        if as_json
+        else f"{path}: {map.attrs.get('direction', '')} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}"
+    )
+
+
+def ask(trace: Trace, direction: str | None, at: tuple[int, int] | None, options: Mapping[str, Any]) -> xr.DataArray:
+    """The lazy map that options ask for."""
+    from .attribution import g2r, r2g, sram
+
+    chosen = given(**options)
+    mask = chosen.pop("query_mask", None)
+    if mask is not None:
+        from .masks import load_mask
+
+        if direction != "g2r":
+            raise click.UsageError("--query-mask weighs generated positions, which only --g2r averages over")
+        chosen["query_mask"] = load_mask(trace, mask)
+    if at is not None:
+        return sram(trace, at=at, **chosen)
+    return r2g(trace, **chosen) if direction == "r2g" else g2r(trace, **chosen)
+
+
+@click.command(
+    "imacs",
+    epilog=example(
+        "i2am imacs run.zarr",
+        "i2am imacs run.zarr --mask torso.png --reference-mask garment.png --json",
+        "i2am imacs run.zarr --layers '*up_blocks*'",
+    ),
+)
+@trace_argument
+@click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear in the generated image.  [default: the trace's mask]")
+@click.option(
+    "--reference-mask", metavar="NAME|PNG", help="The part of the reference that should be used.  [default: the trace's reference mask]"
+)
+@click.option("--penalty", type=float, default=3.0, show_default=True, help="Weight of attention outside the mask.")
+@click.option("--threshold", type=float, default=0.4, show_default=True, help="Normalised attention up to this counts as none.")
+@selection_options
+@json_option
+def imacs_command(
+    trace: Path,
+    partial: bool,
+    mask: str | None,
+    reference_mask: str | None,
+    penalty: float,
+    threshold: float,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score how well maps and masks agree: IMACS_g of R2G and IMACS_r of G2R, from -PENALTY to 1.
+
+    IMACS_r is given twice: with generated positions weighed by the mask (v1 Eq. 17), and plain.
+    """
+    from .masks import score
+    from .progress import shown
+    from .reader import open_trace
+
+    opened = open_trace(trace, partial=partial)
+    with shown("imacs"):
+        facts = score(opened, mask, reference_mask, penalty=penalty, threshold=threshold, **given(**options))
+    if as_json:
+        click.echo(document(facts))
+        return
+    rows = (
+        ("imacs_g", "R2G against the mask"),
+        ("imacs_r", "G2R of masked positions against the reference mask"),
+        ("imacs_r_plain", "G2R of all positions"),
+    )
+    click.echo("\n".join(f"{name:<14}{facts[name]:>8.4f}  {meaning}" for name, meaning in rows if facts.get(name) is not None))
+
+
+@click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))
+@trace_argument
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", default=Path("report.png"), show_default=True, help="The picture, .png."
+)
+@click.option("--group", metavar="NAME", help="Token group; by default the reference's only one.")
+@overwrite_option
+@json_option
+def report_command(trace: Path, partial: bool, out: Path, group: str | None, overwrite: bool, as_json: bool) -> None:
+    """Verify a trace, summarise its maps and scores, and draw them on one sheet."""
+    from .report import report, write_report
+
+    if out.suffix != ".png":
+        raise InvalidInput(f"the report is a picture; end {out.name!r} in .png")
+    facts = report(trace, out, group=group, partial=partial, overwrite=overwrite, progress=True)
+    click.echo(document(facts) if as_json else write_report(facts))
+
+
+COMMANDS: Final = (info_command, verify_command, map_command, imacs_command, report_command)

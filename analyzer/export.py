@@ -1,0 +1,115 @@
+"""Maps as files: `.npy`, `.nc`, `.zarr` and bytes of pictures; whole or not at all, and never over something silently."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import xarray as xr
+
+from ..schema.errors import AlreadyExists, InvalidInput, MissingExtra
+
+Engine = Literal["h5netcdf", "netcdf4", "scipy"]
+NETCDF_ENGINES: Final[dict[Engine, tuple[str, ...]]] = {"h5netcdf": ("h5netcdf", "h5py"), "netcdf4": ("netCDF4",), "scipy": ("scipy",)}
+
+
+def save_map(map: xr.DataArray, path: Path, *, overwrite: bool = False) -> None:
+    """Write the numbers of a map in the format that the path's suffix names.
+
+    Raises   AlreadyExists if the path is taken, InvalidInput for another suffix, MissingExtra if netCDF cannot be written
+    """
+    if path.suffix not in WRITERS:
+        raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {', '.join(WRITERS)}, or .png for a picture")
+    place_output(path, lambda part: WRITERS[path.suffix](map, part), overwrite=overwrite)
+
+
+def save_bytes(content: bytes, path: Path, *, overwrite: bool = False) -> None:
+    """Write a file.
+
+    Raises   AlreadyExists if the path is taken
+    """
+    place_output(path, lambda part: part.write_bytes(content), overwrite=overwrite)
+
+
+def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
+    """Say early, before any work, that an output path cannot be written.
+
+    Raises   AlreadyExists if it is taken, or is a trace; InvalidInput if its folder does not exist
+    """
+    if not path.parent.is_dir():
+        raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or write elsewhere with -o")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise AlreadyExists(f"{path} exists already; choose another name with -o, or add --overwrite")
+    if path.is_dir() and not _is_map(path):
+        raise AlreadyExists(f"{path} is a folder that holds something other than a map, so it is not overwritten; choose another name")
+
+
+def place_output(path: Path, write: Callable[[Path], Any], *, overwrite: bool) -> None:
+    """Let `write` fill a path beside the output, then move it into place; a failure leaves nothing behind."""
+    refuse_existing(path, overwrite=overwrite)
+    part = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        write(part)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        raise
+
+
+def portable(map: xr.DataArray) -> xr.DataArray:
+    """The map with attributes that netCDF and Zarr both hold: None goes, tuples become lists, records JSON text."""
+    attributes = {str(name): _plain(value) for name, value in map.attrs.items() if value is not None}
+    plain = map.load().copy()
+    plain.attrs = attributes
+    for name, axis in plain.coords.items():
+        # Fixed-length unicode has no settled form in Zarr v3; strings of any length do.
+        if axis.dtype.kind == "U":
+            plain = plain.assign_coords({name: axis.astype(object)})
+    return plain.rename(map.name or "map")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value):
+        return list(value)
+    return value if isinstance(value, (str, int, float, np.number)) else json.dumps(value)
+
+
+def _npy(map: xr.DataArray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, map.values)
+
+
+def _netcdf(map: xr.DataArray, path: Path) -> None:
+    engine = next((name for name, modules in NETCDF_ENGINES.items() if all(find_spec(module) for module in modules)), None)
+    if engine is None:
+        raise MissingExtra('writing .nc needs a netCDF library, and none is installed; pip install "i2am[netcdf]", or write .zarr or .npy')
+    portable(map).to_netcdf(path, engine=engine)
+
+
+def _zarr(map: xr.DataArray, path: Path) -> None:
+    portable(map).to_dataset().to_zarr(path, mode="w-", zarr_format=3, consolidated=False)
+
+
+def _is_map(path: Path) -> bool:
+    """Whether a folder is a Zarr group that is no trace: the only folder that may be overwritten."""
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return isinstance(attributes, dict) and "i2am" not in attributes
+
+
+WRITERS: Final[dict[str, Callable[[xr.DataArray, Path], None]]] = {".npy": _npy, ".nc": _netcdf, ".zarr": _zarr}

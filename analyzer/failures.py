@@ -1,0 +1,75 @@
+"""What a failing command prints, one line or one JSON document, and the exit code it ends with."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from ..schema.errors import MissingExtra, TraceError
+
+DEBUG: Final = "I2AM_DEBUG"
+EXTRAS: Final = {
+    **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate", "safetensors"), 'pip install "i2am[record]"'),
+    "matplotlib": 'pip install "i2am[plot]"',
+    **dict.fromkeys(("h5netcdf", "h5py"), 'pip install "i2am[netcdf]"'),
+}
+
+
+class NobodyReads(Exception):
+    """Whoever read our output has had enough."""
+
+
+def report(error: BaseException, given: Sequence[str]) -> int:
+    """Print one line, or one JSON document, about a failure and return its exit code."""
+    if isinstance(error, (NobodyReads, BrokenPipeError)):
+        # The interpreter must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message())
+        return 0
+    kind, message, code = describe(error, given)
+    line = " ".join(message.split())
+    if "--json" in given:
+        click.echo(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}))
+    else:
+        click.echo(f"i2am: {line}", err=True)
+    return code
+
+
+def describe(error: BaseException, given: Sequence[str]) -> tuple[str, str, int]:
+    """(type, message, exit code) of a failure."""
+    kind = type(error).__name__
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return "Interrupted", "interrupted", 130
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "i2am"
+        return "UsageError", f"{error.format_message()} (`{path} --help` shows what it takes)", 2
+    if isinstance(error, click.ClickException):
+        return kind, error.format_message(), 2
+    if isinstance(error, TraceError):
+        return kind, str(error), error.exit_code
+    if isinstance(error, SystemExit):
+        return kind, f"ended with exit code {error.code}", error.code if isinstance(error.code, int) else 1
+    if isinstance(error, ImportError) and (extra := missing(error, f"`i2am {given[0] if given else ''}`")):
+        return "MissingExtra", str(extra), extra.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "NoSpace", f"no space left on the disk ({error.filename or 'output'}); free some, or write elsewhere with -o", 7
+    if isinstance(error, OSError) and error.strerror:
+        return kind, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), 1
+    hint = f"set {DEBUG}=1 to see the traceback, and please report it"
+    return kind, f"unexpected {kind}: {error}; {hint}", 1
+
+
+def missing(error: ImportError, who: str) -> MissingExtra | None:
+    """The error that names the pip command, if what could not be imported belongs to an extra."""
+    module = (error.name or "").split(".")[0]
+    if module not in EXTRAS:
+        return None
+    return MissingExtra(f"{who} needs {module}, which is not installed; install it: {EXTRAS[module]}", name=module)

@@ -1,0 +1,127 @@
+"""Masks by name or file, and the scores that need them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from numpy.typing import NDArray
+from PIL import Image as Picture
+from PIL import UnidentifiedImageError
+
+from ..schema.errors import InvalidInput, UnknownSelection
+from ..schema.trace import ImageRole
+from .attribution import g2r, r2g
+from .metrics import PENALTY, THRESHOLD, fit_mask, imacs
+from .reader import Trace, listed
+
+Pixels = NDArray[np.uint8]
+
+SCORES: Final = ("imacs_g", "imacs_r", "imacs_r_plain")
+
+
+def load_mask(trace: Trace, name: str) -> Pixels:
+    """A mask by the name of one of the trace's images or, failing that, from a picture file.
+
+    Dims     (y, x), 0 to 255
+    Raises   UnknownSelection if neither is there, InvalidInput if the file is no picture
+    """
+    if name in {image.name for image in trace.images}:
+        pixels = trace.image(name)
+        if pixels.shape[-1] != 1:
+            raise InvalidInput(f"the trace's image {name} is in colour, not a mask; its masks are {_masks(trace)}")
+        return pixels[..., 0]
+    path = Path(name)
+    if not path.is_file():
+        raise UnknownSelection(f"{name} is neither a picture file nor an image of the trace; the trace's masks are {_masks(trace)}")
+    try:
+        with Picture.open(path) as picture:
+            return np.asarray(picture.convert("L"))
+    except (UnidentifiedImageError, Picture.DecompressionBombError, OSError) as error:
+        raise InvalidInput(
+            f"{name} cannot be read as a picture ({error}); give a PNG that is white where the mask is and black elsewhere"
+        ) from error
+
+
+def find_mask(trace: Trace, role: ImageRole, *preferred: str) -> str | None:
+    """Name of the trace's mask of a role: a preferred one, or the only one; None if there is none.
+
+    Raises   UnknownSelection if there are several and none is preferred
+    """
+    names = [image.name for image in trace.images if image.role == role]
+    for name in preferred:
+        if name in names:
+            return name
+    if len(names) > 1:
+        option = "--mask" if role == "mask" else "--reference-mask"
+        raise UnknownSelection(f"the trace has several masks of this kind, {listed(names)}; choose one with {option}")
+    return names[0] if names else None
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What IMACS needs of a trace, unread: lazy maps, and the mask that each is scored against."""
+
+    maps: dict[str, xr.DataArray]
+    """`imacs_g`: R2G; `imacs_r`: G2R of the positions in the mask (v1 Eq. 17); `imacs_r_plain`: G2R of all."""
+    targets: dict[str, NDArray[np.bool_]]
+    """By the same names; a map whose mask is missing is in neither."""
+    facts: dict[str, Any]
+    """Names of the masks, and what the maps are made of."""
+
+    def scores(self, computed: dict[str, xr.DataArray], penalty: float = PENALTY, threshold: float = THRESHOLD) -> dict[str, float | None]:
+        """IMACS of each computed map; None where a mask is missing."""
+        found = {name: float(imacs(computed[name], target, penalty, threshold)) for name, target in self.targets.items()}
+        return {name: found.get(name) for name in SCORES}
+
+
+def plan_scores(trace: Trace, mask: str | None = None, reference_mask: str | None = None, **selection: Any) -> Scoring:
+    """Find and check the masks, the trace's own unless others are given, before anything is read.
+
+    Raises   InvalidInput for masks that cannot be meant, UnknownSelection for what the trace does not have
+    """
+    plain = g2r(trace, **selection)
+    where = mask or find_mask(trace, "mask", f"mask_{selection.get('sample', 0)}", "mask")
+    used = reference_mask or find_mask(trace, "reference_mask", f"{plain.attrs.get('image')}_mask", "reference_mask")
+    maps, targets = {}, {}
+    if where is not None:
+        pixels = load_mask(trace, where)
+        maps["imacs_g"] = r2g(trace, **selection)
+        targets["imacs_g"] = fit_mask(maps["imacs_g"], pixels)
+    if used is not None:
+        target = fit_mask(plain, load_mask(trace, used))
+        maps["imacs_r_plain"] = plain
+        targets["imacs_r_plain"] = target
+        if where is not None:
+            maps["imacs_r"] = g2r(trace, **selection, query_mask=pixels)
+            targets["imacs_r"] = target
+    facts = {key: plain.attrs.get(key) for key in ("recipe", "group", "image", "calls")}
+    return Scoring(maps, targets, {"mask": where, "reference_mask": used, **facts})
+
+
+def score(
+    trace: Trace,
+    mask: str | None = None,
+    reference_mask: str | None = None,
+    *,
+    penalty: float = PENALTY,
+    threshold: float = THRESHOLD,
+    **selection: Any,
+) -> dict[str, Any]:
+    """IMACS of the generated image and of the reference, in one pass over the trace.
+
+    Raises   as `plan_scores`; InvalidInput if there is no mask at all
+    """
+    scoring = plan_scores(trace, mask, reference_mask, **selection)
+    if not scoring.maps:
+        raise InvalidInput(f"{trace.path} holds no masks; give --mask and --reference-mask, pictures of the sizes that `i2am info` shows")
+    computed = compute(scoring.maps)[0]  # type: ignore[no-untyped-call]
+    return {"trace": trace.id, **scoring.scores(computed, penalty, threshold), "penalty": penalty, "threshold": threshold, **scoring.facts}
+
+
+def _masks(trace: Trace) -> str:
+    return listed(image.name for image in trace.images if image.channels == 1)

@@ -1,0 +1,202 @@
+"""From a map to numbers: bring it to its picture, normalise it, threshold it, score it against a mask.
+
+Every function takes a DataArray or an array whose last two axes are rows and columns, and treats each map of the leading
+(kept) axes on its own, as the published code does. Maps are small: what is lazy is computed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ..schema.errors import InvalidInput
+from .resize import resize
+
+Map: TypeAlias = xr.DataArray | NDArray[Any]
+Values: TypeAlias = NDArray[np.float64]
+Window: TypeAlias = tuple[float, float, float, float]
+
+PENALTY = 3.0
+THRESHOLD = 0.4
+
+
+def normalize(map: Map) -> xr.DataArray:
+    """Each map to [0, 1] by its own least and greatest value.
+
+    Dims     (..., row, column) -> the same
+    Range    [0, 1]; a map that is constant tells nothing apart and becomes 0
+    Raises   InvalidInput if a value is not finite
+    """
+    return _like(map, _normalize(_values(map)))
+
+
+def threshold(map: Map, above: float = THRESHOLD) -> xr.DataArray:
+    """Keep what is greater than `above`, set the rest to 0: M * 1[M > above].
+
+    Dims     any -> the same
+    Raises   InvalidInput if a value is not finite
+    Source   Park et al. 2024, Eq. 9
+    """
+    values = _values(map)
+    return _like(map, np.where(values > above, values, 0.0))
+
+
+def upsample(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
+    """Resample each map to (rows, columns), as torch's interpolate with align_corners=False does.
+
+    Dims     (..., row, column) -> the same, last two of length `size`
+    Raises   InvalidInput if the size is not positive or a value is not finite
+    """
+    if len(size) != 2 or min(size) < 1:
+        raise InvalidInput(f"cannot bring a map to {size[0]} x {size[-1]}; expected two positive numbers of pixels, (height, width)")
+    resized = _resize(_values(map), (int(size[0]), int(size[1])), mode)
+    if not isinstance(map, xr.DataArray):
+        return _like(map, resized)
+    rows, columns = map.dims[-2:]
+    kept = {name: axis for name, axis in map.coords.items() if rows not in axis.dims and columns not in axis.dims}
+    return xr.DataArray(resized, dims=map.dims, coords={**kept, **_centres(rows, columns, size)}, attrs=map.attrs, name=map.name)
+
+
+def place(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
+    """Lay a map on its picture: normalised over the window its tokens cover, 0 outside it.
+
+    The window comes from the map's attributes (a processor may have cropped the picture before cutting it into tokens) and
+    is rounded to whole pixels.
+
+    Dims     (..., row, column) -> the same, last two of length `size`
+    Range    [0, 1]
+    Raises   InvalidInput if the window lies outside the picture or a value is not finite
+    """
+    window = map.attrs.get("window") if isinstance(map, xr.DataArray) else None
+    top, left, bottom, right = _pixels(window, size)
+    inside = np.s_[..., max(top, 0) : min(bottom, size[0]), max(left, 0) : min(right, size[1])]
+    seen = np.s_[..., max(-top, 0) : min(bottom, size[0]) - top, max(-left, 0) : min(right, size[1]) - left]
+    covered = _resize(_values(map), (bottom - top, right - left), mode)
+    placed = np.zeros((*covered.shape[:-2], *size))
+    placed[inside] = _normalize(covered[seen])
+    if not isinstance(map, xr.DataArray):
+        return _like(map, placed)
+    return upsample(map, size, mode).copy(data=placed).assign_attrs(window=None)
+
+
+def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRESHOLD) -> xr.DataArray:
+    """How well a map and a mask agree: mean of M inside the mask, less `penalty` times its mean outside.
+
+    M is the map at the mask's size, min-max normalised, then thresholded. A reference map that covers only a window of its
+    picture is 0 outside it.
+
+    Dims     map (..., row, column), mask (row, column) -> (...); take float() where no axis was kept
+    Range    [-penalty, 1]; 1 where M is 1 all over the mask and 0 elsewhere
+    Raises   InvalidInput for a mask of another size than the map's picture, an empty or full mask, a map with NaN
+    Source   Park et al. 2024, IMACS; the released code adds 1e-8 for empty masks of the reference alone, here both are errors
+    """
+    if not (math.isfinite(penalty) and penalty >= 0):
+        raise InvalidInput(f"the penalty is {penalty}; expected a number of 0 or more (the paper takes {PENALTY:g})")
+    if not 0 <= threshold < 1:
+        raise InvalidInput(f"the threshold is {threshold}; maps are normalised to [0, 1], so expected 0 <= threshold < 1")
+    inside = fit_mask(map, mask)
+    placed = place(map, (inside.shape[0], inside.shape[1]))
+    values = np.where(placed.values > threshold, placed.values, 0.0)
+    score = values[..., inside].mean(axis=-1) - penalty * values[..., ~inside].mean(axis=-1)
+    leading = placed.dims[:-2]
+    coords = {name: axis for name, axis in placed.coords.items() if set(axis.dims) <= set(leading)}
+    facts = {name: value for name, value in placed.attrs.items() if name in ("trace", "recipe", "direction", "group", "image")}
+    return xr.DataArray(score, dims=leading, coords=coords, attrs={**facts, "penalty": penalty, "threshold": threshold}, name="imacs")
+
+
+def binarize(mask: Map) -> NDArray[np.bool_]:
+    """A mask of any usual kind as booleans: bool, 0/1, or 0..255 (128 and more is inside).
+
+    Dims     (row, column) or (row, column, 1) -> (row, column)
+    Raises   InvalidInput if it is not one picture of one channel, or nothing, or everything, is inside
+    """
+    values = np.asarray(mask)
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "buif":
+        raise InvalidInput(
+            f"the mask has shape {values.shape} and dtype {values.dtype}; expected one channel (height, width), bool, 0/1 or 0..255"
+        )
+    inside = values if values.dtype == bool else _over_half(values)
+    covered = int(np.count_nonzero(inside))
+    if covered in (0, inside.size):
+        what = "empty: no pixel is" if covered == 0 else "full: every pixel is"
+        raise InvalidInput(
+            f"the mask ({inside.shape[0]} x {inside.shape[1]}) is {what} inside, and IMACS compares inside with outside; "
+            "give a mask that is white (255 or 1) on the part that counts and black (0) elsewhere"
+        )
+    return inside
+
+
+def fit_mask(map: Map, mask: Map) -> NDArray[np.bool_]:
+    """The mask as booleans, if it can score the map; nothing lazy is computed, so ask before a long scan.
+
+    Raises   InvalidInput naming both sizes if it is not of the size of the picture that the map lies on; as `binarize`
+    """
+    inside = binarize(mask)
+    shape = map.attrs.get("image_shape") if isinstance(map, xr.DataArray) else None
+    if shape is not None and tuple(int(n) for n in shape) != inside.shape:
+        picture = map.attrs.get("image", "its picture") if isinstance(map, xr.DataArray) else "its picture"
+        raise InvalidInput(
+            f"the mask is {inside.shape[0]} x {inside.shape[1]} (height x width), but the map lies on {picture}, "
+            f"which is {shape[0]} x {shape[1]}; resize the mask to that, or give the mask of that picture"
+        )
+    return inside
+
+
+def _over_half(values: NDArray[Any]) -> NDArray[np.bool_]:
+    if values.size and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+        raise InvalidInput(f"the mask has values from {values.min()} to {values.max()}; expected 0/1 or 0..255")
+    return np.asarray(values >= (128 if values.size and values.max() > 1 else 0.5))
+
+
+def _values(map: Map) -> Values:
+    """The numbers in float64, computed if lazy; refuses what is not a finite map."""
+    values = np.asarray(map, dtype=np.float64)
+    if values.ndim < 2:
+        raise InvalidInput(
+            f"a map of shape {values.shape} has no rows and columns; tokens without a grid (text) cannot be laid on a picture"
+        )
+    if not np.isfinite(values).all():
+        raise InvalidInput(
+            "the map holds NaN or infinity: some call it asks for was not recorded; "
+            "select steps and layers that are present (`i2am info` lists them)"
+        )
+    return values
+
+
+def _normalize(values: Values) -> Values:
+    low = values.min(axis=(-2, -1), keepdims=True)
+    span = values.max(axis=(-2, -1), keepdims=True) - low
+    scaled: Values = np.divide(values - low, span, out=np.zeros_like(values), where=span > 0)
+    return scaled
+
+
+def _resize(values: Values, size: tuple[int, int], mode: str) -> Values:
+    return values if values.shape[-2:] == size else np.asarray(resize(values, size, mode), dtype=np.float64)
+
+
+def _pixels(window: Window | None, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The window in whole pixels, which may reach over the picture's edge where a processor padded it."""
+    top, left, bottom, right = (round(edge) for edge in window or (0, 0, *size))
+    if min(bottom, size[0]) <= max(top, 0) or min(right, size[1]) <= max(left, 0):
+        raise InvalidInput(
+            f"the map covers rows {top} to {bottom} and columns {left} to {right}, outside its picture of {size[0]} x {size[1]}"
+        )
+    return top, left, bottom, right
+
+
+def _centres(rows: Hashable, columns: Hashable, size: tuple[int, int]) -> dict[Hashable, tuple[Hashable, Values]]:
+    """Centres of pixels as shares of the picture, as a trace's y and x are."""
+    return {dim: (dim, (np.arange(n) + 0.5) / n) for dim, n in zip((rows, columns), size, strict=True)}
+
+
+def _like(map: Map, values: Values) -> xr.DataArray:
+    if isinstance(map, xr.DataArray):
+        return map.copy(data=values)
+    return xr.DataArray(values, dims=[*(f"axis_{i}" for i in range(values.ndim - 2)), "y", "x"])

@@ -1,0 +1,98 @@
+"""Options that several subcommands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | slice | None:
+    """Positions: `3`, `0,2,5`, or Python's half-open ranges `0:10`, `::5`."""
+    if text is None:
+        return None
+    try:
+        if ":" in text:
+            return slice(*(int(part) if part.strip() else None for part in text.split(":")))
+        return [int(part) for part in text.split(",")]
+    except (ValueError, TypeError):
+        raise click.BadParameter(f"{text!r} is not a choice of positions; write 3, or 0,2,5, or 0:10", context, option) from None
+
+
+def place(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """A patch, `Y,X`: row from the top, column from the left, from 0."""
+    if text is None:
+        return None
+    try:
+        y, x = (int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a patch; write Y,X with two whole numbers, such as 12,20", context, option) from None
+    return y, x
+
+
+def words(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """Words with commas between."""
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def trace_argument(command: F) -> F:
+    """The trace, and whether an unfinished one will do."""
+    command = click.option("--partial", is_flag=True, help="Open a recording that did not finish; only committed steps count.")(command)
+    return click.argument("trace", type=click.Path(path_type=Path), metavar="TRACE")(command)
+
+
+def json_option(command: F) -> F:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
+
+
+def overwrite_option(command: F) -> F:
+    """--overwrite."""
+    return click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")(command)
+
+
+def selection_options(command: F) -> F:
+    """Which calls a map is made of; the function gets them as keyword arguments of the same names."""
+    options = (
+        click.option("--layers", callback=words, metavar="NAMES", help="Layers: names, globs or positions, separated by commas."),
+        click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0."),
+        click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0."),
+        click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0."),
+        click.option("--branch", help="Guidance branch: cond or uncond."),
+        click.option("--group", help="Token group; by default the reference's only one."),
+        click.option("--recipe", help="Method, such as i2am or i2am-v1."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were typed: the library's own defaults stand for the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def document(value: Any) -> str:
+    """One JSON document of strict JSON: numpy's numbers become plain ones, NaN and infinity null."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,190 @@
+"""One page about a trace: is it sound, where did the picture come from, how well does that agree with the masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from ..schema.errors import CorruptTrace
+from ..schema.trace import ImageRole
+from .attribution import g2r, r2g, sram
+from .export import refuse_existing, save_bytes
+from .figures import Mark, compose, encode_png, patch_mark, show, stack
+from .illustration import illustrate, provenance
+from .masks import SCORES, Scoring, plan_scores
+from .metrics import normalize
+from .reader import Trace, open_trace
+from .verification import verify
+
+TIME_GROUPS: Final = 5
+PATCHES: Final = 3
+COLUMNS: Final = 5
+ROW: Final[tuple[ImageRole, ...]] = ("input", "mask", "reference", "reference_mask", "generated")
+"""Pictures as they are shown: what was given, then what came out."""
+
+Cell = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Where each cell of the latent grid truly comes from, as a demo trace's provenance says."""
+
+    position: NDArray[np.float64]
+    """(y, x, yx): shares of the reference's height and width; NaN where nothing comes from it."""
+
+    def mark(self, at: Cell) -> list[Mark]:
+        """The cross at a cell's true position."""
+        y, x = self.position[at]
+        return [Mark(float(y), float(x), kind="truth")] if np.isfinite(y) else []
+
+
+def report(
+    path: Path, out: Path, *, group: str | None = None, partial: bool = False, overwrite: bool = False, progress: bool = False
+) -> dict[str, Any]:
+    """Verify a trace, ask it for its main maps and scores, draw them on one sheet, and return the numbers.
+
+    Raises   CorruptTrace if verifying finds anything, AlreadyExists if the path is taken
+    """
+    refuse_existing(out, overwrite=overwrite)
+    started = time.perf_counter()
+    checked = verify(path, partial=partial, progress=progress)
+    if not checked.ok:
+        raise CorruptTrace(f"{path} is corrupt: {checked.findings[0].where}: {checked.findings[0].problem} (`i2am verify {path}` says all)")
+    trace = open_trace(path, partial=partial)
+    truth, scoring = find_truth(trace), plan_scores(trace, group=group)
+    cells = choose_cells(trace, truth, scoring.targets.get("imacs_g"))
+    maps = ask(trace, cells, scoring, group)
+    scores = scoring.scores(maps)
+    sheet = draw_report(trace, maps, cells, truth, scores)
+    save_bytes(encode_png(sheet, provenance(maps["r2g"])), out, overwrite=overwrite)
+    return {
+        "trace": trace.id,
+        "path": str(path),
+        "out": str(out),
+        "verified": checked.to_json(),
+        "r2g": locate(maps["r2g"]),
+        "g2r": locate(maps["g2r"]),
+        "sram": [patch_facts(maps[f"sram_{i}"], cell, truth) for i, cell in enumerate(cells)],
+        **scores,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def write_report(facts: dict[str, Any]) -> str:
+    """The numbers as text for a terminal."""
+    checked = facts["verified"]
+    lines = [
+        f"verified   {checked['files']} files, {checked['nbytes'] / 1e6:.1f} MB; rows of P within {checked['row_error']:.1e} of 1",
+        _place("R2G", "generated image", facts["r2g"]),
+        _place("G2R", "reference", facts["g2r"]),
+    ]
+    for patch in facts["sram"]:
+        truth = f"; truth {patch['truth'][0]:.2f}, {patch['truth'][1]:.2f}, {patch['distance']:.2f} away" if patch["truth"] else ""
+        (row, column), (y, x) = patch["at"], patch["peak"]
+        lines.append(f"SRAM       patch {row},{column} looked most at {y:.2f}, {x:.2f} of the reference{truth}")
+    lines += [f"{name.upper():<14}{facts[name]:.4f}" for name in SCORES if facts[name] is not None]
+    return "\n".join([*lines, f"picture    {facts['out']}"])
+
+
+def ask(trace: Trace, cells: Sequence[Cell], scoring: Scoring, group: str | None) -> dict[str, xr.DataArray]:
+    """Every map of the page, in one pass over the trace."""
+    lazy = {
+        "r2g": r2g(trace, group=group),
+        "g2r": g2r(trace, group=group, query_mask=scoring.facts["mask"]),
+        "time": r2g(trace, group=group, keep=("time",), time_groups=min(TIME_GROUPS, max(len(trace.present), 1))),
+        **{f"sram_{i}": sram(trace, at=cell, group=group) for i, cell in enumerate(cells)},
+        **scoring.maps,
+    }
+    computed: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
+    return computed
+
+
+def draw_report(
+    trace: Trace, maps: dict[str, xr.DataArray], cells: Sequence[Cell], truth: Truth | None, scores: dict[str, float | None]
+) -> Image:
+    """The sheet: the pictures, then both directions and three patches, then the course of time."""
+    frames = [dataclasses.replace(patch_mark(cell, trace.latent_grid), label=str(i + 1)) for i, cell in enumerate(cells)]
+    order = sorted(trace.images, key=lambda image: ROW.index(image.role))
+    pictures = [(image.name, show(trace.image(image.name), frames if image.name == "generated_0" else ())) for image in order]
+    answers = [
+        (_titled("R2G", scores.get("imacs_g")), illustrate(trace, maps["r2g"])),
+        (_titled("G2R", scores.get("imacs_r")), illustrate(trace, maps["g2r"])),
+    ]
+    for i, cell in enumerate(cells):
+        known = truth.mark(cell) if truth else []
+        answers.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
+    rows = [("Recorded", pictures), ("R2G: what came from the reference; G2R: what of it was used; SRAM: where one patch looked", answers)]
+    parts = [(heading, compose([i for _, i in tiles], COLUMNS, [c for c, _ in tiles])) for heading, tiles in rows if tiles]
+    return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, maps["time"]))])
+
+
+def _titled(name: str, score: float | None) -> str:
+    return name if score is None else f"{name}, IMACS {score:.2f}"
+
+
+def choose_cells(trace: Trace, truth: Truth | None, mask: NDArray[np.bool_] | None) -> list[Cell]:
+    """Three latent cells worth asking about: spread over the inside of the mask, or else over the picture."""
+    rows, columns = trace.latent_grid
+    inside = np.ones((rows, columns), bool)
+    if mask is not None:
+        share = np.add.reduceat(mask.astype(np.intp), np.arange(rows) * mask.shape[0] // rows, axis=0)
+        share = np.add.reduceat(share, np.arange(columns) * mask.shape[1] // columns, axis=1)
+        inside = share >= share.max()
+    if truth is not None and (inside & np.isfinite(truth.position[..., 0])).any():
+        inside &= np.isfinite(truth.position[..., 0])
+    cells = np.argwhere(inside)
+    chosen = [cells[len(cells) * (2 * i + 1) // (2 * PATCHES)] for i in range(PATCHES)]
+    return list(dict.fromkeys((int(y), int(x)) for y, x in chosen))
+
+
+def find_truth(trace: Trace) -> Truth | None:
+    """The ground truth a demo trace carries, if its shape is what the latent grid needs."""
+    facts = trace.record.provenance.get("facts")
+    demo = facts.get("demo") if isinstance(facts, dict) else None
+    position = demo.get("position") if isinstance(demo, dict) else None
+    try:
+        values = np.array(position, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return Truth(values) if values.shape == (*trace.latent_grid, 2) else None
+
+
+def locate(map: xr.DataArray) -> dict[str, Any]:
+    """Where a map is greatest and how spread out it is, in shares of the picture from its top left."""
+    values = normalize(map).values
+    peak = np.unravel_index(int(values.argmax()), values.shape)
+    total = values.sum()
+    centre = [float((values * axis).sum() / total) if total else None for axis in np.ogrid[: values.shape[0], : values.shape[1]]]
+    return {
+        "shape": list(values.shape),
+        "least": float(map.min()),
+        "greatest": float(map.max()),
+        "peak": [(int(p) + 0.5) / n for p, n in zip(peak, values.shape, strict=True)],
+        "centre": [None if c is None else (c + 0.5) / n for c, n in zip(centre, values.shape, strict=True)],
+        "calls": map.attrs.get("calls"),
+    }
+
+
+def patch_facts(map: xr.DataArray, at: Cell, truth: Truth | None) -> dict[str, Any]:
+    """Where one patch looked most and, if known, how far that is from the truth in units of the reference's size."""
+    facts = {"at": list(at), **locate(map), "truth": None, "distance": None}
+    if truth is not None and np.isfinite(truth.position[at]).all():
+        position = truth.position[at]
+        facts |= {"truth": position.tolist(), "distance": float(np.hypot(*(np.array(facts["peak"]) - position)))}
+    return facts
+
+
+def _place(name: str, where: str, facts: dict[str, Any]) -> str:
+    y, x = facts["peak"]
+    values = f"{facts['least']:.3g} to {facts['greatest']:.3g} over {facts['calls']} calls"
+    return f"{name:<10} peak at {y:.2f}, {x:.2f} of the {where} (down, right); {values}"

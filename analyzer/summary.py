@@ -1,0 +1,123 @@
+"""What `i2am info` says of a trace: a record of plain values, and the same as text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ..schema.journal import decode_lines
+from ..schema.layout import JOURNAL
+from .reader import Trace
+
+HALF: Final = 2
+"""Bytes of a float16: what raw attention is counted in."""
+
+
+def describe(trace: Trace) -> dict[str, Any]:
+    """Everything a reader wants to know before asking for maps, as plain JSON."""
+    record = trace.record
+    disk, raw, lost = disk_bytes(trace.path), raw_bytes(trace), column_mass_lost(trace)
+    return {
+        "path": str(trace.path),
+        "trace": record.id,
+        "status": record.status,
+        "reason": record.reason,
+        "created": record.created,
+        "steps": len(trace.present),
+        "steps_planned": record.steps,
+        "samples": record.samples,
+        "branches": list(record.branches),
+        "latent_grid": list(record.latent_grid) if record.latent_grid else None,
+        "layers": [{**row, "column_mass_lost": share} for row, share in zip(trace.layer_table(), lost, strict=True)],
+        "images": [{"name": image.name, "role": image.role, "height": image.height, "width": image.width} for image in record.images],
+        "timesteps": _ends(trace.steps["timestep"]),
+        "bytes": disk,
+        "bytes_raw_float16": raw,
+        "compression": disk / raw if raw else None,
+        "column_mass_lost": max(lost, default=0.0),
+        "model": record.model,
+        "sampler": record.sampler,
+        "inputs": record.inputs,
+        "provenance": record.provenance,
+    }
+
+
+def write_summary(facts: dict[str, Any]) -> str:
+    """The facts as text for a terminal."""
+    done = f"{facts['steps']} steps" if facts["status"] == "complete" else f"{facts['steps']} of {facts['steps_planned']} planned steps"
+    head = [
+        ("trace", facts["trace"]),
+        ("status", facts["status"] + (f" ({facts['reason']})" if facts["reason"] else "")),
+        ("model", str(facts["model"].get("pipeline", facts["model"].get("class", "unknown")))),
+        ("recorded", f"{done}, {facts['samples']} sample(s), {' and '.join(facts['branches'])}, timesteps {_arrow(facts['timesteps'])}"),
+        ("images", ", ".join(f"{i['name']} {i['height']}x{i['width']}" for i in facts["images"]) or "none"),
+        ("size", _size(facts)),
+        ("precision", f"at most {facts['column_mass_lost']:.2g} of one token's column lost by the encoding"),
+    ]
+    columns = ("layer", "grid", "heads", "keys", "calls", "encoding", "groups")
+    rows = [
+        (
+            f"{row['index']}: {row['name']}",
+            "{}x{}".format(*row["grid"]),
+            row["heads"],
+            row["tokens"],
+            row["calls"],
+            row["encoding"],
+            _groups(row),
+        )
+        for row in facts["layers"]
+    ]
+    return "\n".join([*(f"{name:<10}{text}" for name, text in head), "", *_table([columns, *rows])])
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of every file under a folder."""
+    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
+
+
+def raw_bytes(trace: Trace) -> int:
+    """Bytes of the recorded calls' attention as bare float16 numbers."""
+    record = trace.record
+    calls = trace.present.sum(axis=0)
+    sizes = [layer.heads * layer.grid[0] * layer.grid[1] * layer.tokens * HALF for layer in record.layers]
+    return int(sum(int(n) * size for n, size in zip(calls, sizes, strict=True))) * record.samples * len(record.branches)
+
+
+def column_mass_lost(trace: Trace) -> list[float]:
+    """What the encoding lost at worst of one token's column of G, per layer; an unfinished trace has it in its journal."""
+    lost = [layer.column_mass_lost for layer in trace.record.layers]
+    journal = trace.path / JOURNAL
+    if not trace.complete and journal.is_file():
+        for entry in decode_lines(journal.read_bytes()):
+            for index, share in entry["lost"].items():
+                lost[int(index)] = max(lost[int(index)], float(share))
+    return lost
+
+
+def _groups(layer: dict[str, Any]) -> str:
+    return ", ".join(f"{g['name']} " + ("{}x{}".format(*g["grid"]) if g["grid"] else str(g["tokens"])) for g in layer["groups"])
+
+
+def _ends(values: np.ndarray[Any, np.dtype[Any]]) -> list[float]:
+    return [float(values[0]), float(values[-1])] if len(values) else []
+
+
+def _arrow(ends: list[float]) -> str:
+    return " to ".join(f"{value:g}" for value in ends) or "none"
+
+
+def _size(facts: dict[str, Any]) -> str:
+    ratio = (
+        f", {facts['compression']:.2f} of {facts['bytes_raw_float16'] / 1e6:.1f} MB raw float16" if facts["compression"] is not None else ""
+    )
+    return f"{facts['bytes'] / 1e6:.1f} MB{ratio}"
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> list[str]:
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(texts[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts]

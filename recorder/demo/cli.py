@@ -1,0 +1,119 @@
+"""`i2am demo`: the shipped model on one held-out pair, recorded, verified, and reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ...schema.errors import AlreadyExists, InvalidInput
+
+if TYPE_CHECKING:
+    from .pairs import Pair
+
+WEIGHTS: Final = Path(__file__).parent / "weights"
+STEPS: Final = 50
+TRACE: Final = "run.zarr"
+REPORT: Final = "report.png"
+EPILOG: Final = """\b
+Examples:
+  i2am demo
+  i2am demo -o out --seed 3
+  i2am demo --json | jq .imacs_g"""
+
+
+@click.command("demo", epilog=EPILOG)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    default=Path("i2am-demo"),
+    show_default=True,
+    help="Folder for the trace and the picture.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which held-out pair, and the noise it starts from.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def demo_command(context: click.Context, out: Path, seed: int, overwrite: bool, as_json: bool) -> Any:
+    """Record and analyse the small model that comes with i2am.
+
+    A try-on pair that training never saw is painted in 50 DDIM steps with guidance; its attention goes to DIR/run.zarr,
+    and what the trace alone tells of it to DIR/report.png and the terminal.
+    """
+    for name in (TRACE, REPORT):
+        if (out / name).exists() and not overwrite:
+            raise AlreadyExists(f"{out / name} exists already; choose another folder with -o, or add --overwrite")
+    if out.exists() and not out.is_dir():
+        raise InvalidInput(f"{out} is a file; name a folder with -o")
+    record_demo(out / TRACE, seed, overwrite=overwrite)
+    # The recorder knows no analyzer: what comes next is a subcommand of whatever group this one stands in.
+    group = context.find_root().command
+    report = group.get_command(context, "report") if isinstance(group, click.Group) else None
+    if report is None:
+        click.echo(f"{out / TRACE}")
+        return 0
+    given = [str(out / TRACE), "-o", str(out / REPORT), *(["--overwrite"] if overwrite else []), *(["--json"] if as_json else [])]
+    with report.make_context("report", given, parent=context.parent) as inner:
+        return report.invoke(inner)
+
+
+def record_demo(path: Path, seed: int, *, steps: int = STEPS, weights: Path = WEIGHTS, overwrite: bool = False) -> None:
+    """Record the shipped model on a held-out pair, ground truth included.
+
+    Raises   InvalidInput if the weights are not there; as `record`
+    """
+    import torch
+    from diffusers.utils import logging
+
+    from ..session import record
+    from .pairs import HELD_OUT, draw_pair
+    from .pipeline import TryOnPipeline
+
+    if not (weights / "model_index.json").is_file():
+        raise InvalidInput(f"the demo model's weights are not in {weights}; install i2am from its repository, which ships them")
+    logging.disable_progress_bar()
+    pipeline = TryOnPipeline.from_pretrained(weights)
+    pipeline.set_progress_bar_config(disable=True)
+    pair = draw_pair(HELD_OUT + seed, pipeline.size)
+    latent = pipeline.size // pipeline.block
+    record(
+        pipeline,
+        path,
+        overwrite=overwrite,
+        encoding="auto",  # trained attention is so sharp that float16 probabilities lose the columns of tokens nobody looks at
+        reference_mask=_picture(pair.reference_mask),
+        facts={"demo": truth_facts(pair, (latent, latent))},
+        image=_picture(pair.agnostic),
+        mask_image=_picture(pair.mask),
+        example_image=_picture(pair.reference),
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def truth_facts(pair: Pair, grid: tuple[int, int]) -> dict[str, Any]:
+    """What is known of a pair, as JSON: for each cell of a grid that is mostly torso, its true place on the reference.
+
+    Range    `position` (y, x, yx) in shares of the reference's height and width from its top left; null elsewhere
+    """
+    from .evaluation import truth_grid
+
+    position, torso = truth_grid(pair, grid)
+    shares = (position[..., ::-1].astype(float) + 1) / 2
+    table = [
+        [[round(float(v), 4) for v in cell] if share >= 0.5 else [None, None] for cell, share in zip(*rows, strict=True)]
+        for rows in zip(shares, torso, strict=True)
+    ]
+    pose = {"angle": pair.pose.angle, "scale": pair.pose.scale, "shift": list(pair.pose.shift)}
+    return {"seed": pair.seed, "pattern": pair.pattern, "pose": pose, "position": table}
+
+
+def _picture(pixels: Any) -> Any:
+    """A float or boolean array in [0, 1] as a PIL image."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.rint(np.asarray(pixels, dtype=np.float32) * 255).astype(np.uint8))
