@@ -8,7 +8,7 @@ PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 .PHONY: demo test lint unit laptop bench clean
 
 demo: $(VENV)/installed
-	$(BIN)/i2am demo --output demo --overwrite
+	$(BIN)/i2am demo -o demo --overwrite
 
 test: lint unit laptop
 

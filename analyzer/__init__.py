@@ -1,1 +1,42 @@
 """Answer questions of a trace. Needs no torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attribution import g2r as g2r
+    from .attribution import r2g as r2g
+    from .attribution import sram as sram
+    from .metrics import imacs as imacs
+    from .metrics import normalize as normalize
+    from .metrics import threshold as threshold
+    from .metrics import upsample as upsample
+    from .reader import Trace as Trace
+    from .reader import open_trace as open_trace
+
+# Loaded on first use: dask and xarray take seconds, and `i2am --help` needs neither.
+_HOME = {
+    "Trace": "reader",
+    "open_trace": "reader",
+    "r2g": "attribution",
+    "g2r": "attribution",
+    "sram": "attribution",
+    "imacs": "metrics",
+    "normalize": "metrics",
+    "threshold": "metrics",
+    "upsample": "metrics",
+}
+
+__all__ = ["Trace", "g2r", "imacs", "normalize", "open_trace", "r2g", "sram", "threshold", "upsample"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

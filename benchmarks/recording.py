@@ -57,7 +57,8 @@ def sd15(steps: int, size: int = 256) -> Sampler:
     return pipeline, {**call, "num_inference_steps": steps, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
 
 
-MODELS: dict[str, tuple[Callable[[int], Sampler], int]] = {"demo": (demo, 20), "sd15": (sd15, 2)}
+MODELS: dict[str, tuple[Callable[[int], Sampler], int, int]] = {"demo": (demo, 20, 1), "sd15": (sd15, 2, 2)}
+"""How to build it, its default steps, torch threads."""
 
 
 @contextmanager
@@ -102,7 +103,8 @@ def candidates(pipeline: Any, call: dict[str, Any], scratch: Path) -> dict[str, 
 
 def compare(model: str, repeats: int, steps: int | None) -> str:
     """Markdown table of ratios for one model."""
-    build, default = MODELS[model]
+    build, default, threads = MODELS[model]
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         runs = candidates(*build(steps or default), scratch)
@@ -117,7 +119,7 @@ def compare(model: str, repeats: int, steps: int | None) -> str:
             )
             for name, path in paths.items()
         ]
-    title = f"{model}: {steps or default} steps, unrecorded {seconds['unrecorded'] / (steps or default):.3f} s a step"
+    title = f"{model}: {steps or default} steps, {threads} torch threads, unrecorded {seconds['unrecorded'] / (steps or default):.3f} s a step"
     return table(title, ("way", "time over unrecorded", "MB on disk", "peak host MB over unrecorded"), rows)
 
 
@@ -138,14 +140,14 @@ def added_memory(model: str, way: str, steps: int | None) -> float:
 @click.option("--peak", help="Run one way once and print the process's peak memory in MB.", hidden=True)
 def main(models: tuple[str, ...], steps: int | None, repeats: int, peak: str | None) -> None:
     """Print recorded over unrecorded time."""
-    torch.set_num_threads(2)
     if peak:
-        build, default = MODELS[models[0]]
+        build, default, threads = MODELS[models[0]]
+        torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory() as folder:
             candidates(*build(steps or default), Path(folder))[peak]()
         click.echo(1000 * peak_memory())
         return
-    click.echo(f"{machine()}, torch {torch.__version__}, 2 threads; {repeats} runs each, interleaved, medians\n")
+    click.echo(f"{machine()}, torch {torch.__version__}; {repeats} runs each, interleaved, medians\n")
     for model in models:
         click.echo(compare(model, repeats, steps))
 

@@ -28,4 +28,4 @@ def test_the_writer_needs_neither_half() -> None:
 
 
 def test_the_recorder_needs_no_dask() -> None:
-    assert not modules_after("import i2am.recorder.recording") & {"dask", "xarray"}
+    assert not modules_after("import i2am.recorder.session") & {"dask", "xarray"}

@@ -1,0 +1,242 @@
+"""P, S and G of any call, whichever encoding keeps it, and the lazy arrays that show them.
+
+    S[x,r] = scale * (q_x . k_r)     P[x,r] = exp(S[x,r] - a[x])     G[x,r] = exp(S[x,r] - b[r])
+
+a is the logsumexp of S over all keys of the call, b over all generated positions. With probabilities, P, a and b are stored and
+the rest follows elementwise; with factors, all of it is computed from q and k, in rows, never a whole call at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ..schema.codec import decode_probability
+from ..schema.trace import Layer
+from .products import product
+from .shards import Blocks
+
+if TYPE_CHECKING:
+    from .reader import Trace
+
+Kind: TypeAlias = Literal["probability", "score", "generated"]
+At: TypeAlias = tuple[int, int, int]
+Values: TypeAlias = NDArray[Any]
+
+DIMS: Final = ("sample", "branch", "step", "head", "y", "x", "token")
+ROW_BYTES: Final = 2**21
+"""Scores that are worked on at once, in bytes; more would leave the cache."""
+EXACT_SCORE: Final = 32.0
+"""Scores that can pass this are computed in float64: float32 would leave an error of several 1e-6 in the exponent."""
+
+MEANING: Final[dict[Kind, str]] = {
+    "probability": "attention probability, softmax over all keys of the call",
+    "score": "scaled dot product of query and key",
+    "generated": "softmax over the generated positions",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """The calls of one layer, one (sample, branch, step) at a time."""
+
+    layer: Layer
+    arrays: dict[str, Blocks]
+
+    @classmethod
+    def of(cls, trace: Trace, index: int) -> Calls:
+        """The calls of the layer at `index`."""
+        layer = trace.layers[index]
+        names = ["probability", "query_lse", "token_lse"] if layer.encoding == "probabilities" else ["query", "key"]
+        names += ["query_lse"] if layer.encoding == "factors" and layer.partial_keys else []
+        return cls(layer, {name: trace.blocks(index, name) for name in names})
+
+    @property
+    def where(self) -> NDArray[np.int32]:
+        """(sample, branch, step): negative where the call is absent."""
+        return next(iter(self.arrays.values())).where
+
+    def factors(self, at: At) -> tuple[Values, Values]:
+        """q and k with the scale folded into q, in a dtype that holds their products well enough.
+
+        Dims     (head, position, channel), (head, token, channel)
+        """
+        query, key = (self.arrays[name][at].astype(np.float32) for name in ("query", "key"))
+        query = query.reshape(self.layer.heads, -1, self.layer.head_dim)
+        lengths = [float(np.sqrt(np.einsum("hnc,hnc->hn", v, v, dtype=np.float64).max())) for v in (query, key)]
+        if abs(self.layer.scale) * lengths[0] * lengths[1] > EXACT_SCORE:
+            query, key = query.astype(np.float64), key.astype(np.float64)
+        query *= self.layer.scale
+        return query, key
+
+    def normalizers(self, at: At, factors: tuple[Values, Values] | None = None) -> tuple[Values, Values]:
+        """a and b of one call, stored or computed.
+
+        Dims     (head, position), (head, token), float64
+        """
+        heads = self.layer.heads
+        stored = self.arrays["query_lse"][at].reshape(heads, -1).astype(np.float64) if "query_lse" in self.arrays else None
+        if stored is not None and "token_lse" in self.arrays:
+            return stored, self.arrays["token_lse"][at].astype(np.float64)
+        query, key = factors or self.factors(at)
+        query_lse, token_lse = np.empty(query.shape[:2]), np.empty(key.shape[:2])
+        for head in range(heads):
+            top, total = np.full(key.shape[1], -np.inf), np.zeros(key.shape[1])
+            for positions, scores in score_rows(query[head], key[head]):
+                query_lse[head, positions] = _logsumexp(scores)
+                higher = np.maximum(top, scores.max(0))
+                total = total * np.exp(top - higher) + np.exp(scores - higher.astype(scores.dtype)).sum(0, dtype=np.float64)
+                top = higher
+            token_lse[head] = top + np.log(total)
+        return query_lse if stored is None else stored, token_lse
+
+    def patch(self, at: At, y: int, x: int, kind: Kind = "probability") -> Values:
+        """One generated position's attention; reads one inner chunk of each file.
+
+        Dims     (head, token), float64
+        """
+        return self.region(kind, at, slice(None), slice(y, y + 1), slice(x, x + 1))[:, 0, 0]
+
+    def region(self, kind: Kind, at: At, heads: Any, rows: Any, columns: Any) -> Values:
+        """A part of one present call, all tokens.
+
+        Dims     (head, y, x, token)
+        """
+        if self.layer.encoding == "factors":
+            return self._region_of_factors(kind, at, heads, rows, columns)
+        probability = decode_probability(self.arrays["probability"][(*at, heads, rows, columns)])
+        if kind == "probability":
+            return probability
+        lse = self.arrays["query_lse"][(*at, heads, rows, columns)][..., None]
+        if kind == "score":
+            with np.errstate(divide="ignore"):
+                scores: Values = np.log(probability) + lse
+            return scores
+        tokens = self.arrays["token_lse"][(*at, heads)][:, None, None, :]
+        return _generated(probability, lse, tokens)
+
+    def _region_of_factors(self, kind: Kind, at: At, heads: Any, rows: Any, columns: Any) -> Values:
+        query = self.arrays["query"][(*at, heads, rows, columns)].astype(np.float64)
+        key = self.arrays["key"][(*at, heads)].astype(np.float64)
+        scores: Values = np.matmul(query, key[:, None].swapaxes(2, 3)) * self.layer.scale
+        if kind == "score":
+            return scores
+        if kind == "generated":
+            lse = self.normalizers(at)[1][heads][:, None, None, :]
+        elif "query_lse" in self.arrays:
+            lse = self.arrays["query_lse"][(*at, heads, rows, columns)][..., None]
+        else:
+            top = scores.max(-1, keepdims=True)
+            lse = top + np.log(np.exp(scores - top).sum(-1, keepdims=True))
+        softmax: Values = np.exp(scores - lse)
+        return softmax
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """P, S or G of a layer as an array that computes what is indexed."""
+
+    calls: Calls
+    kind: Kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of `DIMS`."""
+        layer = self.calls.layer
+        return (*self.calls.where.shape, layer.heads, *layer.grid, layer.tokens)
+
+    ndim = len(DIMS)
+    dtype = np.dtype(np.float32)
+
+    def __getitem__(self, index: tuple[Any, ...]) -> Values:
+        picked = [np.atleast_1d(np.arange(n)[i]) for i, n in zip(index, self.shape, strict=True)]
+        out = np.full([len(p) for p in picked], np.nan, np.float32)
+        for cell in np.ndindex(out.shape[:3]):
+            at = (int(picked[0][cell[0]]), int(picked[1][cell[1]]), int(picked[2][cell[2]]))
+            if self.calls.where[at] >= 0 and out.size:
+                out[cell] = self.calls.region(self.kind, at, *picked[3:6])[..., picked[6]]
+        result: Values = out[tuple(0 if isinstance(i, (int, np.integer)) else slice(None) for i in index)]
+        return result
+
+
+def probabilities(trace: Trace, index: int) -> xr.DataArray:
+    """P of the layer at `index`; see `Trace.probabilities`."""
+    return _lazy(trace, index, "probability")
+
+
+def scores(trace: Trace, index: int) -> xr.DataArray:
+    """S of the layer at `index`; see `Trace.scores`."""
+    return _lazy(trace, index, "score")
+
+
+def generated_softmax(trace: Trace, index: int) -> xr.DataArray:
+    """G of the layer at `index`; see `Trace.generated_softmax`."""
+    return _lazy(trace, index, "generated")
+
+
+def _lazy(trace: Trace, index: int, kind: Kind) -> xr.DataArray:
+    calls = Calls.of(trace, index)
+    view, layer = View(calls, kind), calls.layer
+    plan = next(iter(calls.arrays.values())).plan
+    rows = plan.file_shape[4] if layer.encoding == "probabilities" else _rows(layer)
+    chunks = (1, 1, 1, layer.heads, rows, layer.grid[1], layer.tokens)
+    array = da.from_array(  # type: ignore[no-untyped-call]
+        view, chunks=chunks, name=f"i2am-{kind}-{trace.token}-{index}", asarray=False, meta=np.empty((0,) * 7, np.float32)
+    )
+    coords = {
+        "sample": np.arange(trace.record.samples),
+        "branch": list(trace.record.branches),
+        "step": trace.steps["evaluation"],
+        "timestep": ("step", trace.steps["timestep"]),
+        "y": centres(layer.grid[0]),
+        "x": centres(layer.grid[1]),
+        "group": ("token", [group.name for group in layer.groups for _ in range(group.tokens)]),
+    }
+    attrs = {"long_name": MEANING[kind], "layer": layer.name, "trace": trace.id}
+    return xr.DataArray(array, dims=DIMS, coords=coords, attrs=attrs, name=kind)
+
+
+def score_rows(query: Values, key: Values) -> Iterator[tuple[slice, Values]]:
+    """S of one head from its factors, some positions at a time.
+
+    Dims     query (position, channel), key (token, channel) -> positions, S (position, token)
+    """
+    count = max(1, ROW_BYTES // (key.itemsize * len(key)))
+    for start in range(0, len(query), count):
+        piece = slice(start, min(start + count, len(query)))
+        yield piece, product(query[piece], key.T)
+
+
+def centres(length: int) -> NDArray[np.float64]:
+    """Centres of a grid's rows or columns, as shares of the side.
+
+    Dims     (length,)
+    Range    (0, 1), from the top or the left
+    """
+    return (np.arange(length) + 0.5) / length
+
+
+def _rows(layer: Layer) -> int:
+    """Rows of a chunk of P that is computed from factors: at most 64 MB of it."""
+    row = layer.heads * layer.grid[1] * layer.tokens * 4
+    return max(1, min(layer.grid[0], 2**26 // row))
+
+
+def _generated(probability: Values, lse: Values, tokens: Values) -> Values:
+    # In logarithms: exp(a - b) alone may overflow where P is tiny.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result: Values = np.exp(np.log(probability) + (lse - tokens))
+    result[probability == 0] = 0
+    return result
+
+
+def _logsumexp(scores: Values) -> Values:
+    top = scores.max(1)
+    result: Values = top + np.log(np.exp(scores - top[:, None]).sum(1, dtype=np.float64))
+    return result

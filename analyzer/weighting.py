@@ -1,0 +1,65 @@
+"""How much each generated position counts in G2R: all alike, or as a mask says (v1, Eq. 17)."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..schema.errors import InvalidInput, UnknownSelection
+from ..schema.layout import ArrayPlan
+from ..schema.trace import Image
+from .reader import Trace, listed
+from .resize import resize
+from .shards import read_table
+
+Mask: TypeAlias = str | NDArray[Any] | None
+"""Name of a mask in the trace, or an array (y, x); None counts all positions alike."""
+
+
+def query_weights(root: str, masks: tuple[ArrayPlan, ...], extra: NDArray[Any] | None, grid: tuple[int, int]) -> NDArray[np.float64]:
+    """Task: how much each generated position counts: all alike, then each mask of the trace, then the caller's.
+
+    Dims     (weighting, y, x)
+    Range    [0, 1]
+    """
+    pictures = [read_table(root, plan)[..., 0] / 255 for plan in masks] + ([] if extra is None else [extra])
+    return np.stack([np.ones(grid), *(resize(picture, grid, "nearest") for picture in pictures)])
+
+
+def masks(trace: Trace) -> list[Image]:
+    """The trace's masks of the generated image."""
+    return [image for image in trace.images if image.role == "mask"]
+
+
+def weighting(trace: Trace, mask: Mask) -> tuple[int, NDArray[Any] | None]:
+    """Which row of `query_weights` a mask is, and the mask itself if it is not one of the trace's."""
+    names = [image.name for image in masks(trace)]
+    if mask is None:
+        return 0, None
+    if isinstance(mask, str):
+        if mask not in names:
+            raise UnknownSelection(f"the trace has no mask {mask!r} of the generated image; it has {listed(names)}")
+        return 1 + names.index(mask), None
+    values = np.asarray(mask)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    _require_mask(trace, values)
+    values = values / 255 if values.dtype == np.uint8 and values.max() > 1 else values.astype(np.float64)
+    for i, name in enumerate(names):
+        recorded = trace.image(name)[..., 0] / 255
+        if recorded.shape == values.shape and np.array_equal(recorded, values):
+            return 1 + i, None
+    return 1 + len(names), values
+
+
+def _require_mask(trace: Trace, values: NDArray[Any]) -> None:
+    sizes = {(image.height, image.width) for image in trace.images if image.role in ("generated", "mask")} | {trace.latent_grid}
+    if values.shape not in sizes:
+        known = " or ".join(f"{h} x {w}" for h, w in sorted(sizes))
+        raise InvalidInput(
+            f"the query mask has shape {values.shape}; expected (rows, columns) of the generated image or the latent grid, {known}"
+        )
+    if not values.any():
+        raise InvalidInput("the query mask is empty: no generated position counts, so there is nothing to average")
