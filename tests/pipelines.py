@@ -1,7 +1,7 @@
 """Tiny diffusers pipelines with random weights: the families that a recording must handle, made in a few hundredths of a second.
 
-    pipeline, call = build("ip-full")
-    image = pipeline(**call()).images          # call() makes fresh arguments: the same seed each time
+pipeline, call = build("ip-full")
+image = pipeline(**call()).images          # call() makes fresh arguments: the same seed each time
 """
 
 from __future__ import annotations
