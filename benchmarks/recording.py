@@ -119,7 +119,9 @@ def compare(model: str, repeats: int, steps: int | None) -> str:
             )
             for name, path in paths.items()
         ]
-    title = f"{model}: {steps or default} steps, {threads} torch threads, unrecorded {seconds['unrecorded'] / (steps or default):.3f} s a step"
+    title = (
+        f"{model}: {steps or default} steps, {threads} torch threads, unrecorded {seconds['unrecorded'] / (steps or default):.3f} s a step"
+    )
     return table(title, ("way", "time over unrecorded", "MB on disk", "peak host MB over unrecorded"), rows)
 
 
