@@ -57,7 +57,7 @@ def sd15(steps: int, size: int = 256) -> Sampler:
     return pipeline, {**call, "num_inference_steps": steps, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
 
 
-MODELS: dict[str, tuple[Callable[[int], Sampler], int, int]] = {"demo": (demo, 20, 1), "sd15": (sd15, 2, 2)}
+MODELS: dict[str, tuple[Callable[[int], Sampler], int, int]] = {"demo": (demo, 50, 1), "sd15": (sd15, 2, 2)}
 """How to build it, its default steps, torch threads."""
 
 
