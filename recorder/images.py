@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -19,6 +20,8 @@ Window: TypeAlias = tuple[float, float, float, float]
 REFERENCES: Final = ("example_image", "ip_adapter_image")
 """Arguments that always hold reference images; the first name wins over `image`."""
 MASKS: Final = ("mask_image",)
+EDITS: Final = ("FluxKontext*", "Flux2*", "QwenImageEdit*")
+"""Globs over pipelines whose `image` joins the denoiser's sequence as the reference."""
 
 
 def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, reference_mask: Any = None) -> list[Picture]:
@@ -27,7 +30,7 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
     Raises   InvalidInput if the reference mask is no image
     """
     pictures = []
-    for role, base, values in _roles(arguments, context):
+    for role, base, values in _roles(arguments, context, type(pipeline).__name__):
         flat = list(_single(values))
         # Reference names count across adapters, as token groups do.
         for index, value in enumerate(flat):
@@ -55,10 +58,11 @@ def generated_pictures(output: Any, output_type: Any = None) -> list[Picture]:
     return [_picture(f"generated_{index}", "generated", pixels, None) for index, pixels in enumerate(found)]
 
 
-def _roles(arguments: Mapping[str, Any], context: Role) -> Iterator[tuple[ImageRole, str, Any]]:
+def _roles(arguments: Mapping[str, Any], context: Role, pipeline: str) -> Iterator[tuple[ImageRole, str, Any]]:
     references = [arguments[name] for name in REFERENCES if arguments.get(name) is not None]
     image = arguments.get("image")
-    if context == "reference" and image is not None and arguments.get("example_image") is None:
+    read = context == "reference" or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in EDITS)
+    if read and image is not None and arguments.get("example_image") is None:
         references, image = [*references, image], None
     yield "reference", "reference", references
     yield "input", "input", image
