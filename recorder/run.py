@@ -77,6 +77,8 @@ class Run:
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A denoiser is about to run; whether its attention is wanted."""
+        if kwargs.get("skip_layers") is not None:
+            return False  # a pass that leaves layers out, to guide away from: it is neither branch
         denoiser = denoisers(self._pipeline)[root]
         sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
         canvas = self._canvases.read(denoiser, sample, kwargs)
