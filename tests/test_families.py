@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from memory import MemoryWriter, memory
+from pipelines_table import ROWS, TITLE, row
 from pipelines_transformers import TEXT, build, flux_text, kontext, qwen, wan
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -233,3 +234,15 @@ def test_several_frames_are_refused() -> None:
     pipeline, call = wan(frames=5)
     with pytest.raises(UnsupportedModel, match=r"makes 2 frames; a layer of a trace has rows and columns and no frame axis.*num_frames=1"):
         record(pipeline, PATH, **call())
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_the_page_on_pipelines_says_what_is_seen(family: str) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text()
+    assert row(family) in page.splitlines()
+
+
+def test_the_page_on_pipelines_has_nothing_else() -> None:
+    lines = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text().splitlines()
+    assert lines[: len(TITLE.splitlines())] == TITLE.splitlines()
+    assert sum(one.startswith("| ") for one in lines) == len(ROWS) + 2
