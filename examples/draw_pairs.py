@@ -3,8 +3,8 @@
     python examples/draw_pairs.py pairs
     torchrun --nproc-per-node 2 --no-python i2am record examples/demo.toml --manifest pairs/pairs.csv -o traces
 
-The second command records all 12 in two processes (`accelerate launch --num_processes 2 --module i2am.analyzer.cli record ...` does
-the same); run it again after a failure or a kill, and only what is missing is recorded.
+The second command records all 12 in two processes. On GPUs `accelerate launch --multi_gpu --num_processes 2 --module
+i2am.analyzer.cli record ...` does the same. Run it again after a failure or a kill, and only what is missing is recorded.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Size:
     """What one choice of encoding comes to."""
 
     nbytes: int
-    """Before compression; keys counted once, as they do not change over steps."""
+    """Before compression; keys counted once where they do not change over steps."""
     files: int
     """Without pictures."""
 
@@ -89,5 +89,9 @@ def free_bytes(path: Path) -> int:
 
 
 def _repeats(plan: ArrayPlan, trace: Trace) -> int:
-    """How many times an array's plan counts what is stored once."""
-    return max(trace.steps, 1) if plan.path.endswith("/key") else 1
+    """How many times an array's plan counts what is stored once: keys made of embeddings, not of the image that is being made."""
+    if not plan.path.endswith("/key"):
+        return 1
+    layer = trace.layers[int(plan.path.split("/")[1])]
+    joint = layer.partial_keys or any(group.role == "self" for group in layer.groups)
+    return 1 if joint else max(trace.steps, 1)
