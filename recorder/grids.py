@@ -40,6 +40,7 @@ class Canvases:
 
     def __init__(self) -> None:
         self._seen: list[tuple[Tensor, Canvas]] = []
+        self._references: Canvas = ()
 
     def read(self, denoiser: nn.Module, sample: Any, kwargs: dict[str, Any]) -> Canvas:
         """The canvas of a pass; empty where the denoiser keeps rows and columns apart itself, as UNets do.
@@ -47,7 +48,11 @@ class Canvases:
         Raises   UnsupportedModel for more than one frame, or for ids that are no images
         """
         if isinstance(ids := kwargs.get("img_ids"), Tensor):
-            return self._by_ids(ids)
+            canvas = self._by_ids(ids)
+            if kwargs.get("kv_cache_mode") == "extract":
+                self._references = tuple(part for part in canvas if part.role == "reference")
+            # Later passes are given the image alone; the references' keys stand before it.
+            return (*self._references, *canvas) if kwargs.get("kv_cache_mode") == "cached" else canvas
         if kwargs.get("img_shapes") is not None:
             return by_shapes(kwargs["img_shapes"])
         return by_patches(denoiser, sample)

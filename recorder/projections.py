@@ -9,12 +9,12 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..schema.errors import UnsupportedModel
-
 PROJECTION: Final = re.compile(r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_qkv)")
 FUSED: Final = {"to_kv": ("to_v", 1), "to_qkv": ("to_v", 2), "to_qkv_mlp_proj": ("to_v", 2), "to_added_qkv": ("add_v_proj", 2)}
 """Projections that make several things at once: the one they stand for, and how many others lie before the values."""
 
+UNKNOWN: Final = "?"
+"""Stands for keys of which no projection is known, such as those that were kept from an earlier pass."""
 Segments: TypeAlias = tuple[tuple[str, int], ...]
 """Projections and how many keys each made, in order."""
 
@@ -68,8 +68,6 @@ class Projections:
 
         Outputs are held while the module runs, so memory shared with one of them is proof; a copy is compared by content,
         and what was proven once is not compared again for values of the same shapes.
-
-        Raises   UnsupportedModel if they come from elsewhere
         """
         memory = value.untyped_storage().data_ptr()
         for name, output in reversed(self._values):
@@ -77,10 +75,10 @@ class Projections:
                 return ((_unfused(name), value.shape[2]),)
         case = (path, ordinal, value.shape, tuple((name, output.shape) for name, output in self._values))
         if case not in self._proven:
-            self._proven[case] = self._prove(path, value.transpose(1, 2).flatten(2))  # (row, token, head * channel)
+            self._proven[case] = self._prove(value.transpose(1, 2).flatten(2))  # (row, token, head * channel)
         return self._proven[case]
 
-    def _prove(self, path: str, flat: Tensor) -> Segments:
+    def _prove(self, flat: Tensor) -> Segments:
         found: list[tuple[str, int]] = []
         start = 0
         while start < flat.shape[1]:
@@ -88,11 +86,7 @@ class Projections:
             matches = (pair for pair in reversed(self._values) if _begins(rest, _values_of(*pair, flat.shape[2])))
             name, output = next(matches, (None, None))
             if name is None or output is None:
-                seen = ", ".join(name for name, _ in self._values) or "no to_v ran"
-                raise UnsupportedModel(
-                    f"{path}: the values of an attention call come from none of its projections ({seen}), so its keys cannot be told "
-                    "apart (a cache of keys, or a processor that changes its values); leave the module out through layers="
-                )
+                return ((UNKNOWN, flat.shape[1]),)
             found.append((_unfused(name), _tokens(output)))
             start += _tokens(output)
         return tuple(found)

@@ -101,7 +101,8 @@ class Run:
         context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
         text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 and canvas else 0
         separate = "ip_adapter_masks" in (kwargs.get("cross_attention_kwargs") or {})
-        before.passes.append(Pass(len(sample), order, kept, Scene(adapter_images(kwargs), separate, canvas, text)))
+        scene = Scene(adapter_images(kwargs), separate, canvas, text, kwargs.get("kv_cache_mode") is not None)
+        before.passes.append(Pass(len(sample), order, kept, scene))
         before.branches |= branches
         before.done = False
         return bool(kept)

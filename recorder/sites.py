@@ -12,6 +12,7 @@ from ..schema.errors import UnsupportedModel
 from ..schema.trace import Layer
 from .capture import Call
 from .labels import describe
+from .projections import UNKNOWN
 from .scores import additive
 from .selection import Options, keep_heads
 from .tokens import Context, Scene, columns_of, generated_queries, keep_groups, moved_together, token_groups
@@ -51,6 +52,8 @@ class Sites:
 
     def _make(self, call: Call, scene: Scene) -> Site | None:
         groups = token_groups(call, self._context, scene)
+        if not groups:
+            return None  # references among themselves
         generated, grid = generated_queries(call, groups, scene)
         if grid is None and scene.canvas and not call.own:
             return None  # asked by text or reference tokens alone
@@ -70,7 +73,7 @@ class Sites:
 
     def _place(self, call: Call, layer: Layer) -> tuple[int, Layer]:
         """The layer as the trace has it: the same in each evaluation and branch, whatever the keys that are not kept."""
-        site = (call.path, call.projection, call.repeat)
+        site = self._same(call)
         if site not in self._layers:
             self._layers[site] = self._add_layer(layer), layer
             return self._layers[site]
@@ -84,9 +87,14 @@ class Sites:
             )
         return index, known
 
+    def _same(self, call: Call) -> tuple[str, str, int]:
+        """The site of a call in earlier passes; keys that were kept since then had a projection at first."""
+        own = (call.path, call.projection, call.repeat)
+        return next((site for site in self._layers if site[0] == call.path), own) if call.projection == UNKNOWN else own
+
     def _ordinal(self, call: Call) -> int:
         """0 for the module's own keys, 1 + i for adapter i: the same whichever adapters are silent at first."""
-        site = (call.path, call.projection, call.repeat)
+        site = self._same(call)
         if site in self._layers:
             return self._layers[site][1].call
         adapter = call.projection.partition("to_v_ip")[2]

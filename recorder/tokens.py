@@ -13,6 +13,7 @@ from ..schema.errors import UnsupportedModel
 from ..schema.trace import Role, TokenGroup
 from .capture import Call, denoisers
 from .grids import Canvas, Part
+from .projections import UNKNOWN
 
 PLACELESS: Final = (
     "ImageProjection",
@@ -93,6 +94,8 @@ class Scene:
     """Images in the denoiser's own sequence."""
     text: int = 0
     """Text tokens that are given beside it."""
+    keeps_keys: bool = False
+    """Whether the references' keys are made in one pass and used again in later ones."""
 
 
 def token_groups(call: Call, context: Context, scene: Scene = Scene()) -> tuple[TokenGroup, ...]:
@@ -113,10 +116,29 @@ def token_groups(call: Call, context: Context, scene: Scene = Scene()) -> tuple[
             groups += _patch_groups(start, stop, context)
         elif name in ("to_v", "add_v_proj"):
             groups += _context_groups(start, stop, context)
+        elif name == UNKNOWN and scene.keeps_keys:
+            groups += _kept_groups(call, start, stop, context, scene)
         else:
-            raise UnsupportedModel(f"{call.path}: keys made by {name} are not known yet; leave the module out through layers=")
+            raise _unknown_keys(call, name)
         start = stop
     return tuple(groups)
+
+
+def _unknown_keys(call: Call, name: str) -> UnsupportedModel:
+    made = f"keys made by {name} are not known yet"
+    if name == UNKNOWN:
+        made = (
+            "the values of an attention call come from none of its projections, so its keys cannot be told apart "
+            "(a cache of keys, or a processor that changes its values)"
+        )
+    return UnsupportedModel(f"{call.path}: {made}; leave the module out through layers=")
+
+
+def _kept_groups(call: Call, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
+    """Keys of which some were kept from an earlier pass, laid out as they were then; none for references among themselves."""
+    references = sum(part.tokens for part in scene.canvas if part.role == "reference")
+    if stop - start != references:
+        yield from _sequence_groups(call, start, stop, context, scene)
 
 
 def _context_groups(start: int, stop: int, context: Context) -> list[TokenGroup]:

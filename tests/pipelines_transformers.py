@@ -153,7 +153,7 @@ def flux_fill() -> Built:
     return pipeline, lambda: {**texts(guided=False), **settings(), "image": picture(1, 16, 12), "mask_image": picture(2, 16, 12)}
 
 
-def klein(references: int = 1) -> Built:
+def klein(references: int = 1, keeps_keys: bool = False) -> Built:
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",), "block_out_channels": (4,)}
     vae = AutoencoderKLFlux2(**blocks, layers_per_block=1, latent_channels=1, norm_num_groups=1, sample_size=32)
@@ -163,7 +163,11 @@ def klein(references: int = 1) -> Built:
     parts = {"scheduler": FlowMatchEulerDiscreteScheduler(), "vae": vae.eval(), "text_encoder": None, "tokenizer": None}
     pipeline = quiet(diffusers.Flux2KleinPipeline(**parts, transformer=transformer))
     images = [picture(10 + i, 64, 64 + 32 * i) for i in range(references)]
-    return pipeline, lambda: {**texts(pooled=False), **settings(), "image": images[0] if references == 1 else images}
+    image = images[0] if references == 1 else images
+    if not keeps_keys:
+        return pipeline, lambda: {**texts(pooled=False), **settings(), "image": image}
+    pipeline = quiet(diffusers.Flux2KleinKVPipeline(**parts, transformer=transformer))
+    return pipeline, lambda: {**texts(pooled=False, guided=False), **settings(num_inference_steps=3), "image": image}
 
 
 def sd3(adapter: bool = False, samples: int = 1) -> Built:
@@ -324,6 +328,7 @@ SHARED: dict[str, Callable[[], Built]] = {
     "redux": redux,
     "klein": klein,
     "klein-two": lambda: klein(references=2),
+    "klein-kv": lambda: klein(references=2, keeps_keys=True),
     "sd3": sd3,
     "sd3-ip": lambda: sd3(adapter=True),
     "qwen-edit": qwen,

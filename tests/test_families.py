@@ -100,6 +100,13 @@ EXPECTED = {
         ((("reference_0", 1024, (32, 32)), ("reference_1", 1536, (32, 48))),),
         passes=2,
     ),
+    "klein-kv": Expected(
+        (8, 6),
+        slice(TEXT, None),
+        (slice(TEXT, TEXT + 2560),),
+        ((("reference_0", 1024, (32, 32)), ("reference_1", 1536, (32, 48))),),
+        steps=3,
+    ),
     "sd3": Expected((8, 6), slice(0, GENERATED), (slice(GENERATED, None),), (TEXT_KEYS,), halves=True),
     "sd3-ip": Expected((8, 6), slice(0, GENERATED), (slice(GENERATED, None),) * 2, (TEXT_KEYS, (("reference", 8, None),)), halves=True),
     "qwen-edit": Expected((2, 3), slice(-18, -12), (slice(-12, None),), ((("reference", 12, (4, 3)),),), passes=2),
