@@ -161,8 +161,8 @@ def noise_level(scheduler: Any, timestep: float) -> float:
 
 def scheduler_timestep(scheduler: Any, value: float) -> float:
     """The scheduler's own timestep for what a denoiser is given, which in flow models is that timestep over 1000."""
-    times = getattr(scheduler, "timesteps", None)
-    times = [] if times is None else [float(time) for time in times]
+    times = getattr(scheduler, "timesteps", ())
+    times = times.tolist() if hasattr(times, "tolist") else list(times)
     if not times or value in times:
         return value
     scale = float(getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000))

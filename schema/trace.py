@@ -122,7 +122,9 @@ class Layer:
     factor_dtype: str = "float32"
     """Stored dtype of q and k when the encoding is `factors`."""
     call_tokens: int = 0
-    """Keys in the model's own softmax; more than `tokens` where some keys were not kept. 0 stands for `tokens`."""
+    """Keys in the model's own softmax; more than `tokens` where some keys were not kept. 0 stands for `tokens`.
+
+    Where branches differ in it, as with texts of two lengths, that of the first that was recorded."""
     head_numbers: tuple[int, ...] = ()
     """The model's own numbers, from 0, of the heads on the head axis; empty is all of them."""
     call_heads: int = 0
