@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--heads", help="Heads to record, in each layer: every=2, 0:4 or 0,3,7.")
 @click.option("--branches", help="cond, uncond or both.")
 @click.option("--encoding", help="probabilities, factors or auto.")
-@click.option("--keys", help="all, reference or text.")
+@click.option("--keys", help="auto, all, reference or text.")
 @click.option("--max-bytes", help="Most that a trace may hold before compression, such as 5GB; refused beforehand if it would hold more.")
 @click.option("--keep-bits", type=int, help="Round probabilities to so many of float16's 10 mantissa bits, to pack better.")
 @click.option("--codec", help="lz4 or zstd.")

@@ -253,3 +253,33 @@ def test_the_page_on_pipelines_has_nothing_else() -> None:
     lines = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text().splitlines()
     assert lines[: len(TITLE.splitlines())] == TITLE.splitlines()
     assert sum(one.startswith("| ") for one in lines) == len(ROWS) + 2
+
+
+@pytest.mark.parametrize(("keys", "encoding", "stored"), [("reference", "factors", "factors"), ("text", "factors", "probabilities")])
+def test_a_mask_counts_only_where_it_hides_what_is_kept(keys: str, encoding: str, stored: str, memory: type[MemoryWriter]) -> None:
+    pipeline, call = qwen(guided=False)
+    seen = torch.ones(1, TEXT, dtype=torch.long)
+    seen[0, -1] = 0
+    arguments = {"prompt_embeds_mask": seen}
+    spy = Spy(pipeline)
+    with spy:
+        plain = pipeline(**{**call(), **arguments}).images
+    assert np.array_equal(plain, record(pipeline, PATH, keys=keys, encoding=encoding, **{**call(), **arguments}).images)
+    (layer,) = memory.last.trace.layers
+    assert layer.encoding == stored
+    query, key, mask = spy.calls[layer.path][0][0]
+    scores = query[0, :, -18:-12].double() @ key[0].double().transpose(1, 2) * layer.scale
+    truth = torch.logsumexp(scores.masked_fill(~mask[0, 0], -torch.inf), 2)
+    np.testing.assert_allclose(memory.last.blocks[0, 0, "cond", 0]["query_lse"].reshape(truth.shape), truth, rtol=1e-5, atol=1e-5)
+    if keys == "text":
+        assert (memory.last.blocks[0, 0, "cond", 0]["probability"][..., -1] == 0).all()
+
+
+def test_timesteps_are_the_schedulers_even_from_a_bfloat16_model(memory: type[MemoryWriter]) -> None:
+    pipeline, call = kontext()
+    pipeline.transformer.to(torch.bfloat16)
+    pipeline.vae.to(torch.bfloat16)
+    arguments = {name: value.bfloat16() if isinstance(value, torch.Tensor) else value for name, value in call().items()}
+    record(pipeline, PATH, encoding="factors", **{**arguments, "num_inference_steps": 3})
+    assert [commit["timestep"] for commit in memory.last.commits] == pipeline.scheduler.timesteps.tolist()
+    assert [commit["sigma"] for commit in memory.last.commits] == pipeline.scheduler.sigmas[:-1].tolist()
