@@ -7,7 +7,6 @@ which projection the values of a call came from.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..schema.errors import UnsupportedModel
+from .projections import Projections
 from .scores import default_scale
 
 ROOTS: Final = ("unet", "transformer", "transformer_2")
 """Attributes of a pipeline that hold a denoiser."""
 RESAMPLER: Final = "encoder_hid_proj"
 """Under a denoiser, but its queries are not places of the generated image."""
-PROJECTION: Final = re.compile(r"(?:processor\.)?(to_v|to_v_ip(?:\.\d+)?|to_kv|add_v_proj)")
 ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
 
 
@@ -35,7 +34,7 @@ class Call:
     path: str
     """Module path from the pipeline."""
     projection: str
-    """What made the values: `to_v`, or `to_v_ip.i` of IP-Adapter i."""
+    """What made the values: `to_v`, or `to_v_ip.i` of IP-Adapter i; several joined by `+` in the order of their keys."""
     repeat: int
     """How many calls on the same projection came before it in this run of the module."""
     query: Tensor
@@ -47,6 +46,15 @@ class Call:
     """Boolean or additive, broadcast to (row, head, x, token)."""
     grid: tuple[int, int] | None
     """(rows, columns) of x from the nearest enclosing module that sees an image; None if none fits."""
+    parts: tuple[int, ...] = ()
+    """Keys of each projection; empty for a single one."""
+    own: bool = False
+    """Whether `to_v` reads the sequence that the queries come from."""
+
+    @property
+    def segments(self) -> tuple[tuple[str, int], ...]:
+        """Projections and how many keys each made, in order."""
+        return tuple(zip(self.projection.split("+"), self.parts or (self.key.shape[2],), strict=True))
 
 
 class Listener(Protocol):
@@ -82,9 +90,15 @@ def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
 
 
 def is_cross_attention(module: nn.Module) -> bool:
-    """Whether a module projects queries from one thing and keys from another."""
-    projects = all(hasattr(module, name) for name in ("to_q", "to_k", "to_v"))
-    return projects and bool(getattr(module, "is_cross_attention", True))
+    """Whether a module's queries meet keys that were made from something else, in a sequence of its own or joined to theirs."""
+    projects = all(hasattr(module, name) for name in ("to_q", "to_k", "to_v")) or hasattr(module, "to_qkv_mlp_proj")
+    # Not asked of a whole model, which would warn that this is a field of its config.
+    return projects and (getattr(module, "added_kv_proj_dim", None) is not None or bool(getattr(module, "is_cross_attention", True)))
+
+
+def is_single_stream(module: nn.Module) -> bool:
+    """Whether a module may be given text and images as one sequence."""
+    return not hasattr(module, "is_cross_attention")
 
 
 def reads_adapter(module: nn.Module) -> bool:
@@ -127,7 +141,7 @@ class Capture:
         self._wanted = False
         self._shapes: dict[str, tuple[int, int] | None] = {}
         self._path = ""
-        self._values: list[tuple[str, Tensor]] = []
+        self._projections = Projections()
         self._calls: list[str] = []
 
     def __enter__(self) -> Capture:
@@ -144,7 +158,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._values.clear()
+        self._projections.forget()
 
     def _watch_root(self, name: str, root: nn.Module) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -167,10 +181,10 @@ class Capture:
 
     def _watch_attention(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._wanted and _has_context(args, kwargs):
+            if self._wanted and (single or _has_context(args, kwargs)):
                 see(module, args, kwargs)
                 self._path = path
-                self._values.clear()
+                self._projections.forget()
                 self._calls.clear()
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
                 self._entered += 1
@@ -179,24 +193,17 @@ class Capture:
             if not self._entered:
                 return
             self._leave_mode()
-            self._values.clear()
             # torch calls this with None when forward failed; that error is the one to hear of.
-            if output is not None and not self._calls:
+            # A cache hook gives an earlier output again without projecting anything: that call is absent, not hidden.
+            cached = not self._projections.ran and hasattr(module, "_diffusers_hook")
+            self._projections.forget()
+            if output is not None and not self._calls and not cached:
                 self._listener.silence(path, module)
 
-        see = self._shape_hook(path)
+        see, single = self._shape_hook(path), is_single_stream(module)
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         self._handles.append(module.register_forward_hook(leave, always_call=True))
-        for name, projection in module.named_modules():
-            if match := PROJECTION.fullmatch(strip(name)):
-                self._handles.append(projection.register_forward_hook(self._value_hook(match[1])))
-
-    def _value_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_: nn.Module, args: Any, output: Any) -> None:
-            if self._entered and isinstance(output, Tensor):
-                self._values.append((name, output))
-
-        return keep
+        self._handles += self._projections.hooks(module, lambda: self._entered > 0)
 
     def _leave_mode(self) -> None:
         self._entered -= 1
@@ -219,36 +226,20 @@ class Capture:
             raise UnsupportedModel(
                 f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); leave it out through layers="
             )
-        projection = self._projection(value)
+        segments = self._projections.segments(self._path, len(self._calls), value)
+        projection = "+".join(name for name, _ in segments)
         repeat = self._calls.count(projection)
         self._calls.append(projection)
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
-        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, self._grid(query.shape[2])))
+        parts = tuple(tokens for _, tokens in segments)
+        grid = self._grid(query.shape[2])
+        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, self._projections.own))
 
     def _grid(self, positions: int) -> tuple[int, int] | None:
         for path in (self._path, *_ancestors(self._path)):
             if (grid := self._shapes.get(path)) is not None:
                 return grid if grid[0] * grid[1] == positions else None
         return None
-
-    def _projection(self, value: Tensor) -> str:
-        """Which projection's output the values are.
-
-        Outputs are held while the module runs, so memory shared with one of them is proof; a copy is compared by content.
-        """
-        memory = value.untyped_storage().data_ptr()
-        for name, output in reversed(self._values):
-            if output.untyped_storage().data_ptr() == memory:
-                return _unfused(name)
-        flat = value.transpose(1, 2).flatten(2)  # (row, token, head * channel)
-        for name, output in reversed(self._values):
-            if output.numel() == flat.numel() and torch.equal(output.reshape(flat.shape), flat):
-                return _unfused(name)
-        seen = ", ".join(name for name, _ in self._values) or "no to_v ran"
-        raise UnsupportedModel(
-            f"{self._path}: the values of an attention call come from none of its projections ({seen}); "
-            "attention that joins text, image and reference in one softmax is not recorded yet; leave the module out through layers="
-        )
 
 
 class _Mode(TorchFunctionMode):
@@ -271,10 +262,6 @@ def _has_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _size(tensor: Tensor) -> tuple[int, int]:
     return (tensor.shape[2], tensor.shape[3])
-
-
-def _unfused(name: str) -> str:
-    return "to_v" if name == "to_kv" else name
 
 
 def _ancestors(path: str) -> Iterator[str]:

@@ -47,6 +47,8 @@ def _layer(trace: Trace, index: int, table: Columns, entries: Sequence[Mapping[s
         "y": _centres(layer.grid[0]),
         "x": _centres(layer.grid[1]),
     }
+    if layer.head_numbers:
+        arrays["head"] = np.array(layer.head_numbers, dtype=np.int32)
     if layer.encoding == "factors":
         key_step = np.full((trace.samples, len(trace.branches), len(entries)), -1, dtype=np.int32)
         for step, entry in enumerate(entries):

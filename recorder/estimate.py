@@ -6,34 +6,21 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..schema.layout import documents, layer_layout, layout
-from ..schema.trace import JSON, Encoding, Layer, Trace
+from ..schema.trace import ENCODINGS, JSON, Codec, Encoding, Layer, Trace
 from .capture import Call, Capture, attention_modules
-from .labels import Context, adapter_images, choose_encoding, describe, token_groups
+from .labels import describe
 from .loading import check_call, find_class
 from .refusals import hidden_attention, refuse_pipeline
-from .selection import Options, select_layers, select_steps
+from .selection import ENCODINGS_WANTED, Options, keep_heads, select_layers, select_steps
+from .sizes import Size, choose_encoding, encoded, layer_bytes, weigh
 from .skeleton import build_skeleton, denoiser_inputs
 from .spec import Spec
-
-LEDGERS: Final = 3
-"""Root, journal and manifest."""
-CHOICES: Final = ("probabilities", "factors", "auto")
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What one choice of encoding comes to."""
-
-    nbytes: int
-    """Before compression; keys counted once, as they do not change over steps."""
-    files: int
-    """Without pictures."""
+from .tokens import Context, Scene, adapter_images, keep_groups, token_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +33,7 @@ class Estimate:
     """Of the denoiser in the whole run."""
     sizes: Mapping[str, Size]
     """By choice of encoding."""
-    layers: tuple[Mapping[str, int], ...]
+    layers: tuple[Mapping[Encoding, int], ...]
     """Bytes of each layer by encoding."""
 
     def to_json(self) -> dict[str, JSON]:
@@ -55,12 +42,13 @@ class Estimate:
             {
                 "layer": layer.name,
                 "heads": layer.heads,
+                "head_numbers": list(layer.head_numbers),
                 "head_dim": layer.head_dim,
                 "grid": list(layer.grid),
                 "tokens": layer.tokens,
                 "groups": [dataclasses.asdict(group) for group in layer.groups],
                 "bytes": dict(sizes),
-                "auto": _choose(layer, "auto"),
+                "auto": choose_encoding("auto", layer.tokens, layer.head_dim, False),
             }
             for layer, sizes in zip(self.trace.layers, self.layers, strict=True)
         ]
@@ -93,16 +81,19 @@ def estimate(spec: Spec) -> Estimate:
         branches=options.axis,
         steps=len(select_steps(options.steps, evaluations)),
         layers=tuple(call_sites(pipeline, inputs, options)),
+        codec=Codec(options.codec, options.level, options.keep_bits),  # type: ignore[arg-type]
         latent_grid=tuple(inputs["sample"].shape[2:]),
     )
-    return Estimate(trace, evaluations, {choice: _total(trace, choice) for choice in CHOICES}, tuple(_sizes(trace)))
+    made = {choice: encoded(trace, choice) for choice in ENCODINGS_WANTED}
+    layers = tuple({choice: layer_bytes(made[choice], index) for choice in ENCODINGS} for index in range(len(trace.layers)))
+    return Estimate(trace, evaluations, {choice: weigh(made[choice]) for choice in made}, layers)
 
 
 def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[Layer]:
     """Every attention call that would be recorded, found by one forward pass of shapes."""
     modules = attention_modules(pipeline)
     chosen = {path: modules[path] for path in select_layers(options.layers, list(modules))}
-    listener = _Shapes(pipeline, inputs, options.keys)
+    listener = _Shapes(pipeline, inputs, options)
     with torch.no_grad(), Capture(pipeline, chosen, listener):
         pipeline.unet(**inputs)
     return listener.layers
@@ -135,48 +126,24 @@ def count_samples(spec: Spec) -> int:
 class _Shapes:
     """Listens to a capture and keeps what each call site is."""
 
-    def __init__(self, pipeline: Any, inputs: dict[str, Any], keys: str) -> None:
+    def __init__(self, pipeline: Any, inputs: dict[str, Any], options: Options) -> None:
         self._context = Context.of(pipeline)
-        self._images = adapter_images(inputs)
-        self._keys = keys
+        self._scene = Scene(adapter_images(inputs))
+        self._options = options
         self.layers: list[Layer] = []
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return True
 
     def hear(self, call: Call) -> None:
-        groups = token_groups(call, self._context, self._images)
-        if self._keys == "all" or self._keys in {group.role for group in groups}:
+        groups = keep_groups(token_groups(call, self._context, self._scene), self._options.keys)
+        if groups:
             # The ordinals of a recording: 0 the module's own keys, 1 + i adapter i.
             ordinal = 0 if call.projection == "to_v" else 1 + int(call.projection.rpartition(".")[2])
-            self.layers.append(describe(call, ordinal, groups, "probabilities"))
+            self.layers.append(keep_heads(describe(call, ordinal, groups, "probabilities"), self._options.heads))
 
     def end(self, root: str) -> None:
         pass
 
     def silence(self, path: str, module: nn.Module) -> None:
         raise hidden_attention(path, module)
-
-
-def _choose(layer: Layer, choice: str) -> Encoding:
-    return choose_encoding(choice, layer.tokens, layer.head_dim, masked=False)
-
-
-def _encoded(trace: Trace, choice: str) -> Trace:
-    return dataclasses.replace(trace, layers=tuple(dataclasses.replace(layer, encoding=_choose(layer, choice)) for layer in trace.layers))
-
-
-def _total(trace: Trace, choice: str) -> Size:
-    trace = _encoded(trace, choice)
-    plans = [(plan, trace.steps if plan.path.endswith("/key") else 1) for plan in layout(trace)]
-    files = sum(plan.files // once for plan, once in plans)
-    return Size(sum(plan.nbytes // once for plan, once in plans), files + len(documents(trace)) + LEDGERS)
-
-
-def _sizes(trace: Trace) -> list[Mapping[str, int]]:
-    both = {choice: _encoded(trace, choice) for choice in ("probabilities", "factors")}
-
-    def nbytes(choice: str, index: int) -> int:
-        return sum(plan.nbytes // (trace.steps if plan.path.endswith("/key") else 1) for plan in layer_layout(both[choice], index))
-
-    return [{choice: nbytes(choice, index) for choice in both} for index in range(len(trace.layers))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -19,6 +21,10 @@ Window: TypeAlias = tuple[float, float, float, float]
 REFERENCES: Final = ("example_image", "ip_adapter_image")
 """Arguments that always hold reference images; the first name wins over `image`."""
 MASKS: Final = ("mask_image",)
+EDITS: Final = ("FluxKontext*", "Flux2*", "QwenImageEdit*")
+"""Globs over pipelines whose `image` joins the denoiser's sequence as the reference."""
+WHOLE_CELLS: Final = "Flux2*"
+"""Glob over those that cut it to whole cells of tokens; the others stretch it."""
 
 
 def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, reference_mask: Any = None) -> list[Picture]:
@@ -27,7 +33,7 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
     Raises   InvalidInput if the reference mask is no image
     """
     pictures = []
-    for role, base, values in _roles(arguments, context):
+    for role, base, values in _roles(arguments, context, type(pipeline).__name__):
         flat = list(_single(values))
         # Reference names count across adapters, as token groups do.
         for index, value in enumerate(flat):
@@ -55,10 +61,11 @@ def generated_pictures(output: Any, output_type: Any = None) -> list[Picture]:
     return [_picture(f"generated_{index}", "generated", pixels, None) for index, pixels in enumerate(found)]
 
 
-def _roles(arguments: Mapping[str, Any], context: Role) -> Iterator[tuple[ImageRole, str, Any]]:
+def _roles(arguments: Mapping[str, Any], context: Role, pipeline: str) -> Iterator[tuple[ImageRole, str, Any]]:
     references = [arguments[name] for name in REFERENCES if arguments.get(name) is not None]
     image = arguments.get("image")
-    if context == "reference" and image is not None and arguments.get("example_image") is None:
+    read = context == "reference" or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in EDITS)
+    if read and image is not None and arguments.get("example_image") is None:
         references, image = [*references, image], None
     yield "reference", "reference", references
     yield "input", "input", image
@@ -141,6 +148,8 @@ def reference_window(pipeline: Any, value: Any) -> Window | None:
 
     Source   CLIPImageProcessor: the shorter edge is resized, then the centre is cropped
     """
+    if fnmatch.fnmatchcase(type(pipeline).__name__, WHOLE_CELLS) and isinstance(value, PIL.Image.Image):
+        return _whole_cells(value.height, value.width, 2 * pipeline.vae_scale_factor)
     processor = getattr(pipeline, "feature_extractor", None)
     if processor is None or isinstance(value, torch.Tensor) or not getattr(processor, "do_center_crop", False):
         return None
@@ -151,6 +160,20 @@ def reference_window(pipeline: Any, value: Any) -> Window | None:
     y, x = height / tall, width / wide
     window = (top * y, left * x, (top + crop["height"]) * y, (left + crop["width"]) * x)
     return None if window == (0, 0, height, width) else window
+
+
+def _whole_cells(height: int, width: int, cell: int) -> Window | None:
+    """The part of an image that is left once it is scaled to whole cells of tokens and what is over is cut off on both sides.
+
+    Source   diffusers, VaeImageProcessor with resize_mode "crop"
+    """
+    area = 1024 * 1024
+    shrink = min(1.0, math.sqrt(area / (height * width)))
+    tall, wide = (max(1, int(edge * shrink) // cell) * cell for edge in (height, width))
+    scale = max(tall / height, wide / width)
+    top, left = (height - tall / scale) / 2, (width - wide / scale) / 2
+    window = (top, left, height - top, width - left)
+    return None if max(top, left) == 0 else window
 
 
 def _resized(processor: Any, height: int, width: int) -> tuple[int, int]:

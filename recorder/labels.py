@@ -14,21 +14,20 @@ from torch import Tensor
 
 from ..schema.codec import factor_dtype
 from ..schema.errors import UnsupportedModel
-from ..schema.trace import Encoding, Layer, Role, TokenGroup
-from .capture import Call, denoisers
+from ..schema.trace import Layer, TokenGroup
+from .capture import Call
+from .sizes import choose_encoding
 
 BRANCHES_OF_ROWS: Final[dict[str, tuple[str | None, ...]]] = {
     # Pipelines whose guided batch is not [uncond, cond], in the order of its parts.
     "StableDiffusionInstructPix2PixPipeline": ("cond", None, "uncond"),
     "StableDiffusionXLInstructPix2PixPipeline": ("cond", None, "uncond"),
 }
-PLACELESS: Final = (
-    "ImageProjection",
-    "IPAdapterPlusImageProjection",
-    "IPAdapterFaceIDImageProjection",
-    "IPAdapterFaceIDPlusImageProjection",
-)
-"""Adapter projections whose tokens are not patches, whatever their number is."""
+
+HALF_STEP: Final = 2**-8
+"""Relative error of a bfloat16 timestep."""
+PASSES_SEEN: Final = 4
+"""Sets of conditioning tensors that are remembered: guidance in several passes takes turns between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,7 @@ class Rows:
 
     def __init__(self) -> None:
         self._branches: dict[bytes, set[str | None]] = {}
-        self._seen: list[tuple[Tensor, int]] = []
-        self._prints: list[bytes] = []
+        self._seen: list[tuple[list[tuple[Tensor, int]], list[bytes]]] = []
 
     def label(self, conditioning: Sequence[Tensor], rows: int, order: Sequence[str | None]) -> tuple[Row, ...]:
         """The rows of both branches; `order` names the equal parts that the batch is expected to have.
@@ -65,14 +63,16 @@ class Rows:
         return number(names)
 
     def _fingerprints(self, conditioning: Sequence[Tensor], rows: int) -> list[bytes]:
-        """A hash of each row's conditioning; read from the device only when the tensors are not those of the last time."""
+        """A hash of each row's conditioning; read from the device only when the tensors are not those of the last few times."""
         tensors = [t for t in conditioning if t.ndim > 1 and t.shape[0] == rows and t.device.type != "meta"]
         seen = [(t, _version(t)) for t in tensors]
-        if len(seen) != len(self._seen) or any(a is not b or v != w for (a, v), (b, w) in zip(seen, self._seen, strict=True)):
-            host = [t.detach().to("cpu").contiguous() for t in tensors]
-            self._prints = [b"".join(hashlib.sha256(_bytes(t[row])).digest() for t in host) for row in range(rows if host else 0)]
-            self._seen = seen
-        return self._prints
+        for known, prints in self._seen:
+            if len(seen) == len(known) and all(a is b and v == w for (a, v), (b, w) in zip(seen, known, strict=True)):
+                return prints
+        host = [t.detach().to("cpu").contiguous() for t in tensors]
+        prints = [b"".join(hashlib.sha256(_bytes(t[row])).digest() for t in host) for row in range(rows if host else 0)]
+        self._seen = [*self._seen[1 - PASSES_SEEN :], (seen, prints)]
+        return prints
 
 
 def unknown_batch(rows: int, expected: str, order: Sequence[str | None]) -> UnsupportedModel:
@@ -159,6 +159,17 @@ def noise_level(scheduler: Any, timestep: float) -> float:
     return float(sigmas[min(index, len(sigmas) - 1)])
 
 
+def scheduler_timestep(scheduler: Any, value: float) -> float:
+    """The scheduler's own timestep for what a denoiser is given, which in flow models is that timestep over 1000."""
+    times = getattr(scheduler, "timesteps", ())
+    times = times.tolist() if hasattr(times, "tolist") else list(times)
+    if not times or value in times:
+        return value
+    scale = float(getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000))
+    nearest = min(times, key=lambda time: abs(time - value * scale))
+    return nearest if math.isclose(nearest, value * scale, rel_tol=HALF_STEP) else value
+
+
 def evaluations_left(scheduler: Any, timestep: float) -> int:
     """Most denoiser evaluations from this one to the end: image-to-image starts in the middle of the schedule."""
     begin = getattr(scheduler, "begin_index", None)
@@ -171,99 +182,16 @@ def _place(scheduler: Any, timestep: float) -> int:
     return times.index(timestep) if timestep in times else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a pipeline's cross-attention reads, as far as the pipeline itself tells."""
-
-    role: Role
-    """Of the keys that are no adapter's."""
-    patches: tuple[int, int] | None
-    """Grid of the image encoder's patches."""
-    references: tuple[str, ...]
-    """Stored reference images, in order."""
-    adapters: tuple[str, ...]
-    """Class names of the IP-Adapters' projections."""
-
-    @classmethod
-    def of(cls, pipeline: Any, references: Sequence[str] = ()) -> Context:
-        """Read off a pipeline; `references` are the names of the images it is given."""
-        names = [type(p).__name__ for root in denoisers(pipeline).values() for p in _projections(root)]
-        return cls(context_role(pipeline), _patches(pipeline), tuple(references), tuple(names))
-
-
-def context_role(pipeline: Any) -> Role:
-    """Text if the pipeline is built around a text encoder, else the reference that an image encoder reads."""
-    parts = set(inspect.signature(type(pipeline).__init__).parameters)
-    if parts & {"text_encoder", "tokenizer"}:
-        return "text"
-    if "image_encoder" in parts:
-        return "reference"
-    return "text" if "prompt" in inspect.signature(type(pipeline).__call__).parameters else "reference"
-
-
-def _projections(root: Any) -> list[Any]:
-    return list(getattr(getattr(root, "encoder_hid_proj", None), "image_projection_layers", ()))
-
-
-def _patches(pipeline: Any) -> tuple[int, int] | None:
-    config = getattr(getattr(pipeline, "image_encoder", None), "config", None)
-    config = getattr(config, "vision_config", config)
-    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if size is None or patch is None:
-        return None
-    (height, width), (rows, columns) = (tuple(v) if isinstance(v, (list, tuple)) else (v, v) for v in (size, patch))
-    return (height // rows, width // columns)
-
-
-def adapter_images(kwargs: dict[str, Any]) -> tuple[int, ...]:
-    """How many references each IP-Adapter reads, from a denoiser's arguments."""
-    embeds = (kwargs.get("added_cond_kwargs") or {}).get("image_embeds")
-    embeds = embeds if isinstance(embeds, (list, tuple)) else [embeds]
-    return tuple(int(e.shape[1]) if e.ndim > 2 else 1 for e in embeds if isinstance(e, Tensor))
-
-
-def token_groups(call: Call, context: Context, images: Sequence[int] = (), separate: bool = False) -> tuple[TokenGroup, ...]:
-    """What the keys of a call are; `images` is how many references each adapter reads, `separate` if in calls of their own.
-
-    Raises   UnsupportedModel for a projection that is not known
-    """
-    tokens = call.key.shape[2]
-    if call.projection == "to_v":
-        if context.role == "text":
-            return (TokenGroup("text", "text", 0, tokens),)
-        image = context.references[0] if len(context.references) == 1 else None
-        return (_patch_group("reference", 0, tokens, context.patches, image),)
-    if not call.projection.startswith("to_v_ip"):
-        raise UnsupportedModel(f"{call.path}: keys made beside {call.projection} are not known yet; leave the module out through layers=")
-    adapter = int(call.projection.partition(".")[2] or 0)
-    counts = list(images) or [1] * max(1, len(context.adapters))
-    first, count = sum(counts[:adapter]), counts[adapter]
-    ordinals = [first + call.repeat] if separate else list(range(first, first + count))
-    placeless = adapter < len(context.adapters) and context.adapters[adapter] in PLACELESS
-    each, groups = tokens // len(ordinals), []
-    for i, ordinal in enumerate(ordinals):
-        name = "reference" if sum(counts) == 1 else f"reference_{ordinal}"
-        image = name if name in context.references else None
-        groups.append(_patch_group(name, i * each, (i + 1) * each, None if placeless else context.patches, image))
-    return tuple(groups)
-
-
-def _patch_group(name: str, start: int, stop: int, patches: tuple[int, int] | None, image: str | None) -> TokenGroup:
-    """A reference's tokens; they have places only if they are as many as the encoder's patches, with CLS or without."""
-    count = 0 if patches is None else patches[0] * patches[1]
-    specials = stop - start - count
-    if patches is None or specials not in (0, 1):
-        return TokenGroup(name, "reference", start, stop, image=image)
-    return TokenGroup(name, "reference", start, stop, specials, patches, image)
-
-
-def describe(call: Call, ordinal: int, groups: tuple[TokenGroup, ...], encoding: str) -> Layer:
-    """The layer that a call site is; needs shapes only.
+def describe(
+    call: Call, ordinal: int, groups: tuple[TokenGroup, ...], encoding: str, grid: tuple[int, int] | None = None, masked: bool | None = None
+) -> Layer:
+    """The layer that a call site is; needs shapes only. `groups` are those that are stored, `masked` whether a mask hides any of them.
 
     Raises   UnsupportedModel if its queries have no grid or its heads cannot be shared
     """
     _, heads, positions, head_dim = call.query.shape
-    if call.grid is None:
+    grid = call.grid if grid is None else grid
+    if grid is None:
         raise UnsupportedModel(
             f"{call.path} attends from {positions} positions, which no enclosing module lays out as rows and columns "
             "(temporal attention, or a packed sequence); leave it out through layers="
@@ -271,24 +199,18 @@ def describe(call: Call, ordinal: int, groups: tuple[TokenGroup, ...], encoding:
     if heads % call.key.shape[1]:
         raise UnsupportedModel(f"{call.path} has {heads} query heads on {call.key.shape[1]} key heads; leave it out through layers=")
     dtype = str(call.query.dtype).removeprefix("torch.")
-    tokens = call.key.shape[2]
+    tokens, call_tokens = groups[-1].stop, call.key.shape[2]
     return Layer(
         path=call.path,
         call=ordinal,
         heads=heads,
         head_dim=head_dim,
         scale=call.scale,
-        grid=call.grid,
+        grid=grid,
         tokens=tokens,
         groups=groups,
-        encoding=choose_encoding(encoding, tokens, head_dim, call.mask is not None),
+        encoding=choose_encoding(encoding, tokens, head_dim, call.mask is not None if masked is None else masked),
         dtype=dtype,
         factor_dtype=factor_dtype(dtype),
+        call_tokens=call_tokens if call_tokens > tokens else 0,
     )
-
-
-def choose_encoding(wanted: str, tokens: int, head_dim: int, masked: bool) -> Encoding:
-    """The encoding of one layer; a masked call's scores cannot be had from its factors."""
-    if masked or wanted == "probabilities" or (wanted == "auto" and tokens < head_dim):
-        return "probabilities"
-    return "factors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import re
@@ -10,12 +11,16 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, TypeAlias
 
 from ..schema.errors import InvalidInput, UnknownSelection
-from ..schema.trace import BRANCHES, Codec
+from ..schema.trace import BRANCHES, Codec, Layer
+from .sizes import parse_bytes
 
 Layers: TypeAlias = str | Sequence[str] | None
 Steps: TypeAlias = str | Sequence[int] | None
+Heads: TypeAlias = str | Sequence[int] | None
 
-KEYS: Final = ("all", "reference", "text")
+KEYS: Final = ("auto", "all", "reference", "text")
+WHOLE: Final = 10
+"""Mantissa bits of float16."""
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
 EVERY: Final = re.compile(r"every=(\d+)")
 SLICE: Final = re.compile(r"(\d*):(\d*)(?::(\d*))?")
@@ -62,37 +67,59 @@ def select_steps(steps: Steps, evaluations: int) -> list[int]:
 
     Raises   InvalidInput for what is none of these, UnknownSelection if no evaluation is left
     """
-    chosen = _ordinals(steps, evaluations)
+    chosen = _ordinals(steps, evaluations, "steps")
+    beyond = [] if steps is None or isinstance(steps, str) else [s for s in steps if s >= evaluations]
+    if beyond and evaluations > 1:
+        raise UnknownSelection(f"steps={shorten(map(str, beyond))} do not exist; this run has denoiser evaluations 0 to {evaluations - 1}")
     if not chosen:
         raise UnknownSelection(f"steps={steps!r} selects nothing; this run has denoiser evaluations 0 to {evaluations - 1}")
     return chosen
 
 
-def _ordinals(steps: Steps, evaluations: int) -> list[int]:
-    if steps is None:
-        return list(range(evaluations))
-    if isinstance(steps, str):
-        return list(range(evaluations)[_slice(steps)])
-    ordinals = [s for s in steps if isinstance(s, int) and not isinstance(s, bool) and s >= 0] if isinstance(steps, Sequence) else []
-    if not isinstance(steps, Sequence) or len(ordinals) != len(steps):
-        raise InvalidInput(f'steps={steps!r}; use "every=5", "10:40:5" or a list of evaluation ordinals from 0')
-    beyond = [s for s in ordinals if s >= evaluations]
-    if beyond and evaluations > 1:
-        raise UnknownSelection(f"steps={shorten(map(str, beyond))} do not exist; this run has denoiser evaluations 0 to {evaluations - 1}")
-    return sorted({s for s in ordinals if s < evaluations})
+def _ordinals(chosen: Steps, count: int, name: str) -> list[int]:
+    if chosen is None:
+        return list(range(count))
+    if isinstance(chosen, str):
+        return list(range(count)[_slice(chosen, name)])
+    ordinals = [s for s in chosen if isinstance(s, int) and not isinstance(s, bool) and s >= 0] if isinstance(chosen, Sequence) else []
+    if not isinstance(chosen, Sequence) or len(ordinals) != len(chosen):
+        raise InvalidInput(f'{name}={chosen!r}; use "every=5", "10:40:5" or a list of ordinals from 0')
+    return sorted({s for s in ordinals if s < count})
 
 
-def _slice(text: str) -> slice:
+def _slice(text: str, name: str) -> slice:
     if every := EVERY.fullmatch(text.replace(" ", "")):
         bounds: tuple[int | None, int | None, int | None] = (None, None, int(every[1]))
     elif (match := SLICE.fullmatch(text.replace(" ", ""))) is not None:
         start, stop, stride = (int(part) if part else None for part in match.groups())
         bounds = (start, stop, stride)
     else:
-        raise InvalidInput(f'steps={text!r} is not understood; use "every=5", "10:40:5" or a list of evaluation ordinals')
+        raise InvalidInput(f'{name}={text!r} is not understood; use "every=5", "10:40:5" or a list of ordinals from 0')
     if bounds[2] == 0:
-        raise InvalidInput(f"steps={text!r}: a stride of 0 goes nowhere; use 1 or more")
+        raise InvalidInput(f"{name}={text!r}: a stride of 0 goes nowhere; use 1 or more")
     return slice(*bounds)
+
+
+def select_heads(heads: Heads, count: int, where: str) -> list[int]:
+    """Numbers of a layer's heads, in order: `every=N`, `start:stop:step` or a list from 0; None is all of its `count`.
+
+    Raises   InvalidInput for what is none of these, UnknownSelection for a head that the layer does not have
+    """
+    chosen = _ordinals(heads, count, "heads")
+    have = f"{where} has heads 0 to {count - 1}"
+    if not isinstance(heads, str) and heads is not None and max(heads, default=0) >= count:
+        raise UnknownSelection(f"heads={max(heads)} does not exist: {have}; leave it out, or choose modules that have it through layers=")
+    if not chosen:
+        raise UnknownSelection(f"heads={heads!r} selects nothing: {have}")
+    return chosen
+
+
+def keep_heads(layer: Layer, heads: Heads) -> Layer:
+    """A layer with those of its heads that were asked for."""
+    chosen = select_heads(heads, layer.heads, layer.name)
+    if len(chosen) == layer.heads:
+        return layer
+    return dataclasses.replace(layer, heads=len(chosen), head_numbers=tuple(chosen), call_heads=layer.heads)
 
 
 def select_branches(branches: str) -> tuple[str, ...]:
@@ -119,12 +146,18 @@ class Options:
     """`cond`, `uncond` or `both`."""
     encoding: str = "probabilities"
     """`probabilities`, `factors` or `auto`."""
-    keys: str = "all"
-    """`all`, `reference` or `text`."""
+    keys: str = "auto"
+    """`reference`, `text`, `all` (both), or `auto`: both, but of a softmax shared with the image's own tokens the reference alone."""
     codec: str = "lz4"
     level: int = 5
     queue_mb: float = 512
     """Most that waits to be written, in MiB."""
+    heads: Heads = None
+    """`every=2`, `0:4` or numbers of heads, as each layer has them; None is all."""
+    keep_bits: int = WHOLE
+    """Mantissa bits, of float16's 10, that probabilities are rounded to so that they pack better."""
+    max_bytes: int | str | None = None
+    """Most that the trace may hold before compression, such as `5GB`; None sets no limit."""
     overwrite: bool = False
     progress: bool = True
     reference_mask: Any = None
@@ -134,10 +167,14 @@ class Options:
 
     def __post_init__(self) -> None:
         select_branches(self.branches)
-        _ordinals(self.steps, 1)
+        _ordinals(self.steps, 1, "steps")
+        _ordinals(self.heads, 1, "heads")
         _choice("encoding", self.encoding, ENCODINGS_WANTED)
         _choice("keys", self.keys, KEYS)
-        Codec(self.codec, self.level)  # type: ignore[arg-type]
+        Codec(self.codec, self.level, self.keep_bits)  # type: ignore[arg-type]
+        if self.keep_bits < WHOLE and self.encoding == "factors":
+            raise InvalidInput('keep_bits rounds probabilities, but factors are kept exactly; use encoding="probabilities" or "auto"')
+        parse_bytes(self.max_bytes)
         if not isinstance(self.queue_mb, (int, float)) or not self.queue_mb > 0:
             raise InvalidInput(f"queue_mb={self.queue_mb!r}; give a number of MiB above 0")
         if self.facts is not None:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from ..schema.trace import JSON, Trace
 from .capture import Capture, attention_modules, denoisers, replaced
 from .images import Picture, generated_pictures
 from .labels import bind_arguments
+from .passes import named_passes
 from .provenance import versions
 from .refusals import refuse_hijack, refuse_pipeline
 from .run import Run
-from .selection import Layers, Options, Steps, select_layers
+from .selection import Heads, Layers, Options, Steps, select_layers
 
 
 def record(
@@ -33,10 +35,13 @@ def record(
     steps: Steps = None,
     branches: str = "cond",
     encoding: str = "probabilities",
-    keys: str = "all",
+    keys: str = "auto",
     codec: str = "lz4",
     level: int = 5,
     queue_mb: float = 512,
+    heads: Heads = None,
+    keep_bits: int = 10,
+    max_bytes: int | str | None = None,
     overwrite: bool = False,
     progress: bool = True,
     reference_mask: Any = None,
@@ -47,7 +52,8 @@ def record(
 
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
-    options = Options(layers, steps, branches, encoding, keys, codec, level, queue_mb, overwrite, progress, reference_mask, facts)
+    kept = Options(layers, steps, branches, encoding, keys, codec, level, queue_mb, heads, keep_bits, max_bytes)
+    options = replace(kept, overwrite=overwrite, progress=progress, reference_mask=reference_mask, facts=facts)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
 
@@ -157,7 +163,8 @@ class Recording:
 
             return step
 
-        with replaced(type(scheduler), "step", wrap), _uncompiled(self._pipeline), self._bar(run):
+        watched = replaced(type(scheduler), "step", wrap), named_passes(self._pipeline, run.name_pass)
+        with watched[0], watched[1], _uncompiled(self._pipeline), self._bar(run):
             yield
 
     @contextmanager

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..schema.errors import InvalidInput, UnsupportedModel
-from .labels import Context
 from .loading import explained, find_class, find_dtype, hub_arguments, make_scheduler
 from .spec import Adapter, Spec
+from .tokens import Context
 
 POOLED: Final = ("PaintByExamplePipeline", "StableDiffusionImageVariationPipeline")
 """Pipelines whose image encoder gives one token for the whole reference."""

@@ -1,15 +1,17 @@
 """A recording written down as a TOML file: pipeline, adapters, scheduler, call, images, options. Reading it needs no torch.
 
-seed = 0
-[pipeline]            class, from_pretrained, device, without = ["safety_checker"]
-[pipeline.arguments]  torch_dtype, variant, revision, local_files_only, ... of from_pretrained
-[[adapters]]          from_pretrained, subfolder, weight_name, image_encoder_folder, scale
-[scheduler]           class
-[scheduler.config]    what to change in its config
-[call]                arguments of the pipeline's call
-[images]              argument = path, or list of paths; reference_mask = path
-[record]              layers, steps, branches, encoding, keys, codec, level, queue_mb
-[dry_run]             tokens, for a pipeline whose number of reference tokens is not known
+    seed = 0
+    [pipeline]            class, from_pretrained, device, without = ["safety_checker"]
+    [pipeline.arguments]  torch_dtype, variant, revision, local_files_only, ... of from_pretrained
+    [[adapters]]          from_pretrained, subfolder, weight_name, image_encoder_folder, scale
+    [scheduler]           class
+    [scheduler.config]    what to change in its config
+    [call]                arguments of the pipeline's call
+    [images]              argument = path, or list of paths; reference_mask = path
+    [record]              layers, steps, heads, branches, encoding, keys, keep_bits, max_bytes, codec, level, queue_mb
+    [dry_run]             tokens, for a pipeline whose number of reference tokens is not known
+
+Paths are relative to the spec's own folder.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from .selection import Options
 
 Images: TypeAlias = Path | list["Images"]
 
-OPTIONS: Final = ("layers", "steps", "branches", "encoding", "keys", "codec", "level", "queue_mb")
+OPTIONS: Final = ("layers", "steps", "heads", "branches", "encoding", "keys", "keep_bits", "max_bytes", "codec", "level", "queue_mb")
 TABLES: Final[dict[str, Collection[str] | None]] = {
     # Keys of each table; None takes any key, to be checked against what it is passed to.
     "": ("seed", "pipeline", "adapters", "scheduler", "call", "images", "record", "dry_run"),

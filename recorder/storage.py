@@ -216,13 +216,15 @@ def _check_ours(path: Path) -> None:
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name.removesuffix(TEMPORARY) not in _OURS)
     if foreign:
         raise AlreadyExists(f"{path} holds {foreign[0]}, which is not part of a trace, so it is not overwritten; remove it yourself")
-    if any(path.iterdir()) and not _says_trace(path / ROOT):
+    # A recording that was killed at its very first write has left nothing but that.
+    if any(entry.name != ROOT + TEMPORARY for entry in path.iterdir()) and read_record(path) is None:
         raise AlreadyExists(refused)
 
 
-def _says_trace(root: Path) -> bool:
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What the folder at a path says of itself as a trace, unchecked; None if it says nothing."""
     try:
-        document = json.loads(root.read_bytes())
-        return "i2am" in document["attributes"]
+        record = json.loads((path / ROOT).read_bytes())["attributes"]["i2am"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+        return None
+    return record if isinstance(record, dict) else None

@@ -10,7 +10,7 @@
     |-- UnsupportedModel TypeError          2   nothing to see in this pipeline, or attention that cannot be seen
     |-- AlreadyExists    FileExistsError    2   the output path is taken
     |-- MissingExtra     ImportError        5   a part of i2am that is not installed
-    `-- NoSpace          OSError            7   the disk is full
+    `-- NoSpace          OSError            7   the disk is full, or would be, or a limit on bytes would be passed
 
 Each message says what happened, what was expected, where, and the way out. The second base class serves callers who catch
 builtin errors.
@@ -83,6 +83,6 @@ class MissingExtra(TraceError, ImportError):
 
 
 class NoSpace(TraceError, OSError):
-    """The disk is full; every committed step is readable."""
+    """The disk is full, and every committed step is readable; or a recording was refused because it would not fit."""
 
     exit_code = 7

@@ -267,6 +267,8 @@ def _coordinates(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
         column("y", "y", layer.grid[0], "float64", nan, {"long_name": "centre of the row as a share of the height, from the top"}),
         column("x", "x", layer.grid[1], "float64", nan, {"long_name": "centre of the column as a share of the width, from the left"}),
     ]
+    if layer.head_numbers:
+        plans.append(column("head", "head", layer.heads, "int32", -1, {"long_name": "number of the head in the model, from 0"}))
     if layer.encoding == "factors":
         shape = (trace.samples, len(trace.branches), trace.steps)
         meaning = {"long_name": "position on the step axis where this step's key lies; -1 where the call is absent"}

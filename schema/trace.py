@@ -122,7 +122,13 @@ class Layer:
     factor_dtype: str = "float32"
     """Stored dtype of q and k when the encoding is `factors`."""
     call_tokens: int = 0
-    """Keys in the model's own softmax; more than `tokens` where some keys were not kept. 0 stands for `tokens`."""
+    """Keys in the model's own softmax; more than `tokens` where some keys were not kept. 0 stands for `tokens`.
+
+    Where branches differ in it, as with texts of two lengths, that of the first that was recorded."""
+    head_numbers: tuple[int, ...] = ()
+    """The model's own numbers, from 0, of the heads on the head axis; empty is all of them."""
+    call_heads: int = 0
+    """Heads of the model's own call where only those of `head_numbers` were kept. 0 stands for `heads`."""
     column_mass_lost: float = 0.0
     """Worst |1 - sum over x| of one token's G column as decoded, over all that was recorded: what the encoding lost or added."""
 
@@ -140,6 +146,11 @@ class Layer:
         require(
             self.call_tokens in (0,) or self.call_tokens >= self.tokens,
             f"layer {self.path}: {self.tokens} keys of {self.call_tokens} in the call",
+        )
+        require(
+            list(self.head_numbers) == sorted(set(self.head_numbers) & set(range(self.call_heads)))
+            and len(self.head_numbers) == (self.heads if self.call_heads else 0),
+            f"layer {self.path}: heads {list(self.head_numbers)} of {self.call_heads or self.heads} do not name its {self.heads} in order",
         )
         ends = [0, *(g.stop for g in self.groups)]
         covered = [g.start for g in self.groups] == ends[:-1] and ends[-1] == self.tokens
@@ -162,7 +173,8 @@ class Layer:
         """Build from a JSON object; raises CorruptTrace if it is not one of ours."""
         fields = pick(cls, doc, where)
         groups = tuple(TokenGroup.from_json(g, f"{where}, token group {i}") for i, g in enumerate(fields["groups"]))
-        return cls(**{**fields, "grid": _pair(fields["grid"]), "groups": groups})
+        heads = tuple(fields.get("head_numbers", ()))
+        return cls(**{**fields, "grid": _pair(fields["grid"]), "groups": groups, "head_numbers": heads})
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +211,13 @@ class Codec:
 
     name: Literal["lz4", "zstd"] = "lz4"
     level: int = 5
+    keep_bits: int = 10
+    """Mantissa bits that stored probabilities were rounded to before packing; 10 is all that float16 has."""
 
     def __post_init__(self) -> None:
+        bits = self.keep_bits
+        whole = isinstance(bits, int) and not isinstance(bits, bool) and 1 <= bits <= 10
+        require(whole, f"keep_bits {bits!r}; float16 has mantissa bits to keep from 1 to 10")
         require(self.name in ("lz4", "zstd"), f"codec {self.name!r}; codecs are lz4, zstd")
         require(isinstance(self.level, int) and 0 <= self.level <= 9, f"codec level {self.level}; levels are 0 to 9")
 

@@ -19,8 +19,9 @@ from memory import MemoryWriter, memory
 
 from i2am.recorder import record
 from i2am.recorder.capture import Call
-from i2am.recorder.labels import Context, Row, Rows, choose_encoding, describe, evaluations_left, noise_level, number, token_groups
+from i2am.recorder.labels import Row, Rows, choose_encoding, describe, evaluations_left, noise_level, number
 from i2am.recorder.selection import Options, select_branches, select_layers, select_steps
+from i2am.recorder.tokens import Context, Scene, token_groups
 from i2am.schema.errors import InvalidInput, UnknownSelection, UnsupportedModel
 from pipelines import build, generator, ip_adapter, paint_by_example, picture, square_mask, stable_diffusion, text_arguments, text_to_image
 
@@ -204,12 +205,12 @@ def shown(groups: Any) -> list[tuple[Any, ...]]:
 )
 def test_token_groups(projection: str, tokens: int, context: Any, images: Any, repeat: int | None, expected: Any) -> None:
     call = call_of(projection, tokens, repeat or 0)
-    assert shown(token_groups(call, Context(*context), images, separate=repeat is not None)) == expected
+    assert shown(token_groups(call, Context(*context), Scene(images, repeat is not None))) == expected
 
 
 def test_keys_beside_unknown_projections_are_an_error() -> None:
-    with pytest.raises(UnsupportedModel, match="keys made beside add_v_proj are not known"):
-        token_groups(call_of("add_v_proj", 4), Context("text", None, (), ()))
+    with pytest.raises(UnsupportedModel, match="keys made by to_w are not known"):
+        token_groups(call_of("to_w", 4), Context("text", None, (), ()))
 
 
 def test_a_layer_is_described_from_shapes_alone() -> None:
@@ -322,7 +323,7 @@ def test_steps_are_chosen_as_python_slices_do(evaluations: int, stride: int, sta
         (lambda: Options(steps=[-1]), InvalidInput, "ordinals from 0"),
         (lambda: Options(steps=5), InvalidInput, "ordinals from 0"),  # type: ignore[arg-type]
         (lambda: select_branches("left"), InvalidInput, "use cond, uncond or both"),
-        (lambda: Options(keys="self"), InvalidInput, "use all, reference or text"),
+        (lambda: Options(keys="self"), InvalidInput, "use auto, all, reference or text"),
         (lambda: Options(encoding="png"), InvalidInput, "use probabilities, factors or auto"),
         (lambda: Options(codec="gzip"), InvalidInput, "codecs are lz4, zstd"),
         (lambda: Options(level=11), InvalidInput, "levels are 0 to 9"),

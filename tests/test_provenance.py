@@ -37,7 +37,7 @@ def test_provenance_says_where_everything_comes_from(memory: type[MemoryWriter])
     assert (trace.model["device"], trace.model["dtype"]) == ("cpu", "float32")
     assert trace.provenance["versions"]["torch"] == torch.__version__.partition("+")[0] or trace.provenance["versions"]["torch"]
     assert set(trace.provenance["versions"]) == {"python", "i2am", "torch", "diffusers", "transformers", "numpy", "zarr"}
-    options = {"steps": "0:2", "encoding": "auto", "queue_mb": 64, "branches": "cond", "keys": "all", "layers": None}
+    options = {"steps": "0:2", "encoding": "auto", "queue_mb": 64, "branches": "cond", "keys": "auto", "layers": None}
     assert options.items() <= trace.provenance["options"].items()
     assert trace.created.endswith("+00:00")
     assert trace.latent_grid == (16, 12)

@@ -18,8 +18,9 @@ from diffusers import StableDiffusionInpaintPipeline
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from i2am.recorder.cli import free_bytes, human, record_command
+from i2am.recorder.cli import record_command
 from i2am.recorder.loading import find_class, load_pipeline
+from i2am.recorder.sizes import free_bytes, human
 from i2am.recorder.spec import read_spec
 from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, NoSpace, TraceError, UnknownSelection
 from i2am.schema.layout import layout
@@ -198,6 +199,7 @@ def test_what_people_see(paint: Path, tmp_path: Path) -> None:
     assert table.splitlines()[0].split() == ["layer", "heads", "dim", "grid", "keys", "probabilities", "factors"]
     assert "3 of 3 denoiser evaluations" in table
     assert "<- chosen" in next(line for line in table.splitlines() if line.startswith("auto"))
+    assert " 1 of 2 " in run(paint / "spec.toml", "--dry-run", "--heads", "1").stdout.splitlines()[1]
     assert f"{tmp_path / 't.zarr'}: 3 steps of" in run(paint / "spec.toml", "-o", tmp_path / "t.zarr").stdout
     assert [human(n) for n in (0, 999, 1000, 5.54e9, 2e15)] == ["0 B", "999 B", "1 kB", "5.54 GB", "2e+03 TB"]
     assert free_bytes(tmp_path / "not/there") > 0
@@ -291,8 +293,19 @@ def test_refusals_come_before_the_model_is_loaded(paint: Path, tmp_path: Path, m
     assert usage.exit_code == 2
     assert "--dry-run" in usage.stderr
     monkeypatch.setattr("i2am.recorder.cli.free_bytes", lambda path: 10)
-    with pytest.raises(NoSpace, match=r"has 10 B free; .* before compression cannot fit"):
+    with pytest.raises(NoSpace, match=r"would hold .* before compression and 10 B are free, too little even if compressed; "):
         run(paint / "spec.toml", "--dry-run", "-o", tmp_path / "new.zarr")
+    with pytest.raises(NoSpace, match=r"10 B are free"):  # before any sampling, too
+        run(paint / "spec.toml", "-o", tmp_path / "new.zarr")
+    with pytest.raises(NoSpace, match=r"max_bytes is 1 kB; no other encoding is smaller, layers .*, steps every=3 makes it .* together"):
+        run(paint / "spec.toml", "-o", tmp_path / "new.zarr", "--max-bytes", "1kB")
+    for arguments, words in (
+        (("--max-bytes", "5 apples"), "max_bytes='5 apples' is no size"),
+        (("--keep-bits", "11"), "keep_bits 11"),
+        (("--heads", "7"), "heads=7 does not exist"),
+    ):
+        with pytest.raises((InvalidInput, UnknownSelection), match=words):
+            run(paint / "spec.toml", "--dry-run", *arguments)
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "diffusers" else found(name, *a))
     for arguments in (("--dry-run",), ("-o", tmp_path / "new.zarr")):

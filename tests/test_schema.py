@@ -141,6 +141,23 @@ def test_groups_must_cover_the_keys() -> None:
         Layer("a", 0, 1, 1, 1.0, (1, 1), 5, (TokenGroup("text", "text", 0, 4),))
 
 
+@pytest.mark.parametrize(("numbers", "of"), [((0, 2), 2), ((2, 0), 8), ((1, 1), 8), ((1,), 8), ((0, 1), 0), ((), 8), ((-1, 0), 8)], ids=str)
+def test_kept_heads_are_named_in_order_among_the_models(numbers: tuple[int, ...], of: int) -> None:
+    group = TokenGroup("text", "text", 0, 4)
+    with pytest.raises(InvalidInput, match="do not name its 2 in order"):
+        Layer("a", 0, 2, 1, 1.0, (1, 1), 4, (group,), head_numbers=numbers, call_heads=of)
+    layer = Layer("a", 0, 2, 1, 1.0, (1, 1), 4, (group,), head_numbers=(1, 5), call_heads=8)
+    assert Layer.from_json(json.loads(json.dumps(Trace("t", "complete", 1, ("cond",), 2, (layer,)).to_json()))["layers"][0]) == layer
+    heads = [plan for plan in layout(Trace("t", "complete", 1, ("cond",), 2, (layer,))) if plan.path == "layers/000/head"]
+    assert [(plan.dims, plan.shape) for plan in heads] == [(("head",), (2,))]
+
+
+@pytest.mark.parametrize("bits", [0, 11, 1.5, True])
+def test_bits_that_a_mantissa_does_not_have(bits: object) -> None:
+    with pytest.raises(InvalidInput, match="mantissa bits to keep from 1 to 10"):
+        Codec(keep_bits=bits)  # type: ignore[arg-type]
+
+
 def test_the_error_tree_is_the_one_drawn() -> None:
     drawn = {line.split()[1]: line.split()[2:4] for line in (tree.__doc__ or "").splitlines() if "-- " in line}
     classes = {c.__name__: c for c in TraceError.__subclasses__()}

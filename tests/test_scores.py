@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from i2am.recorder import scores
-from i2am.recorder.scores import additive, encode_scores, exact, mask_of, share_heads
+from i2am.recorder.scores import additive, encode_scores, exact, mask_of, share_heads, sum_rows, take_keys
 from i2am.schema.codec import decode_probability, encode_probability
 
 torch.set_num_threads(1)
@@ -162,3 +162,39 @@ def test_half_precision_is_summed_in_float32_even_under_autocast(dtype: torch.dt
     probability, query_lse, _ = oracle(query, key, scale)
     np.testing.assert_allclose(encoded.query_lse, query_lse, rtol=1e-6)
     np.testing.assert_allclose(decode_probability(encoded.probability.numpy()), probability, rtol=6e-4, atol=2**-39)
+
+
+@settings(deadline=None)
+@given(SIZES, SPREADS, st.integers(0, 99), st.data())
+def test_some_keys_of_a_softmax_keep_its_sums(size: tuple[int, int, int, int], spread: float, seed: int, data: Any) -> None:
+    query, key, scale = draw(size, spread, seed)
+    start = data.draw(st.integers(0, size[2] - 1))
+    columns = [slice(start, data.draw(st.integers(start + 1, size[2])))]
+    if columns[0].stop < size[2]:
+        columns += data.draw(st.sampled_from([[], [slice(size[2] - 1, size[2])]]))
+    kept = [i for column in columns for i in range(column.start, column.stop)]
+    encoded = encode_scores(query, key, scale, columns=columns)
+    probability, query_lse, token_lse = oracle(query, key, scale)
+    np.testing.assert_allclose(decode_probability(encoded.probability.numpy()), probability[:, :, kept], rtol=6e-4, atol=2**-39)
+    np.testing.assert_allclose(encoded.query_lse, query_lse, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(encoded.token_lse, token_lse[:, kept], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(sum_rows(query, key, scale), query_lse, rtol=1e-5, atol=1e-4)
+    assert torch.equal(take_keys(key, columns), key[:, kept])
+    assert torch.equal(take_keys(key, ()), key)
+
+
+def test_kept_keys_that_a_mask_hides_count_nothing() -> None:
+    query, key, scale = draw((2, 5, 6, 4), 1.0, 0)
+    mask = torch.ones(5, 6, dtype=torch.bool)
+    mask[:, :3] = False
+    mask[0, 0] = True
+    encoded = encode_scores(query, key, scale, mask, columns=[slice(0, 3)])
+    probability = decode_probability(encoded.probability.numpy())
+    assert np.isfinite(probability).all()
+    assert (probability[:, 0, 0] > 0).all()
+    assert probability.astype(bool).sum() == 2
+    assert torch.isneginf(encoded.token_lse[:, 1:]).all()
+    whole = encode_scores(query, key, scale, mask)
+    torch.testing.assert_close(encoded.query_lse, whole.query_lse)
+    torch.testing.assert_close(sum_rows(query, key, scale, mask), whole.query_lse)
+    torch.testing.assert_close(encoded.token_lse, whole.token_lse[:, :3])

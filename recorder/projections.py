@@ -1,0 +1,111 @@
+"""Which projection an attention call's keys came from, told by its values, which neither norms nor positions change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+PROJECTION: Final = re.compile(r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_qkv)")
+FUSED: Final = {"to_kv": ("to_v", 1), "to_qkv": ("to_v", 2), "to_qkv_mlp_proj": ("to_v", 2), "to_added_qkv": ("add_v_proj", 2)}
+"""Projections that make several things at once: the one they stand for, and how many others lie before the values."""
+
+UNKNOWN: Final = "?"
+"""Stands for keys of which no projection is known, such as those that were kept from an earlier pass."""
+Segments: TypeAlias = tuple[tuple[str, int], ...]
+"""Projections and how many keys each made, in order."""
+
+
+class Projections:
+    """What the projections of the running attention module have made so far."""
+
+    def __init__(self) -> None:
+        self._values: list[tuple[str, Tensor]] = []
+        self._inputs: dict[str, Any] = {}
+        self._proven: dict[tuple[Any, ...], Segments] = {}
+
+    def hooks(self, module: nn.Module, running: Callable[[], bool]) -> list[Any]:
+        """Watch a module's projections while `running` says so; returns the handles."""
+
+        def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def keep(_: nn.Module, args: Any, output: Any) -> None:
+                if running() and isinstance(output, Tensor):
+                    self._inputs[name] = args[0] if args else None
+                    if name != "to_q":
+                        self._values.append((name, output))
+
+            return keep
+
+        handles = []
+        for path, projection in module.named_modules():
+            if match := PROJECTION.fullmatch(path.replace("_orig_mod.", "")):
+                handles.append(projection.register_forward_hook(hook(match[1])))
+        return handles
+
+    def forget(self) -> None:
+        """Let go of everything that was made."""
+        self._values.clear()
+        self._inputs.clear()
+
+    @property
+    def ran(self) -> bool:
+        """Whether any projection ran."""
+        return bool(self._inputs)
+
+    @property
+    def own(self) -> bool:
+        """Whether `to_v` read the sequence that the queries were made from."""
+        if not self._inputs.keys().isdisjoint(("to_qkv", "to_qkv_mlp_proj")):
+            return True
+        source = self._inputs.get("to_v")
+        return source is not None and source is self._inputs.get("to_q")
+
+    def segments(self, path: str, ordinal: int, value: Tensor) -> Segments:
+        """Which projections' outputs the values of a module's n-th call are, one after another along the keys.
+
+        Outputs are held while the module runs, so memory shared with one of them is proof; a copy is compared by content,
+        and what was proven once is not compared again for values of the same shapes.
+        """
+        memory = value.untyped_storage().data_ptr()
+        for name, output in reversed(self._values):
+            if output.untyped_storage().data_ptr() == memory and _tokens(output) == value.shape[2]:
+                return ((_unfused(name), value.shape[2]),)
+        case = (path, ordinal, value.shape, tuple((name, output.shape) for name, output in self._values))
+        if case not in self._proven:
+            self._proven[case] = self._prove(value.transpose(1, 2).flatten(2))  # (row, token, head * channel)
+        return self._proven[case]
+
+    def _prove(self, flat: Tensor) -> Segments:
+        found: list[tuple[str, int]] = []
+        start = 0
+        while start < flat.shape[1]:
+            rest = flat[:, start:]
+            matches = (pair for pair in reversed(self._values) if _begins(rest, _values_of(*pair, flat.shape[2])))
+            name, output = next(matches, (None, None))
+            if name is None or output is None:
+                return ((UNKNOWN, flat.shape[1]),)
+            found.append((_unfused(name), _tokens(output)))
+            start += _tokens(output)
+        return tuple(found)
+
+
+def _unfused(name: str) -> str:
+    return FUSED[name][0] if name in FUSED else name
+
+
+def _tokens(output: Tensor) -> int:
+    return output.numel() // (output.shape[0] * output.shape[-1])
+
+
+def _values_of(name: str, output: Tensor, width: int) -> Tensor:
+    """The values in a projection's output, fused or not: (row, token, head * channel)."""
+    before = FUSED[name][1] * width if name in FUSED else 0
+    return output.reshape(output.shape[0], -1, output.shape[-1])[..., before : before + width]
+
+
+def _begins(flat: Tensor, values: Tensor) -> bool:
+    rows, tokens, width = values.shape
+    return (rows, width) == (flat.shape[0], flat.shape[2]) and 0 < tokens <= flat.shape[1] and torch.equal(flat[:, :tokens], values)

@@ -1,0 +1,125 @@
+"""Call sites: which layer of the trace a captured call is, and which part of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..schema.errors import UnsupportedModel
+from ..schema.trace import Layer
+from .capture import Call
+from .labels import describe
+from .projections import UNKNOWN
+from .scores import additive
+from .selection import Options, keep_heads
+from .tokens import Context, Scene, columns_of, generated_queries, keep_groups, moved_together, token_groups
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a call goes in the trace."""
+
+    index: int
+    layer: Layer
+    generated: slice
+    """Queries that are places of the generated image."""
+    columns: tuple[slice, ...]
+    """Keys that are kept; empty for all."""
+
+
+class Sites:
+    """Finds the site of each call; a new one becomes a layer of the trace."""
+
+    def __init__(self, context: Context, options: Options, add_layer: Callable[[Layer], int]) -> None:
+        self._context, self._options, self._add_layer = context, options, add_layer
+        self._sites: dict[tuple[Any, ...], Site | None] = {}
+        self._layers: dict[tuple[str, str, int], tuple[int, Layer]] = {}
+        self.roles: set[str] = set()
+        """Of all keys that were met, kept or not, but the image's own."""
+
+    def find(self, call: Call, scene: Scene) -> Site | None:
+        """The site of a call; None if nothing of it is to be kept.
+
+        Raises   UnsupportedModel if the call is not what it was before
+        """
+        key = (call.path, call.segments, call.repeat, call.own, call.grid, call.scale, call.query.shape[1:], call.key.shape[1:], scene)
+        if key not in self._sites:
+            self._sites[key] = self._make(call, scene)
+        return self._sites[key]
+
+    def _make(self, call: Call, scene: Scene) -> Site | None:
+        groups = token_groups(call, self._context, scene)
+        if not groups:
+            return None  # references among themselves
+        generated, grid = generated_queries(call, groups, scene)
+        if grid is None and scene.canvas and not call.own:
+            return None  # asked by text or reference tokens alone
+        self.roles |= {group.role for group in groups} - {"self"}
+        kept = keep_groups(groups, self._options.keys)
+        if not kept:
+            return None
+        columns = () if kept == groups else columns_of(kept)
+        masked = hides(call.mask, generated, columns)
+        encoding = self._options.encoding
+        layer = keep_heads(
+            describe(call, self._ordinal(call), moved_together(kept), encoding, grid, masked),
+            self._options.heads,
+        )
+        index, layer = self._place(call, layer)
+        return Site(index, layer, generated, columns)
+
+    def _place(self, call: Call, layer: Layer) -> tuple[int, Layer]:
+        """The layer as the trace has it: the same in each evaluation and branch, whatever the keys that are not kept."""
+        site = self._same(call)
+        if site not in self._layers:
+            self._layers[site] = self._add_layer(layer), layer
+            return self._layers[site]
+        index, known = self._layers[site]
+        same = all(getattr(known, name) == getattr(layer, name) for name in ("groups", "grid", "scale", "heads", "call_heads"))
+        if not same:
+            raise UnsupportedModel(
+                f"{known.name} changed during the run: {known.tokens} keys on grid {known.grid} before, {layer.tokens} on {layer.grid}; "
+                'a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
+                "or leave it out through layers="
+            )
+        return index, known
+
+    def _same(self, call: Call) -> tuple[str, str, int]:
+        """The site of a call in earlier passes; keys that were kept since then had a projection at first."""
+        own = (call.path, call.projection, call.repeat)
+        return next((site for site in self._layers if site[0] == call.path), own) if call.projection == UNKNOWN else own
+
+    def _ordinal(self, call: Call) -> int:
+        """0 for the module's own keys, 1 + i for adapter i: the same whichever adapters are silent at first."""
+        site = self._same(call)
+        if site in self._layers:
+            return self._layers[site][1].call
+        adapter = call.projection.partition("to_v_ip")[2]
+        ordinal = int(adapter.lstrip(".") or 0) + 1 if "to_v_ip" in call.projection else int(call.projection == "add_v_proj")
+        taken = {layer.call for _, layer in self._layers.values() if layer.path == call.path}
+        while ordinal in taken:
+            ordinal += 1
+        return ordinal
+
+
+def part_of_mask(mask: Tensor | None, generated: slice, columns: tuple[slice, ...] = ()) -> Tensor | None:
+    """A mask for some of a call's queries and keys; an axis of length 1 serves all.
+
+    Dims     broadcast to (..., x, token)
+    """
+    if mask is None or mask.ndim < 2:
+        return mask
+    if mask.shape[-2] > 1:
+        mask = mask[..., generated, :]
+    if columns and mask.shape[-1] > 1:
+        mask = mask[..., [i for column in columns for i in range(column.start, column.stop)]]
+    return mask
+
+
+def hides(mask: Tensor | None, generated: slice, columns: tuple[slice, ...] = ()) -> bool:
+    """Whether a mask changes any score that is kept; asks the device."""
+    part = part_of_mask(mask, generated, columns)
+    return part is not None and (part.device.type == "meta" or bool((additive(part) != 0).any()))

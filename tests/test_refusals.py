@@ -1,0 +1,108 @@
+"""What cannot be recorded says so before anything is sampled: where the reference went, or which module hides, and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import StableDiffusionInstructPix2PixPipeline
+from memory import MemoryWriter, memory
+from pipelines_transformers import flux_fill, kandinsky, kontext
+from torch import nn
+
+from i2am.recorder import record
+from i2am.recorder.refusals import hidden_attention, refuse_pipeline
+from i2am.schema.errors import UnsupportedModel
+from pipelines import build, generator, picture, stable_diffusion, text_arguments
+
+__all__ = ["memory"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
+
+PATH = Path("nowhere.zarr")
+
+
+def pipeline_named(name: str) -> Any:
+    """A pipeline that is only a name, around a denoiser without attention."""
+
+    def init(self: Any, unet: Any = None, text_encoder: Any = None) -> None:
+        self.unet = nn.Linear(1, 1)
+
+    return type(name, (), {"__init__": init, "__call__": lambda self, prompt=None: None})()
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("StableUnCLIPImg2ImgPipeline", "added to the time embedding as a class label"),
+        ("StableDiffusionXLInstructPix2PixPipeline", "concatenated to the latent's channels"),
+        ("MarigoldDepthPipeline", "concatenated to the latent's channels"),
+        ("FluxFillPipeline", "concatenated to the latent's channels"),
+        ("FluxControlPipeline", "concatenated to the latent's channels"),
+    ],
+)
+def test_a_reference_that_meets_no_attention_is_refused(name: str, where: str) -> None:
+    pipeline = pipeline_named(name)
+    for keys in ("auto", "all", "reference"):
+        with pytest.raises(UnsupportedModel, match=f'{name} has no reference in its attention: the image (is )?{where}.*keys="text"'):
+            refuse_pipeline(pipeline, keys)
+    refuse_pipeline(pipeline, "text")
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionInpaintPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionControlNetPipeline"]
+)
+def test_an_input_that_is_no_reference_is_refused_where_one_is_asked_for(name: str) -> None:
+    with pytest.raises(UnsupportedModel, match="no reference in its attention"):
+        refuse_pipeline(pipeline_named(name), "reference")
+    refuse_pipeline(pipeline_named(name), "auto")
+
+
+def test_text_of_pipelines_without_a_reference_is_recorded(memory: type[MemoryWriter]) -> None:
+    for pipeline, call in (flux_fill(), build("inpaint")):
+        record(pipeline, PATH, keys="text", **call())
+        assert {group.role for layer in memory.last.trace.layers for group in layer.groups} == {"text"}
+    pipeline = stable_diffusion(StableDiffusionInstructPix2PixPipeline, channels=8)
+    record(pipeline, PATH, keys="text", **text_arguments(), image=picture(1), generator=generator())
+    assert memory.last.trace.layers
+
+
+def test_those_with_a_reference_are_let_through() -> None:
+    for pipeline, _ in (kontext(), kandinsky(), build("paint-by-example"), build("ip-full")):
+        for keys in ("auto", "reference", "all"):
+            refuse_pipeline(pipeline, keys)
+
+
+def test_a_softmax_of_its_own_is_named() -> None:
+    pipeline = pipeline_named("SomeVideoPipeline")
+    pipeline.unet = nn.ModuleDict({"faces": type("PerceiverCrossAttention", (nn.Module,), {})()})
+    with pytest.raises(UnsupportedModel, match=r"unet\.faces \(PerceiverCrossAttention\) reads the reference with a softmax of its own"):
+        refuse_pipeline(pipeline, "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "words"),
+    [
+        ("XFormersAttnProcessor", {}, "xformers' own kernel; call pipeline.disable_xformers_memory_efficient_attention"),
+        ("SlicedAttnProcessor", {}, "slice by slice.*disable_attention_slicing"),
+        ("FluxAttnProcessor", {"_attention_backend": "sage"}, "backend is 'sage'; call denoiser.set_attention_backend"),
+        ("FluxAttnProcessor", {"_attention_backend": "flash"}, "backend is 'flash'"),
+        ("FluxAttnProcessor", {"_parallel_config": object()}, "split over several devices.*one device"),
+        ("MyProcessor", {}, "MyProcessor multiplies matrices itself"),
+    ],
+)
+def test_hidden_attention_names_module_cause_and_way_out(name: str, attributes: dict[str, Any], words: str) -> None:
+    module = nn.Module()
+    module.processor = type(name, (), attributes)()
+    with pytest.raises(UnsupportedModel, match=rf"unet\.mid\.attn2 ran.*{words}.*leave the module out through layers="):
+        raise hidden_attention("unet.mid.attn2", module)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_backend_chosen_for_all_is_named() -> None:
+    from diffusers.models.attention_dispatch import attention_backend
+
+    pipeline, call = kontext()
+    with attention_backend("flex"), pytest.raises(UnsupportedModel, match="backend is 'flex'"):
+        record(pipeline, PATH, **call())
