@@ -173,7 +173,7 @@ def _adapter_groups(name: str, repeat: int, start: int, stop: int, context: Cont
 def _patch_groups(start: int, stop: int, context: Context) -> list[TokenGroup]:
     """Image keys of one encoder, one image after another: first frame, or first and last."""
     each = 1 + context.patches[0] * context.patches[1] if context.patches is not None else stop - start
-    count = (stop - start) // each if (stop - start) % each == 0 else 1
+    count = max(1, (stop - start) // each) if (stop - start) % each == 0 else 1
     each = (stop - start) // count
     names = ["reference"] if count == 1 else [f"reference_{i}" for i in range(count)]
     images = [name if name in context.references else None for name in names]

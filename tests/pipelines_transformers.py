@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import CLIPVisionModelWithProjection, SiglipVisionConfig, SiglipVisionModel
+from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, SiglipVisionConfig, SiglipVisionModel
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -35,6 +35,7 @@ WIDE = 32
 """Channels of context tokens."""
 HEADS, DEPTH = 2, 16
 INNER = HEADS * DEPTH
+LINEAR: dict[str, tuple[int, ...]] = {"weight": (WIDE,), "bias": ()}
 RESAMPLED = 8
 """Tokens of SD3's image resampler."""
 
@@ -93,13 +94,8 @@ def flux_guided() -> Built:
 def kontext(guided: bool = False, samples: int = 1) -> Built:
     size = {"max_area": 16 * 12, "_auto_resize": False, "num_images_per_prompt": samples}
     guidance = {"true_cfg_scale": 3.0} if guided else {}
-    return flux(diffusers.FluxKontextPipeline), lambda: {
-        **texts(guided=guided),
-        **settings(),
-        **size,
-        **guidance,
-        "image": picture(10, 24, 16),
-    }
+    given = {**size, **guidance, "image": picture(10, 24, 16)}
+    return flux(diffusers.FluxKontextPipeline), lambda: {**texts(guided=guided), **settings(), **given}
 
 
 def flux_adapter(guided: bool = True) -> Built:
@@ -121,9 +117,6 @@ def flux_adapter(guided: bool = True) -> Built:
     return pipeline, lambda: {**texts(guided=guided), **settings(), "ip_adapter_image": picture(10, 48, 32), **guidance}
 
 
-LINEAR: dict[str, tuple[int, ...]] = {"weight": (WIDE,), "bias": ()}
-
-
 def redux() -> Built:
     """Flux with what its Redux prior made of an image behind 512 tokens of text."""
     from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
@@ -140,11 +133,8 @@ def redux() -> Built:
     )
     made = prior(picture(10))
     pipeline = flux(context=4096, pooled=768)
-    return pipeline, lambda: {
-        "prompt_embeds": made.prompt_embeds,
-        "pooled_prompt_embeds": made.pooled_prompt_embeds,
-        **settings(),
-    }
+    given = {"prompt_embeds": made.prompt_embeds, "pooled_prompt_embeds": made.pooled_prompt_embeds}
+    return pipeline, lambda: {**given, **settings()}
 
 
 def flux_fill() -> Built:
@@ -318,6 +308,18 @@ def wan(two: bool = False, frames: int = 1) -> Built:
     return pipeline, lambda: {**texts(pooled=False), **settings(), **given}
 
 
+def wan_image() -> Built:
+    """An image to a single frame: its patches are keys of a call of their own, before the text's, which is always 512 tokens."""
+    base, call = wan()
+    torch.manual_seed(1)
+    config = {**base.transformer.config, "in_channels": 36, "image_dim": 8, "added_kv_proj_dim": 24}
+    config.pop("_use_default_values", None)
+    parts = {name: part for name, part in base.components.items() if not name.startswith("transformer")}
+    parts |= {"image_encoder": CLIPVisionModel(vision_config(8)).eval(), "image_processor": processor()}
+    pipeline = quiet(diffusers.WanImageToVideoPipeline(**parts, transformer=WanTransformer3DModel.from_config(config).eval()))
+    return pipeline, lambda: {**call(), **texts(512, 512, pooled=False), "image": picture(10, 32, 48)}
+
+
 SHARED: dict[str, Callable[[], Built]] = {
     "flux": flux_text,
     "flux-guided": flux_guided,
@@ -336,6 +338,7 @@ SHARED: dict[str, Callable[[], Built]] = {
     "kandinsky": kandinsky,
     "kandinsky-two": lambda: kandinsky(samples=2),
     "wan": wan,
+    "wan-image": wan_image,
     "wan-two": lambda: wan(two=True),
 }
 

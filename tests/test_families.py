@@ -283,3 +283,17 @@ def test_timesteps_are_the_schedulers_even_from_a_bfloat16_model(memory: type[Me
     record(pipeline, PATH, encoding="factors", **{**arguments, "num_inference_steps": 3})
     assert [commit["timestep"] for commit in memory.last.commits] == pipeline.scheduler.timesteps.tolist()
     assert [commit["sigma"] for commit in memory.last.commits] == pipeline.scheduler.sigmas[:-1].tolist()
+
+
+def test_image_keys_beside_the_texts_are_a_call_of_their_own(memory: type[MemoryWriter]) -> None:
+    pipeline, call = build("wan-image")
+    spy = Spy(pipeline)
+    with spy:
+        plain = pictures_of(pipeline(**call()))
+    assert np.array_equal(plain, pictures_of(record(pipeline, PATH, keys="reference", encoding="factors", branches="both", **call())))
+    (layer,) = memory.last.trace.layers
+    assert (layer.call, layer.grid, layer.groups[0].specials, layer.groups[0].grid) == (1, (2, 3), 1, (4, 4))
+    for (_, _, branch, step), blocks in memory.last.blocks.items():
+        query, key, _ = spy.calls[layer.path][2 * step + (branch == "uncond")][0]
+        assert np.array_equal(blocks["key"], key[0].numpy())
+        assert np.array_equal(blocks["query"], query[0].unflatten(1, (2, 3)).numpy())
