@@ -49,8 +49,8 @@ HIDDEN_ATTENTION: Final = (
     # (word in the processor's class name, what it does instead, the way out)
     ("sliced", "computes attention slice by slice without scaled_dot_product_attention", "call pipeline.disable_attention_slicing()"),
     ("xformers", "runs xformers' own kernel", "call pipeline.disable_xformers_memory_efficient_attention()"),
-    ("npu", "runs an NPU kernel", "set AttnProcessor2_0 on the denoiser"),
-    ("xla", "runs an XLA kernel", "set AttnProcessor2_0 on the denoiser"),
+    ("npu", "runs an NPU kernel", "set AttnProcessor2_0 on its denoiser"),
+    ("xla", "runs an XLA kernel", "set AttnProcessor2_0 on its denoiser"),
 )
 
 SEEN_BACKENDS: Final = ("native", "_native_math", "_native_efficient", "_native_flash", "_native_cudnn")
@@ -94,13 +94,13 @@ def refuse_pipeline(pipeline: Any, keys: str) -> None:
 def hidden_attention(path: str, module: nn.Module) -> UnsupportedModel:
     """The error for a module that ran without one attention call that can be seen."""
     processor: Any = getattr(module, "processor", None)
-    name = type(processor).__name__
+    name, root = type(processor).__name__, path.partition(".")[0]
     dispatches = hasattr(processor, "_attention_backend")
     backend = (processor._attention_backend or _active_backend()) if dispatches else None
     backend = getattr(backend, "value", backend)
-    why, way_out = f"its processor {name} multiplies matrices itself", "call denoiser.set_attn_processor(AttnProcessor2_0())"
+    why, way_out = f"its processor {name} multiplies matrices itself", f"call pipeline.{root}.set_attn_processor(AttnProcessor2_0())"
     if backend is not None and backend not in SEEN_BACKENDS:
-        why, way_out = f"its attention backend is {backend!r}", 'call denoiser.set_attention_backend("native")'
+        why, way_out = f"its attention backend is {backend!r}", f'call pipeline.{root}.set_attention_backend("native")'
     if getattr(processor, "_parallel_config", None) is not None:
         why, way_out = "its sequence is split over several devices (context parallel)", "run it on one device, without enable_parallelism()"
     for word, what, remedy in HIDDEN_ATTENTION:

@@ -191,8 +191,7 @@ class Run:
         """Complete the trace."""
         writer = self._open()
         sampler = sampler_record(self._pipeline.scheduler, self._arguments)
-        images = [*generated, *self.pictures]
-        return writer.finish(images=images, sampler=sampler, latent_grid=self._latent_grid, provenance=self._provenance())
+        return writer.finish(images=generated, sampler=sampler, latent_grid=self._latent_grid, provenance=self._provenance())
 
     def _nothing(self) -> UnsupportedModel:
         name, keys = type(self._pipeline).__name__, self._options.keys
@@ -260,6 +259,7 @@ class Run:
             self.writer = Writer(
                 self._path, self._record(), queue_bytes=int(self._options.queue_mb * 2**20), overwrite=self._options.overwrite
             )
+            self.writer.add_images(self.pictures)
             for evaluation in self._waiting:
                 self._commit(evaluation)
         return self.writer

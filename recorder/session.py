@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..schema.errors import AlreadyExists, InvalidInput, UnsupportedModel
+from ..schema.errors import AlreadyExists, InvalidInput, NoSpace, UnsupportedModel
 from ..schema.trace import JSON, Trace
 from .capture import Capture, attention_modules, denoisers, replaced
 from .images import Picture, generated_pictures
@@ -108,6 +109,7 @@ class Recording:
         self._restore.close()
         if self._generated is not None and self._run is not None:
             self.trace = self._finish(self._run, self._generated)
+            self._warn(self.trace)
         elif error is None:
             raise InvalidInput("the pipeline was not called while recording, so nothing was recorded; call it once inside the block")
 
@@ -200,14 +202,26 @@ class Recording:
             self._interrupt(run, error)
             raise
 
+    def _warn(self, trace: Trace) -> None:
+        """Say where float16 was too coarse; the trace says so too."""
+        lossy = [layer.column_mass_lost for layer in trace.layers if layer.lossy]
+        if lossy:
+            warnings.warn(
+                f"float16 lost up to {max(lossy):.0%} of one token's column of G in {len(lossy)} of {len(trace.layers)} layers of "
+                f'{self.path}: R2G maps of these layers are approximate; encoding="auto" or "factors" keeps them exact',
+                stacklevel=4,
+            )
+
     def _interrupt(self, run: Run, error: BaseException) -> None:
         """Keep what was committed, and tell how to open it."""
         if run.writer is None:
             return
-        what = str(error).strip().splitlines()
+        # What the operating system said of a full disk, not our own sentence about what is kept.
+        what = str(error.__cause__ if isinstance(error, NoSpace) else error).strip().splitlines()
         run.writer.interrupt(f"{type(error).__name__}{': ' + what[0] if what else ''} after {run.kept} recorded evaluations")
-        if run.writer.committed:
-            error.add_note(f"i2am: {run.writer.committed} recorded steps are readable: open_trace({str(self.path)!r}, partial=True)")
+        if run.writer.committed and not isinstance(error, NoSpace):
+            steps = f"{run.writer.committed} of {run.writer.trace.steps} steps are recorded and readable"
+            error.add_note(f"{steps}: `i2am info {self.path} --partial`, or open_trace({str(self.path)!r}, partial=True)")
 
 
 def _uncompiled(pipeline: Any) -> AbstractContextManager[Any]:

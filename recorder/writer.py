@@ -32,6 +32,7 @@ from ..schema.layout import (
     ArrayPlan,
     data_plans,
     documents,
+    image_layout,
     layer_documents,
     layout,
     root_document,
@@ -160,6 +161,20 @@ class Writer:
         self._next += 1
         self._submit(Job(partial(self._journal, entry), 0, step, "journal", closing=True))
 
+    def add_images(self, images: Sequence[tuple[Image, NDArray[Any]]]) -> None:
+        """Keep pictures that are known from the start, so that a partial trace has them too."""
+        trace = dataclasses.replace(self._trace, images=(*self._trace.images, *(image for image, _ in images)))
+        try:
+            for image, pixels in images:
+                plan = image_layout(image)
+                _check_block(plan, pixels, plan.shape)
+                self._storage.write_document(plan.path, plan.to_json())
+                self._storage.write_block(plan, (), pixels)
+        except OSError as error:
+            self._raise(error)
+        with self._lock:  # only now may the root name them
+            self._trace, self._stale = trace, True
+
     def finish(self, *, images: Sequence[tuple[Image, NDArray[Any]]] = (), **updates: Any) -> Trace:
         """Complete the trace and return its record; `updates` replace fields of it."""
         self._workers.drain()
@@ -201,7 +216,8 @@ class Writer:
         if isinstance(error, TraceError) or error.errno not in FULL:
             raise error
         done = f"{self.committed} of {self._trace.steps} steps are recorded and readable (`i2am info --partial`)"
-        hint = "free space, or record fewer layers or steps, or with encoding factors"
+        smaller = ", or with encoding factors" if any(layer.encoding == "probabilities" for layer in self._trace.layers) else ""
+        hint = f"free space, or record fewer layers or steps{smaller}"
         raise NoSpace(f"no space left for {self.path}: {done}; {hint}") from error
 
     def _store(self, at: tuple[int, int, int], step: int, blocks: dict[str, Block], lost: float | Callable[[], float]) -> None:
@@ -277,7 +293,7 @@ class Writer:
         trace = dataclasses.replace(self._trace, **updates)
         lost = [min(1.0, self._lost.get(index, 0.0)) for index in range(len(trace.layers))]
         layers = tuple(dataclasses.replace(layer, column_mass_lost=share) for layer, share in zip(trace.layers, lost, strict=True))
-        pictures = tuple(image for image, _ in images)
+        pictures = (*(image for image, _ in images), *trace.images)
         trace = dataclasses.replace(trace, layers=layers, images=pictures, steps=self.committed, status="complete", reason="")
         arrays = columns(trace, self._committed) | {f"images/{image.name}": pixels for image, pixels in images}
         plans = [plan for plan in layout(trace) if plan.path in arrays]

@@ -23,6 +23,8 @@ IMAGE_ROLES: Final[tuple[ImageRole, ...]] = ("generated", "reference", "mask", "
 STATUSES: Final[tuple[Status, ...]] = ("recording", "interrupted", "complete")
 BRANCHES: Final = ("cond", "uncond")
 FACTOR_DTYPES: Final = ("float16", "float32")
+LOSSY: Final = 0.01
+"""Share of a token's column from which an encoding's loss is worth a word."""
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -162,6 +164,11 @@ class Layer:
     def name(self) -> str:
         """The path, with `#call` after it for every call but the first."""
         return self.path if self.call == 0 else f"{self.path}#{self.call}"
+
+    @property
+    def lossy(self) -> bool:
+        """Whether float16 lost so much of a token's column that R2G, which counts every token alike, is approximate."""
+        return self.encoding == "probabilities" and self.column_mass_lost > LOSSY
 
     @property
     def partial_keys(self) -> bool:

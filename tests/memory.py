@@ -58,9 +58,14 @@ class MemoryWriter:
         assert step == len(self.commits) < self.trace.steps
         self.commits.append(labels)
 
+    def add_images(self, images: Any) -> None:
+        self.images |= {image.name: pixels for image, pixels in images}
+        self.trace = dataclasses.replace(self.trace, images=(*self.trace.images, *(image for image, _ in images)))
+
     def finish(self, *, images: Any, **updates: Any) -> Trace:
-        self.images = {image.name: pixels for image, pixels in images}
-        changes = {**updates, "images": tuple(image for image, _ in images), "steps": self.committed, "status": "complete"}
+        self.images = {image.name: pixels for image, pixels in images} | self.images
+        self.trace = dataclasses.replace(self.trace, images=(*(image for image, _ in images), *self.trace.images))
+        changes = {**updates, "steps": self.committed, "status": "complete"}
         self.trace = dataclasses.replace(self.trace, **changes)
         return self.trace
 

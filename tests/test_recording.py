@@ -17,6 +17,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from memory import MemoryWriter, memory
 from torch import nn
 
+from i2am.analyzer import open_trace
 from i2am.recorder import record, recording
 from i2am.recorder.demo.encoder import GarmentEncoder
 from i2am.recorder.demo.pipeline import TryOnPipeline
@@ -170,7 +171,26 @@ def test_a_failing_pipeline_leaves_what_was_committed(tmp_path: Path) -> None:
     record_ = attributes(path)
     assert (record_["status"], record_["reason"]) == ("interrupted", "RuntimeError: out of memory after 3 recorded evaluations")
     assert len((path / "journal.jsonl").read_text().splitlines()) == 3
-    assert caught.value.__notes__ == [f"i2am: 3 recorded steps are readable: open_trace({str(path)!r}, partial=True)"]
+    (note,) = caught.value.__notes__
+    assert note == f"3 of 5 steps are recorded and readable: `i2am info {path} --partial`, or open_trace({str(path)!r}, partial=True)"
+
+
+def test_a_partial_trace_has_the_pictures_known_from_the_start(tmp_path: Path) -> None:
+    pipeline, call = build("inpaint")
+    path = tmp_path / "run.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        record(pipeline, path, layers=MID, **call(), callback_on_step_end=stop_at(0, lambda: signal.raise_signal(signal.SIGINT)))
+    trace = open_trace(path, partial=True)
+    assert [image.name for image in trace.images] == ["input", "mask"]
+    np.testing.assert_array_equal(trace.image("mask")[..., 0], np.asarray(call()["mask_image"].convert("L")))
+
+
+def test_attention_too_sharp_for_float16_is_said(tmp_path: Path) -> None:
+    pipeline, call = build("ip-full")
+    with torch.no_grad():
+        pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight.mul_(300)
+    with pytest.warns(UserWarning, match=r"float16 lost up to \d+% of one token's column of G in \d of \d layers.*encoding=\"auto\""):
+        record(pipeline, tmp_path / "run.zarr", layers=MID, **call())
 
 
 def test_a_polite_kill_leaves_what_was_committed(memory: type[MemoryWriter]) -> None:

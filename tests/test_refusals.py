@@ -86,7 +86,7 @@ def test_a_softmax_of_its_own_is_named() -> None:
     [
         ("XFormersAttnProcessor", {}, "xformers' own kernel; call pipeline.disable_xformers_memory_efficient_attention"),
         ("SlicedAttnProcessor", {}, "slice by slice.*disable_attention_slicing"),
-        ("FluxAttnProcessor", {"_attention_backend": "sage"}, "backend is 'sage'; call denoiser.set_attention_backend"),
+        ("FluxAttnProcessor", {"_attention_backend": "sage"}, "backend is 'sage'; call pipeline.unet.set_attention_backend"),
         ("FluxAttnProcessor", {"_attention_backend": "flash"}, "backend is 'flash'"),
         ("FluxAttnProcessor", {"_parallel_config": object()}, "split over several devices.*one device"),
         ("MyProcessor", {}, "MyProcessor multiplies matrices itself"),
