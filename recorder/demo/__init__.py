@@ -1,0 +1,1 @@
+"""A small try-on diffusion model with known ground truth: its data, its training and its weights."""
