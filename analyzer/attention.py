@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..schema.codec import decode_probability
 from ..schema.trace import Layer
 from .products import product
+from .reader import head_numbers
 from .shards import Blocks
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def _lazy(trace: Trace, index: int, kind: Kind) -> xr.DataArray:
         "branch": list(trace.record.branches),
         "step": trace.steps["evaluation"],
         "timestep": ("step", trace.steps["timestep"]),
+        "head": list(head_numbers(layer)),
         "y": centres(layer.grid[0]),
         "x": centres(layer.grid[1]),
         "group": ("token", [group.name for group in layer.groups for _ in range(group.tokens)]),

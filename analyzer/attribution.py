@@ -22,13 +22,15 @@ from ..schema.errors import InvalidInput
 from ..schema.layout import image_layout
 from ..schema.trace import Image, TokenGroup
 from .attention import Calls, Kind, centres
-from .reader import Selector, Trace
+from .precision import column_mass_lost
+from .reader import Selector, Trace, head_numbers
 from .recipes import Recipe
 from .recipes import recipe as named
 from .reduction import Graph, Lift, Piece, pick_generated, pick_patch, pick_token, reduce_maps
 from .scan import scan, segments
 from .selection import Positions, Selection, cell, choose, split
 from .weighting import Mask, masks, query_weights, weighting
+from .wording import option
 
 AXES: Final = ("time", "layer", "head")
 LEVELS: Final = {"time": "TLAM", "layer": "LLAM", "head": "HLAM"}
@@ -56,7 +58,7 @@ def r2g(
     `specials` says whether tokens without a place (CLS) count among the reference's.
 
     Dims     kept axes in the order time, layer, head, then (y, x) on the latent grid; lazy, float64
-    Range    >= 0; NaN where no call is left to average
+    Range    >= 0; NaN where no call is left to average; attribute `column_mass_lost`: what the encoding took from one column at worst
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025; v1 prints the other softmax axis (Eq. 4)
     """
@@ -76,7 +78,10 @@ def r2g(
         )
     scans = _scans(trace, chosen, row, None)
     image = _image(trace, f"generated_{chosen.sample}", "generated")
-    return _map(trace, "r2g", row, chosen, keep, time_groups, scans, lifts, ("y", "x"), target, image)
+    # Columns of G are what the encoding may lose; with the softmax over keys R2G is made of rows.
+    every = column_mass_lost(trace) if row.r2g == "generated" else [0.0] * len(trace.layers)
+    lost = max(every[index] for index in chosen.layers)
+    return _map(trace, "r2g", row, chosen, keep, time_groups, scans, lifts, ("y", "x"), target, image, column_mass_lost=lost)
 
 
 def g2r(
@@ -206,7 +211,7 @@ def _map(
             Piece(
                 tuple(keys[index][s] for s in steps if s in keys[index] and lift.heads),
                 lift,
-                tuple(chosen.heads.index(h) for h in lift.heads),
+                tuple(chosen.heads.index(head_numbers(trace.layers[index])[h]) for h in lift.heads),
             )
             for index, lift in zip(chosen.layers, lifts, strict=True)
         ]
@@ -259,12 +264,14 @@ def _coordinates(
 
 
 def _kept(keep: Iterable[str] | str, time_groups: int | None) -> tuple[str, ...]:
+    if not isinstance(keep, Iterable):
+        raise InvalidInput(f"cannot keep {keep!r}; a map keeps any of {', '.join(AXES)}, or () for none")
     kept = (keep,) if isinstance(keep, str) else tuple(keep)
     unknown = [axis for axis in kept if axis not in AXES]
     if unknown:
         raise InvalidInput(f"cannot keep {unknown[0]!r}; a map keeps any of {', '.join(AXES)}")
     if time_groups is not None and "time" not in kept:
-        raise InvalidInput("time_groups splits the time axis, which is not kept; add keep='time'")
+        raise InvalidInput(f"{option('time_groups')} splits the time axis, which is not kept; add {option('keep', 'time')}")
     return kept
 
 
@@ -274,7 +281,8 @@ def _called(calls: Calls, chosen: Selection) -> list[int]:
 
 
 def _heads(trace: Trace, chosen: Selection, index: int) -> tuple[int, ...]:
-    return tuple(h for h in chosen.heads if h < trace.layers[index].heads)
+    """Where the selected heads stand on the layer's head axis."""
+    return tuple(position for position, number in enumerate(head_numbers(trace.layers[index])) if number in chosen.heads)
 
 
 def _token_lift(
@@ -303,7 +311,8 @@ def _reference_shape(trace: Trace, chosen: Selection) -> tuple[int, ...]:
     if places or len(counts) > 1:
         what = ", ".join(f"{trace.layers[i].name}: {g.tokens} tokens" for i, g in list(zip(chosen.layers, chosen.groups, strict=True))[:4])
         raise InvalidInput(
-            f"the layers' {chosen.groups[0].name} tokens cannot be laid over each other ({what}); select layers that agree with layers="
+            f"the layers' {chosen.groups[0].name} tokens cannot be laid over each other ({what}); "
+            f"select layers that agree with {option('layers')}"
         )
     return (counts.pop(),)
 

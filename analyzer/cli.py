@@ -22,11 +22,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from .failures import DEBUG, report
     from .group import i2am
+    from .wording import typed
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = i2am.main(given, prog_name="i2am", standalone_mode=False)
-        sys.stdout.flush()
+        with typed():
+            result = i2am.main(given, prog_name="i2am", standalone_mode=False)
+        if sys.stdout is not None:  # it is where the shell closed it: i2am ... >&-
+            sys.stdout.flush()
     except BaseException as error:
         if os.environ.get(DEBUG):
             traceback.print_exc()

@@ -25,6 +25,13 @@ def example(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
+def answer(text: str, note: str | None) -> None:
+    """What was asked on stdout, what to bear in mind on stderr."""
+    click.echo(text)
+    if note:
+        click.echo(note, err=True)
+
+
 @click.command("info", epilog=example("i2am info run.zarr", "i2am info run.zarr --json | jq .layers", "i2am info --partial run.zarr"))
 @trace_argument
 @json_option
@@ -34,14 +41,19 @@ def info_command(trace: Path, partial: bool, as_json: bool) -> None:
     from .summary import describe, write_summary
 
     facts = describe(open_trace(trace, partial=partial))
-    click.echo(document(facts) if as_json else write_summary(facts))
+    answer(document(facts) if as_json else write_summary(facts), None if as_json else facts["note"])
 
 
-@click.command("verify", epilog=example("i2am verify run.zarr", "i2am verify run.zarr --json", "i2am verify --partial run.zarr"))
+@click.command(
+    "verify",
+    short_help="Check every file, table and number of a trace.",
+    epilog=example("i2am verify run.zarr", "i2am verify run.zarr --json", "i2am verify --partial run.zarr"),
+)
 @trace_argument
 @json_option
 def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
     """Check every file by its sha256, every table by the plan, and that rows of P and columns of G sum to 1."""
+    from .summary import size_text
     from .verification import verify
 
     report = verify(trace, partial=partial, progress=True)
@@ -50,10 +62,12 @@ def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
         return 0 if report.ok else CorruptTrace.exit_code
     if not report.ok:
         raise CorruptTrace(_blame(trace, report))
-    click.echo(
+    ignored = f"; ignored {', '.join(report.ignored)}" if report.ignored else ""
+    answer(
         f"{trace}: ok, {'complete' if report.complete else 'PARTIAL'}, {report.steps} steps, "
-        f"{report.files} files ({report.nbytes / 1e6:.1f} MB) as recorded; "
-        f"rows of P within {report.row_error:.1e} of 1, columns of G within {report.column_lost:.1e}"
+        f"{report.files} files ({size_text(report.nbytes)}) as recorded; "
+        f"rows of P within {report.row_error:.1e} of 1, columns of G within {report.column_lost:.1e}{ignored}",
+        report.note,
     )
     return 0
 
@@ -75,8 +89,8 @@ def _blame(trace: Path, report: Report) -> str:
     ),
 )
 @trace_argument
-@click.option("--r2g", "direction", flag_value="r2g", help="Reference to generated: lies on the generated image.")
-@click.option("--g2r", "direction", flag_value="g2r", help="Generated to reference: lies on the reference.")
+@click.option("--r2g", is_flag=True, help="Reference to generated: lies on the generated image.")
+@click.option("--g2r", is_flag=True, help="Generated to reference: lies on the reference.")
 @click.option("--at", callback=place, metavar="Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png, .npy, .nc or .zarr.  [default: DIRECTION.png]"
@@ -91,7 +105,8 @@ def _blame(trace: Path, report: Report) -> str:
 def map_command(
     trace: Path,
     partial: bool,
-    direction: str | None,
+    r2g: bool,
+    g2r: bool,
     at: tuple[int, int] | None,
     out: Path | None,
     style: str,
@@ -108,9 +123,11 @@ def map_command(
     from .progress import shown
     from .reader import open_trace
 
-    if (direction is None) == (at is None):
+    asked_for = [name for name, wanted in (("r2g", r2g), ("g2r", g2r), ("sram", at is not None)) if wanted]
+    if len(asked_for) != 1:
         raise click.UsageError("say which map: one of --r2g, --g2r and --at Y,X")
-    path = out or Path(f"{direction or 'sram'}.png")
+    direction = asked_for[0]
+    path = out or Path(f"{direction}.png")
     refuse_existing(path, overwrite=overwrite)
     opened = open_trace(trace, partial=partial)
     asked = ask(opened, direction, at, options)
@@ -128,14 +145,23 @@ def map_command(
         "least": float(map.min()),
         "greatest": float(map.max()),
     }
-    click.echo(
-        document(facts)
-        if as_json
-        else f"{path}: {map.attrs.get('direction', '')} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}"
-    )
+    facts["note"] = note_of(opened, map, options)
+    if as_json:
+        click.echo(document(facts))
+        return
+    answer(f"{path}: {direction} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}", facts["note"])
 
 
-def ask(trace: Trace, direction: str | None, at: tuple[int, int] | None, options: Mapping[str, Any]) -> xr.DataArray:
+def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str | None:
+    """What the encoding did to a map, if it did anything."""
+    from .precision import precision_note
+    from .selection import choose
+
+    chosen = choose(trace, layers=options["layers"], group=options["group"])
+    return precision_note(trace, chosen.layers) if map.attrs.get("column_mass_lost") else None
+
+
+def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mapping[str, Any]) -> xr.DataArray:
     """The lazy map that options ask for."""
     from .attribution import g2r, r2g, sram
 
@@ -193,12 +219,13 @@ def imacs_command(
     if as_json:
         click.echo(document(facts))
         return
+    note = facts["note"] if facts["imacs_g"] is not None else None
     rows = (
         ("imacs_g", "R2G against the mask"),
         ("imacs_r", "G2R of masked positions against the reference mask"),
         ("imacs_r_plain", "G2R of all positions"),
     )
-    click.echo("\n".join(f"{name:<14}{facts[name]:>8.4f}  {meaning}" for name, meaning in rows if facts.get(name) is not None))
+    answer("\n".join(f"{name:<14}{facts[name]:>8.4f}  {meaning}" for name, meaning in rows if facts.get(name) is not None), note)
 
 
 @click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))
@@ -207,16 +234,17 @@ def imacs_command(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", default=Path("report.png"), show_default=True, help="The picture, .png."
 )
 @click.option("--group", metavar="NAME", help="Token group; by default the reference's only one.")
+@click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0.")
 @overwrite_option
 @json_option
-def report_command(trace: Path, partial: bool, out: Path, group: str | None, overwrite: bool, as_json: bool) -> None:
+def report_command(trace: Path, partial: bool, out: Path, group: str | None, sample: int, overwrite: bool, as_json: bool) -> None:
     """Verify a trace, summarise its maps and scores, and draw them on one sheet."""
     from .report import report, write_report
 
     if out.suffix != ".png":
         raise InvalidInput(f"the report is a picture; end {out.name!r} in .png")
-    facts = report(trace, out, group=group, partial=partial, overwrite=overwrite, progress=True)
-    click.echo(document(facts) if as_json else write_report(facts))
+    facts = report(trace, out, group=group, sample=sample, partial=partial, overwrite=overwrite, progress=True)
+    answer(document(facts) if as_json else write_report(facts), None if as_json else facts["note"])
 
 
 COMMANDS: Final = (info_command, verify_command, map_command, imacs_command, report_command)

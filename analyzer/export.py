@@ -8,16 +8,17 @@ import shutil
 import uuid
 from collections.abc import Callable
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
 from ..schema.errors import AlreadyExists, InvalidInput, MissingExtra
 
-Engine = Literal["h5netcdf", "netcdf4", "scipy"]
-NETCDF_ENGINES: Final[dict[Engine, tuple[str, ...]]] = {"h5netcdf": ("h5netcdf", "h5py"), "netcdf4": ("netCDF4",), "scipy": ("scipy",)}
+NETCDF: Final = ("h5netcdf", "h5py")
+"""What writes netCDF into memory."""
 
 
 def save_map(map: xr.DataArray, path: Path, *, overwrite: bool = False) -> None:
@@ -88,15 +89,19 @@ def _plain(value: Any) -> Any:
 
 
 def _npy(map: xr.DataArray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, map.values)
+    # Into memory first: numpy's own writing to a full disk gives an error without its cause.
+    buffer = BytesIO()
+    np.save(buffer, map.values)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _netcdf(map: xr.DataArray, path: Path) -> None:
-    engine = next((name for name, modules in NETCDF_ENGINES.items() if all(find_spec(module) for module in modules)), None)
-    if engine is None:
+    if not all(find_spec(module) for module in NETCDF):
         raise MissingExtra('writing .nc needs a netCDF library, and none is installed; pip install "i2am[netcdf]", or write .zarr or .npy')
-    portable(map).to_netcdf(path, engine=engine)
+    # Into memory first: HDF5 crashes the process at its end if it could not flush a file to a full disk.
+    buffer = BytesIO()
+    portable(map).to_dataset().to_netcdf(buffer, engine="h5netcdf")
+    path.write_bytes(buffer.getbuffer())
 
 
 def _zarr(map: xr.DataArray, path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TextIO
 
 import click
 
@@ -28,23 +28,42 @@ class NobodyReads(Exception):
 def report(error: BaseException, given: Sequence[str]) -> int:
     """Print one line, or one JSON document, about a failure and return its exit code."""
     if isinstance(error, (NobodyReads, BrokenPipeError)):
-        # The interpreter must not complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 0
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message())
+        _say(error.format_message(), err=False)
         return 0
     kind, message, code = describe(error, given)
     line = " ".join(message.split())
     if "--json" in given:
-        click.echo(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}))
+        _say(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}), err=False)
     else:
-        click.echo(f"i2am: {line}", err=True)
+        _say(f"i2am: {line}", err=True)
     return code
 
 
+def _say(text: str, *, err: bool) -> None:
+    """Print, if anybody reads: who does not must not change the exit code."""
+    try:
+        click.echo(text, err=err)
+    except OSError:
+        _silence(sys.stderr if err else sys.stdout)
+
+
+def _silence(stream: TextIO | None) -> None:
+    """Send what is left to nowhere: the interpreter must not complain when it flushes at exit."""
+    if stream is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def describe(error: BaseException, given: Sequence[str]) -> tuple[str, str, int]:
-    """(type, message, exit code) of a failure."""
+    """(type, message, exit code) of a failure, with what was noted on the way, such as how far a recording came."""
+    kind, message, code = _describe(error, given)
+    notes = [note for each in (error, error.__cause__) for note in getattr(each, "__notes__", ())]
+    return kind, "; ".join([message, *dict.fromkeys(notes)]), code
+
+
+def _describe(error: BaseException, given: Sequence[str]) -> tuple[str, str, int]:
     kind = type(error).__name__
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return "Interrupted", "interrupted", 130

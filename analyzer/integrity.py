@@ -27,6 +27,7 @@ from ..schema.layout import (
     ArrayPlan,
     data_plans,
     documents,
+    image_layout,
     layer_documents,
     layer_layout,
     layer_path,
@@ -35,6 +36,7 @@ from ..schema.layout import (
 )
 from ..schema.trace import Layer, Trace
 from .shards import LEADING, read_table
+from .wording import option
 
 MOST_BYTES: Final = 2**28
 """Largest document or ledger that is parsed."""
@@ -44,6 +46,7 @@ MOST_CALLS: Final = 4 * 10**6
 """Most calls of a whole trace: samples x branches x steps x layers."""
 MOST_LENGTH: Final = 2**20
 """Longest axis of one call."""
+LITTER: Final = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
         why = f": {record.reason}" if record.reason else ""
         raise IncompleteTrace(
             f"the recording in {root} did not finish ({record.status}{why}); {len(entries)} of {record.steps} planned steps are whole. "
-            f"Read those with open_trace(path, partial=True) or --partial, or record again"
+            f"Read those with {option('partial', True)}, or record again"
         )
     return _partial(root, record, entries)
 
@@ -115,7 +118,10 @@ def _complete(root: Path, record: Trace, document: dict[str, Any]) -> Contents:
 
 def _partial(root: Path, record: Trace, entries: list[dict[str, Any]]) -> Contents:
     files: FileSums = {name: value for entry in entries for name, value in entry["files"].items()}
-    _require_files(root, files, _listing(root))
+    listing = _listing(root)
+    _require_files(root, files, listing)
+    # The root names a picture only once it is on disk.
+    _require_known(root, [name for name in (image_layout(image).key(0, 0, 0) for image in record.images) if name not in listing])
     for index in range(len(record.layers)):
         _require_layer_documents(root, record, index, len(entries))
     steps: dict[str, NDArray[Any]] = {
@@ -265,8 +271,13 @@ def _json(root: Path, name: str) -> dict[str, Any]:
     return document
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file of this name is one that desktops leave in any folder they show or copy; none of a trace's own is called so."""
+    return name in LITTER or name.startswith("._")
+
+
 def _listing(root: Path) -> dict[str, int]:
-    """Every file in the trace and its size; a link is refused, since it may lead anywhere."""
+    """Every file in the trace and its size, but for litter; a link is refused, since it may lead anywhere."""
     sizes: dict[str, int] = {}
     folders = [""]
     while folders:
@@ -278,6 +289,8 @@ def _listing(root: Path) -> dict[str, int]:
                     raise CorruptTrace(
                         f"{name} in the trace {root} is a link; a trace is plain files. Copy it with its links resolved: cp -rL"
                     )
+                if is_litter(item.name) and item.is_file():
+                    continue
                 if item.is_dir():
                     folders.append(f"{name}/")
                 else:

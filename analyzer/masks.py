@@ -17,11 +17,16 @@ from ..schema.errors import InvalidInput, UnknownSelection
 from ..schema.trace import ImageRole
 from .attribution import g2r, r2g
 from .metrics import PENALTY, THRESHOLD, fit_mask, imacs
+from .precision import precision_note
 from .reader import Trace, listed
+from .selection import Selection, choose
+from .wording import option
 
 Pixels = NDArray[np.uint8]
 
 SCORES: Final = ("imacs_g", "imacs_r", "imacs_r_plain")
+TINT: Final = 16
+"""Distance between a pixel's red, green and blue from which on a picture is no mask."""
 
 
 def load_mask(trace: Trace, name: str) -> Pixels:
@@ -40,11 +45,16 @@ def load_mask(trace: Trace, name: str) -> Pixels:
         raise UnknownSelection(f"{name} is neither a picture file nor an image of the trace; the trace's masks are {_masks(trace)}")
     try:
         with Picture.open(path) as picture:
-            return np.asarray(picture.convert("L"))
+            colours = np.asarray(picture.convert("RGB")).astype(np.int16)
+            pixels = np.asarray(picture.convert("L"))
     except (UnidentifiedImageError, Picture.DecompressionBombError, OSError) as error:
         raise InvalidInput(
             f"{name} cannot be read as a picture ({error}); give a PNG that is white where the mask is and black elsewhere"
         ) from error
+    # Lossy formats tint a grey picture a little.
+    if np.ptp(colours, axis=-1).max() > TINT:
+        raise InvalidInput(f"{name} is in colour, not a mask; give a PNG that is white where the mask is and black elsewhere")
+    return pixels
 
 
 def find_mask(trace: Trace, role: ImageRole, *preferred: str) -> str | None:
@@ -57,8 +67,8 @@ def find_mask(trace: Trace, role: ImageRole, *preferred: str) -> str | None:
         if name in names:
             return name
     if len(names) > 1:
-        option = "--mask" if role == "mask" else "--reference-mask"
-        raise UnknownSelection(f"the trace has several masks of this kind, {listed(names)}; choose one with {option}")
+        which = option("mask" if role == "mask" else "reference_mask")
+        raise UnknownSelection(f"the trace has several masks of this kind, {listed(names)}; choose one with {which}")
     return names[0] if names else None
 
 
@@ -84,23 +94,37 @@ def plan_scores(trace: Trace, mask: str | None = None, reference_mask: str | Non
 
     Raises   InvalidInput for masks that cannot be meant, UnknownSelection for what the trace does not have
     """
-    plain = g2r(trace, **selection)
-    where = mask or find_mask(trace, "mask", f"mask_{selection.get('sample', 0)}", "mask")
-    used = reference_mask or find_mask(trace, "reference_mask", f"{plain.attrs.get('image')}_mask", "reference_mask")
+    chosen = choose(trace, **{name: value for name, value in selection.items() if name != "recipe"})
+    plain = g2r(trace, **selection) if has_places(chosen) else None
+    whole = r2g(trace, **selection)
+    where = mask or find_mask(trace, "mask", f"mask_{chosen.sample}", "mask")
+    used = reference_mask or (find_mask(trace, "reference_mask", *_own_masks(plain)) if plain is not None else None)
+    if used is not None and plain is None:
+        raise InvalidInput(f"the {chosen.groups[0].name} tokens have no place on a picture, so no mask of it can score them; leave it out")
     maps, targets = {}, {}
     if where is not None:
         pixels = load_mask(trace, where)
-        maps["imacs_g"] = r2g(trace, **selection)
-        targets["imacs_g"] = fit_mask(maps["imacs_g"], pixels)
-    if used is not None:
-        target = fit_mask(plain, load_mask(trace, used))
+        maps["imacs_g"] = whole
+        targets["imacs_g"] = fit_mask(whole, pixels)
+    if used is not None and plain is not None:
         maps["imacs_r_plain"] = plain
-        targets["imacs_r_plain"] = target
+        targets["imacs_r_plain"] = fit_mask(plain, load_mask(trace, used))
         if where is not None:
             maps["imacs_r"] = g2r(trace, **selection, query_mask=pixels)
-            targets["imacs_r"] = target
-    facts = {key: plain.attrs.get(key) for key in ("recipe", "group", "image", "calls")}
-    return Scoring(maps, targets, {"mask": where, "reference_mask": used, **facts})
+            targets["imacs_r"] = targets["imacs_r_plain"]
+    image = plain.attrs.get("image") if plain is not None else None
+    facts = {"mask": where, "reference_mask": used, **{key: whole.attrs.get(key) for key in ("recipe", "group")}, "image": image}
+    note = precision_note(trace, chosen.layers) if whole.attrs["column_mass_lost"] else None
+    return Scoring(maps, targets, {**facts, "calls": whole.attrs.get("calls"), "note": note})
+
+
+def has_places(chosen: Selection) -> bool:
+    """Whether every selected token group has a grid: what G2R and SRAM are drawn on."""
+    return all(group.grid is not None for group in chosen.groups)
+
+
+def _own_masks(map: xr.DataArray) -> tuple[str, str]:
+    return f"{map.attrs.get('image')}_mask", "reference_mask"
 
 
 def score(
@@ -118,7 +142,8 @@ def score(
     """
     scoring = plan_scores(trace, mask, reference_mask, **selection)
     if not scoring.maps:
-        raise InvalidInput(f"{trace.path} holds no masks; give --mask and --reference-mask, pictures of the sizes that `i2am info` shows")
+        which = f"{option('mask')} and {option('reference_mask')}"
+        raise InvalidInput(f"{trace.path} holds no masks that can be used; give {which}, pictures of the sizes that `i2am info` shows")
     computed = compute(scoring.maps)[0]  # type: ignore[no-untyped-call]
     return {"trace": trace.id, **scoring.scores(computed, penalty, threshold), "penalty": penalty, "threshold": threshold, **scoring.facts}
 

@@ -23,13 +23,15 @@ Window: TypeAlias = tuple[float, float, float, float]
 
 PENALTY = 3.0
 THRESHOLD = 0.4
+ROUNDING = 1e-6
+"""A map whose values differ by no more than this share of the greatest is constant: float32 sums differ by as much."""
 
 
 def normalize(map: Map) -> xr.DataArray:
     """Each map to [0, 1] by its own least and greatest value.
 
     Dims     (..., row, column) -> the same
-    Range    [0, 1]; a map that is constant tells nothing apart and becomes 0
+    Range    [0, 1]; a map that is constant up to rounding tells nothing apart and becomes 0
     Raises   InvalidInput if a value is not finite
     """
     return _like(map, _normalize(_values(map)))
@@ -115,13 +117,7 @@ def binarize(mask: Map) -> NDArray[np.bool_]:
     Dims     (row, column) or (row, column, 1) -> (row, column)
     Raises   InvalidInput if it is not one picture of one channel, or nothing, or everything, is inside
     """
-    values = np.asarray(mask)
-    if values.ndim == 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    if values.ndim != 2 or values.dtype.kind not in "buif":
-        raise InvalidInput(
-            f"the mask has shape {values.shape} and dtype {values.dtype}; expected one channel (height, width), bool, 0/1 or 0..255"
-        )
+    values = _one_channel(mask)
     inside = values if values.dtype == bool else _over_half(values)
     covered = int(np.count_nonzero(inside))
     if covered in (0, inside.size):
@@ -138,20 +134,41 @@ def fit_mask(map: Map, mask: Map) -> NDArray[np.bool_]:
 
     Raises   InvalidInput naming both sizes if it is not of the size of the picture that the map lies on; as `binarize`
     """
-    inside = binarize(mask)
+    found = _one_channel(mask).shape
     shape = map.attrs.get("image_shape") if isinstance(map, xr.DataArray) else None
-    if shape is not None and tuple(int(n) for n in shape) != inside.shape:
+    if shape is not None and tuple(int(n) for n in shape) != found:
         picture = map.attrs.get("image", "its picture") if isinstance(map, xr.DataArray) else "its picture"
         raise InvalidInput(
-            f"the mask is {inside.shape[0]} x {inside.shape[1]} (height x width), but the map lies on {picture}, "
+            f"the mask is {found[0]} x {found[1]} (height x width), but the map lies on {picture}, "
             f"which is {shape[0]} x {shape[1]}; resize the mask to that, or give the mask of that picture"
         )
-    return inside
+    return binarize(mask)
+
+
+def require_shares(values: NDArray[Any], what: str) -> None:
+    """Refuse what is neither 0..1 nor 0..255.
+
+    Raises   InvalidInput
+    """
+    if values.dtype.kind not in "buif":
+        raise InvalidInput(f"{what} has dtype {values.dtype}; expected bool, 0/1 or 0..255")
+    if values.size and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+        raise InvalidInput(f"{what} has values from {values.min()} to {values.max()}; expected 0/1 or 0..255")
+
+
+def _one_channel(mask: Map) -> NDArray[Any]:
+    values = np.asarray(mask)
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "buif":
+        raise InvalidInput(
+            f"the mask has shape {values.shape} and dtype {values.dtype}; expected one channel (height, width), bool, 0/1 or 0..255"
+        )
+    return values
 
 
 def _over_half(values: NDArray[Any]) -> NDArray[np.bool_]:
-    if values.size and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
-        raise InvalidInput(f"the mask has values from {values.min()} to {values.max()}; expected 0/1 or 0..255")
+    require_shares(values, "the mask")
     return np.asarray(values >= (128 if values.size and values.max() > 1 else 0.5))
 
 
@@ -171,9 +188,10 @@ def _values(map: Map) -> Values:
 
 
 def _normalize(values: Values) -> Values:
-    low = values.min(axis=(-2, -1), keepdims=True)
-    span = values.max(axis=(-2, -1), keepdims=True) - low
-    scaled: Values = np.divide(values - low, span, out=np.zeros_like(values), where=span > 0)
+    low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
+    span = high - low
+    tells = span > ROUNDING * np.maximum(np.abs(low), np.abs(high))
+    scaled: Values = np.divide(values - low, span, out=np.zeros_like(values), where=tells)
     return scaled
 
 

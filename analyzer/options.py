@@ -20,10 +20,13 @@ def numbers(context: click.Context, option: click.Parameter, text: str | None) -
         return None
     try:
         if ":" in text:
-            return slice(*(int(part) if part.strip() else None for part in text.split(":")))
+            ends = [int(part) if part.strip() else None for part in text.split(":")]
+            if ends[2:] == [0]:
+                raise ValueError
+            return slice(*ends)
         return [int(part) for part in text.split(",")]
     except (ValueError, TypeError):
-        raise click.BadParameter(f"{text!r} is not a choice of positions; write 3, or 0,2,5, or 0:10", context, option) from None
+        raise click.BadParameter(f"{text!r} is not a choice of positions; write 3, or 0,2,5, or 0:10, or ::5", context, option) from None
 
 
 def place(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:

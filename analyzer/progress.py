@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +11,15 @@ from dask.callbacks import Callback
 from tqdm import tqdm
 
 
+def hidden() -> bool | None:
+    """What tqdm takes for `disable`: None lets it look for a terminal, which takes a stream that is not closed."""
+    return None if sys.stderr is not None else True
+
+
 @contextmanager
 def shown(what: str) -> Iterator[None]:
     """Count the tasks of whatever dask computes in this block."""
-    with tqdm(desc=what, unit="task", leave=False, disable=None) as bar:
+    with tqdm(desc=what, unit="task", leave=False, disable=hidden()) as bar:
 
         def begin(graph: Any, state: Mapping[str, Any]) -> None:
             bar.reset(total=len(state["ready"]) + len(state["waiting"]))

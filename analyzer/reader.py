@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import html
 import math
+import operator
 import os
 import re
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..schema.errors import UnknownSelection
+from ..schema.errors import InvalidInput, UnknownSelection
 from ..schema.layout import data_plans, image_layout
 from ..schema.trace import Image, Layer
 from ..schema.trace import Trace as Record
@@ -102,11 +103,13 @@ class Trace:
     def select(self, selectors: Selector | Iterable[Selector] | None = None) -> tuple[int, ...]:
         """Positions of all layers that any of `selectors` names, in trace order; None is all.
 
-        Raises   UnknownSelection for a selector that names none
+        Raises   UnknownSelection for a selector that names none, InvalidInput for none at all
         """
         if selectors is None:
             return tuple(range(len(self.layers)))
-        given = [selectors] if isinstance(selectors, (int, str, np.integer)) else list(selectors)
+        given = list(selectors) if isinstance(selectors, Iterable) and not isinstance(selectors, str) else [selectors]
+        if not given:
+            raise InvalidInput(f"the layer selection is empty; the trace has {listed(layer.name for layer in self.layers)}")
         return tuple(sorted({index for selector in given for index in self._match(selector)}))
 
     def image(self, name: str) -> NDArray[np.uint8]:
@@ -178,9 +181,13 @@ class Trace:
     def _match(self, selector: Selector) -> list[int]:
         names = [layer.name for layer in self.layers]
         if not isinstance(selector, str):
-            if not -len(names) <= selector < len(names):
-                raise UnknownSelection(f"the trace has no layer {selector}; its {len(names)} layers are 0 to {len(names) - 1}")
-            return [int(selector) % len(names)]
+            try:
+                position = operator.index(selector)
+            except TypeError as error:
+                raise InvalidInput(f"{selector!r} names no layer; expected a position from 0, a name, or a pattern of names") from error
+            if not -len(names) <= position < len(names):
+                raise UnknownSelection(f"the trace has no layer {position}; its {len(names)} layers are 0 to {len(names) - 1}")
+            return [position % len(names)]
         if selector in names:
             return [names.index(selector)]
         if selector.isdecimal():
@@ -200,6 +207,8 @@ class Trace:
             "name": layer.name,
             "grid": list(layer.grid),
             "heads": layer.heads,
+            "call_heads": layer.call_heads or layer.heads,
+            "head_numbers": list(head_numbers(layer)),
             "head_dim": layer.head_dim,
             "tokens": layer.tokens,
             "groups": groups,
@@ -239,7 +248,7 @@ class Trace:
             f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self._summary()
         )
         layers = "".join(
-            f"<tr><td>{index}</td><td>{html.escape(layer.name)}</td><td>{layer.grid[0]} x {layer.grid[1]}</td><td>{layer.heads}</td>"
+            f"<tr><td>{index}</td><td>{html.escape(layer.name)}</td><td>{layer.grid[0]} x {layer.grid[1]}</td><td>{count_heads(layer)}</td>"
             f"<td>{layer.tokens}</td><td>{html.escape(layer.encoding)}</td><td>{int(self.present[:, index].sum())}</td></tr>"
             for index, layer in enumerate(self.layers)
         )
@@ -248,6 +257,16 @@ class Trace:
             f"<div><b>i2am trace</b> <code>{html.escape(self.id)}</code><table>{rows}</table>"
             f"<details><summary>{len(self.layers)} layers</summary><table>{head}{layers}</table></details></div>"
         )
+
+
+def head_numbers(layer: Layer) -> tuple[int, ...]:
+    """The model's own numbers of the heads on a layer's head axis."""
+    return layer.head_numbers or tuple(range(layer.heads))
+
+
+def count_heads(layer: Layer) -> str:
+    """How many heads there are, and of how many where some were not kept."""
+    return f"{layer.heads} of {layer.call_heads}" if layer.call_heads > layer.heads else str(layer.heads)
 
 
 def listed(names: Iterable[str]) -> str:

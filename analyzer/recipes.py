@@ -43,6 +43,6 @@ def recipe(name: str) -> Recipe:
 
     Raises   InvalidInput listing the names there are
     """
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise InvalidInput(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -21,14 +21,18 @@ from .attribution import g2r, r2g, sram
 from .export import refuse_existing, save_bytes
 from .figures import Mark, compose, encode_png, patch_mark, show, stack
 from .illustration import illustrate, provenance
-from .masks import SCORES, Scoring, plan_scores
+from .masks import SCORES, Scoring, has_places, plan_scores
 from .metrics import normalize
 from .reader import Trace, open_trace
+from .selection import Selection, choose
+from .summary import size_text
 from .verification import verify
 
 TIME_GROUPS: Final = 5
 PATCHES: Final = 3
 COLUMNS: Final = 5
+PLACED: Final = {"r2g": "R2G", "g2r": "G2R", "g2r_masked": "G2R of the masked positions"}
+"""Maps of which the numbers are given, and what each is called."""
 ROW: Final[tuple[ImageRole, ...]] = ("input", "mask", "reference", "reference_mask", "generated")
 """Pictures as they are shown: what was given, then what came out."""
 
@@ -49,21 +53,33 @@ class Truth:
 
 
 def report(
-    path: Path, out: Path, *, group: str | None = None, partial: bool = False, overwrite: bool = False, progress: bool = False
+    path: Path,
+    out: Path,
+    *,
+    group: str | None = None,
+    sample: int = 0,
+    partial: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Verify a trace, ask it for its main maps and scores, draw them on one sheet, and return the numbers.
 
-    Raises   CorruptTrace if verifying finds anything, AlreadyExists if the path is taken
+    Tokens without a place have no G2R and no SRAM to draw; the rest is there.
+
+    Raises   CorruptTrace if verifying finds anything, AlreadyExists if the path is taken, UnknownSelection for a group or sample
+             that the trace does not have
     """
     refuse_existing(out, overwrite=overwrite)
     started = time.perf_counter()
+    trace = open_trace(path, partial=partial)
+    # What cannot be asked is said before the long look at every file.
+    chosen, scoring = choose(trace, group=group, sample=sample), plan_scores(trace, group=group, sample=sample)
     checked = verify(path, partial=partial, progress=progress)
     if not checked.ok:
         raise CorruptTrace(f"{path} is corrupt: {checked.findings[0].where}: {checked.findings[0].problem} (`i2am verify {path}` says all)")
-    trace = open_trace(path, partial=partial)
-    truth, scoring = find_truth(trace), plan_scores(trace, group=group)
-    cells = choose_cells(trace, truth, scoring.targets.get("imacs_g"))
-    maps = ask(trace, cells, scoring, group)
+    truth = find_truth(trace)
+    cells = choose_cells(trace, truth, scoring.targets.get("imacs_g")) if has_places(chosen) else []
+    maps = ask(trace, cells, scoring, chosen)
     scores = scoring.scores(maps)
     sheet = draw_report(trace, maps, cells, truth, scores)
     save_bytes(encode_png(sheet, provenance(maps["r2g"])), out, overwrite=overwrite)
@@ -71,11 +87,14 @@ def report(
         "trace": trace.id,
         "path": str(path),
         "out": str(out),
+        "group": chosen.groups[0].name,
+        "sample": chosen.sample,
+        "samples": trace.record.samples,
         "verified": checked.to_json(),
-        "r2g": locate(maps["r2g"]),
-        "g2r": locate(maps["g2r"]),
+        **{name: locate(maps[name]) if name in maps else None for name in PLACED},
         "sram": [patch_facts(maps[f"sram_{i}"], cell, truth) for i, cell in enumerate(cells)],
         **scores,
+        "note": scoring.facts["note"],
         "seconds": time.perf_counter() - started,
     }
 
@@ -83,11 +102,13 @@ def report(
 def write_report(facts: dict[str, Any]) -> str:
     """The numbers as text for a terminal."""
     checked = facts["verified"]
-    lines = [
-        f"verified   {checked['files']} files, {checked['nbytes'] / 1e6:.1f} MB; rows of P within {checked['row_error']:.1e} of 1",
-        _place("R2G", "generated image", facts["r2g"]),
-        _place("G2R", "reference", facts["g2r"]),
-    ]
+    size = size_text(checked["nbytes"])
+    lines = [f"verified   {checked['files']} files, {size}; rows of P within {checked['row_error']:.1e} of 1"]
+    if facts["samples"] > 1:
+        lines.append(f"sample     {facts['sample']} of {facts['samples']}, from 0")
+    lines += [_place(PLACED[name], "reference" if name != "r2g" else "generated image", facts[name]) for name in PLACED if facts[name]]
+    if facts["g2r"] is None:
+        lines.append(f"G2R, SRAM  none: the {facts['group']} tokens have no place on a picture")
     for patch in facts["sram"]:
         truth = f"; truth {patch['truth'][0]:.2f}, {patch['truth'][1]:.2f}, {patch['distance']:.2f} away" if patch["truth"] else ""
         (row, column), (y, x) = patch["at"], patch["peak"]
@@ -96,15 +117,16 @@ def write_report(facts: dict[str, Any]) -> str:
     return "\n".join([*lines, f"picture    {facts['out']}"])
 
 
-def ask(trace: Trace, cells: Sequence[Cell], scoring: Scoring, group: str | None) -> dict[str, xr.DataArray]:
+def ask(trace: Trace, cells: Sequence[Cell], scoring: Scoring, chosen: Selection) -> dict[str, xr.DataArray]:
     """Every map of the page, in one pass over the trace."""
-    lazy = {
-        "r2g": r2g(trace, group=group),
-        "g2r": g2r(trace, group=group, query_mask=scoring.facts["mask"]),
-        "time": r2g(trace, group=group, keep=("time",), time_groups=min(TIME_GROUPS, max(len(trace.present), 1))),
-        **{f"sram_{i}": sram(trace, at=cell, group=group) for i, cell in enumerate(cells)},
-        **scoring.maps,
-    }
+    which: dict[str, Any] = {"group": chosen.groups[0].name, "sample": chosen.sample}
+    groups = min(TIME_GROUPS, max(len(trace.present), 1))
+    lazy = {"r2g": r2g(trace, **which), "time": r2g(trace, **which, keep=("time",), time_groups=groups), **scoring.maps}
+    if has_places(chosen):
+        lazy["g2r"] = g2r(trace, **which)
+        if scoring.facts["mask"] is not None:
+            lazy["g2r_masked"] = g2r(trace, **which, query_mask=scoring.facts["mask"])
+    lazy |= {f"sram_{i}": sram(trace, at=cell, **which) for i, cell in enumerate(cells)}
     computed: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
     return computed
 
@@ -113,17 +135,22 @@ def draw_report(
     trace: Trace, maps: dict[str, xr.DataArray], cells: Sequence[Cell], truth: Truth | None, scores: dict[str, float | None]
 ) -> Image:
     """The sheet: the pictures, then both directions and three patches, then the course of time."""
+    whole = maps["r2g"]
     frames = [dataclasses.replace(patch_mark(cell, trace.latent_grid), label=str(i + 1)) for i, cell in enumerate(cells)]
     order = sorted(trace.images, key=lambda image: ROW.index(image.role))
-    pictures = [(image.name, show(trace.image(image.name), frames if image.name == "generated_0" else ())) for image in order]
-    answers = [
-        (_titled("R2G", scores.get("imacs_g")), illustrate(trace, maps["r2g"])),
-        (_titled("G2R", scores.get("imacs_r")), illustrate(trace, maps["g2r"])),
-    ]
+    pictures = [(image.name, show(trace.image(image.name), frames if image.name == whole.attrs["image"] else ())) for image in order]
+    answers = [(_titled("R2G", scores.get("imacs_g")), illustrate(trace, whole))]
+    if "g2r_masked" in maps:
+        answers.append((_titled(PLACED["g2r_masked"], scores.get("imacs_r")), illustrate(trace, maps["g2r_masked"])))
+    elif "g2r" in maps:
+        answers.append((_titled("G2R", scores.get("imacs_r_plain")), illustrate(trace, maps["g2r"])))
     for i, cell in enumerate(cells):
         known = truth.mark(cell) if truth else []
         answers.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
-    rows = [("Recorded", pictures), ("R2G: what came from the reference; G2R: what of it was used; SRAM: where one patch looked", answers)]
+    meaning = [f"R2G: what came from the {whole.attrs['group']} tokens"]
+    if cells:
+        meaning += ["G2R: what of it was used", "SRAM: where one patch looked"]
+    rows = [("Recorded", pictures), ("; ".join(meaning), answers)]
     parts = [(heading, compose([i for _, i in tiles], COLUMNS, [c for c, _ in tiles])) for heading, tiles in rows if tiles]
     return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, maps["time"]))])
 

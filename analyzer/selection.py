@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..schema.errors import InvalidInput, UnknownSelection
-from ..schema.trace import TokenGroup
-from .reader import Selector, Trace, listed
+from ..schema.trace import Layer, TokenGroup
+from .reader import Selector, Trace, head_numbers, listed
+from .wording import option
 
 Positions: TypeAlias = int | slice | Iterable[int] | None
-"""Positions on an axis, Python's way: one, a range, several; None is all."""
+"""Positions on an axis, Python's way: one, a range, several, a boolean each; None is all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Selection:
     """The token group as each of those layers has it."""
     steps: tuple[int, ...]
     heads: tuple[int, ...]
-    """Head numbers; a layer with fewer heads gives those it has."""
+    """The model's head numbers; a layer with fewer heads gives those it has."""
     sample: int
     branch: int
 
@@ -35,12 +36,12 @@ class Selection:
 def choose(
     trace: Trace,
     *,
-    layers: Selector | Iterable[Selector] | None,
-    steps: Positions,
-    heads: Positions,
-    sample: int,
-    branch: str | None,
-    group: str | None,
+    layers: Selector | Iterable[Selector] | None = None,
+    steps: Positions = None,
+    heads: Positions = None,
+    sample: int = 0,
+    branch: str | None = None,
+    group: str | None = None,
 ) -> Selection:
     """Turn the public selections into positions.
 
@@ -51,8 +52,7 @@ def choose(
     found = [(i, g) for i in asked for g in trace.layers[i].groups if g.name == name]
     if not found:
         raise UnknownSelection(f"no selected layer has the token group {name!r}; there are {listed(_groups(trace, asked))}")
-    most = max(trace.layers[i].heads for i, _ in found)
-    if not 0 <= sample < record.samples:
+    if not 0 <= whole(sample, "a sample") < record.samples:
         raise UnknownSelection(f"the trace has no sample {sample}; it has {_range(record.samples)}")
     if branch is not None and branch not in record.branches:
         raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(record.branches)}")
@@ -61,8 +61,8 @@ def choose(
         tuple(i for i, _ in found),
         tuple(g for _, g in found),
         _positions(steps, len(trace.present), "step"),
-        _positions(heads, most, "head"),
-        int(sample),
+        _heads(heads, [trace.layers[i] for i, _ in found]),
+        whole(sample, "a sample"),
         record.branches.index(wanted),
     )
 
@@ -72,7 +72,7 @@ def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ..
 
     Raises   InvalidInput if there are more groups than steps
     """
-    count = len(steps) if groups is None else operator.index(groups)
+    count = len(steps) if groups is None else whole(groups, "a number of time groups")
     if not 1 <= count <= len(steps):
         raise InvalidInput(f"cannot make {count} time groups of {len(steps)} steps; expected 1 to {len(steps)}")
     return tuple(tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count))
@@ -94,18 +94,58 @@ def cell(at: Any, latent: tuple[int, int], grid: tuple[int, int]) -> tuple[int, 
     return (2 * y + 1) * grid[0] // (2 * latent[0]), (2 * x + 1) * grid[1] // (2 * latent[1])
 
 
-def _positions(wanted: Positions, length: int, what: str) -> tuple[int, ...]:
+def whole(number: Any, what: str) -> int:
+    """The number if it is a whole one, and neither a truth value nor a fraction that would be cut off.
+
+    Raises   InvalidInput
+    """
+    try:
+        if not isinstance(number, (bool, np.bool_)):
+            return operator.index(number)
+    except TypeError:
+        pass
+    raise InvalidInput(f"{number!r} is not {what}; expected a whole number")
+
+
+def _heads(wanted: Positions, layers: Sequence[Layer]) -> tuple[int, ...]:
+    """Selected heads by the model's numbers; those named one by one must have been kept, of a range those that were."""
+    kept = sorted({number for layer in layers for number in head_numbers(layer)})
+    most = max(layer.call_heads or layer.heads for layer in layers)
+    found = _positions(wanted, most, "head", kept)
+    if gone := [number for number in found if number not in kept]:
+        raise UnknownSelection(f"head {gone[0]} was not recorded; of {most} the trace has {listed(map(str, kept))}")
+    return found
+
+
+def _positions(wanted: Positions, length: int, what: str, kept: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Positions in order, each once; a range or None takes those `kept`, or all."""
     if wanted is None or isinstance(wanted, slice):
-        found = tuple(range(length))[wanted or slice(None)]
+        try:
+            asked = range(length)[wanted or slice(None)]
+        except (ValueError, TypeError) as error:
+            raise InvalidInput(f"{wanted} is no range of {what}s: {error}") from error
+        found = {i for i in asked if kept is None or i in kept}
     else:
-        given = [wanted] if isinstance(wanted, (int, np.integer)) else list(wanted)
-        bad = [i for i in given if not -length <= operator.index(i) < length]
+        given = _listed_positions(wanted, length, what)
+        bad = [i for i in given if not -length <= i < length]
         if bad:
             raise UnknownSelection(f"the trace has no {what} {bad[0]}; it has {_range(length)}")
-        found = tuple(dict.fromkeys(int(i) % length for i in given))
+        found = {i % length for i in given}
     if not found:
         raise InvalidInput(f"the selection of {what}s is empty; the trace has {_range(length)}")
     return tuple(sorted(found))
+
+
+def _listed_positions(wanted: int | Iterable[int], length: int, what: str) -> list[int]:
+    """The positions that are named one by one, or by a boolean for each that there is."""
+    if not isinstance(wanted, Iterable) or isinstance(wanted, str) or (isinstance(wanted, np.ndarray) and wanted.ndim == 0):
+        return [whole(wanted, f"a {what}")]
+    given = list(wanted)
+    if not given or not all(isinstance(i, (bool, np.bool_)) for i in given):
+        return [whole(i, f"a {what}") for i in given]
+    if len(given) != length:
+        raise InvalidInput(f"the mask of {what}s has {len(given)} values; expected one for each of {length} {what}s")
+    return [i for i, there in enumerate(given) if there]
 
 
 def _range(length: int) -> str:
@@ -121,5 +161,7 @@ def _only_reference(trace: Trace, layers: Iterable[int]) -> str:
     if len(names) == 1:
         return names[0]
     if names:
-        raise UnknownSelection(f"the trace has {len(names)} references, {listed(names)}; say which with group=")
-    raise UnknownSelection(f"no selected layer sees a reference; say which tokens with group=, of {listed(_groups(trace, layers))}")
+        raise UnknownSelection(f"the trace has {len(names)} references, {listed(names)}; say which with {option('group')}")
+    raise UnknownSelection(
+        f"no selected layer sees a reference; say which tokens with {option('group')}, of {listed(_groups(trace, layers))}"
+    )

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..schema.journal import decode_lines
-from ..schema.layout import JOURNAL
+from .precision import column_mass_lost, precision_note
 from .reader import Trace
 
 HALF: Final = 2
 """Bytes of a float16: what raw attention is counted in."""
+UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def describe(trace: Trace) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         "bytes_raw_float16": raw,
         "compression": disk / raw if raw else None,
         "column_mass_lost": max(lost, default=0.0),
+        "note": precision_note(trace),
         "model": record.model,
         "sampler": record.sampler,
         "inputs": record.inputs,
@@ -63,7 +64,7 @@ def write_summary(facts: dict[str, Any]) -> str:
         (
             f"{row['index']}: {row['name']}",
             "{}x{}".format(*row["grid"]),
-            row["heads"],
+            f"{row['heads']} of {row['call_heads']}" if row["call_heads"] > row["heads"] else row["heads"],
             row["tokens"],
             row["calls"],
             row["encoding"],
@@ -87,17 +88,6 @@ def raw_bytes(trace: Trace) -> int:
     return int(sum(int(n) * size for n, size in zip(calls, sizes, strict=True))) * record.samples * len(record.branches)
 
 
-def column_mass_lost(trace: Trace) -> list[float]:
-    """What the encoding lost at worst of one token's column of G, per layer; an unfinished trace has it in its journal."""
-    lost = [layer.column_mass_lost for layer in trace.record.layers]
-    journal = trace.path / JOURNAL
-    if not trace.complete and journal.is_file():
-        for entry in decode_lines(journal.read_bytes()):
-            for index, share in entry["lost"].items():
-                lost[int(index)] = max(lost[int(index)], float(share))
-    return lost
-
-
 def _groups(layer: dict[str, Any]) -> str:
     return ", ".join(f"{g['name']} " + ("{}x{}".format(*g["grid"]) if g["grid"] else str(g["tokens"])) for g in layer["groups"])
 
@@ -110,11 +100,16 @@ def _arrow(ends: list[float]) -> str:
     return " to ".join(f"{value:g}" for value in ends) or "none"
 
 
+def size_text(nbytes: float) -> str:
+    """Bytes in the unit that leaves one to three digits before the point."""
+    unit = next((unit for unit in UNITS if nbytes < 999.5 * UNITS[unit]), "GB")
+    scaled = nbytes / UNITS[unit]
+    return f"{scaled:.1f} {unit}" if scaled < 10 and unit != "bytes" else f"{scaled:.0f} {unit}"
+
+
 def _size(facts: dict[str, Any]) -> str:
-    ratio = (
-        f", {facts['compression']:.2f} of {facts['bytes_raw_float16'] / 1e6:.1f} MB raw float16" if facts["compression"] is not None else ""
-    )
-    return f"{facts['bytes'] / 1e6:.1f} MB{ratio}"
+    ratio, raw = facts["compression"], facts["bytes_raw_float16"]
+    return size_text(facts["bytes"]) + (f", {ratio:.2f} times its attention as raw float16 ({size_text(raw)})" if ratio is not None else "")
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -15,8 +15,10 @@ from tqdm import tqdm
 from ..schema.errors import CorruptTrace, TraceError
 from ..schema.journal import FileSums, decode_lines, decode_manifest, encode_manifest
 from ..schema.layout import JOURNAL, MANIFEST, ROOT, data_plans, documents
+from .integrity import is_litter
+from .precision import column_mass_lost, precision_note
+from .progress import hidden
 from .reader import Trace, open_trace
-from .summary import column_mass_lost
 from .sums import CallSums, sum_calls
 
 TOLERANCE: Final = 2e-3
@@ -50,6 +52,10 @@ class Report:
     column_lost: float
     """Worst distance of a column of G, summed over generated positions, from 1."""
     findings: tuple[Finding, ...]
+    note: str | None = None
+    """What is sound but not exact."""
+    ignored: tuple[str, ...] = ()
+    """Files that a desktop left in the trace."""
 
     @property
     def ok(self) -> bool:
@@ -59,8 +65,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON."""
         findings = [{"where": finding.where, "problem": finding.problem} for finding in self.findings]
-        names = ("trace", "ok", "complete", "steps", "files", "nbytes", "row_error", "column_lost")
-        return {**{name: getattr(self, name) for name in names}, "findings": findings}
+        names = ("trace", "ok", "complete", "steps", "files", "nbytes", "row_error", "column_lost", "note")
+        return {**{name: getattr(self, name) for name in names}, "ignored": list(self.ignored), "findings": findings}
 
 
 def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: bool = False) -> Report:
@@ -83,7 +89,19 @@ def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: boo
     if trace and not findings:
         rows, columns, findings = _check_numbers(trace, progress)
     size = sum(nbytes for nbytes, _ in sums.values())
-    return Report(trace.id if trace else "", complete, len(trace.present) if trace else 0, len(sums), size, rows, columns, tuple(findings))
+    ignored = tuple(sorted(name for name, plain in _walk(root) if plain and is_litter(Path(name).name)))
+    return Report(
+        trace.id if trace else "",
+        complete,
+        len(trace.present) if trace else 0,
+        len(sums),
+        size,
+        rows,
+        columns,
+        tuple(findings),
+        precision_note(trace) if trace else None,
+        ignored,
+    )
 
 
 def hash_file(path: Path) -> tuple[int, str]:
@@ -142,9 +160,8 @@ def _check_files(root: Path, sums: FileSums, trace: Trace | None, progress: bool
         for name, (size, digest) in sorted(sums.items()):
             wrong += _check_file(root / name, name, (size, digest), found)
             bar.update(size)
-    return wrong + [
-        Finding(name, "is not part of the trace; remove it") for name in sorted(set(found) - set(sums) - _unlisted(sums, trace, found))
-    ]
+    strangers = sorted(set(found) - set(sums) - _unlisted(sums, trace, found))
+    return wrong + [Finding(name, "is not part of the trace; remove it") for name in strangers if not is_litter(Path(name).name)]
 
 
 def _check_file(path: Path, name: str, expected: tuple[int, str], found: dict[str, bool]) -> list[Finding]:
@@ -214,4 +231,4 @@ def _distance(ends: tuple[float, float]) -> float:
 
 
 def _bar(what: str, total: int, progress: bool, unit: str) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", leave=False, disable=None if progress else True)
+    return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", leave=False, disable=hidden() if progress else True)

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from ..schema.errors import InvalidInput, UnknownSelection
 from ..schema.layout import ArrayPlan
 from ..schema.trace import Image
+from .metrics import require_shares
 from .reader import Trace, listed
 from .resize import resize
 from .shards import read_table
 
 Mask: TypeAlias = str | NDArray[Any] | None
-"""Name of a mask in the trace, or an array (y, x); None counts all positions alike."""
+"""Name of a mask in the trace, or an array (y, x) of shares 0..1 or 0..255; None counts all positions alike."""
 
 
 def query_weights(root: str, masks: tuple[ArrayPlan, ...], extra: NDArray[Any] | None, grid: tuple[int, int]) -> NDArray[np.float64]:
@@ -46,7 +47,7 @@ def weighting(trace: Trace, mask: Mask) -> tuple[int, NDArray[Any] | None]:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     _require_mask(trace, values)
-    values = values / 255 if values.dtype == np.uint8 and values.max() > 1 else values.astype(np.float64)
+    values = values.astype(np.float64) / (255 if values.max() > 1 else 1)
     for i, name in enumerate(names):
         recorded = trace.image(name)[..., 0] / 255
         if recorded.shape == values.shape and np.array_equal(recorded, values):
@@ -61,5 +62,6 @@ def _require_mask(trace: Trace, values: NDArray[Any]) -> None:
         raise InvalidInput(
             f"the query mask has shape {values.shape}; expected (rows, columns) of the generated image or the latent grid, {known}"
         )
+    require_shares(values, "the query mask")
     if not values.any():
         raise InvalidInput("the query mask is empty: no generated position counts, so there is nothing to average")

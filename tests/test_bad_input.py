@@ -50,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = np.zeros((64, 48), np.uint8)
     Image.fromarray(mask).save(root / "black.png")
     Image.fromarray(mask + 255).save(root / "white.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)).save(root / "photo.png")
     mask[:9] = 255
     Image.fromarray(mask.T.copy()).save(root / "turned.png")
     return root
@@ -98,6 +99,9 @@ CASES: tuple[Case, ...] = (
     ("imacs {d}/flip0.zarr", 4, ("probability",)),
     ("report {d}/flip0.zarr -o {o}.png", 4, ("probability", "i2am verify")),
     ("map {d}/good.zarr --r2g --layers nowhere -o {o}.png", 2, ("nowhere", "mid_block", "up_blocks")),
+    ("map {d}/good.zarr --r2g --g2r -o {o}.png", 2, ("one of --r2g, --g2r and --at",)),
+    ("map {d}/good.zarr --g2r --at 1,1 -o {o}.png", 2, ("one of --r2g, --g2r and --at",)),
+    ("map {d}/good.zarr --r2g --layers= -o {o}.png", 2, ("layer selection is empty", "mid_block")),
     ("map {d}/good.zarr --r2g --layers 7 -o {o}.png", 2, ("no layer 7", "0 to 2")),
     ("map {d}/good.zarr --r2g --layers re:( -o {o}.png", 2, ("regular expression",)),
     ("map {d}/good.zarr --r2g --steps 9 -o {o}.png", 2, ("step", "9", "0 to 1")),
@@ -113,7 +117,9 @@ CASES: tuple[Case, ...] = (
     ("map {d}/good.zarr -o {o}.png", 2, ("one of --r2g, --g2r and --at",)),
     ("map {d}/good.zarr --r2g --keep depth -o {o}.png", 2, ("depth", "time, layer, head")),
     ("map {d}/good.zarr --r2g --steps x -o {o}.png", 2, ("0:10",)),
-    ("map {d}/good.zarr --r2g --time-groups 2 -o {o}.png", 2, ("time",)),
+    ("map {d}/good.zarr --r2g --steps ::0 -o {o}.png", 2, ("'::0'", "::5")),
+    ("map {d}/good.zarr --r2g --steps 0:1:2:3 -o {o}.png", 2, ("0:1:2:3",)),
+    ("map {d}/good.zarr --r2g --time-groups 2 -o {o}.png", 2, ("--time-groups splits", "add --keep time")),
     ("map {d}/good.zarr --r2g --keep time --time-groups 9 -o {o}.png", 2, ("9",)),
     ("map {d}/good.zarr --r2g --style neon -o {o}.png", 2, ("neon", "viridis")),
     ("map {d}/good.zarr --r2g -o {o}.jpg", 2, (".npy", ".png")),
@@ -123,18 +129,21 @@ CASES: tuple[Case, ...] = (
     ("map {d}/good.zarr --r2g --query-mask mask -o {o}.png", 2, ("--g2r",)),
     ("map {d}/good.zarr --g2r --query-mask {d}/black.png -o {o}.png", 2, ("empty",)),
     ("map {d}/good.zarr --g2r --query-mask {d}/turned.png -o {o}.png", 2, ("48", "64")),
-    ("map {d}/text.zarr --g2r -o {o}.png", 2, ("reference", "text")),
+    ("map {d}/good.zarr --g2r --query-mask {d}/photo.png -o {o}.png", 2, ("in colour",)),
+    ("map {d}/good.zarr --g2r --query-mask generated_0 -o {o}.png", 2, ("in colour",)),
+    ("map {d}/text.zarr --g2r -o {o}.png", 2, ("reference", "--group, of text")),
     ("map {d}/text.zarr --g2r --group text -o {o}.png", 2, ("no rows and columns", ".npy")),
     ("imacs {d}/good.zarr --mask {d}/turned.png", 2, ("48 x 64", "64 x 48", "generated_0")),
     ("imacs {d}/good.zarr --mask {d}/black.png", 2, ("empty",)),
     ("imacs {d}/good.zarr --mask {d}/white.png", 2, ("full",)),
-    ("imacs {d}/good.zarr --reference-mask {d}/white.png", 2, ("full",)),
+    ("imacs {d}/good.zarr --reference-mask {d}/white.png", 2, ("30 x 50",)),
+    ("imacs {d}/good.zarr --mask {d}/photo.png", 2, ("photo.png", "in colour", "white where the mask is")),
     ("imacs {d}/good.zarr --mask {d}/none.png", 2, ("none.png", "mask, reference_mask")),
     ("imacs {d}/good.zarr --mask {d}/file.txt", 2, ("cannot be read as a picture",)),
     ("imacs {d}/good.zarr --mask generated_0", 2, ("in colour",)),
     ("imacs {d}/good.zarr --penalty -1", 2, ("penalty",)),
     ("imacs {d}/good.zarr --threshold 1.5", 2, ("threshold",)),
-    ("imacs {d}/part.zarr --partial", 2, ("holds no masks", "--mask")),
+    ("imacs {d}/part.zarr --partial", 2, ("holds no masks", "give --mask and --reference-mask")),
     ("report {d}/good.zarr -o {o}.txt", 2, (".png",)),
     ("info", 2, ("TRACE", "--help")),
     ("nonsense", 2, ("nonsense", "--help")),

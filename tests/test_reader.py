@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from i2am.analyzer import g2r, open_trace, r2g, sram
 from i2am.analyzer.reader import Trace
 from i2am.analyzer.shards import Blocks
+from i2am.analyzer.verification import verify
 from i2am.schema.errors import CorruptTrace, IncompleteTrace, NotATrace, TraceError, UnknownSelection, UnknownVersion
 from i2am.schema.layout import data_plans
 from i2am.schema.trace import Trace as Record
@@ -186,6 +187,26 @@ def test_a_missing_file_is_found_at_once_and_named(own: Path) -> None:
                 open_trace(own)
             file.write_bytes(content)
     assert len(everything(open_trace(own)))
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._zarr.json"])
+@pytest.mark.parametrize("folder", ["", "layers/000", "images"])
+def test_what_a_desktop_leaves_is_overlooked(own: Path, name: str, folder: str) -> None:
+    before = everything(open_trace(own))
+    (own / folder / name).write_bytes(b"Bud1")
+    for one, two in zip(before, everything(open_trace(own)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    report = verify(own)
+    assert report.ok, report.findings
+    assert report.ignored == ((f"{folder}/" if folder else "") + name,)
+
+
+@pytest.mark.parametrize("name", [".DS_Store2", "thumbs", "x._y", ".hidden"])
+def test_nothing_else_is_overlooked(own: Path, name: str) -> None:
+    (own / name).write_bytes(b"Bud1")
+    with pytest.raises(CorruptTrace, match="not in its manifest"):
+        open_trace(own)
+    assert [finding.where for finding in verify(own).findings] in ([name], ["."])
 
 
 def test_a_file_too_many_a_link_and_a_short_file(own: Path, tmp_path: Path) -> None:

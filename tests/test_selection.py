@@ -47,7 +47,8 @@ def test_a_query_mask_weighs_generated_positions(made: Synthetic) -> None:
     mask = made.images["mask"][..., 0]
     truth = oracle(made, "g2r", weights=mask / 255)
     assert not np.allclose(truth, oracle(made, "g2r"), rtol=0.1)
-    for given_mask in ("mask", mask, mask > 0, (mask / 255).astype(np.float32), mask[..., None]):
+    whole = [mask.astype(kind) for kind in (np.int64, np.uint16, np.float32)]
+    for given_mask in ("mask", mask, mask > 0, (mask / 255).astype(np.float32), mask[..., None], *whole, (mask > 0).astype(int)):
         assert_close(g2r(trace, query_mask=given_mask), truth)
     small = np.zeros(LATENT)
     small[2:5, 1:3] = 0.5
@@ -104,7 +105,28 @@ def test_v1_as_printed_is_constant(made: Synthetic) -> None:
 
 @pytest.mark.parametrize(("call", "error", "words"), [
     (lambda t: r2g(t, keep="depth"), InvalidInput, "cannot keep 'depth'; a map keeps any of time, layer, head"),
-    (lambda t: r2g(t, time_groups=2), InvalidInput, "add keep='time'"),
+    (lambda t: r2g(t, time_groups=2), InvalidInput, "time_groups= splits .* add keep='time'"),
+    (lambda t: r2g(t, keep="time", time_groups=2.5), InvalidInput, "2.5 is not a number of time groups; expected a whole number"),
+    (lambda t: r2g(t, keep=None), InvalidInput, "cannot keep None"),
+    (lambda t: r2g(t, heads=[1.5]), InvalidInput, "1.5 is not a head"),
+    (lambda t: r2g(t, heads=1.5), InvalidInput, "1.5 is not a head"),
+    (lambda t: r2g(t, heads="x"), InvalidInput, "'x' is not a head"),
+    (lambda t: r2g(t, heads=[True, False]), InvalidInput, "mask of heads has 2 values; expected one for each of 3 heads"),
+    (lambda t: r2g(t, steps=np.ones(3, bool)), InvalidInput, "mask of steps has 3 values; expected one for each of 4 steps"),
+    (lambda t: r2g(t, steps=np.zeros(4, bool)), InvalidInput, "the selection of steps is empty"),
+    (lambda t: r2g(t, steps=True), InvalidInput, "True is not a step"),
+    (lambda t: r2g(t, steps=slice(None, None, 0)), InvalidInput, "no range of steps"),
+    (lambda t: r2g(t, steps=slice("a")), InvalidInput, "no range of steps"),
+    (lambda t: r2g(t, sample=0.5), InvalidInput, "0.5 is not a sample"),
+    (lambda t: r2g(t, layers=[]), InvalidInput, "the layer selection is empty; the trace has down.attn2"),
+    (lambda t: r2g(t, layers=1.5), InvalidInput, "1.5 names no layer"),
+    (lambda t: r2g(t, recipe=["i2am"]), InvalidInput, "no recipe"),
+    (lambda t: t.probabilities(None), InvalidInput, "None names no layer"),
+    (lambda t: t.probabilities(1.5), InvalidInput, "1.5 names no layer"),
+    (lambda t: g2r(t, query_mask=np.full(LATENT, np.nan)), InvalidInput, "the query mask has values from nan"),
+    (lambda t: g2r(t, query_mask=np.full(LATENT, -1)), InvalidInput, "the query mask has values from -1"),
+    (lambda t: g2r(t, query_mask=np.full(LATENT, 256.0)), InvalidInput, "to 256"),
+    (lambda t: g2r(t, query_mask=np.full(LATENT, "a")), InvalidInput, "the query mask has dtype"),
     (lambda t: r2g(t, keep="time", time_groups=9), InvalidInput, "9 time groups of 4 steps; expected 1 to 4"),
     (lambda t: r2g(t, keep="time", time_groups=0), InvalidInput, "0 time groups"),
     (lambda t: r2g(t, steps=[4]), UnknownSelection, "no step 4; it has 0 to 3"),
@@ -127,6 +149,13 @@ def test_what_cannot_be_asked_is_said_in_one_line(
 ) -> None:
     with pytest.raises(error, match=words):
         call(open_trace(made.path))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, tuple, iter])
+def test_steps_and_heads_are_chosen_by_a_boolean_each(made: Synthetic, kind: Callable[[list[bool]], Any]) -> None:
+    trace = open_trace(made.path)
+    found = r2g(trace, steps=kind([True, False, False, True]), heads=kind([False, True, False]))
+    np.testing.assert_array_equal(found, r2g(trace, steps=[0, 3], heads=1))
 
 
 def test_two_references_have_to_be_told_apart(tmp_path: Path) -> None:
