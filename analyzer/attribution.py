@@ -11,8 +11,8 @@ Maps of calls are summed over time and averaged over (layer, head) pairs. Everyt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -26,16 +26,15 @@ from .precision import column_mass_lost
 from .reader import Selector, Trace, head_numbers
 from .recipes import Recipe
 from .recipes import recipe as named
-from .reduction import Graph, Lift, Piece, pick_generated, pick_patch, pick_token, reduce_maps
+from .reduction import Graph, Keys, Lift, Piece, pick_generated, pick_patch, pick_token, reduce_maps
+from .released import tasks_by_token
 from .scan import scan, segments
-from .selection import Positions, Selection, cell, choose, split
+from .selection import Positions, Selection, cell, choose, split, used
 from .weighting import Mask, masks, query_weights, weighting
 from .wording import option
 
 AXES: Final = ("time", "layer", "head")
 LEVELS: Final = {"time": "TLAM", "layer": "LLAM", "head": "HLAM"}
-Keys: TypeAlias = dict[int, dict[int, Hashable]]
-"""Layer -> step -> task."""
 REFERENCE_DIMS: Final = ("ref_y", "ref_x")
 
 
@@ -62,7 +61,8 @@ def r2g(
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025; v1 prints the other softmax axis (Eq. 4)
     """
-    row, chosen = named(recipe), choose(trace, layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
+    row = named(recipe)
+    chosen = choose(trace, layers=used(trace, layers, row), steps=steps, heads=heads, sample=sample, branch=branch, group=group)
     target = trace.latent_grid
     lifts = []
     for index, tokens in zip(chosen.layers, chosen.groups, strict=True):
@@ -77,11 +77,15 @@ def r2g(
             Lift(pick_generated, parts, _heads(trace, chosen, index), tokens.stop - first, None, grid, target, row.resize, row.clamp)
         )
     scans = _scans(trace, chosen, row, None)
+    more: dict[str, Any] = {}
+    if row.by_token:
+        more["calls"] = sum(len(steps) for steps in scans[1].values())
+        scans, lifts = tasks_by_token(trace, chosen, row, _times(chosen, keep, time_groups), scans[1], lifts, specials)
     image = _image(trace, f"generated_{chosen.sample}", "generated")
     # Columns of G are what the encoding may lose; with the softmax over keys R2G is made of rows.
     every = column_mass_lost(trace) if row.r2g == "generated" else [0.0] * len(trace.layers)
     lost = max(every[index] for index in chosen.layers)
-    return _map(trace, "r2g", row, chosen, keep, time_groups, scans, lifts, ("y", "x"), target, image, column_mass_lost=lost)
+    return _map(trace, "r2g", row, chosen, keep, time_groups, scans, lifts, ("y", "x"), target, image, column_mass_lost=lost, **more)
 
 
 def g2r(
@@ -108,7 +112,8 @@ def g2r(
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025; the mask: v1, Eq. 17
     """
-    row, chosen = named(recipe), choose(trace, layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
+    row = named(recipe)
+    chosen = choose(trace, layers=used(trace, layers, row), steps=steps, heads=heads, sample=sample, branch=branch, group=group)
     which, extra = weighting(trace, query_mask)
     target = _reference_shape(trace, chosen)
     lifts = []
@@ -144,7 +149,8 @@ def sram(
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025 (v1: Eq. 16)
     """
-    row, chosen = named(recipe), choose(trace, layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
+    row = named(recipe)
+    chosen = choose(trace, layers=used(trace, layers, row), steps=steps, heads=heads, sample=sample, branch=branch, group=group)
     target = _reference_shape(trace, chosen)
     kind: Kind = "probability" if row.g2r == "keys" else "generated"
     lifts: list[Lift] = []
@@ -205,7 +211,7 @@ def _map(
 ) -> xr.DataArray:
     kept = _kept(keep, time_groups)
     graphs, keys = tasks
-    times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
+    times = _times(chosen, keep, time_groups)
     groups = [
         [
             Piece(
@@ -261,6 +267,10 @@ def _coordinates(
     if "head" in axes:
         coords["head"] = list(chosen.heads)
     return coords
+
+
+def _times(chosen: Selection, keep: Iterable[str] | str, time_groups: int | None) -> tuple[tuple[int, ...], ...]:
+    return split(chosen.steps, time_groups) if "time" in _kept(keep, time_groups) else (chosen.steps,)
 
 
 def _kept(keep: Iterable[str] | str, time_groups: int | None) -> tuple[str, ...]:

@@ -24,6 +24,10 @@ class Recipe:
     clamp: bool
     """Whether what resampling brings under 0 is set to 0. Done for each call's map, so that every sum after it is linear."""
     source: str
+    by_token: bool = False
+    """Whether R2G resamples and clamps each token's map, after its sum over steps, before the mean over tokens."""
+    skip: str = ""
+    """Glob of the layers that are left out where the caller names none."""
 
 
 RECIPES: Final = {
@@ -34,6 +38,8 @@ RECIPES: Final = {
         Recipe(
             "i2am-v1", "keys", "generated", "bicubic", True, "Park et al. 2024, arXiv v1, Eq. 4 and 12 as printed; R2G and G2R are constant"
         ),
+        # Where all references have one grid, G2R needs no resampling and is that of `i2am`.
+        Recipe("i2am-official", "generated", "keys", "bicubic", True, "the released code's hook; no middle block", True, "*mid*block*"),
     )
 }
 

@@ -25,6 +25,8 @@ FAN_IN: Final = 8
 Values: TypeAlias = NDArray[Any]
 Graph: TypeAlias = dict[Any, Any]
 """Task by key."""
+Keys: TypeAlias = dict[int, dict[int, Hashable]]
+"""Layer -> step -> task."""
 
 
 @dataclass(frozen=True, slots=True)

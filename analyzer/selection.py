@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from ..schema.errors import InvalidInput, UnknownSelection
 from ..schema.trace import Layer, TokenGroup
 from .reader import Selector, Trace, head_numbers, listed
+from .recipes import Recipe
 from .wording import option
 
 Positions: TypeAlias = int | slice | Iterable[int] | None
@@ -65,6 +67,13 @@ def choose(
         whole(sample, "a sample"),
         record.branches.index(wanted),
     )
+
+
+def used(trace: Trace, layers: Selector | Iterable[Selector] | None, row: Recipe) -> Selector | Iterable[Selector] | None:
+    """The layers a recipe takes where the caller names none: all but those it skips."""
+    if layers is not None or not row.skip:
+        return layers
+    return [i for i, layer in enumerate(trace.layers) if not fnmatch.fnmatchcase(layer.name, row.skip)]
 
 
 def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ...]:
