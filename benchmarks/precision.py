@@ -18,14 +18,12 @@ import click
 import numpy as np
 import torch
 import zarr
-from diffusers.utils import logging
 from measure import machine, size_on_disk, table
 from numpy.typing import NDArray
 
 from i2am.recorder import record
-from i2am.recorder.demo.cli import WEIGHTS
 from i2am.recorder.demo.pairs import HELD_OUT, draw_pair
-from i2am.recorder.demo.pipeline import TryOnPipeline
+from i2am.recorder.demo.pipeline import load_shipped
 from i2am.schema import Layer, Trace, decode_probability
 
 BITS = (10, 8, 7, 6, 5, 4, 3)
@@ -113,9 +111,7 @@ def measure(pipeline: Any, seed: int, steps: int, folder: Path) -> dict[int, tup
 def main(pairs: int, steps: int) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    pipeline = TryOnPipeline.from_pretrained(WEIGHTS)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_shipped()
     with tempfile.TemporaryDirectory() as folder:
         runs = [measure(pipeline, seed, steps, Path(folder)) for seed in range(pairs)]
     whole = sum(found[BITS[0]][0] for found in runs)

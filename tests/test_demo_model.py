@@ -165,7 +165,6 @@ def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert torch.equal(loaded.unet.conv_in.weight, halved)
 
 
-@pytest.mark.skipif(not (WEIGHTS / "model_index.json").exists(), reason="no weights are shipped")
 def test_shipped_weights_paint_and_find_the_garment() -> None:
     result = measure(load_shipped(), held_out_pairs(4), steps=6, guidance_scale=1.2)
     assert result["painting"] < 1 / 3

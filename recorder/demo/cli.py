@@ -12,7 +12,6 @@ from ...schema.errors import AlreadyExists, InvalidInput
 if TYPE_CHECKING:
     from .pairs import Pair
 
-WEIGHTS: Final = Path(__file__).parent / "weights"
 STEPS: Final = 50
 TRACE: Final = "run.zarr"
 REPORT: Final = "report.png"
@@ -60,8 +59,8 @@ def demo_command(context: click.Context, out: Path, seed: int, overwrite: bool, 
         return report.invoke(inner)
 
 
-def record_demo(path: Path, seed: int, *, steps: int = STEPS, weights: Path = WEIGHTS, overwrite: bool = False) -> None:
-    """Record the shipped model on a held-out pair, ground truth included.
+def record_demo(path: Path, seed: int, *, steps: int = STEPS, weights: Path | None = None, overwrite: bool = False) -> None:
+    """Record the shipped model, or other weights of it, on a held-out pair, ground truth included.
 
     Raises   InvalidInput if the weights are not there; as `record`
     """
@@ -73,7 +72,7 @@ def record_demo(path: Path, seed: int, *, steps: int = STEPS, weights: Path = WE
 
     # So small a model gains nothing from threads, and on a busy machine they wait for each other.
     torch.set_num_threads(1)
-    pipeline = load_shipped(weights)
+    pipeline = load_shipped(weights) if weights else load_shipped()
     pair = draw_pair(HELD_OUT + seed, pipeline.size)
     latent = pipeline.size // pipeline.block
     record(
