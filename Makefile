@@ -20,8 +20,9 @@ lint: $(VENV)/installed
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p i2am.schema -p i2am.recorder -p i2am.analyzer
 	$(BIN)/lint-imports
 
+# One process a core, one thread each: torch with threads of its own beside other work is many times slower.
 unit: $(VENV)/installed
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
 
 # The analyzer's own tests where torch is not installed: a laptop needs none.
 laptop: $(LAPTOP)/installed
@@ -39,7 +40,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(LAPTOP)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LAPTOP)
-	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf]' pytest hypothesis
+	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf,parquet,cluster]' pytest hypothesis
 	@touch $@
 
 clean:

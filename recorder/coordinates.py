@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..schema.layout import layer_path
-from ..schema.trace import BRANCHES, Trace
+from ..schema.record import BRANCHES
+from ..schema.trace import Trace
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
 """Path of an array -> its values."""

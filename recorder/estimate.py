@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..schema.trace import ENCODINGS, JSON, Codec, Encoding, Layer, Trace
+from ..schema.record import JSON
+from ..schema.trace import ENCODINGS, Codec, Encoding, Layer, Trace
 from .capture import Call, Capture, attention_modules
 from .labels import describe
 from .loading import check_call, find_class

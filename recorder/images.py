@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput
-from ..schema.trace import NAME, Image, ImageRole, Role
+from ..schema.record import NAME
+from ..schema.trace import Image, ImageRole, Role
 
 Picture: TypeAlias = tuple[Image, NDArray[np.uint8]]
 Window: TypeAlias = tuple[float, float, float, float]

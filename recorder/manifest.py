@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..schema.errors import InvalidInput
-from ..schema.trace import NAME
+from ..schema.record import NAME
 from .spec import Spec, nearest
 
 OWN: Final = ("name", "seed")

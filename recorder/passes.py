@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import nn
 
 from ..schema.errors import UnsupportedModel
-from ..schema.trace import BRANCHES
+from ..schema.record import BRANCHES
 from .blocks import Block
 from .capture import Call, denoisers, replaced
 from .labels import Row

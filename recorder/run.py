@@ -12,7 +12,8 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from ..schema.errors import InvalidInput, UnsupportedModel
-from ..schema.trace import JSON, Codec, Layer, Trace
+from ..schema.record import JSON
+from ..schema.trace import Codec, Layer, Trace
 from .blocks import Block, Outbox
 from .budget import check_budget
 from .capture import Call, denoisers

@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, TypeAlias
 
 from ..schema.errors import InvalidInput, UnknownSelection
-from ..schema.trace import BRANCHES, Codec, Layer
+from ..schema.record import BRANCHES
+from ..schema.trace import Codec, Layer
 from .sizes import parse_bytes
 
 Layers: TypeAlias = str | Sequence[str] | None

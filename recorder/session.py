@@ -17,7 +17,8 @@ import torch
 from tqdm import tqdm
 
 from ..schema.errors import AlreadyExists, InvalidInput, NoSpace, UnsupportedModel
-from ..schema.trace import JSON, Trace
+from ..schema.record import JSON
+from ..schema.trace import Trace
 from .capture import Capture, attention_modules, denoisers, replaced
 from .images import Picture, generated_pictures
 from .labels import bind_arguments

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .codec import PROBABILITY_SCALE
-from .trace import BRANCHES, Codec, Image, Layer, Trace
+from .record import BRANCHES
+from .trace import Codec, Image, Layer, Trace
 
 ROOT: Final = "zarr.json"
 JOURNAL: Final = "journal.jsonl"
@@ -149,8 +150,10 @@ def step_layout(steps: int, layers: int) -> list[ArrayPlan]:
 
 def image_layout(image: Image) -> ArrayPlan:
     """One picture, uint8, row-major, y down; its axes bear its name, so that pictures of any sizes open as one dataset."""
-    dims = (f"{image.name}_y", f"{image.name}_x", "rgb" if image.channels == 3 else "grey")
-    shape = (image.height, image.width, image.channels)
+    dims: tuple[str, ...] = (f"{image.name}_y", f"{image.name}_x", "rgb" if image.channels == 3 else "grey")
+    shape: tuple[int, ...] = (image.height, image.width, image.channels)
+    if image.frames:
+        dims, shape = (f"{image.name}_frame", *dims), (image.frames, *shape)
     return ArrayPlan(f"images/{image.name}", dims, shape, "uint8", shape, codec=Codec("zstd", 5), attributes={"role": image.role})
 
 
@@ -189,7 +192,7 @@ def _probabilities(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
         "coordinates": "timestep",
     }
     return [
-        _blocks(trace, layer, f"{root}/probability", "float16", ("y", "x", "token"), (*layer.grid, layer.tokens), attributes),
+        _blocks(trace, layer, f"{root}/probability", "float16", (*_axes(layer), "token"), (*layer.places, layer.tokens), attributes),
         _query_lse(trace, layer, root),
         _blocks(
             trace,
@@ -211,8 +214,8 @@ def _factors(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
             layer,
             f"{root}/query",
             dtype,
-            ("y", "x", "channel"),
-            (*layer.grid, layer.head_dim),
+            (*_axes(layer), "channel"),
+            (*layer.places, layer.head_dim),
             {"long_name": "query", "coordinates": "timestep"},
         ),
         _blocks(
@@ -230,7 +233,12 @@ def _factors(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
 
 def _query_lse(trace: Trace, layer: Layer, root: str) -> ArrayPlan:
     attributes = {"long_name": "logsumexp of scores over all keys of the call", "coordinates": "timestep"}
-    return _blocks(trace, layer, f"{root}/query_lse", "float32", ("y", "x"), layer.grid, attributes)
+    return _blocks(trace, layer, f"{root}/query_lse", "float32", _axes(layer), layer.places, attributes)
+
+
+def _axes(layer: Layer) -> tuple[str, ...]:
+    """The axes that queries lie on."""
+    return ("frame", "y", "x") if layer.frames else ("y", "x")
 
 
 def _blocks(
@@ -269,6 +277,20 @@ def _coordinates(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
     ]
     if layer.head_numbers:
         plans.append(column("head", "head", layer.heads, "int32", -1, {"long_name": "number of the head in the model, from 0"}))
+    if layer.probes:
+        shape = (layer.heads, layer.probe_tokens, layer.head_dim)
+        plans.append(
+            ArrayPlan(
+                f"{root}/probe_key",
+                ("head", "probe_token", "channel"),
+                shape,
+                layer.factor_dtype,
+                (1, *shape[1:]),
+                fill=nan,
+                codec=trace.codec,
+                attributes={"long_name": "key of each probe's tokens; the same at every step"},
+            )
+        )
     if layer.encoding == "factors":
         shape = (trace.samples, len(trace.branches), trace.steps)
         meaning = {"long_name": "position on the step axis where this step's key lies; -1 where the call is absent"}

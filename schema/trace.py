@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self, TypeAlias, cast
 
 from .errors import CorruptTrace, InvalidInput, UnknownVersion
+from .record import BRANCHES, FORMAT_VERSION, JSON, NAME, pick, require
+from .text import Text
 
-FORMAT_VERSION: Final = 1
-
-JSON: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 Encoding: TypeAlias = Literal["probabilities", "factors"]
 Role: TypeAlias = Literal["text", "reference", "self"]
 ImageRole: TypeAlias = Literal["generated", "reference", "mask", "reference_mask", "input"]
@@ -21,35 +19,9 @@ ENCODINGS: Final[tuple[Encoding, ...]] = ("probabilities", "factors")
 ROLES: Final[tuple[Role, ...]] = ("text", "reference", "self")
 IMAGE_ROLES: Final[tuple[ImageRole, ...]] = ("generated", "reference", "mask", "reference_mask", "input")
 STATUSES: Final[tuple[Status, ...]] = ("recording", "interrupted", "complete")
-BRANCHES: Final = ("cond", "uncond")
 FACTOR_DTYPES: Final = ("float16", "float32")
 LOSSY: Final = 0.01
 """Share of a token's column from which an encoding's loss is worth a word."""
-NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise InvalidInput with `message` unless `condition` holds."""
-    if not condition:
-        raise InvalidInput(message)
-
-
-def pick(known: type[Any], doc: JSON, where: str) -> dict[str, Any]:
-    """The fields of record class `known` in a JSON object, refusing missing and unknown ones.
-
-    Raises   CorruptTrace naming the field and the place
-    """
-    if not isinstance(doc, dict):
-        raise CorruptTrace(f"{where} should be a JSON object, but is {type(doc).__name__}; the trace's metadata was changed")
-    fields = dataclasses.fields(known)
-    unknown = sorted(set(doc) - {f.name for f in fields})
-    missing = [
-        f.name for f in fields if f.name not in doc and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if unknown or missing:
-        what = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
-        raise CorruptTrace(f"{where} has {what}; a format {FORMAT_VERSION} trace does not, so its metadata was changed")
-    return doc
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -131,6 +103,13 @@ class Layer:
     """The model's own numbers, from 0, of the heads on the head axis; empty is all of them."""
     call_heads: int = 0
     """Heads of the model's own call where only those of `head_numbers` were kept. 0 stands for `heads`."""
+    frames: int = 0
+    """Frames of the generated video; their axis stands before y and x. 0 is one image, which has no such axis."""
+    queries: str = ""
+    """Name of the token group whose tokens the queries are, of a call that makes tokens of others, such as an IP-Adapter's resampler:
+    then `grid` is (1, tokens). Empty where queries are places of the generated image."""
+    probes: tuple[TokenGroup, ...] = ()
+    """Keys beside the run, made from texts or pictures that it was not given; disjoint, in order, from 0."""
     column_mass_lost: float = 0.0
     """Worst |1 - sum over x| of one token's G column as decoded, over all that was recorded: what the encoding lost or added."""
 
@@ -140,6 +119,10 @@ class Layer:
             require(getattr(self, name) > 0, f"layer {self.path}: {name} is {getattr(self, name)}; it must be positive")
         require(self.call >= 0, f"layer {self.path}: call is {self.call}; it must not be negative")
         require(min(self.grid) > 0, f"layer {self.path}: grid {self.grid} must be positive")
+        require(self.frames >= 0, f"layer {self.path}: {self.frames} frames; it has some, or 0 for an image")
+        require(
+            not self.queries or self.grid[0] == 1, f"layer {self.path}: {self.queries} tokens on a grid {self.grid}; expected (1, tokens)"
+        )
         require(self.encoding in ENCODINGS, f"layer {self.path}: encoding {self.encoding!r}; encodings are {', '.join(ENCODINGS)}")
         require(
             self.factor_dtype in FACTOR_DTYPES,
@@ -159,6 +142,19 @@ class Layer:
         spans = [(g.name, g.start, g.stop) for g in self.groups]
         require(covered, f"layer {self.path}: token groups {spans} do not cover its {self.tokens} keys in order")
         require(len({g.name for g in self.groups}) == len(self.groups), f"layer {self.path}: two token groups have one name")
+        starts = [0, *(g.stop for g in self.probes)][:-1] if self.probes else []
+        in_order = [g.start for g in self.probes] == starts and len({g.name for g in self.probes}) == len(self.probes)
+        require(in_order, f"layer {self.path}: probes {[(g.name, g.start, g.stop) for g in self.probes]} are not in order, or share a name")
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Lengths of the axes that queries lie on: (rows, columns), frames before them in a video."""
+        return (self.frames, *self.grid) if self.frames else self.grid
+
+    @property
+    def probe_tokens(self) -> int:
+        """Keys of all probes."""
+        return self.probes[-1].stop if self.probes else 0
 
     @property
     def name(self) -> str:
@@ -180,8 +176,9 @@ class Layer:
         """Build from a JSON object; raises CorruptTrace if it is not one of ours."""
         fields = pick(cls, doc, where)
         groups = tuple(TokenGroup.from_json(g, f"{where}, token group {i}") for i, g in enumerate(fields["groups"]))
+        probes = tuple(TokenGroup.from_json(g, f"{where}, probe {i}") for i, g in enumerate(fields.get("probes", ())))
         heads = tuple(fields.get("head_numbers", ()))
-        return cls(**{**fields, "grid": _pair(fields["grid"]), "groups": groups, "head_numbers": heads})
+        return cls(**{**fields, "grid": _pair(fields["grid"]), "groups": groups, "head_numbers": heads, "probes": probes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +194,15 @@ class Image:
     """3 (RGB) or 1 (mask, 0 or 255)."""
     window: tuple[float, float, float, float] | None = None
     """(top, left, bottom, right) in this image's pixels that token grids cover (a processor may crop); None is all of it."""
+    frames: int = 0
+    """Frames of a video; 0 is one picture, which has no such axis."""
 
     def __post_init__(self) -> None:
         require(bool(NAME.fullmatch(self.name)), f"image name {self.name!r} is not made of letters, digits, _ . -")
         require(self.role in IMAGE_ROLES, f"image {self.name} has role {self.role!r}; roles are {', '.join(IMAGE_ROLES)}")
         require(self.height > 0 and self.width > 0, f"image {self.name} is {self.height} x {self.width} pixels")
         require(self.channels in (1, 3), f"image {self.name} has {self.channels} channels; it needs 1 or 3")
+        require(self.frames >= 0, f"image {self.name} has {self.frames} frames; it has some, or 0 for one picture")
 
     @classmethod
     def from_json(cls, doc: JSON, where: str = "image") -> Self:
@@ -259,6 +259,8 @@ class Trace:
     """Prompt, seed and the other arguments of the call."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Library versions, recorder options, demo ground truth."""
+    texts: tuple[Text, ...] = ()
+    """What the tokens of text groups and text probes say."""
     version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -291,6 +293,7 @@ class Trace:
         try:
             fields["layers"] = tuple(Layer.from_json(d, f"layer {i}") for i, d in enumerate(fields.get("layers", ())))
             fields["images"] = tuple(Image.from_json(d, f"image {i}") for i, d in enumerate(fields.get("images", ())))
+            fields["texts"] = tuple(Text.from_json(d, f"text {i}") for i, d in enumerate(fields.get("texts", ())))
             fields["codec"] = Codec(**pick(Codec, fields.get("codec", {}), "codec"))
             fields["branches"] = tuple(fields["branches"])
             fields["latent_grid"] = _pair(fields.get("latent_grid"))

@@ -115,8 +115,13 @@ def export(trainer: Trainer, out: Path) -> None:
     half.save_pretrained(out, safe_serialization=True)
 
 
-def train(plan: Plan, out: Path, checkpoint: Path, resume: bool, every: float) -> None:
-    """Train until the budget is used up, logging and checkpointing every so many seconds."""
+def milestones(keep: int) -> list[float]:
+    """Shares of the budget at which weights are kept on the way, ever further apart, as painting improves ever slower."""
+    return [float(share) for share in np.geomspace(0.01, 1, keep + 1)[:-1]]
+
+
+def train(plan: Plan, out: Path, checkpoint: Path, resume: bool, every: float, keep: int) -> None:
+    """Train until the budget is used up, logging and checkpointing every so many seconds, and keeping the weights of `keep` moments."""
     torch.set_num_threads(plan.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(plan, device)
@@ -127,9 +132,13 @@ def train(plan: Plan, out: Path, checkpoint: Path, resume: bool, every: float) -
     out.mkdir(parents=True, exist_ok=True)
     losses: list[float] = []
     due = trainer.seconds + every
+    kept = [share for share in milestones(keep) if share > trainer.progress]
     with (out / "log.jsonl").open("a" if resume else "w") as log:
         while trainer.progress < 1:
             losses.append(trainer.step(next(source)))
+            if kept and trainer.progress >= kept[0]:
+                kept.pop(0)
+                export(trainer, out / "checkpoints" / f"step-{trainer.steps:06d}")
             if trainer.seconds < due and trainer.progress < 1:
                 continue
             due = trainer.seconds + every
@@ -154,6 +163,7 @@ def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Where to keep the resumable state [OUT/state.pt].")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
 @click.option("--every", default=60.0, show_default=True, help="Seconds between log lines and checkpoints.")
+@click.option("--keep", default=0, show_default=True, help="Weights to keep on the way, under OUT/checkpoints.")
 @click.option("--minutes", default=60.0, show_default=True, help="Time budget, all resumed parts together.")
 @click.option("--steps", default=0, help="Step budget instead of the time budget.")
 @click.option("--batch", default=32, show_default=True)
@@ -167,9 +177,9 @@ def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int
 @click.option("--width", default=96, show_default=True, help="Width of the reference tokens.")
 @click.option("--pool", default=16384, show_default=True, help="Pairs drawn before training starts.")
 @click.option("--threads", default=2, show_default=True)
-def main(out: Path, checkpoint: Path | None, resume: bool, every: float, **plan: Any) -> None:
+def main(out: Path, checkpoint: Path | None, resume: bool, every: float, keep: int, **plan: Any) -> None:
     """Train the demo model; the weights are its moving average, in float16."""
-    train(Plan(**plan), out, checkpoint or out / "state.pt", resume, every)
+    train(Plan(**plan), out, checkpoint or out / "state.pt", resume, every, keep)
 
 
 if __name__ == "__main__":
