@@ -9,10 +9,18 @@ if TYPE_CHECKING:
     from .attribution import g2r as g2r
     from .attribution import r2g as r2g
     from .attribution import sram as sram
+    from .boxes import box_iou as box_iou
+    from .boxes import find_boxes as find_boxes
+    from .judgement import METRICS as METRICS
+    from .judgement import judge as judge
     from .metrics import imacs as imacs
     from .metrics import normalize as normalize
     from .metrics import threshold as threshold
     from .metrics import upsample as upsample
+    from .overlap import iou as iou
+    from .overlap import miou as miou
+    from .pointing import looks as looks
+    from .pointing import pck as pck
     from .reader import Trace as Trace
     from .reader import open_trace as open_trace
 
@@ -23,13 +31,24 @@ _HOME = {
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
+    "box_iou": "boxes",
+    "find_boxes": "boxes",
+    "METRICS": "judgement",
+    "judge": "judgement",
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
     "upsample": "metrics",
+    "iou": "overlap",
+    "miou": "overlap",
+    "looks": "pointing",
+    "pck": "pointing",
 }
 
-__all__ = ["Trace", "g2r", "imacs", "normalize", "open_trace", "r2g", "sram", "threshold", "upsample"]
+__all__ = [
+    "METRICS", "Trace", "box_iou", "find_boxes", "g2r", "imacs", "iou", "judge", "looks", "miou", "normalize", "open_trace", "pck",
+    "r2g", "sram", "threshold", "upsample",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
