@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .metrics import upsample as upsample
     from .reader import Trace as Trace
     from .reader import open_trace as open_trace
+    from .resampler import carry as carry
 
 # Loaded on first use: dask and xarray take seconds, and `i2am --help` needs neither.
 _HOME = {
@@ -23,13 +24,14 @@ _HOME = {
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
+    "carry": "resampler",
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
     "upsample": "metrics",
 }
 
-__all__ = ["Trace", "g2r", "imacs", "normalize", "open_trace", "r2g", "sram", "threshold", "upsample"]
+__all__ = ["Trace", "carry", "g2r", "imacs", "normalize", "open_trace", "r2g", "sram", "threshold", "upsample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -146,6 +146,9 @@ class Run:
         if now is None:
             return
         this = now.passes[-1]
+        if call.resampler is not None:
+            self._hear_resampler(call, this, now.position)
+            return
         rows = rows_of_call(call, this)
         site = self._sites.find(call, this.scene) if rows else None
         if site is None:
@@ -154,6 +157,19 @@ class Run:
         for row in rows:
             blocks, lost = self._blocks(call, site, row.index)
             writer.put(site.index, row.sample, row.branch, now.position, blocks, lost=lost)
+
+    def _hear_resampler(self, call: Call, this: Pass, position: int) -> None:
+        sites = self._sites.find_resampler(call, this.scene) if this.kept else ()
+        if sites and call.query.shape[0] != this.rows * len(sites):
+            raise UnsupportedModel(
+                f"{call.path} makes tokens of {call.query.shape[0]} references for a batch of {this.rows} rows with {len(sites)} each, so "
+                "it is not known which is whose; leave it out through layers="
+            )
+        for row in this.kept:
+            for image, site in enumerate(sites):
+                # Nobody asks for its columns: a token is no place.
+                blocks, _ = self._blocks(call, site, row.index * len(sites) + image)
+                self._open().put(site.index, row.sample, row.branch, position, blocks)
 
     def end(self, root: str) -> None:
         """The denoiser ran through."""
