@@ -75,12 +75,9 @@ def carry(trace: Trace, map: xr.DataArray, residual: float = RESIDUAL) -> xr.Dat
         operator = xr.DataArray(weights, dims=("time", *made_of.dims[1:]), coords={k: made_of[k] for k in ("ref_y", "ref_x")})
     else:
         operator = made_of.mean("step", skipna=True)
-    carried = xr.dot(map.astype(np.float64), operator, dim="token")
-    return (
-        carried.transpose(*map.dims[:-1], "ref_y", "ref_x")
-        .assign_attrs({**map.attrs, **made_of.attrs, "residual": residual})
-        .rename(map.name)
-    )
+    carried = xr.dot(map.astype(np.float64), operator, dim="token").transpose(*map.dims[:-1], "ref_y", "ref_x")
+    placed: xr.DataArray = carried.assign_attrs({**map.attrs, **made_of.attrs, "residual": residual}).rename(map.name)
+    return placed
 
 
 def rollout(attention: Sequence[Values] | None, patches: int, residual: float = RESIDUAL) -> Values:

@@ -50,4 +50,4 @@ def watch_resampler(module: Any, wanted: Callable[[], bool], tell: Tell) -> list
 
 
 def _split_heads(output: Tensor, heads: int) -> Tensor:
-    return output.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return output.reshape(*output.shape[:-1], heads, -1).transpose(1, 2)

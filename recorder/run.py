@@ -155,9 +155,7 @@ class Run:
             )
         for row in this.kept:
             for image, site in enumerate(sites):
-                # Nobody asks for its columns: a token is no place.
-                blocks, _ = self._blocks(call, site, row.index * len(sites) + image)
-                self._open().put(site.index, row.sample, row.branch, position, blocks)
+                self.intake.put(call, row.index * len(sites) + image, site, row, position)
 
     def end(self, root: str) -> None:
         """The denoiser ran through."""
