@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .pointing import pck as pck
     from .reader import Trace as Trace
     from .reader import open_trace as open_trace
+    from .resampler import carry as carry
 
 # Loaded on first use: dask and xarray take seconds, and `i2am --help` needs neither.
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "find_boxes": "boxes",
     "METRICS": "judgement",
     "judge": "judgement",
+    "carry": "resampler",
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
@@ -45,10 +47,7 @@ _HOME = {
     "pck": "pointing",
 }
 
-__all__ = [
-    "METRICS", "Trace", "box_iou", "find_boxes", "g2r", "imacs", "iou", "judge", "looks", "miou", "normalize", "open_trace", "pck",
-    "r2g", "sram", "threshold", "upsample",
-]  # fmt: skip
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
