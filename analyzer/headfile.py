@@ -73,7 +73,7 @@ def _read(source: Path) -> xr.DataArray:
     except Exception as error:  # h5netcdf, zarr and xarray each have their own for a file that is none of theirs
         raise InvalidInput(f"{source} cannot be read as scores of heads ({type(error).__name__}: {error})") from error
     # Each format brings strings back in its own way; plain ones are what names are compared with.
-    texts = {str(key): axis.astype(str) for key, axis in found.coords.items() if axis.dtype.kind in "OTU"}
-    found = found.assign_coords(texts)
+    texts = {str(key): (axis.dims, np.array(axis.values.tolist(), str)) for key, axis in found.coords.items() if axis.dtype.kind in "OTU"}
     numbers = {str(key): axis.astype(np.int64) for key, axis in found.coords.items() if axis.dtype.kind in "iu"}
-    return found.assign_coords(numbers)
+    plain: xr.DataArray = found.assign_coords({**texts, **numbers})
+    return plain
