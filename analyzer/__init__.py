@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .reader import Trace as Trace
     from .reader import open_trace as open_trace
     from .relevance import heads as heads
+    from .resampler import carry as carry
     from .vocabulary import concept_words as concept_words
     from .vocabulary import concepts as concepts
 
@@ -30,6 +31,7 @@ _HOME = {
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
+    "carry": "resampler",
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
@@ -45,6 +47,7 @@ _HOME = {
 
 __all__ = [
     "Trace",
+    "carry",
     "concept_words",
     "concepts",
     "g2r",
