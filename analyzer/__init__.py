@@ -15,21 +15,27 @@ if TYPE_CHECKING:
     from .metrics import upsample as upsample
     from .reader import Trace as Trace
     from .reader import open_trace as open_trace
+    from .recipes import Recipe as Recipe
+    from .recipes import recipe as recipe
+    from .tokens import token_map as token_map
 
 # Loaded on first use: dask and xarray take seconds, and `i2am --help` needs neither.
 _HOME = {
+    "Recipe": "recipes",
     "Trace": "reader",
     "open_trace": "reader",
+    "recipe": "recipes",
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
+    "token_map": "tokens",
     "upsample": "metrics",
 }
 
-__all__ = ["Trace", "g2r", "imacs", "normalize", "open_trace", "r2g", "sram", "threshold", "upsample"]
+__all__ = ["Recipe", "Trace", "g2r", "imacs", "normalize", "open_trace", "r2g", "recipe", "sram", "threshold", "token_map", "upsample"]
 
 
 def __getattr__(name: str) -> Any:
