@@ -122,7 +122,7 @@ class CustomTryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _encode(self, pixels: Tensor, generator: Any) -> Tensor:
         latent: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()
-        return latent.to(self.unet.dtype) * self.vae.config.scaling_factor
+        return latent.to(self.unet.dtype) * float(self.vae.config.scaling_factor)
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:
         pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
