@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .attribution import g2r as g2r
     from .attribution import r2g as r2g
     from .attribution import sram as sram
+    from .dataset import evaluate as evaluate
     from .metrics import imacs as imacs
     from .metrics import normalize as normalize
     from .metrics import threshold as threshold
@@ -23,13 +24,14 @@ _HOME = {
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
+    "evaluate": "dataset",
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
     "upsample": "metrics",
 }
 
-__all__ = ["Trace", "g2r", "imacs", "normalize", "open_trace", "r2g", "sram", "threshold", "upsample"]
+__all__ = ["Trace", "evaluate", "g2r", "imacs", "normalize", "open_trace", "r2g", "sram", "threshold", "upsample"]
 
 
 def __getattr__(name: str) -> Any:
