@@ -18,12 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 from ..schema.errors import UnsupportedModel
 from .projections import Projections
+from .resampler import resampler_of, watch_resampler
 from .scores import default_scale
 
 ROOTS: Final = ("unet", "transformer", "transformer_2")
 """Attributes of a pipeline that hold a denoiser."""
-RESAMPLER: Final = "encoder_hid_proj"
-"""Under a denoiser, but its queries are not places of the generated image."""
 ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
 
 
@@ -50,6 +49,8 @@ class Call:
     """Keys of each projection; empty for a single one."""
     own: bool = False
     """Whether `to_v` reads the sequence that the queries come from."""
+    resampler: int | None = None
+    """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
 
     @property
     def segments(self) -> tuple[tuple[str, int], ...]:
@@ -85,7 +86,7 @@ def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
         f"{root}.{strip(name)}": module
         for root, denoiser in denoisers(pipeline).items()
         for name, module in denoiser.named_modules()
-        if is_cross_attention(module) and not name.startswith(RESAMPLER)
+        if is_cross_attention(module) or resampler_of(f"{root}.{strip(name)}") is not None
     }
 
 
@@ -104,6 +105,17 @@ def is_single_stream(module: nn.Module) -> bool:
 def reads_adapter(module: nn.Module) -> bool:
     """Whether an attention module has an IP-Adapter's keys."""
     return hasattr(getattr(module, "processor", None), "to_v_ip")
+
+
+def is_muted(module: nn.Module, projection: str, repeat: int) -> bool:
+    """Whether an IP-Adapter's scale multiplies what a call gives by 0; not every processor leaves such a call out."""
+    _, adapter, number = projection.partition("to_v_ip")
+    scale = getattr(getattr(module, "processor", None), "scale", None) if adapter else None
+    # One for each adapter, and within it, where masks part them, one for each of its images.
+    for index in (int(number.lstrip(".") or 0), repeat):
+        if isinstance(scale, list):
+            scale = scale[index] if index < len(scale) else None
+    return isinstance(scale, (int, float)) and scale == 0
 
 
 def strip(path: str) -> str:
@@ -148,7 +160,10 @@ class Capture:
         for name, root in denoisers(self._pipeline).items():
             self._watch_root(name, root)
         for path, module in self._modules.items():
-            self._watch_attention(path, module)
+            if (adapter := resampler_of(path)) is not None:
+                self._watch_resampler(path, adapter, module)
+            else:
+                self._watch_attention(path, module)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -178,6 +193,13 @@ class Capture:
                 self._shapes[path] = next((_size(tensor) for tensor in tensors if tensor.ndim == 4), None)
 
         return see
+
+    def _watch_resampler(self, path: str, adapter: int, module: nn.Module) -> None:
+        def tell(query: Tensor, key: Tensor, scale: float) -> None:
+            grid = (1, query.shape[2])
+            self._listener.hear(Call(path, "to_v", 0, query, key, scale, None, grid, resampler=adapter))
+
+        self._handles += watch_resampler(module, lambda: self._wanted, tell)
 
     def _watch_attention(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -230,6 +252,8 @@ class Capture:
         projection = "+".join(name for name, _ in segments)
         repeat = self._calls.count(projection)
         self._calls.append(projection)
+        if is_muted(self._modules[self._path], projection, repeat):
+            return
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
         parts = tuple(tokens for _, tokens in segments)
         grid = self._grid(query.shape[2])

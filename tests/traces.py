@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from i2am.recorder.writer import Writer
 from i2am.schema.codec import decode_probability, encode_probability
+from i2am.schema.text import Text
 from i2am.schema.trace import Codec, Image, Layer, TokenGroup, Trace
 
 
@@ -37,6 +38,8 @@ class Synthetic:
     """(sample, branch, step, head, y, x, channel), as the model had it."""
     key: list[np.ndarray] = field(default_factory=list)
     """(sample, branch, step, head, token, channel)."""
+    probe_key: list[np.ndarray | None] = field(default_factory=list)
+    """(head, probe token, channel) of each layer that has probes."""
     images: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -94,11 +97,14 @@ def synthetic_trace(
     reference_size: tuple[int, int] = (30, 50),
     status: str = "complete",
     codec: Codec | None = None,
+    texts: Sequence[Text] = (),
+    plant: Callable[[int, np.ndarray], None] | None = None,
     **writer_options: Any,
 ) -> Synthetic:
     """Write a trace; `absent` holds (step, layer) pairs without a call, `encoding` None keeps each layer's own.
 
-    `status` other than `complete` leaves it `interrupted`, or `recording` as a killed process would.
+    `status` other than `complete` leaves it `interrupted`, or `recording` as a killed process would. `plant` may change the keys of a
+    layer's probes, given its index, before they are written.
     """
     rng = np.random.default_rng(seed)
     chosen = tuple(layers if layers is not None else default_layers())
@@ -112,7 +118,13 @@ def synthetic_trace(
     result = Synthetic(Path(path), record, Writer(path, record, **writer_options))
     for layer in chosen:
         _draw(result, layer, rng, (samples, len(branches), steps), sharpness, static_keys)
-        result.writer.add_layer(layer)
+        shape = (layer.heads, layer.probe_tokens, layer.head_dim)
+        drawn = np.random.default_rng([seed, len(result.probe_key)]).standard_normal(shape).astype(layer.factor_dtype)
+        if plant and layer.probes:
+            plant(len(result.probe_key), drawn)
+        result.probe_key.append(drawn if layer.probes else None)
+        result.writer.add_layer(layer, result.probe_key[-1])
+    result.writer.add_texts(texts)
     _write(result, chosen, branches, steps, set(absent))
     result.images = _pictures(rng, samples, image_size, reference_size)
     if status == "complete":
