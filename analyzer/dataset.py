@@ -20,15 +20,14 @@ from ..schema.errors import CorruptTrace, InvalidInput, TraceError
 from .collection import Member, Source, find_traces
 from .evaluation import Question, Row, Shape, evaluate_trace
 from .intervals import LEVEL, RESAMPLES, Interval, bootstrap_mean
-from .metrics import PENALTY, THRESHOLD
 from .progress import hidden
 from .wording import option
 
 if TYPE_CHECKING:
     from distributed import Client
 
-METRICS: Final = ("imacs_g", "imacs_r")
-"""What is asked for where nothing is named."""
+USUAL: Final = ("imacs_g", "imacs_r")
+"""Metrics that are asked for where none is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +66,11 @@ class Evaluation:
 def evaluate(
     paths: Source | Iterable[Source],
     recipe: str = "i2am",
-    metrics: str | Sequence[str] = METRICS,
+    metrics: str | Sequence[str] = USUAL,
     client: Client | None = None,
     *,
     mask: str | None = None,
     reference_mask: str | None = None,
-    penalty: float = PENALTY,
-    threshold: float = THRESHOLD,
     partial: bool = False,
     seed: int = 0,
     **selection: Any,
@@ -81,14 +78,14 @@ def evaluate(
     """Metrics of every trace of a dataset: paths, folders that hold traces, and patterns such as `runs/*.zarr`.
 
     Work is done by threads of this process or, with a `client` of dask.distributed, by its workers, which read the traces
-    themselves. What else chooses calls (`layers`, `branch`, ...) is as for the map functions.
+    themselves. What else chooses calls (`layers`, `branch`, ...) is as for the map functions; `METRICS` has the names of metrics.
 
     Dims     (trace,): one variable a metric, with attributes mean, interval, level, count; attribute `skipped` of the dataset is
              JSON that lists traces that could not be asked, and why
     Raises   NotATrace where there is no trace, InvalidInput; if no trace can be asked, the first one's error
     """
     wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    question = Question(wanted, mask, reference_mask, penalty, threshold, partial, {"recipe": recipe, **selection})
+    question = Question(wanted, mask, reference_mask, partial, {"recipe": recipe, **selection})
     return tabulate(ask(find_traces(paths), question, client, seed))
 
 

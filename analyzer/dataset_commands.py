@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def mask_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Against what maps are scored, and how strictly."""
+    """Against what maps are scored."""
     options = (
         click.option(
             "--mask", metavar="NAME|PNG", help="Where the reference should appear in the generated image.  [default: the trace's mask]"
@@ -31,8 +31,6 @@ def mask_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME|PNG",
             help="The part of the reference that should be used.  [default: the trace's reference mask]",
         ),
-        click.option("--penalty", type=float, default=3.0, show_default=True, help="Weight of attention outside the mask."),
-        click.option("--threshold", type=float, default=0.4, show_default=True, help="Normalised attention up to this counts as none."),
     )
     for option in reversed(options):
         command = option(command)
@@ -57,10 +55,22 @@ def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @traces_argument
 @mask_options
+@click.option("--penalty", type=float, default=3.0, show_default=True, help="Weight of attention outside the mask.")
+@click.option("--threshold", type=float, default=0.4, show_default=True, help="Normalised attention up to this counts as none.")
+@click.option("--pre-mask", is_flag=True, help="Hide what lies outside the reference mask before normalising, as the released code does.")
 @selection_options
 @scheduler_option
 @json_option
-def imacs_command(traces: tuple[Path, ...], partial: bool, scheduler: str | None, as_json: bool, **options: Any) -> int:
+def imacs_command(
+    traces: tuple[Path, ...],
+    partial: bool,
+    penalty: float,
+    threshold: float,
+    pre_mask: bool,
+    scheduler: str | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Score how well maps and masks agree: IMACS_g of R2G and IMACS_r of G2R, from -PENALTY to 1.
 
     IMACS_r is given twice: with generated positions weighed by the mask (v1 Eq. 17), and plain. Of several traces, or a folder of
@@ -69,11 +79,12 @@ def imacs_command(traces: tuple[Path, ...], partial: bool, scheduler: str | None
     from .collection import is_dataset
     from .masks import SCORES
 
+    settings = {"penalty": penalty, "threshold": threshold, "pre_mask": pre_mask}
     if scheduler is None and not is_dataset(traces):
-        _score_one(traces[0], partial, as_json, options)
+        _score_one(traces[0], partial, as_json, {**options, **settings})
         return 0
-    evaluation = _evaluate(traces, SCORES, partial, scheduler, options, lenient=True)
-    return _print(evaluation, as_json, {}, whole=True)
+    evaluation = _evaluate(traces, SCORES, partial, scheduler, options, settings)
+    return _print(evaluation, as_json, settings, whole=True)
 
 
 @click.command(
@@ -109,12 +120,12 @@ def evaluate_command(
     TRACE is a trace, a folder that holds traces, or a quoted pattern. Traces that cannot be asked are listed and skipped, and the exit
     code is then 4.
     """
-    from .dataset import METRICS
+    from .dataset import USUAL
     from .tables import check_output, save_table
 
     if out is not None:
         check_output(out, overwrite=overwrite)
-    evaluation = _evaluate(traces, METRICS if metric is None else metric, partial, scheduler, options)
+    evaluation = _evaluate(traces, USUAL if metric is None else metric, partial, scheduler, options)
     if out is not None:
         save_table(evaluation, out, overwrite=overwrite)
     return _print(evaluation, as_json, {"out": None if out is None else str(out)}, whole=out is None)
@@ -141,15 +152,20 @@ def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any]
 
 
 def _evaluate(
-    traces: tuple[Path, ...], metrics: tuple[str, ...], partial: bool, scheduler: str | None, options: dict[str, Any], lenient: bool = False
+    traces: tuple[Path, ...],
+    metrics: tuple[str, ...],
+    partial: bool,
+    scheduler: str | None,
+    options: dict[str, Any],
+    imacs: dict[str, Any] | None = None,
 ) -> Evaluation:
     from .collection import find_traces
     from .dataset import ask
     from .evaluation import Question
 
     chosen = given(**options)
-    named = {name: chosen.pop(name) for name in ("mask", "reference_mask", "penalty", "threshold") if name in chosen}
-    question = Question(metrics, **named, partial=partial, selection=chosen, lenient=lenient)
+    mask, reference_mask = chosen.pop("mask", None), chosen.pop("reference_mask", None)
+    question = Question(metrics, mask, reference_mask, partial, chosen, imacs)
     question.check()
     members = find_traces(traces)
     with _client(scheduler) as client:

@@ -14,10 +14,12 @@ from typing import Any, Final, TypeAlias
 from dask.base import compute
 
 from ..schema.errors import InvalidInput, TraceError
-from .masks import SCORES, plan_scores
-from .metrics import PENALTY, THRESHOLD
+from .judgement import METRICS, metric, plan_metrics
+from .masks import plan_scores
+from .precision import precision_note
 from .reader import Trace, open_trace
-from .recipes import recipe as named
+from .recipes import recipe
+from .selection import choose
 from .wording import is_typed, option, typed
 
 Shape: TypeAlias = dict[str, tuple[Any, ...]]
@@ -30,16 +32,14 @@ AXES: Final = ("layers", "heads", "steps")
 class Question:
     """What every trace of a dataset is asked."""
 
-    metrics: tuple[str, ...] = SCORES
+    metrics: tuple[str, ...]
     mask: str | None = None
     reference_mask: str | None = None
-    penalty: float = PENALTY
-    threshold: float = THRESHOLD
     partial: bool = False
     selection: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the map functions."""
-    lenient: bool = False
-    """Whether a trace may lack some of the metrics, though not all."""
+    imacs: Mapping[str, Any] | None = None
+    """Settings of IMACS, where that alone is asked for, and as `i2am imacs` asks: what a trace has no mask for is left out."""
     typed: bool = field(default_factory=is_typed)
 
     def check(self) -> None:
@@ -47,15 +47,14 @@ class Question:
 
         Raises   InvalidInput
         """
-        unknown = [name for name in self.metrics if name not in SCORES]
-        if unknown or not self.metrics:
-            raise InvalidInput(
-                f"there is no metric {unknown[0]!r}; there are {', '.join(SCORES)}" if unknown else "no metric was asked for"
-            )
+        if not self.metrics:
+            raise InvalidInput(f"no metric was asked for; there are {', '.join(METRICS)}")
+        for name in self.metrics:
+            metric(name)
         if kept := [name for name in ("keep", "time_groups") if self.selection.get(name)]:
             raise InvalidInput(f"an evaluation has one number for each trace and metric, so it cannot take {option(kept[0])}")
         if "recipe" in self.selection:
-            named(self.selection["recipe"])
+            recipe(self.selection["recipe"])
 
     @property
     def positional(self) -> tuple[str, ...]:
@@ -89,26 +88,35 @@ def evaluate_trace(path: Path, question: Question, scheduler: str | None = None)
     """
     try:
         with typed() if question.typed else nullcontext():
-            return _answer(open_trace(path, partial=question.partial), question, scheduler)
+            trace = open_trace(path, partial=question.partial)
+            return _judged(trace, question, scheduler) if question.imacs is None else _scored(trace, question, scheduler)
     except TraceError as error:
         return Row(kind=type(error).__name__, error=str(error), code=error.exit_code)
     except Exception as error:
         return Row(kind=type(error).__name__, error=f"{type(error).__name__}: {error}", code=1)
 
 
-def _answer(trace: Trace, question: Question, scheduler: str | None) -> Row:
+def _judged(trace: Trace, question: Question, scheduler: str | None) -> Row:
+    plan = plan_metrics(trace, question.metrics, mask=question.mask, reference_mask=question.reference_mask, **question.selection)
+    (computed,) = compute(plan.maps, scheduler=scheduler)  # type: ignore[no-untyped-call]
+    values = {name: float(value) for name, value in plan.scores(computed).items()}
+    exact = "r2g" not in plan.maps or not plan.maps["r2g"].attrs.get("column_mass_lost")
+    return Row(trace.id, values, shape_of(trace), None if exact else precision_note(trace, _layers(trace, question)))
+
+
+def _scored(trace: Trace, question: Question, scheduler: str | None) -> Row:
     scoring = plan_scores(trace, question.mask, question.reference_mask, **question.selection)
-    missing = [name for name in question.metrics if name not in scoring.targets]
-    if missing and (not question.lenient or len(missing) == len(question.metrics)):
-        which = option("mask") if missing[0] == "imacs_g" or scoring.facts["mask"] is None else option("reference_mask")
-        raise InvalidInput(f"{trace.path} has no mask that {missing[0]} can be scored against; give {which}, or ask for other metrics")
-    wanted = {name: map for name, map in scoring.maps.items() if name in question.metrics}
-    (computed,) = compute(wanted, scheduler=scheduler)  # type: ignore[no-untyped-call]
-    # Scores of maps that were not asked for would need them computed.
-    part = type(scoring)(wanted, {name: target for name, target in scoring.targets.items() if name in wanted}, scoring.facts)
-    found = part.scores(computed, question.penalty, question.threshold)
-    values = {name: value for name in question.metrics if (value := found[name]) is not None}
+    if not scoring.maps:
+        which = f"{option('mask')} and {option('reference_mask')}"
+        raise InvalidInput(f"{trace.path} holds no masks that can be used; give {which}, pictures of the sizes that `i2am info` shows")
+    (computed,) = compute(scoring.maps, scheduler=scheduler)  # type: ignore[no-untyped-call]
+    found = scoring.scores(computed, **(question.imacs or {}))
+    values = {name: value for name, value in found.items() if value is not None}
     return Row(trace.id, values, shape_of(trace), scoring.facts["note"] if "imacs_g" in values else None)
+
+
+def _layers(trace: Trace, question: Question) -> tuple[int, ...]:
+    return choose(trace, **{name: question.selection[name] for name in ("layers", "group") if name in question.selection}).layers
 
 
 def shape_of(trace: Trace) -> Shape:

@@ -22,6 +22,7 @@ from i2am.analyzer.collection import find_traces
 from i2am.analyzer.dataset import ask
 from i2am.analyzer.evaluation import Question
 from i2am.analyzer.intervals import bootstrap_mean
+from i2am.analyzer.judgement import available, judge
 from i2am.schema.errors import CorruptTrace, InvalidInput, NotATrace, UnknownSelection
 from traces import default_layers, reference_layer, synthetic_trace
 
@@ -84,6 +85,14 @@ def test_an_evaluation_is_what_each_trace_says_alone(good: Path) -> None:
         alone = scores(good / f"{name}.zarr")
         assert {metric: float(table[metric].sel(trace=name)) for metric in METRICS} == alone
         assert str(table["id"].sel(trace=name).values) == open_trace(good / f"{name}.zarr").id
+
+
+def test_every_metric_of_the_table_can_be_asked_for(good: Path) -> None:
+    trace = open_trace(good / "pair-1.zarr")
+    names = available(trace)
+    assert {"iou_g", "box_iou_r", "entropy_g", "row_entropy", "attention_variation"} < set(names)
+    table = evaluate(good, metrics=names)
+    assert {name: float(table[name][1]) for name in names} == {name: float(value) for name, value in judge(trace, names).items()}
 
 
 def test_means_and_intervals_are_attributes(good: Path) -> None:
@@ -296,7 +305,7 @@ def test_masks_from_files_serve_every_trace(good: Path, capsys: pytest.CaptureFi
         ("evaluate {good} -o gone/table.csv", 2, "the folder gone does not exist"),
         ("evaluate {good} --metric nope", 2, "no metric 'nope'"),
         ("evaluate {good} --recipe nope", 2, "no recipe 'nope'"),
-        ("evaluate {good} --penalty -1", 2, "none of the 3 traces"),
+        ("imacs {good} --penalty -1", 2, "none of the 3 traces"),
         ("evaluate empty", 3, "there is no trace in empty"),
         ("evaluate 'nowhere/*.zarr'", 3, "there is no trace in"),
         ("evaluate nothing.zarr", 3, "there is no nothing.zarr"),
