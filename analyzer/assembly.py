@@ -79,7 +79,7 @@ def question(
     on_reference = direction in ("g2r", "sram")
     if on_reference and row.g2r == "none":
         raise InvalidInput(f"recipe {row.name} has no maps on the reference; it has R2G and maps of tokens, or change its field g2r")
-    kept = _kept(keep, time_groups)
+    kept = kept_axes(keep, time_groups)
     chosen = choose(trace, recipe=row, on_reference=on_reference, **selection)
     times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
     return Question(trace, direction, row, chosen, tuple(axis for axis in AXES if axis in kept), times)
@@ -150,7 +150,11 @@ def _coordinates(asked: Question, dims: tuple[str, ...], shape: tuple[int, ...])
     return coords
 
 
-def _kept(keep: Iterable[str] | str, time_groups: int | None) -> tuple[str, ...]:
+def kept_axes(keep: Iterable[str] | str, time_groups: int | None) -> tuple[str, ...]:
+    """The axes that are kept.
+
+    Raises   InvalidInput for an axis that maps do not have, or time groups without a time axis
+    """
     if not isinstance(keep, Iterable):
         raise InvalidInput(f"cannot keep {keep!r}; a map keeps any of {', '.join(AXES)}, or () for none")
     kept = (keep,) if isinstance(keep, str) else tuple(keep)

@@ -69,10 +69,11 @@ def choose(
     by_layer = _by_layer(trace, heads) if isinstance(heads, Mapping) else None
     if by_layer is None and row is not None and row.choose_heads and heads is None:
         raise InvalidInput(f"recipe {row.name} is a mean over chosen heads; choose them with {option('heads')}")
-    asked = trace.select(layers)
-    asked = tuple(i for i in asked if i in by_layer) if by_layer is not None else asked
-    if layers is None and by_layer is None and row is not None:
-        asked = recipe_layers(trace, row, on_reference)
+    plain = layers is None and by_layer is None and row is not None
+    asked = recipe_layers(trace, row, on_reference) if plain and row is not None else trace.select(layers)
+    if by_layer is not None and not (asked := tuple(i for i in asked if i in by_layer)):
+        raise InvalidInput(f"{option('heads')} names none of the layers that {option('layers')} selects")
+    asked = _places(trace, asked)
     found = find_groups(trace, asked, group, role) if probe is None else _find_probe(trace, asked, probe)
     if not 0 <= whole(sample, "a sample") < record.samples:
         raise UnknownSelection(f"the trace has no sample {sample}; it has {_range(record.samples)}")
@@ -91,6 +92,18 @@ def choose(
         record.branches.index(wanted),
         " ".join(f"{i}:{','.join(map(str, p))}" for (i, _), p in zip(found, pairs, strict=True)) if by_layer is not None else "",
     )
+
+
+def _places(trace: Trace, asked: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers whose queries are places of the generated image."""
+    found = tuple(index for index in asked if not trace.layers[index].queries)
+    if asked and not found:
+        layer = trace.layers[asked[0]]
+        raise UnknownSelection(
+            f"the queries of {layer.name} are the {layer.queries} tokens of an adapter and no places of the image, so it has no maps; "
+            "it serves to carry maps back to patches"
+        )
+    return found
 
 
 def recipe_layers(trace: Trace, row: Recipe, on_reference: bool) -> tuple[int, ...]:
@@ -122,23 +135,21 @@ def _factor(trace: Trace, layer: Layer) -> int:
 
 
 def find_groups(trace: Trace, layers: Sequence[int], group: str | None, role: Role) -> list[tuple[int, TokenGroup]]:
-    """The layers whose queries are places and whose keys have the group, and the group as each has it.
+    """The layers whose keys have the group, and the group as each has it.
 
     Raises   UnknownSelection listing the groups there are
     """
-    placed = [i for i in layers if not trace.layers[i].queries]
-    name = group or _only(trace, placed, role)
-    found = [(i, g) for i in placed for g in trace.layers[i].groups if g.name == name]
+    name = group or _only(trace, layers, role)
+    found = [(i, g) for i in layers for g in trace.layers[i].groups if g.name == name]
     if not found:
-        raise UnknownSelection(f"no selected layer has the token group {name!r}; there are {listed(_groups(trace, placed))}")
+        raise UnknownSelection(f"no selected layer has the token group {name!r}; there are {listed(_groups(trace, layers))}")
     return found
 
 
 def _find_probe(trace: Trace, layers: Sequence[int], probe: str) -> list[tuple[int, TokenGroup]]:
-    placed = [i for i in layers if not trace.layers[i].queries]
-    found = [(i, g) for i in placed for g in trace.layers[i].probes if g.name == probe]
+    found = [(i, g) for i in layers for g in trace.layers[i].probes if g.name == probe]
     if not found:
-        names = list(dict.fromkeys(g.name for i in placed for g in trace.layers[i].probes))
+        names = list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].probes))
         there = f"there are {listed(names)}" if names else "it was recorded without any; give recording() some with probes="
         raise UnknownSelection(f"no selected layer has the probe {probe!r}; {there}")
     stored = [trace.layers[i].name for i, _ in found if trace.layers[i].encoding != "factors"]
