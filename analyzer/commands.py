@@ -99,6 +99,7 @@ def _blame(trace: Path, report: Report) -> str:
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
+@click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
 @click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
 @overwrite_option
 @json_option
@@ -109,6 +110,7 @@ def map_command(
     g2r: bool,
     at: tuple[int, int] | None,
     out: Path | None,
+    patches: bool,
     style: str,
     overwrite: bool,
     as_json: bool,
@@ -133,6 +135,10 @@ def map_command(
     asked = ask(opened, direction, at, options)
     with shown("map"):
         map = asked.compute()
+    if patches:
+        from .resampler import carry
+
+        map = carry(opened, map)
     if path.suffix == ".png":
         save_picture(opened, map, path, style=style, at=at, overwrite=overwrite)
     else:
@@ -193,6 +199,7 @@ def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mappi
 )
 @click.option("--penalty", type=float, default=3.0, show_default=True, help="Weight of attention outside the mask.")
 @click.option("--threshold", type=float, default=0.4, show_default=True, help="Normalised attention up to this counts as none.")
+@click.option("--pre-mask", is_flag=True, help="Hide what lies outside the reference mask before normalising, as the released code does.")
 @selection_options
 @json_option
 def imacs_command(
@@ -202,6 +209,7 @@ def imacs_command(
     reference_mask: str | None,
     penalty: float,
     threshold: float,
+    pre_mask: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -215,7 +223,7 @@ def imacs_command(
 
     opened = open_trace(trace, partial=partial)
     with shown("imacs"):
-        facts = score(opened, mask, reference_mask, penalty=penalty, threshold=threshold, **given(**options))
+        facts = score(opened, mask, reference_mask, penalty=penalty, threshold=threshold, pre_mask=pre_mask, **given(**options))
     if as_json:
         click.echo(document(facts))
         return
