@@ -102,7 +102,7 @@ def reads_features(pipeline: Any) -> bool:
 
 def is_self_attention(module: nn.Module) -> bool:
     """Whether a module is made for the image's own tokens alone."""
-    return getattr(module, "is_cross_attention", None) is False and hasattr(module, "to_q")
+    return getattr(module, "is_cross_attention", None) is False and hasattr(module, "to_q") and not is_cross_attention(module)
 
 
 def is_cross_attention(module: nn.Module) -> bool:
