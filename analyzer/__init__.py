@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .attribution import sram as sram
     from .boxes import box_iou as box_iou
     from .boxes import find_boxes as find_boxes
+    from .dataset import evaluate as evaluate
     from .headfile import load_heads as load_heads
     from .headfile import save_heads as save_heads
     from .judgement import METRICS as METRICS
@@ -27,18 +28,24 @@ if TYPE_CHECKING:
     from .ranking import select_heads as select_heads
     from .reader import Trace as Trace
     from .reader import open_trace as open_trace
+    from .recipes import Recipe as Recipe
+    from .recipes import recipe as recipe
     from .relevance import heads as heads
     from .resampler import carry as carry
+    from .tokens import token_map as token_map
     from .vocabulary import concept_words as concept_words
     from .vocabulary import concepts as concepts
 
 # Loaded on first use: dask and xarray take seconds, and `i2am --help` needs neither.
 _HOME = {
+    "Recipe": "recipes",
     "Trace": "reader",
     "open_trace": "reader",
+    "recipe": "recipes",
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
+    "evaluate": "dataset",
     "box_iou": "boxes",
     "find_boxes": "boxes",
     "METRICS": "judgement",
@@ -47,6 +54,7 @@ _HOME = {
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
+    "token_map": "tokens",
     "upsample": "metrics",
     "iou": "overlap",
     "miou": "overlap",

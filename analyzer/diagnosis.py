@@ -14,14 +14,14 @@ from typing import Any, Final
 import xarray as xr
 from dask.base import compute
 
-from ..schema.errors import InvalidInput
 from .attribution import g2r, r2g
-from .masks import find_mask, has_places, load_mask
+from .masks import has_places, load_mask
 from .metrics import fit_mask
 from .reader import Trace
 from .selection import choose
 from .signatures import SIGNATURES, Evidence, Found, Signature
 from .survey import survey
+from .weighting import find_mask
 
 TIMES: Final = 5
 """Groups of steps that are compared with the next one."""
@@ -74,8 +74,6 @@ def gather(
     Raises   as `diagnose`
     """
     chosen = choose(trace, sample=sample, group=group)
-    if not len(trace.present):
-        raise InvalidInput(f"{trace.path} holds no committed step, so there is nothing to diagnose")
     which: dict[str, Any] = {"sample": sample, "group": chosen.groups[0].name}
     where = mask or find_mask(trace, "mask", f"mask_{sample}", "mask")
     lazy = {"r2g": r2g(trace, **which)}
@@ -98,7 +96,7 @@ def write_diagnosis(facts: dict[str, Any]) -> str:
     for row in facts["signatures"]:
         verdict = "-" if row["value"] is None else "FLAG" if row["flagged"] else "ok"
         number = "-" if row["value"] is None else f"{row['value']:.3f}"
-        spans = (f"{row[name][0]:.2f} to {row[name][2]:.2f}" for name in ("healthy", "control"))
+        spans = (f"{row[name][0]:.3f} to {row[name][2]:.3f}" for name in ("healthy", "control"))
         rows.append((verdict, row["name"], number, *spans, row["sentence"]))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .pointing import RADIUS
 from .precision import column_mass_lost
-from .reader import Trace, head_numbers
+from .reader import Trace
 from .resize import resize
 from .selection import Selection, cell
 from .survey import Survey
@@ -38,11 +38,10 @@ class Evidence:
     def by_head(self, ask: Callable[[Survey], Values]) -> list[tuple[float, str]]:
         """A number of every head, with the head's name."""
         found = []
-        for index, each in zip(self.chosen.layers, self.surveys, strict=True):
+        for index, numbers, each in zip(self.chosen.layers, self.chosen.pairs, self.surveys, strict=True):
             if each is not None:
-                layer = self.trace.layers[index]
-                heads = [number for number in head_numbers(layer) if number in self.chosen.heads]
-                found += [(float(v), f"head {h} of {layer.name}") for v, h in zip(ask(each) / each.calls, heads, strict=True)]
+                name = self.trace.layers[index].name
+                found += [(float(v), f"head {h} of {name}") for v, h in zip(ask(each) / each.calls, numbers, strict=True)]
         return found
 
 
@@ -95,8 +94,9 @@ def mismatch(evidence: Evidence) -> Found:
     if not _spatial(evidence) or len({each.looked.shape[1] for _, each in there}) != 1:
         return None
     latent = evidence.trace.latent_grid
-    both = [sum(_on_latent(evidence.trace, i, values(each)) for i, each in there) for values in (lambda s: s.looked, lambda s: s.answered)]
-    looked, answered = (np.asarray(total) for total in both)
+    looked, answered = (
+        np.sum([_on_latent(evidence.trace, i, getattr(each, which)) for i, each in there], axis=0) for which in ("looked", "answered")
+    )
     back = answered[:, looked.argmax(1)].argmax(0)
     places = (np.stack(np.divmod(np.arange(len(back)), latent[1]), -1) + 0.5) / max(latent)
     lost = np.hypot(*(places - places[back]).T) > RADIUS

@@ -57,9 +57,9 @@ class Survey:
 def survey(trace: Trace, chosen: Selection) -> list[Survey | None]:
     """Each selected layer's survey; None for a layer without a call. Memory does not grow with the steps."""
     tasks: list[Any] = []
-    for index, group in zip(chosen.layers, chosen.groups, strict=True):
+    for index, group, numbers in zip(chosen.layers, chosen.groups, chosen.pairs, strict=True):
         calls = Calls.of(trace, index)
-        heads = [place for place, number in enumerate(head_numbers(trace.layers[index])) if number in chosen.heads]
+        heads = [place for place, number in enumerate(head_numbers(trace.layers[index])) if number in numbers]
         there = [step for step in chosen.steps if calls.where[chosen.sample, chosen.branch, step] >= 0 and heads]
         parts = [there[i : i + STEPS] for i in range(0, len(there), STEPS)]
         found = [

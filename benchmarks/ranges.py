@@ -55,7 +55,7 @@ def limit(healthy: np.ndarray, control: np.ndarray) -> float:
 def ranges(healthy: dict[str, np.ndarray], control: dict[str, np.ndarray], pairs: int, steps: int) -> str:
     """The file that `i2am diagnose` reads."""
     lines = [
-        "# What each failure signature measures on healthy recordings and on its control: 5, 50 and 95 % of the pairs, and a limit between.",
+        "# What each failure signature measures on healthy recordings and on its control: 5, 50, 95 % of the pairs, and a limit between.",
         "# Measured and written by `python benchmarks/ranges.py -o analyzer/ranges.toml`; more is worse, of every one.",
         f"pairs = {pairs}",
         f"steps = {steps}",

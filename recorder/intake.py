@@ -60,8 +60,6 @@ class Intake:
     def put(self, call: Call, index: int, site: Site, row: Row, position: int) -> None:
         """Keep row `index` of a call, as what `row` says, at a place of the step axis."""
         blocks, lost = self._blocks(call, site, index)
-        if site.layer.queries:
-            lost = 0.0  # nobody asks for columns over tokens that are no places
         self.open().put(site.index, row.sample, row.branch, position, blocks, lost=lost)
 
     def close(self, evaluation: Evaluation) -> None:
@@ -87,7 +85,7 @@ class Intake:
         mask = part_of_mask(mask_of(call.mask, row), site.generated)
         query, key, mask = heads_of(call.query[row][:, site.generated], call.key[row], mask, layer.head_numbers)
         if layer.encoding == "factors":
-            if call.mask is not None and hides(call.mask, site.generated, columns):
+            if call.mask is not None and hides(mask_of(call.mask, row), site.generated, columns):
                 raise UnsupportedModel(
                     f'{layer.name} is masked from here on, which factors cannot say; record it with encoding="probabilities"'
                 )
