@@ -36,7 +36,9 @@ from .provenance import input_record, model_record, sampler_record
 from .refusals import hidden_attention
 from .selection import Options, select_steps
 from .sites import Sites
+from .texts import Texts
 from .tokens import Context, Scene, adapter_images, context_role
+from .transcript import Transcript
 
 LATENT_AXES: Final = 4
 
@@ -52,7 +54,8 @@ class Run:
         self.pictures = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask)
         self._context = Context.of(pipeline, [image.name for image, _ in self.pictures if image.role == "reference"])
         self._model, self._inputs = model_record(pipeline), input_record(arguments)
-        self._rows = Rows()
+        self._rows, self.texts = Rows(), Texts(pipeline)
+        self.transcript = Transcript(self.texts)
         self.intake = Intake(path, options, self._record, self.pictures, self._clock)
         self._sites = Sites(self._context, options, lambda layer: self.intake.open().add_layer(layer))
         self._canvases = Canvases()
@@ -96,6 +99,7 @@ class Run:
         before.passes.append(Pass(len(sample), order, kept, scene))
         before.branches |= branches
         before.done = False
+        self.transcript.hear(context, kept)
         return bool(kept)
 
     def _label(
@@ -250,6 +254,8 @@ class Run:
             self._check_branches(now.branches)
         if now is None or not now.done or not now.kept:
             return
+        if self.intake.writer is not None and (said := self.transcript.tell(self.intake.writer.trace)):
+            self.intake.writer.add_texts(said)
         self.intake.close(now)
 
     def _clock(self, evaluation: Evaluation) -> tuple[float, float]:
