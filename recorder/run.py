@@ -17,6 +17,7 @@ from ..schema.trace import Codec, Layer, Trace
 from .blocks import Block, Outbox
 from .budget import check_budget
 from .capture import Call, denoisers
+from .frames import VIDEO_AXES, frames_in_rows, same_keys, uneven_keys, whole_video
 from .grids import Canvases
 from .images import input_pictures
 from .labels import (
@@ -102,7 +103,8 @@ class Run:
         context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
         text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 and canvas else 0
         separate = "ip_adapter_masks" in (kwargs.get("cross_attention_kwargs") or {})
-        scene = Scene(adapter_images(kwargs), separate, canvas, text, kwargs.get("kv_cache_mode") is not None)
+        keeps, frames = kwargs.get("kv_cache_mode") is not None, frames_in_rows(denoiser, sample)
+        scene = Scene(adapter_images(kwargs), separate, canvas, text, keeps, frames)
         before.passes.append(Pass(len(sample), order, kept, scene))
         before.branches |= branches
         before.done = False
@@ -146,6 +148,7 @@ class Run:
         if now is None:
             return
         this = now.passes[-1]
+        call = whole_video(call, this.scene.frames) if this.scene.frames else call
         rows = rows_of_call(call, this)
         site = self._sites.find(call, this.scene) if rows else None
         if site is None:
@@ -171,8 +174,8 @@ class Run:
             expected = len(sample) * len(one.order)  # type: ignore[arg-type]
             if one.kept and one.rows != expected:
                 raise unknown_batch(one.rows, f"{expected} for {expected // len(one.order)} images", one.order)
-        if sample is not None and sample.ndim == LATENT_AXES:
-            self._latent_grid = (sample.shape[2], sample.shape[3])
+        if sample is not None and sample.ndim in (LATENT_AXES, VIDEO_AXES):
+            self._latent_grid = (sample.shape[-2], sample.shape[-1])
         self._close_evaluation()
 
     def stepped(self) -> None:
@@ -223,7 +226,7 @@ class Run:
     def _timestep(self, value: Any) -> float | Block:
         """A timestep on a GPU is fetched beside the denoiser's work, not before it."""
         if isinstance(value, Tensor):
-            value = value.reshape(-1)[0]
+            value = value.amax()  # a frame that is given has a noise of its own, which is none
             if value.device.type == "cuda":
                 return self._outbox.block(value)
         return scheduler_timestep(self._pipeline.scheduler, float(value))
@@ -231,7 +234,9 @@ class Run:
     def _blocks(self, call: Call, site: Site, row: int) -> tuple[Mapping[str, Block], float | Callable[[], float]]:
         layer, columns = site.layer, site.columns
         mask = part_of_mask(mask_of(call.mask, row), site.generated)
-        query, key, mask = heads_of(call.query[row][:, site.generated], call.key[row], mask, layer.head_numbers)
+        # Keys of one row serve all where a pipeline leaves its embeddings unrepeated.
+        own_key = call.key[row if call.key.shape[0] > 1 else 0]
+        query, key, mask = heads_of(call.query[row][:, site.generated], own_key, mask, layer.head_numbers)
         if layer.encoding == "factors":
             if call.mask is not None and hides(call.mask, site.generated, columns):
                 raise UnsupportedModel(
@@ -241,18 +246,29 @@ class Run:
             factors = {"query": self._block(query, layer), "key": self._outbox.block(kept)}
             if layer.partial_keys:
                 factors["query_lse"] = self._block(sum_rows(query, key, call.scale, mask), layer)
-            return factors, 0.0
+            return factors, self._even(call, 0.0)
         encoded = encode_scores(query, key, call.scale, mask, self._options.keep_bits, columns)
         lost = self._outbox.block(encoded.lost)
         blocks = {"probability": encoded.probability, "query_lse": encoded.query_lse}
         return (
             {**{name: self._block(t, layer) for name, t in blocks.items()}, "token_lse": self._outbox.block(encoded.token_lse)},
-            lambda: float(lost()),
+            self._even(call, lost),
         )
+
+    def _even(self, call: Call, lost: float | Block) -> Callable[[], float]:
+        """What was lost, once it is known that one row's keys were those of all frames."""
+        unevenness = None if call.uneven is None else self._outbox.block(call.uneven)
+
+        def look() -> float:
+            if unevenness is not None and not same_keys(call, float(unevenness()), exactly=False):
+                raise uneven_keys(call)
+            return float(lost() if isinstance(lost, Block) else lost)
+
+        return look
 
     def _block(self, tensor: Tensor, layer: Layer) -> Block:
         numbers = exact(tensor)
-        return self._outbox.block(numbers.reshape(numbers.shape[0], *layer.grid, *numbers.shape[2:]))  # (head, y, x, ...)
+        return self._outbox.block(numbers.reshape(numbers.shape[0], *layer.places, *numbers.shape[2:]))  # (head, [frame,] y, x, ...)
 
     def _open(self) -> Writer:
         """The writer, made when there is something to write."""
