@@ -7,8 +7,6 @@ that the record plans.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..schema.errors import CorruptTrace, IncompleteTrace, NotATrace
+from ..schema.errors import CorruptTrace, IncompleteTrace
 from ..schema.journal import FileSums, decode_lines, decode_manifest
 from ..schema.layout import (
     JOURNAL,
@@ -31,22 +29,21 @@ from ..schema.layout import (
     layer_documents,
     layer_layout,
     layer_path,
+    probe_layout,
     root_document,
     step_layout,
 )
 from ..schema.trace import Layer, Trace
+from .files import list_files, read_file, read_json, read_root, require_equal, require_files, require_known, require_sums
 from .shards import LEADING, read_table
 from .wording import option
 
-MOST_BYTES: Final = 2**28
-"""Largest document or ledger that is parsed."""
 MOST_CHUNK: Final = 2**30
 """Largest chunk that is unpacked, in bytes; the recorder's own stay under a few megabytes."""
 MOST_CALLS: Final = 4 * 10**6
 """Most calls of a whole trace: samples x branches x steps x layers."""
 MOST_LENGTH: Final = 2**20
 """Longest axis of one call."""
-LITTER: Final = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +70,12 @@ def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
     Raises   NotATrace, UnknownVersion, IncompleteTrace unless `partial`, CorruptTrace
     """
     root = Path(path)
-    document = _root_document(root)
+    document = read_root(root)
     record = Trace.from_json(document["attributes"]["i2am"])
     _require_bounded(record)
     if record.status == "complete":
         return _complete(root, record, document)
-    entries = decode_lines(_bytes(root, JOURNAL)) if (root / JOURNAL).is_file() else []
+    entries = decode_lines(read_file(root, JOURNAL)) if (root / JOURNAL).is_file() else []
     if not partial:
         why = f": {record.reason}" if record.reason else ""
         raise IncompleteTrace(
@@ -89,27 +86,28 @@ def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
 
 
 def _complete(root: Path, record: Trace, document: dict[str, Any]) -> Contents:
-    listing = _listing(root)
+    listing = list_files(root)
     if MANIFEST not in listing:
         raise CorruptTrace(
             f"{MANIFEST} of the trace {root} is missing, though the trace says it is complete; copy the trace again, all files of it"
         )
-    trace_id, files = decode_manifest(_bytes(root, MANIFEST))
+    trace_id, files = decode_manifest(read_file(root, MANIFEST))
     if trace_id != record.id:
         raise CorruptTrace(
             f"{MANIFEST} of the trace {root} belongs to the trace {trace_id}, not to {record.id}; two traces were mixed, copy it again"
         )
-    _require_files(root, files, listing)
+    require_files(root, files, listing)
     strangers = sorted(set(listing) - set(files) - {MANIFEST})
     if strangers:
         raise CorruptTrace(
             f"{strangers[0]} in the trace {root} is not in its manifest ({len(strangers)} such files); remove it, or copy the trace again"
         )
-    blocks = tuple(f"{plan.path}/" for i in range(len(record.layers)) for plan in data_plans(record, i).values())
-    _require_sums(root, {n: v for n, v in files.items() if n.endswith(ROOT) or not n.startswith((*blocks, "images/"))})
-    _require_equal(root, ROOT, document, root_document(record))
+    blocks = tuple(f"{plan.path}/" for plan in _large(record))
+    require_sums(root, {n: v for n, v in files.items() if n.endswith(ROOT) or not n.startswith((*blocks, "images/"))})
+    require_known(root, [name for plan in _probe_plans(record) for name in plan.file_names if name not in files])
+    require_equal(root, ROOT, document, root_document(record))
     for folder, expected in documents(record).items():
-        _require_equal(root, f"{folder}/{ROOT}", _json(root, f"{folder}/{ROOT}"), expected)
+        require_equal(root, f"{folder}/{ROOT}", read_json(root, f"{folder}/{ROOT}"), expected)
     *columns, present = (read_table(str(root), plan) for plan in step_layout(record.steps, len(record.layers)))
     steps = dict(zip(("evaluation", "timestep", "sigma", "scheduler_step"), columns, strict=True))
     keys = tuple(_key_steps(root, record, i) for i in range(len(record.layers)))
@@ -118,10 +116,11 @@ def _complete(root: Path, record: Trace, document: dict[str, Any]) -> Contents:
 
 def _partial(root: Path, record: Trace, entries: list[dict[str, Any]]) -> Contents:
     files: FileSums = {name: value for entry in entries for name, value in entry["files"].items()}
-    listing = _listing(root)
-    _require_files(root, files, listing)
-    # The root names a picture only once it is on disk.
-    _require_known(root, [name for name in (image_layout(image).key(0, 0, 0) for image in record.images) if name not in listing])
+    listing = list_files(root)
+    require_files(root, files, listing)
+    # The root names pictures, and layers with their probes, only once they are on disk.
+    require_known(root, [name for name in (image_layout(image).key(0, 0, 0) for image in record.images) if name not in listing])
+    require_known(root, [name for plan in _probe_plans(record) for name in plan.file_names if name not in listing])
     for index in range(len(record.layers)):
         _require_layer_documents(root, record, index, len(entries))
     steps: dict[str, NDArray[Any]] = {
@@ -158,11 +157,11 @@ def _calls(
     for at in np.ndindex(calls.shape):
         found = {name: name in files for plan in plans for name in _block_files(plan, at)}
         if any(found.values()):
-            _require_known(root, [name for name, there in found.items() if not there])
+            require_known(root, [name for name, there in found.items() if not there])
             calls[at] = at[2]
         if keys is not None and calls[at] >= 0:
             key = data_plans(record, index)["key"] if at[2] == 0 or keys[at] != keys[at[0], at[1], at[2] - 1] else None
-            _require_known(root, [name for name in _block_files(key, (*at[:2], int(keys[at]))) if name not in files] if key else [])
+            require_known(root, [name for name in _block_files(key, (*at[:2], int(keys[at]))) if name not in files] if key else [])
     if not np.array_equal((calls >= 0).any((0, 1)), present):
         step = int(np.argmax((calls >= 0).any((0, 1)) != present))
         raise CorruptTrace(
@@ -172,16 +171,19 @@ def _calls(
     return calls
 
 
+def _probe_plans(record: Trace) -> list[ArrayPlan]:
+    plans = (probe_layout(record, index) for index in range(len(record.layers)))
+    return [plan for plan in plans if plan is not None]
+
+
+def _large(record: Trace) -> list[ArrayPlan]:
+    """Arrays whose files have checksums of their own and are not hashed before they are needed."""
+    return [plan for index in range(len(record.layers)) for plan in data_plans(record, index).values()] + _probe_plans(record)
+
+
 def _block_files(plan: ArrayPlan, at: tuple[int, ...]) -> list[str]:
     grid = [n // m for n, m in zip(plan.shape[LEADING:], plan.file_shape[LEADING:], strict=True)]
     return [plan.key(*at, *cell) for cell in np.ndindex(*grid)]
-
-
-def _require_known(root: Path, missing: list[str]) -> None:
-    if missing:
-        raise CorruptTrace(
-            f"{missing[0]} is missing from the trace {root} and from its list of files; copy the trace again, all files of it"
-        )
 
 
 def _key_steps(root: Path, record: Trace, index: int) -> NDArray[np.int32] | None:
@@ -213,129 +215,18 @@ def _checked_keys(layer: Layer, keys: NDArray[np.int32]) -> NDArray[np.int32]:
     return keys
 
 
-def _root_document(root: Path) -> dict[str, Any]:
-    if not root.exists():
-        raise NotATrace(f"there is no {root}; a trace is a folder that `i2am record` or `i2am demo` wrote")
-    if not (root / ROOT).is_file():
-        what = "a folder without zarr.json" if root.is_dir() else "a file"
-        raise NotATrace(f"{root} is {what}, not a trace; a trace is a folder that `i2am record` or `i2am demo` wrote")
-    ours = (root / MANIFEST).is_file() or (root / JOURNAL).is_file()
-    document = _json(root, ROOT) if ours else _foreign(root)
-    attributes = document.get("attributes")
-    if (
-        document.get("zarr_format") != 3
-        or document.get("node_type") != "group"
-        or not isinstance(attributes, dict)
-        or "i2am" not in attributes
-    ):
-        text = f"{root} is a Zarr store but not a trace: its zarr.json is not a format-3 group with the attribute `i2am`"
-        raise (
-            CorruptTrace(f"{text}, though a trace's ledger lies beside it; the file was changed, copy the trace again")
-            if ours
-            else NotATrace(text)
-        )
-    return document
-
-
-def _foreign(root: Path) -> dict[str, Any]:
-    try:
-        return _json(root, ROOT)
-    except CorruptTrace as error:
-        raise NotATrace(f"{root} is not a trace: its zarr.json cannot be read as JSON") from error
-
-
-def _bytes(root: Path, name: str) -> bytes:
-    path = root / name
-    try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise CorruptTrace(f"{name} of the trace {root} has {size} bytes; a trace's own stays under {MOST_BYTES}")
-        return path.read_bytes()
-    except OSError as error:
-        raise CorruptTrace(
-            f"{name} of the trace {root} cannot be read ({error.strerror}); copy the trace again, all files of it"
-        ) from error
-
-
-def _json(root: Path, name: str) -> dict[str, Any]:
-    try:
-        document = json.loads(_bytes(root, name))
-    except (ValueError, RecursionError) as error:
-        raise CorruptTrace(
-            f"{name} of the trace {root} is not JSON; the file was changed after the recording, copy the trace again"
-        ) from error
-    if not isinstance(document, dict):
-        raise CorruptTrace(
-            f"{name} of the trace {root} is not a JSON object; the file was changed after the recording, copy the trace again"
-        )
-    return document
-
-
-def is_litter(name: str) -> bool:
-    """Whether a file of this name is one that desktops leave in any folder they show or copy; none of a trace's own is called so."""
-    return name in LITTER or name.startswith("._")
-
-
-def _listing(root: Path) -> dict[str, int]:
-    """Every file in the trace and its size, but for litter; a link is refused, since it may lead anywhere."""
-    sizes: dict[str, int] = {}
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(root / folder) as found:
-            for item in found:
-                name = f"{folder}{item.name}"
-                if item.is_symlink():
-                    raise CorruptTrace(
-                        f"{name} in the trace {root} is a link; a trace is plain files. Copy it with its links resolved: cp -rL"
-                    )
-                if is_litter(item.name) and item.is_file():
-                    continue
-                if item.is_dir():
-                    folders.append(f"{name}/")
-                else:
-                    sizes[name] = item.stat().st_size
-    return sizes
-
-
-def _require_files(root: Path, files: FileSums, listing: dict[str, int]) -> None:
-    for name, (size, _) in files.items():
-        if name not in listing:
-            raise CorruptTrace(f"{name} is missing from the trace {root}; copy the trace again, all files of it, or record again")
-        if listing[name] != size:
-            raise CorruptTrace(
-                f"{name} of the trace {root} has {listing[name]} bytes where {size} were written; copy it again, or record again"
-            )
-
-
-def _require_sums(root: Path, files: FileSums) -> None:
-    for name, (_, digest) in files.items():
-        if hashlib.sha256(_bytes(root, name)).hexdigest() != digest:
-            raise CorruptTrace(
-                f"{name} of the trace {root} was changed after the recording: its sha256 is not the recorded one; copy it again"
-            )
-
-
-def _require_equal(root: Path, name: str, found: dict[str, Any], planned: dict[str, Any]) -> None:
-    if found != planned:
-        keys = [key for key in sorted({*found, *planned}) if found.get(key) != planned.get(key)]
-        raise CorruptTrace(
-            f"{name} of the trace {root} is not what the layout plans: {', '.join(keys)} differ; the trace was changed, copy it again"
-        )
-
-
 def _require_layer_documents(root: Path, record: Trace, index: int, committed: int) -> None:
     """The arrays have the planned steps, or, if the recording was killed while it ended, the committed ones."""
     cut = layer_documents(dataclasses.replace(record, steps=committed), index)
     for folder, planned in layer_documents(record, index).items():
-        found = _json(root, f"{folder}/{ROOT}")
+        found = read_json(root, f"{folder}/{ROOT}")
         if found != cut[folder]:
-            _require_equal(root, f"{folder}/{ROOT}", found, planned)
+            require_equal(root, f"{folder}/{ROOT}", found, planned)
 
 
 def _require_bounded(record: Trace) -> None:
     """Refuse a record whose numbers alone could exhaust this machine."""
-    lengths = [n for layer in record.layers for n in (layer.heads, layer.head_dim, layer.tokens, *layer.grid)]
+    lengths = [n for layer in record.layers for n in (layer.heads, layer.head_dim, layer.tokens, layer.probe_tokens, *layer.grid)]
     calls = record.samples * len(record.branches) * record.steps * max(len(record.layers), 1)
     if calls > MOST_CALLS or max(lengths, default=0) > MOST_LENGTH:
         raise CorruptTrace(

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput, UnknownSelection
-from ..schema.layout import data_plans, image_layout
+from ..schema.layout import data_plans, image_layout, probe_layout
 from ..schema.trace import Image, Layer
 from ..schema.trace import Trace as Record
 from .integrity import Contents, inspect
-from .shards import Blocks, read_table
+from .shards import Blocks, read_heads, read_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -148,6 +148,24 @@ class Trace:
         where = self.contents.keys[layer] if name == "key" else self.contents.calls[layer]
         assert where is not None  # only layers with factors have keys, and inspect read their key_step
         return Blocks(str(self.path), data_plans(self.record, layer)[name], where, self.layers[layer].name)
+
+    def probe_key(self, layer: Selector, probe: str | None = None) -> NDArray[np.float32] | NDArray[np.float16]:
+        """Keys of one probe in a layer, or of all of them one after another, exactly as the model makes them.
+
+        Dims     (head, probe token, channel)
+        Raises   UnknownSelection for a probe that the layer does not have, CorruptTrace
+        """
+        index = self.layer(layer)
+        known = {group.name: group for group in self.layers[index].probes}
+        plan = probe_layout(self.record, index)
+        if plan is None or (probe is not None and probe not in known):
+            wanted = "probes" if probe is None else f"probe {probe!r}"
+            raise UnknownSelection(
+                f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}. Probes are made while recording: "
+                "recording(..., probes={name: [texts or images]})"
+            )
+        keys = read_heads(str(self.path), plan)
+        return keys if probe is None else keys[:, known[probe].start : known[probe].stop]
 
     def probabilities(self, layer: Selector) -> xr.DataArray:
         """P, the model's own softmax over keys: NaN where the call is absent.

@@ -131,6 +131,22 @@ def read_table(root: str, plan: ArrayPlan) -> NDArray[Any]:
     return table
 
 
+def read_heads(root: str, plan: ArrayPlan) -> NDArray[Any]:
+    """An array of which every head is one chunk and one file, all of them there.
+
+    Dims     (head, ...)
+    Raises   CorruptTrace naming the file
+    """
+    out = np.empty(plan.shape, plan.dtype)
+    for name, part in zip(plan.file_names, out, strict=True):
+        try:
+            with open(Path(root, name), "rb", buffering=0) as file:
+                _decode(_read(file, 0, os.fstat(file.fileno()).st_size), plan, part.reshape(-1))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CorruptTrace(f"{name} of the trace {root} cannot be read ({error}); the file was changed after the recording") from error
+    return out
+
+
 def _extents(file: io.FileIO, plan: ArrayPlan) -> list[tuple[int, int]]:
     """(offset, length) of each inner chunk of an open file; a file that is no shard is one chunk."""
     size = os.fstat(file.fileno()).st_size

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ..schema.errors import CorruptTrace, TraceError
 from ..schema.journal import FileSums, decode_lines, decode_manifest, encode_manifest
-from ..schema.layout import JOURNAL, MANIFEST, ROOT, data_plans, documents
-from .integrity import is_litter
+from ..schema.layout import JOURNAL, MANIFEST, ROOT, data_plans, documents, probe_layout
+from .files import is_litter
 from .precision import column_mass_lost, precision_note
 from .progress import hidden
 from .reader import Trace, open_trace
@@ -183,7 +183,8 @@ def _unlisted(sums: FileSums, trace: Trace | None, found: dict[str, bool]) -> se
         return {MANIFEST}
     # A recording that was cut off also has its documents, and pieces of steps that were not committed.
     known = {f"{folder}/{ROOT}" for folder in documents(trace.record)} | {ROOT, JOURNAL, MANIFEST}
-    arrays = {plan.path for index in range(len(trace.record.layers)) for plan in data_plans(trace.record, index).values()}
+    plans = [(*data_plans(trace.record, index).values(), probe_layout(trace.record, index)) for index in range(len(trace.record.layers))]
+    arrays = {plan.path for each in plans for plan in each if plan is not None}
     return known | {name for name in found if name.rsplit("/", 1)[0] in arrays or name.endswith(".partial")}
 
 

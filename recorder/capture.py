@@ -112,6 +112,17 @@ def reads_adapter(module: nn.Module) -> bool:
     return hasattr(getattr(module, "processor", None), "to_v_ip")
 
 
+def is_muted(module: nn.Module, projection: str, repeat: int) -> bool:
+    """Whether an IP-Adapter's scale multiplies what a call gives by 0; not every processor leaves such a call out."""
+    _, adapter, number = projection.partition("to_v_ip")
+    scale = getattr(getattr(module, "processor", None), "scale", None) if adapter else None
+    # One for each adapter, and within it, where masks part them, one for each of its images.
+    for index in (int(number.lstrip(".") or 0), repeat):
+        if isinstance(scale, list):
+            scale = scale[index] if index < len(scale) else None
+    return isinstance(scale, (int, float)) and scale == 0
+
+
 def strip(path: str) -> str:
     """A module path without torch.compile's wrappers."""
     return path.replace("_orig_mod.", "")
@@ -236,6 +247,8 @@ class Capture:
         projection = "+".join(name for name, _ in segments)
         repeat = self._calls.count(projection)
         self._calls.append(projection)
+        if is_muted(self._modules[self._path], projection, repeat):
+            return
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
         parts = tuple(tokens for _, tokens in segments)
         around = self._around()

@@ -47,9 +47,9 @@ def whole_video(call: Call, frames: int) -> Call:
             f"{call.path} {what}, which is not how {frames} frames of {call.around[0]} x {call.around[1]} places are known to be batched; "
             "leave it out through layers="
         )
-    query = call.query.unflatten(0, (-1, inner))  # (video, row, head, x, channel)
+    query = call.query.reshape(-1, inner, *call.query.shape[1:])  # (video, row, head, x, channel)
     query = query.permute((0, 2, 3, 1, 4) if temporal else (0, 2, 1, 3, 4)).flatten(2, 3)
-    key = call.key.unflatten(0, (-1, inner))  # (video, row, head, token, channel)
+    key = call.key.reshape(-1, inner, *call.key.shape[1:])  # (video, row, head, token, channel)
     grid, span = call.around, frames if frames > 1 else 0
     return replace(call, query=query, key=key[:, 0], grid=grid, frames=span, uneven=_unevenness(key) if inner > 1 else None)
 
@@ -63,14 +63,14 @@ def _unevenness(key: Tensor) -> Tensor:
     return (key.detach() - first).abs().amax().float() / first.abs().amax().float().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def uneven_keys(call: Call) -> UnsupportedModel:
+def uneven_keys(path: str) -> UnsupportedModel:
     """The error for keys that differ between the frames of one video."""
     return UnsupportedModel(
-        f"the keys of {call.path} differ from frame to frame (a prompt or reference for each frame), and a trace has one set for a whole "
+        f"the keys of {path} differ from frame to frame (a prompt or reference for each frame), and a trace has one set for a whole "
         "video; give all frames the same, or leave it out through layers="
     )
 
 
-def same_keys(call: Call, unevenness: float, exactly: bool) -> bool:
-    """Whether one row's keys stand for those of all, but for rounding unless `exactly`."""
-    return unevenness <= (0.0 if exactly else ROUNDING * torch.finfo(call.key.dtype).eps)
+def same_keys(dtype: torch.dtype, unevenness: float) -> bool:
+    """Whether the keys of one row stand for those of all, but for rounding."""
+    return unevenness <= ROUNDING * torch.finfo(dtype).eps

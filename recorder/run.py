@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ..schema.errors import InvalidInput, UnsupportedModel
 from ..schema.record import JSON
-from ..schema.trace import Codec, Layer, Trace
-from .blocks import Block, Outbox
-from .budget import check_budget
+from ..schema.trace import Codec, Trace
+from .blocks import Block
 from .capture import Call, denoisers
-from .frames import VIDEO_AXES, frames_in_rows, same_keys, uneven_keys, whole_video
+from .frames import VIDEO_AXES, frames_in_rows, whole_video
 from .grids import Canvases
 from .images import input_pictures
+from .intake import Intake
 from .labels import (
     Row,
     Rows,
@@ -35,12 +35,9 @@ from .labels import (
 from .passes import Evaluation, Pass, is_sequential, pass_branch, rows_of_call
 from .provenance import input_record, model_record, sampler_record
 from .refusals import hidden_attention
-from .scores import encode_scores, exact, heads_of, mask_of, share_heads, sum_rows, take_keys
 from .selection import Options, select_steps
-from .sites import Site, Sites, hides, part_of_mask
-from .sizes import free_bytes, parse_bytes
+from .sites import Sites
 from .tokens import Context, Scene, adapter_images, context_role
-from .writer import Writer
 
 LATENT_AXES: Final = 4
 
@@ -56,22 +53,15 @@ class Run:
         self.pictures = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask)
         self._context = Context.of(pipeline, [image.name for image, _ in self.pictures if image.role == "reference"])
         self._model, self._inputs = model_record(pipeline), input_record(arguments)
-        self._rows, self._outbox = Rows(), Outbox()
-        self._sites = Sites(self._context, options, lambda layer: self._open().add_layer(layer))
+        self._rows = Rows()
+        self.intake = Intake(path, options, self._record, self.pictures, self._clock)
+        self._sites = Sites(self._context, options, lambda layer: self.intake.open().add_layer(layer))
         self._canvases = Canvases()
         self._pass_name: str | None = None
-        self._waiting: list[Evaluation] = []
         self._evaluation: Evaluation | None = None
         self._chosen: frozenset[int] = frozenset()
-        self._steps = self._seen = self._kept = self._scheduler_steps = self._samples = self._evaluations = 0
+        self._seen = self._scheduler_steps = self._samples = 0
         self._latent_grid: tuple[int, int] | None = None
-        self.writer: Writer | None = None
-        self.progress: Callable[[int, int], None] = lambda kept, planned: None
-
-    @property
-    def kept(self) -> int:
-        """Evaluations handed to the writer."""
-        return self._kept
 
     def name_pass(self, name: str | None) -> None:
         """What the pipeline calls the pass that it is about to make; None if nothing."""
@@ -95,9 +85,9 @@ class Run:
         elif branches & before.branches or not branches:
             raise self._repeated()
         kept = tuple(row for row in rows if row.branch in self._options.axis) if before.chosen else ()
-        if kept and (self._kept >= self._steps or max(row.sample for row in kept) >= self._samples):
+        if kept and (self.intake.kept >= self.intake.steps or max(row.sample for row in kept) >= self._samples):
             raise UnsupportedModel(
-                f"denoiser evaluation {before.ordinal} was not planned: {self._steps} evaluations of {self._samples} samples were; "
+                f"denoiser evaluation {before.ordinal} was not planned: {self.intake.steps} evaluations of {self._samples} samples were; "
                 "a pipeline that guides in separate denoiser passes in a way of its own is not recorded yet; use guidance_scale=1"
             )
         context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
@@ -134,7 +124,7 @@ class Run:
         sigma = noise_level(self._pipeline.scheduler, time) if isinstance(time, float) else math.nan
         chosen = self._seen in self._chosen
         self._seen += 1
-        return Evaluation(self._seen - 1, self._scheduler_steps, self._kept, time, sigma, chosen, [], set())
+        return Evaluation(self._seen - 1, self._scheduler_steps, self.intake.kept, time, sigma, chosen, [], set())
 
     def _repeated(self) -> UnsupportedModel:
         return UnsupportedModel(
@@ -153,10 +143,8 @@ class Run:
         site = self._sites.find(call, this.scene) if rows else None
         if site is None:
             return
-        writer = self._open()
         for row in rows:
-            blocks, lost = self._blocks(call, site, row.index)
-            writer.put(site.index, row.sample, row.branch, now.position, blocks, lost=lost)
+            self.intake.put(call, row.index, site, row, now.position)
 
     def end(self, root: str) -> None:
         """The denoiser ran through."""
@@ -188,14 +176,13 @@ class Run:
         Raises   UnsupportedModel if nothing could be recorded
         """
         self._close_evaluation()
-        if self.writer is None:
+        if self.intake.writer is None:
             raise self._nothing()
 
     def finish(self, generated: list[Any]) -> Trace:
         """Complete the trace."""
-        writer = self._open()
         sampler = sampler_record(self._pipeline.scheduler, self._arguments)
-        return writer.finish(images=generated, sampler=sampler, latent_grid=self._latent_grid, provenance=self._provenance())
+        return self.intake.open().finish(images=generated, sampler=sampler, latent_grid=self._latent_grid, provenance=self._provenance())
 
     def _nothing(self) -> UnsupportedModel:
         name, keys = type(self._pipeline).__name__, self._options.keys
@@ -210,9 +197,9 @@ class Run:
         return UnsupportedModel(f"{name} made no attention call in the selected layers, steps and branches; select more of them")
 
     def _plan(self, timestep: float, rows: tuple[Row, ...], sequential: bool) -> None:
-        self._evaluations = evaluations = evaluations_left(self._pipeline.scheduler, timestep)
+        self.intake.evaluations = evaluations = evaluations_left(self._pipeline.scheduler, timestep)
         self._chosen = frozenset(select_steps(self._options.steps, evaluations))
-        self._steps, self._samples = len(self._chosen), 1 + max(row.sample for row in rows)
+        self.intake.steps, self._samples = len(self._chosen), 1 + max(row.sample for row in rows)
         if not sequential:
             self._check_branches({row.branch for row in rows})
 
@@ -228,58 +215,8 @@ class Run:
         if isinstance(value, Tensor):
             value = value.amax()  # a frame that is given has a noise of its own, which is none
             if value.device.type == "cuda":
-                return self._outbox.block(value)
+                return self.intake.outbox.block(value)
         return scheduler_timestep(self._pipeline.scheduler, float(value))
-
-    def _blocks(self, call: Call, site: Site, row: int) -> tuple[Mapping[str, Block], float | Callable[[], float]]:
-        layer, columns = site.layer, site.columns
-        mask = part_of_mask(mask_of(call.mask, row), site.generated)
-        # Keys of one row serve all where a pipeline leaves its embeddings unrepeated.
-        own_key = call.key[row if call.key.shape[0] > 1 else 0]
-        query, key, mask = heads_of(call.query[row][:, site.generated], own_key, mask, layer.head_numbers)
-        if layer.encoding == "factors":
-            if call.mask is not None and hides(call.mask, site.generated, columns):
-                raise UnsupportedModel(
-                    f'{layer.name} is masked from here on, which factors cannot say; record it with encoding="probabilities"'
-                )
-            kept = exact(share_heads(take_keys(key, columns), layer.heads))
-            factors = {"query": self._block(query, layer), "key": self._outbox.block(kept)}
-            if layer.partial_keys:
-                factors["query_lse"] = self._block(sum_rows(query, key, call.scale, mask), layer)
-            return factors, self._even(call, 0.0)
-        encoded = encode_scores(query, key, call.scale, mask, self._options.keep_bits, columns)
-        lost = self._outbox.block(encoded.lost)
-        blocks = {"probability": encoded.probability, "query_lse": encoded.query_lse}
-        return (
-            {**{name: self._block(t, layer) for name, t in blocks.items()}, "token_lse": self._outbox.block(encoded.token_lse)},
-            self._even(call, lost),
-        )
-
-    def _even(self, call: Call, lost: float | Block) -> Callable[[], float]:
-        """What was lost, once it is known that one row's keys were those of all frames."""
-        unevenness = None if call.uneven is None else self._outbox.block(call.uneven)
-
-        def look() -> float:
-            if unevenness is not None and not same_keys(call, float(unevenness()), exactly=False):
-                raise uneven_keys(call)
-            return float(lost() if isinstance(lost, Block) else lost)
-
-        return look
-
-    def _block(self, tensor: Tensor, layer: Layer) -> Block:
-        numbers = exact(tensor)
-        return self._outbox.block(numbers.reshape(numbers.shape[0], *layer.places, *numbers.shape[2:]))  # (head, [frame,] y, x, ...)
-
-    def _open(self) -> Writer:
-        """The writer, made when there is something to write."""
-        if self.writer is None:
-            self.writer = Writer(
-                self._path, self._record(), queue_bytes=int(self._options.queue_mb * 2**20), overwrite=self._options.overwrite
-            )
-            self.writer.add_images(self.pictures)
-            for evaluation in self._waiting:
-                self._commit(evaluation)
-        return self.writer
 
     def _record(self) -> Trace:
         return Trace(
@@ -287,7 +224,7 @@ class Run:
             status="recording",
             samples=self._samples,
             branches=self._options.axis,
-            steps=self._steps,
+            steps=self.intake.steps,
             codec=Codec(self._options.codec, self._options.level, self._options.keep_bits),  # type: ignore[arg-type]
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             model=self._model,
@@ -302,21 +239,12 @@ class Run:
             self._check_branches(now.branches)
         if now is None or not now.done or not now.kept:
             return
-        self._kept += 1
-        if self.writer is None:
-            self._waiting.append(now)
-        else:
-            self._commit(now)
-        self.progress(self._kept, self._steps)
+        self.intake.close(now)
 
-    def _commit(self, evaluation: Evaluation) -> None:
+    def _clock(self, evaluation: Evaluation) -> tuple[float, float]:
+        """The timestep and sigma of an evaluation, once a device has told them."""
         time, sigma = evaluation.timestep, evaluation.sigma
         if isinstance(time, Block):
             time = scheduler_timestep(self._pipeline.scheduler, float(time()))
             sigma = noise_level(self._pipeline.scheduler, time)
-        assert self.writer is not None
-        if evaluation.position == 0:  # every layer is known; where no estimate was to be had, this is the first that can be said
-            check_budget(self.writer.trace, self._evaluations, self._path, parse_bytes(self._options.max_bytes), free_bytes(self._path))
-        self.writer.commit(
-            evaluation.position, evaluation=evaluation.ordinal, timestep=time, sigma=sigma, scheduler_step=evaluation.scheduler_step
-        )
+        return time, sigma

@@ -185,7 +185,7 @@ class Recording:
                     bar.total = planned
                     bar.update(kept - bar.n)
 
-                run.progress = show
+                run.intake.progress = show
                 yield
         finally:
             if own is None:
@@ -215,13 +215,14 @@ class Recording:
 
     def _interrupt(self, run: Run, error: BaseException) -> None:
         """Keep what was committed, and tell how to open it."""
-        if run.writer is None:
+        writer = run.intake.writer
+        if writer is None:
             return
         # What the operating system said of a full disk, not our own sentence about what is kept.
         what = str(error.__cause__ if isinstance(error, NoSpace) else error).strip().splitlines()
-        run.writer.interrupt(f"{type(error).__name__}{': ' + what[0] if what else ''} after {run.kept} recorded evaluations")
-        if run.writer.committed and not isinstance(error, NoSpace):
-            steps = f"{run.writer.committed} of {run.writer.trace.steps} steps are recorded and readable"
+        writer.interrupt(f"{type(error).__name__}{': ' + what[0] if what else ''} after {run.intake.kept} recorded evaluations")
+        if writer.committed and not isinstance(error, NoSpace):
+            steps = f"{writer.committed} of {writer.trace.steps} steps are recorded and readable"
             error.add_note(f"{steps}: `i2am info {self.path} --partial`, or open_trace({str(self.path)!r}, partial=True)")
 
 

@@ -83,8 +83,8 @@ class Sites:
         same = all(getattr(known, name) == getattr(layer, name) for name in ("groups", "grid", "frames", "scale", "heads", "call_heads"))
         if not same:
             raise UnsupportedModel(
-                f"{known.name} changed during the run: {known.tokens} keys on grid {known.places} before, {layer.tokens} on {layer.places}; "
-                'a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
+                f"{known.name} changed during the run: {known.tokens} keys on grid {known.places} before, {layer.tokens} on {layer.places};"
+                ' a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
                 "or leave it out through layers="
             )
         return index, known
@@ -110,9 +110,9 @@ class Sites:
 def _differ(call: Call) -> bool:
     """Whether the keys of a video's rows differ by their rounding, so that one row's are not exactly all; asks the device."""
     unevenness = 0.0 if call.uneven is None else float(call.uneven)
-    if not same_keys(call, unevenness, exactly=False):
-        raise uneven_keys(call)
-    return not same_keys(call, unevenness, exactly=True)
+    if not same_keys(call.key.dtype, unevenness):
+        raise uneven_keys(call.path)
+    return unevenness > 0
 
 
 def part_of_mask(mask: Tensor | None, generated: slice, columns: tuple[slice, ...] = ()) -> Tensor | None:

@@ -35,9 +35,11 @@ from ..schema.layout import (
     image_layout,
     layer_documents,
     layout,
+    probe_layout,
     root_document,
     step_layout,
 )
+from ..schema.text import Text
 from ..schema.trace import Image, Layer, Trace
 from .coordinates import columns
 from .storage import FULL, Storage, encode_document, prepare, sync_folder
@@ -115,13 +117,23 @@ class Writer:
         """Most bytes of blocks that were held at once."""
         return self._workers.peak
 
-    def add_layer(self, layer: Layer) -> int:
-        """Create a layer's arrays and return its index."""
+    def add_layer(self, layer: Layer, probe_key: NDArray[Any] | None = None) -> int:
+        """Create a layer's arrays, with the keys of its probes if it has any, and return its index.
+
+        Dims     probe_key (head, probe token, channel)
+        """
         index = len(self._trace.layers)
         trace = dataclasses.replace(self._trace, layers=(*self._trace.layers, layer))
+        probes = probe_layout(trace, index)
+        if (probes is None) != (probe_key is None):
+            raise InvalidInput(f"layer {layer.name} has {layer.probe_tokens} tokens of probes; their keys come with it, and only then")
+        if probes is not None and probe_key is not None:
+            _check_block(probes, probe_key, probes.shape)
         try:
             for folder, document in layer_documents(trace, index).items():
                 self._storage.write_document(folder, document)
+            if probes is not None and probe_key is not None:
+                self._storage.write_block(probes, (), probe_key, durable=False)  # the next commit makes it so
         except OSError as error:
             self._raise(error)
         with self._lock:  # only now may the root name it
@@ -160,6 +172,11 @@ class Writer:
         }
         self._next += 1
         self._submit(Job(partial(self._journal, entry), 0, step, "journal", closing=True))
+
+    def add_texts(self, texts: Sequence[Text]) -> None:
+        """Say what tokens of text groups and probes mean; the next commit makes it durable."""
+        with self._lock:
+            self._trace, self._stale = dataclasses.replace(self._trace, texts=(*self._trace.texts, *texts)), True
 
     def add_images(self, images: Sequence[tuple[Image, NDArray[Any]]]) -> None:
         """Keep pictures that are known from the start, so that a partial trace has them too."""
@@ -255,6 +272,7 @@ class Writer:
             record = self._steps.get(entry["step"]) or _Step()
             stale, self._stale = self._stale, False
         if stale:
+            self._storage.settle()  # the root never names a layer that a power cut could still take
             self._write_root()
         self._storage.settle(record.files)
         entry |= {

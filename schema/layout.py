@@ -5,6 +5,7 @@ The writer creates what `layout` plans and the reader checks what it finds again
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -70,6 +71,12 @@ class ArrayPlan:
         """The file, from the trace's root, that holds the block at this position of the grid of files."""
         return f"{self.path}/{'.'.join(['c', *map(str, index)])}"
 
+    @property
+    def file_names(self) -> list[str]:
+        """Every file of data when everything is present, in order."""
+        grid = [range(-(-n // m)) for n, m in zip(self.shape, self.file_shape, strict=True)]
+        return [self.key(*index) for index in itertools.product(*grid)]
+
     def to_json(self) -> dict[str, Any]:
         """The array's `zarr.json`."""
         inner: list[dict[str, Any]] = [_LITTLE if _ITEMSIZE[self.dtype] > 1 else {"name": "bytes"}]
@@ -131,6 +138,12 @@ def data_plans(trace: Trace, index: int) -> dict[str, ArrayPlan]:
     return {plan.path.rsplit("/", 1)[1]: plan for plan in plans}
 
 
+def probe_layout(trace: Trace, index: int) -> ArrayPlan | None:
+    """The array of a layer that is written with the layer itself, since no step changes it: the keys of its probes, if it has any."""
+    layer = trace.layers[index]
+    return _probe_key(trace, layer, layer_path(index)) if layer.probes else None
+
+
 def step_layout(steps: int, layers: int) -> list[ArrayPlan]:
     """The table of denoiser evaluations, in execution order, and which layers took part in each."""
 
@@ -152,9 +165,11 @@ def image_layout(image: Image) -> ArrayPlan:
     """One picture, uint8, row-major, y down; its axes bear its name, so that pictures of any sizes open as one dataset."""
     dims: tuple[str, ...] = (f"{image.name}_y", f"{image.name}_x", "rgb" if image.channels == 3 else "grey")
     shape: tuple[int, ...] = (image.height, image.width, image.channels)
-    if image.frames:
-        dims, shape = (f"{image.name}_frame", *dims), (image.frames, *shape)
-    return ArrayPlan(f"images/{image.name}", dims, shape, "uint8", shape, codec=Codec("zstd", 5), attributes={"role": image.role})
+    chunks, shards = shape, None
+    if image.frames:  # one file, of which a frame can be read alone
+        dims, shape, chunks = (f"{image.name}_frame", *dims), (image.frames, *shape), (1, *shape)
+        shards = shape if image.frames > 1 else None
+    return ArrayPlan(f"images/{image.name}", dims, shape, "uint8", chunks, shards, codec=Codec("zstd", 5), attributes={"role": image.role})
 
 
 def documents(trace: Trace) -> dict[str, dict[str, Any]]:
@@ -275,22 +290,13 @@ def _coordinates(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
         column("y", "y", layer.grid[0], "float64", nan, {"long_name": "centre of the row as a share of the height, from the top"}),
         column("x", "x", layer.grid[1], "float64", nan, {"long_name": "centre of the column as a share of the width, from the left"}),
     ]
+    if layer.frames:
+        meaning = {"long_name": "centre of the frame as a share of the video, from its start"}
+        plans.append(column("frame", "frame", layer.frames, "float64", nan, meaning))
     if layer.head_numbers:
         plans.append(column("head", "head", layer.heads, "int32", -1, {"long_name": "number of the head in the model, from 0"}))
     if layer.probes:
-        shape = (layer.heads, layer.probe_tokens, layer.head_dim)
-        plans.append(
-            ArrayPlan(
-                f"{root}/probe_key",
-                ("head", "probe_token", "channel"),
-                shape,
-                layer.factor_dtype,
-                (1, *shape[1:]),
-                fill=nan,
-                codec=trace.codec,
-                attributes={"long_name": "key of each probe's tokens; the same at every step"},
-            )
-        )
+        plans.append(_probe_key(trace, layer, root))
     if layer.encoding == "factors":
         shape = (trace.samples, len(trace.branches), trace.steps)
         meaning = {"long_name": "position on the step axis where this step's key lies; -1 where the call is absent"}
@@ -306,3 +312,17 @@ def _coordinates(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
             )
         )
     return plans
+
+
+def _probe_key(trace: Trace, layer: Layer, root: str) -> ArrayPlan:
+    shape = (layer.heads, layer.probe_tokens, layer.head_dim)
+    return ArrayPlan(
+        f"{root}/probe_key",
+        ("head", "probe_token", "channel"),
+        shape,
+        layer.factor_dtype,
+        (1, *shape[1:]),
+        fill=math.nan,
+        codec=trace.codec,
+        attributes={"long_name": "key of each probe's tokens; the same at every step"},
+    )

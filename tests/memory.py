@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from i2am.schema.layout import data_plans
+from i2am.schema.layout import data_plans, probe_layout
+from i2am.schema.text import Text
 from i2am.schema.trace import Layer, Trace
 
 Blocks = dict[str, np.ndarray]
@@ -28,6 +29,7 @@ class MemoryWriter:
         self.lost: dict[int, float] = {}
         self.commits: list[dict[str, Any]] = []
         self.images: dict[str, np.ndarray] = {}
+        self.probe_keys: dict[int, np.ndarray] = {}
         self.reason: str | None = None
         MemoryWriter.last = self
 
@@ -35,9 +37,18 @@ class MemoryWriter:
     def committed(self) -> int:
         return len(self.commits)
 
-    def add_layer(self, layer: Layer) -> int:
+    def add_layer(self, layer: Layer, probe_key: np.ndarray | None = None) -> int:
         self.trace = dataclasses.replace(self.trace, layers=(*self.trace.layers, layer))
-        return len(self.trace.layers) - 1
+        index = len(self.trace.layers) - 1
+        plan = probe_layout(self.trace, index)
+        assert (plan is None) == (probe_key is None)
+        if plan is not None and probe_key is not None:
+            assert (probe_key.shape, str(probe_key.dtype)) == (plan.shape, plan.dtype)
+            self.probe_keys[index] = probe_key
+        return index
+
+    def add_texts(self, texts: Sequence[Text]) -> None:
+        self.trace = dataclasses.replace(self.trace, texts=(*self.trace.texts, *texts))
 
     def put(
         self, layer: int, sample: int, branch: str, step: int, blocks: Mapping[str, Any], *, lost: float | Callable[[], float] = 0.0
@@ -81,5 +92,5 @@ class MemoryWriter:
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> type[MemoryWriter]:
     """Recordings of this test go to `memory.last`."""
-    monkeypatch.setattr("i2am.recorder.run.Writer", MemoryWriter)
+    monkeypatch.setattr("i2am.recorder.intake.Writer", MemoryWriter)
     return MemoryWriter

@@ -14,8 +14,9 @@ with warnings.catch_warnings():
     import diffusers
     from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel, WanTransformer3DModel
 
-from pipelines import PATCHES, WIDTH, Built, adapter_weights, generator, picture, processor, stable_diffusion, text_arguments, vision_config
 from pipelines_transformers import quiet, texts, wan
+
+from pipelines import PATCHES, WIDTH, Built, adapter_weights, generator, picture, processor, stable_diffusion, text_arguments, vision_config
 
 FRAMES = 3
 """Of Stable Video Diffusion and AnimateDiff."""
@@ -102,18 +103,22 @@ def wan_channels() -> Built:
     return pipeline, lambda: {**call(), "image": picture(10, 48, 32)}
 
 
-def animate(samples: int = 1) -> Built:
+def animate() -> Built:
     """An image pipeline's UNet with motion modules between its blocks, and an IP-Adapter."""
     torch.manual_seed(0)
     still = stable_diffusion(encoder=True)
     motion = diffusers.MotionAdapter(
-        block_out_channels=(4, 8), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=2, use_motion_mid_block=False
+        block_out_channels=(4, 8),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=2,
+        motion_num_attention_heads=2,
+        use_motion_mid_block=False,
     )
     parts = {name: getattr(still, name) for name in ("vae", "unet", "scheduler", "feature_extractor", "image_encoder")}
     pipeline = quiet(diffusers.AnimateDiffPipeline(**parts, text_encoder=None, tokenizer=None, motion_adapter=motion.eval()))
     pipeline.unet._load_ip_adapter_weights([adapter_weights(still.unet, "full")], low_cpu_mem_usage=False)
     pipeline.unet.eval()
-    given = {"num_frames": FRAMES, "height": 32, "width": 24, "ip_adapter_image": picture(10, 48, 32), "num_videos_per_prompt": samples}
+    given = {"num_frames": FRAMES, "height": 32, "width": 24, "ip_adapter_image": picture(10, 48, 32)}
     return pipeline, lambda: {**text_arguments(), **given, "generator": generator()}
 
 
@@ -127,7 +132,6 @@ VIDEO: dict[str, Callable[[], Built]] = {
     "wan-first-last": lambda: wan_video(first=True, last=True),
     "wan-denoisers": lambda: wan_video(two=True),
     "animate": animate,
-    "animate-two": lambda: animate(samples=2),
 }
 
 

@@ -74,7 +74,7 @@ synthetic_trace(path, steps=6, layers=default_layers()[:2], seed=seed)
 
 
 def child(path: Path, point: str = "", nth: int = 1, **options: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", CHILD, str(path), point, str(nth), "5"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
 
@@ -163,7 +163,7 @@ except KeyboardInterrupt:
     writer.interrupt("interrupted from the keyboard")
     raise SystemExit(130)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
@@ -234,7 +234,7 @@ except NoSpace as error:
     print(writer.committed)
     raise SystemExit(error.exit_code)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
     assert process.returncode == 7, process.stderr
     text = (tmp_path / "t/journal.jsonl").read_bytes()

@@ -13,6 +13,7 @@ import numpy as np
 
 from i2am.recorder.writer import Writer
 from i2am.schema.codec import decode_probability, encode_probability
+from i2am.schema.text import Text
 from i2am.schema.trace import Codec, Image, Layer, TokenGroup, Trace
 
 
@@ -37,6 +38,8 @@ class Synthetic:
     """(sample, branch, step, head, y, x, channel), as the model had it."""
     key: list[np.ndarray] = field(default_factory=list)
     """(sample, branch, step, head, token, channel)."""
+    probe_key: list[np.ndarray | None] = field(default_factory=list)
+    """(head, probe token, channel) of each layer that has probes."""
     images: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -94,6 +97,7 @@ def synthetic_trace(
     reference_size: tuple[int, int] = (30, 50),
     status: str = "complete",
     codec: Codec | None = None,
+    texts: Sequence[Text] = (),
     **writer_options: Any,
 ) -> Synthetic:
     """Write a trace; `absent` holds (step, layer) pairs without a call, `encoding` None keeps each layer's own.
@@ -112,7 +116,11 @@ def synthetic_trace(
     result = Synthetic(Path(path), record, Writer(path, record, **writer_options))
     for layer in chosen:
         _draw(result, layer, rng, (samples, len(branches), steps), sharpness, static_keys)
-        result.writer.add_layer(layer)
+        shape = (layer.heads, layer.probe_tokens, layer.head_dim)
+        drawn = np.random.default_rng([seed, len(result.probe_key)]).standard_normal(shape).astype(layer.factor_dtype)
+        result.probe_key.append(drawn if layer.probes else None)
+        result.writer.add_layer(layer, result.probe_key[-1])
+    result.writer.add_texts(texts)
     _write(result, chosen, branches, steps, set(absent))
     result.images = _pictures(rng, samples, image_size, reference_size)
     if status == "complete":

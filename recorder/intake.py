@@ -1,0 +1,122 @@
+"""What is kept of a run: labelled attention calls come in, evaluation by evaluation, and go to a writer as blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..schema.errors import UnsupportedModel
+from ..schema.trace import Layer, Trace
+from .blocks import Block, Outbox
+from .budget import check_budget
+from .capture import Call
+from .frames import same_keys, uneven_keys
+from .images import Picture
+from .labels import Row
+from .passes import Evaluation
+from .scores import encode_scores, exact, heads_of, mask_of, share_heads, sum_rows, take_keys
+from .selection import Options
+from .sites import Site, hides, part_of_mask
+from .sizes import free_bytes, parse_bytes
+from .writer import Writer
+
+
+class Intake:
+    """Opens a writer once there is something to write, and hands it all that is kept."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: Options,
+        record: Callable[[], Trace],
+        pictures: Sequence[Picture],
+        clock: Callable[[Evaluation], tuple[float, float]],
+    ) -> None:
+        self._path, self._options, self._record, self._pictures, self._clock = path, options, record, pictures, clock
+        self._waiting: list[Evaluation] = []
+        self.outbox = Outbox()
+        """Takes numbers off the model's device."""
+        self.writer: Writer | None = None
+        """None until there is something to write."""
+        self.evaluations = 0
+        """Of the whole run, as planned."""
+        self.steps = 0
+        """Those of them that are selected."""
+        self.kept = 0
+        """Evaluations handed to the writer."""
+        self.progress: Callable[[int, int], None] = lambda kept, planned: None
+
+    def open(self) -> Writer:
+        """The writer, made when there is something to write."""
+        if self.writer is None:
+            queue = int(self._options.queue_mb * 2**20)
+            self.writer = Writer(self._path, self._record(), queue_bytes=queue, overwrite=self._options.overwrite)
+            self.writer.add_images(self._pictures)
+            for evaluation in self._waiting:
+                self._commit(evaluation)
+        return self.writer
+
+    def put(self, call: Call, index: int, site: Site, row: Row, position: int) -> None:
+        """Keep row `index` of a call, as what `row` says, at a place of the step axis."""
+        blocks, lost = self._blocks(call, site, index)
+        self.open().put(site.index, row.sample, row.branch, position, blocks, lost=lost)
+
+    def close(self, evaluation: Evaluation) -> None:
+        """An evaluation of which something is kept is over."""
+        self.kept += 1
+        if self.writer is None:
+            self._waiting.append(evaluation)
+        else:
+            self._commit(evaluation)
+        self.progress(self.kept, self.steps)
+
+    def _commit(self, evaluation: Evaluation) -> None:
+        time, sigma = self._clock(evaluation)
+        assert self.writer is not None
+        if evaluation.position == 0:  # every layer is known; where no estimate was to be had, this is the first that can be said
+            check_budget(self.writer.trace, self.evaluations, self._path, parse_bytes(self._options.max_bytes), free_bytes(self._path))
+        self.writer.commit(
+            evaluation.position, evaluation=evaluation.ordinal, timestep=time, sigma=sigma, scheduler_step=evaluation.scheduler_step
+        )
+
+    def _blocks(self, call: Call, site: Site, row: int) -> tuple[Mapping[str, Block], Callable[[], float]]:
+        layer, columns = site.layer, site.columns
+        mask = part_of_mask(mask_of(call.mask, row), site.generated)
+        # Keys of one row serve all where a pipeline leaves its embeddings unrepeated.
+        own_key = call.key[row if call.key.shape[0] > 1 else 0]
+        query, key, mask = heads_of(call.query[row][:, site.generated], own_key, mask, layer.head_numbers)
+        if layer.encoding == "factors":
+            if call.mask is not None and hides(call.mask, site.generated, columns):
+                raise UnsupportedModel(
+                    f'{layer.name} is masked from here on, which factors cannot say; record it with encoding="probabilities"'
+                )
+            kept = exact(share_heads(take_keys(key, columns), layer.heads))
+            factors = {"query": self._block(query, layer), "key": self.outbox.block(kept)}
+            if layer.partial_keys:
+                factors["query_lse"] = self._block(sum_rows(query, key, call.scale, mask), layer)
+            return factors, self._even(call, 0.0)
+        encoded = encode_scores(query, key, call.scale, mask, self._options.keep_bits, columns)
+        lost = self.outbox.block(encoded.lost)
+        blocks = {"probability": encoded.probability, "query_lse": encoded.query_lse}
+        return (
+            {**{name: self._block(t, layer) for name, t in blocks.items()}, "token_lse": self.outbox.block(encoded.token_lse)},
+            self._even(call, lost),
+        )
+
+    def _even(self, call: Call, lost: float | Block) -> Callable[[], float]:
+        """What was lost, once it is known that one row's keys were those of all frames."""
+        unevenness = None if call.uneven is None else self.outbox.block(call.uneven)
+        path, dtype = call.path, call.key.dtype  # not the call: its tensors would live until the block is written
+
+        def look() -> float:
+            if unevenness is not None and not same_keys(dtype, float(unevenness())):
+                raise uneven_keys(path)
+            return float(lost() if isinstance(lost, Block) else lost)
+
+        return look
+
+    def _block(self, tensor: Tensor, layer: Layer) -> Block:
+        numbers = exact(tensor)
+        return self.outbox.block(numbers.reshape(numbers.shape[0], *layer.places, *numbers.shape[2:]))  # (head, [frame,] y, x, ...)
