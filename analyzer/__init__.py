@@ -9,12 +9,20 @@ if TYPE_CHECKING:
     from .attribution import g2r as g2r
     from .attribution import r2g as r2g
     from .attribution import sram as sram
+    from .headfile import load_heads as load_heads
+    from .headfile import save_heads as save_heads
     from .metrics import imacs as imacs
     from .metrics import normalize as normalize
     from .metrics import threshold as threshold
     from .metrics import upsample as upsample
+    from .ranking import rank_heads as rank_heads
+    from .ranking import select_heads as select_heads
     from .reader import Trace as Trace
     from .reader import open_trace as open_trace
+    from .relevance import heads as heads
+    from .resampler import carry as carry
+    from .vocabulary import concept_words as concept_words
+    from .vocabulary import concepts as concepts
 
 # Loaded on first use: dask and xarray take seconds, and `i2am --help` needs neither.
 _HOME = {
@@ -23,13 +31,39 @@ _HOME = {
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
+    "carry": "resampler",
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
     "upsample": "metrics",
+    "concepts": "vocabulary",
+    "concept_words": "vocabulary",
+    "heads": "relevance",
+    "load_heads": "headfile",
+    "save_heads": "headfile",
+    "rank_heads": "ranking",
+    "select_heads": "ranking",
 }
 
-__all__ = ["Trace", "g2r", "imacs", "normalize", "open_trace", "r2g", "sram", "threshold", "upsample"]
+__all__ = [
+    "Trace",
+    "carry",
+    "concept_words",
+    "concepts",
+    "g2r",
+    "heads",
+    "imacs",
+    "load_heads",
+    "normalize",
+    "open_trace",
+    "r2g",
+    "rank_heads",
+    "save_heads",
+    "select_heads",
+    "sram",
+    "threshold",
+    "upsample",
+]
 
 
 def __getattr__(name: str) -> Any:

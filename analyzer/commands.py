@@ -99,6 +99,7 @@ def _blame(trace: Path, report: Report) -> str:
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
+@click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
 @click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
 @overwrite_option
 @json_option
@@ -109,6 +110,7 @@ def map_command(
     g2r: bool,
     at: tuple[int, int] | None,
     out: Path | None,
+    patches: bool,
     style: str,
     overwrite: bool,
     as_json: bool,
@@ -133,6 +135,10 @@ def map_command(
     asked = ask(opened, direction, at, options)
     with shown("map"):
         map = asked.compute()
+    if patches:
+        from .resampler import carry
+
+        map = carry(opened, map)
     if path.suffix == ".png":
         save_picture(opened, map, path, style=style, at=at, overwrite=overwrite)
     else:

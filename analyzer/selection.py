@@ -49,7 +49,7 @@ def choose(
 
     Raises   UnknownSelection naming what the trace has, InvalidInput for something that selects nothing
     """
-    record, asked = trace.record, trace.select(layers)
+    record, asked = trace.record, _places(trace, trace.select(layers))
     name = group or _only_reference(trace, asked)
     found = [(i, g) for i in asked for g in trace.layers[i].groups if g.name == name]
     if not found:
@@ -67,6 +67,18 @@ def choose(
         whole(sample, "a sample"),
         record.branches.index(wanted),
     )
+
+
+def _places(trace: Trace, asked: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers whose queries are places of the generated image."""
+    found = tuple(index for index in asked if not trace.layers[index].queries)
+    if asked and not found:
+        layer = trace.layers[asked[0]]
+        raise UnknownSelection(
+            f"the queries of {layer.name} are the {layer.queries} tokens of an adapter and no places of the image, so it has no maps; "
+            "it serves to carry maps back to patches"
+        )
+    return found
 
 
 def used(trace: Trace, layers: Selector | Iterable[Selector] | None, row: Recipe) -> Selector | Iterable[Selector] | None:

@@ -18,12 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 from ..schema.errors import UnsupportedModel
 from .projections import Projections
+from .resampler import resampler_of, watch_resampler
 from .scores import default_scale
 
 ROOTS: Final = ("unet", "transformer", "transformer_2")
 """Attributes of a pipeline that hold a denoiser."""
-RESAMPLER: Final = "encoder_hid_proj"
-"""Under a denoiser, but its queries are not places of the generated image."""
 ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
 
 
@@ -50,6 +49,8 @@ class Call:
     """Keys of each projection; empty for a single one."""
     own: bool = False
     """Whether `to_v` reads the sequence that the queries come from."""
+    resampler: int | None = None
+    """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
     around: tuple[int, int] | None = None
     """(rows, columns) that the nearest enclosing module works on, whether x runs over them or not."""
     frames: int = 0
@@ -91,7 +92,7 @@ def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
         f"{root}.{strip(name)}": module
         for root, denoiser in denoisers(pipeline).items()
         for name, module in denoiser.named_modules()
-        if is_cross_attention(module) and not name.startswith(RESAMPLER)
+        if is_cross_attention(module) or resampler_of(f"{root}.{strip(name)}") is not None
     }
 
 
@@ -165,7 +166,10 @@ class Capture:
         for name, root in denoisers(self._pipeline).items():
             self._watch_root(name, root)
         for path, module in self._modules.items():
-            self._watch_attention(path, module)
+            if (adapter := resampler_of(path)) is not None:
+                self._watch_resampler(path, adapter, module)
+            else:
+                self._watch_attention(path, module)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -195,6 +199,13 @@ class Capture:
                 self._shapes[path] = next((_size(tensor) for tensor in tensors if tensor.ndim == 4), None)
 
         return see
+
+    def _watch_resampler(self, path: str, adapter: int, module: nn.Module) -> None:
+        def tell(query: Tensor, key: Tensor, scale: float) -> None:
+            grid = (1, query.shape[2])
+            self._listener.hear(Call(path, "to_v", 0, query, key, scale, None, grid, resampler=adapter))
+
+        self._handles += watch_resampler(module, lambda: self._wanted, tell)
 
     def _watch_attention(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -254,7 +265,7 @@ class Capture:
         around = self._around()
         grid = around if around is not None and around[0] * around[1] == query.shape[2] else None
         own = self._projections.own
-        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, around))
+        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, around=around))
 
     def _around(self) -> tuple[int, int] | None:
         shapes = (self._shapes.get(path) for path in (self._path, *_ancestors(self._path)))

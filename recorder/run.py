@@ -138,6 +138,9 @@ class Run:
         if now is None:
             return
         this = now.passes[-1]
+        if call.resampler is not None:
+            self._hear_resampler(call, this, now.position)
+            return
         call = whole_video(call, this.scene.frames) if this.scene.frames else call
         rows = rows_of_call(call, this)
         site = self._sites.find(call, this.scene) if rows else None
@@ -145,6 +148,17 @@ class Run:
             return
         for row in rows:
             self.intake.put(call, row.index, site, row, now.position)
+
+    def _hear_resampler(self, call: Call, this: Pass, position: int) -> None:
+        sites = self._sites.find_resampler(call, this.scene) if this.kept else ()
+        if sites and call.query.shape[0] != this.rows * len(sites):
+            raise UnsupportedModel(
+                f"{call.path} makes tokens of {call.query.shape[0]} references for a batch of {this.rows} rows with {len(sites)} each, so "
+                "it is not known which is whose; leave it out through layers="
+            )
+        for row in this.kept:
+            for image, site in enumerate(sites):
+                self.intake.put(call, row.index * len(sites) + image, site, row, position)
 
     def end(self, root: str) -> None:
         """The denoiser ran through."""

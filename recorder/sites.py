@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,17 @@ from .labels import describe
 from .projections import UNKNOWN
 from .scores import additive
 from .selection import Options, keep_heads
-from .tokens import Context, Scene, columns_of, generated_queries, keep_groups, moved_together, token_groups
+from .tokens import (
+    Context,
+    Scene,
+    adapter_labels,
+    columns_of,
+    generated_queries,
+    keep_groups,
+    moved_together,
+    resampler_groups,
+    token_groups,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,25 @@ class Sites:
         if key not in self._sites:
             self._sites[key] = self._make(call, scene)
         return self._sites[key]
+
+    def find_resampler(self, call: Call, scene: Scene) -> tuple[Site, ...]:
+        """The sites of a resampler's call, whose rows are those of the batch times the adapter's references: one a reference.
+
+        All its keys are kept: rows of P then say how much of a token is made of the reference at all.
+        """
+        assert call.resampler is not None
+        if self._options.keys == "text":
+            return ()
+        labels = adapter_labels(call.resampler, self._context, scene)
+        return tuple(self._resampled(call, ordinal, label) for ordinal, label in enumerate(labels))
+
+    def _resampled(self, call: Call, ordinal: int, label: str) -> Site:
+        site = (call.path, label, ordinal)
+        if site not in self._layers:
+            layer = resampler_layer(call, ordinal, label, self._context, self._options)
+            self._layers[site] = self._add_layer(layer), layer
+        index, layer = self._layers[site]
+        return Site(index, layer, slice(0, call.query.shape[2]), ())
 
     def _make(self, call: Call, scene: Scene) -> Site | None:
         groups = token_groups(call, self._context, scene)
@@ -113,6 +142,12 @@ def _differ(call: Call) -> bool:
     if not same_keys(call.key.dtype, unevenness):
         raise uneven_keys(call.path)
     return unevenness > 0
+
+
+def resampler_layer(call: Call, ordinal: int, label: str, context: Context, options: Options) -> Layer:
+    """The layer that a resampler's attention to one reference is."""
+    layer = describe(call, ordinal, resampler_groups(call, label, context), options.encoding)
+    return keep_heads(replace(layer, queries=label), options.heads)
 
 
 def part_of_mask(mask: Tensor | None, generated: slice, columns: tuple[slice, ...] = ()) -> Tensor | None:

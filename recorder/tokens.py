@@ -160,16 +160,29 @@ def _context_groups(start: int, stop: int, context: Context) -> list[TokenGroup]
 
 def _adapter_groups(name: str, repeat: int, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
     adapter = int(name.partition(".")[2] or 0)
-    counts = list(scene.images) or [1] * max(1, len(context.adapters), adapter + 1)
-    first, count = sum(counts[:adapter]), counts[adapter]
-    ordinals = [first + repeat] if scene.separate else list(range(first, first + count))
+    labels = adapter_labels(adapter, context, scene)
+    labels = [labels[repeat]] if scene.separate else labels
     placeless = adapter < len(context.adapters) and context.adapters[adapter] in PLACELESS
-    each = (stop - start) // len(ordinals)
-    for i, ordinal in enumerate(ordinals):
-        label = "reference" if sum(counts) == 1 else f"reference_{ordinal}"
+    each = (stop - start) // len(labels)
+    for i, label in enumerate(labels):
         image = label if label in context.references else None
         begin = start + i * each
         yield _patch_group(label, begin, begin + each, None if placeless else context.patches, image)
+
+
+def adapter_labels(adapter: int, context: Context, scene: Scene) -> list[str]:
+    """Names of the references that one IP-Adapter reads, in order."""
+    counts = list(scene.images) or [1] * max(1, len(context.adapters), adapter + 1)
+    first = sum(counts[:adapter])
+    return ["reference"] if sum(counts) == 1 else [f"reference_{first + i}" for i in range(counts[adapter])]
+
+
+def resampler_groups(call: Call, label: str, context: Context) -> tuple[TokenGroup, ...]:
+    """Keys of a resampler: what the encoder gave of one reference, then the tokens that it is being squeezed into."""
+    latents, count = call.query.shape[2], call.key.shape[2]
+    image = label if label in context.references else None
+    patches = _patch_group(label, 0, count - latents, context.patches, image)
+    return (patches, TokenGroup("latents", "self", count - latents, count))
 
 
 def _patch_groups(start: int, stop: int, context: Context) -> list[TokenGroup]:

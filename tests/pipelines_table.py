@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
 from memory import MemoryWriter
 
-from i2am.recorder import record, run, sites
+from i2am.recorder import intake, record, sites
 from i2am.schema.errors import UnsupportedModel
 from i2am.schema.trace import Layer, TokenGroup
 from pipelines import Built
@@ -69,17 +69,17 @@ ROWS: dict[str, Callable[[], Built]] = {
 def watched() -> Iterator[list[tuple[TokenGroup, ...]]]:
     """The keys of every call site, whole, while recordings stay in memory."""
     seen: list[tuple[TokenGroup, ...]] = []
-    writer, label = run.Writer, sites.token_groups
+    writer, label = intake.Writer, sites.token_groups
 
     def note(*args: Any, **kwargs: Any) -> tuple[TokenGroup, ...]:
         seen.append(label(*args, **kwargs))
         return seen[-1]
 
-    run.Writer, sites.token_groups = MemoryWriter, note  # type: ignore[assignment, misc]
+    intake.Writer, sites.token_groups = MemoryWriter, note  # type: ignore[assignment, misc]
     try:
         yield seen
     finally:
-        run.Writer, sites.token_groups = writer, label  # type: ignore[misc]
+        intake.Writer, sites.token_groups = writer, label  # type: ignore[misc]
 
 
 def row(family: str) -> str:

@@ -159,7 +159,7 @@ def test_nothing_is_mirrored_or_moved_in_time(family: str, memory: type[MemoryWr
 
 
 def test_one_frame_is_an_image(memory: type[MemoryWriter]) -> None:
-    pipeline, call = svd(frames=1)
+    pipeline, call = svd(frames=1, guidance=1.0)
     plain = pipeline(**call()).frames
     assert np.array_equal(plain, record(pipeline, PATH, encoding="factors", **call()).frames)
     assert {layer.places for layer in memory.last.trace.layers} == {(8, 16), (4, 8)}
