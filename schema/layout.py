@@ -259,15 +259,27 @@ def _axes(layer: Layer) -> tuple[str, ...]:
 def _blocks(
     trace: Trace, layer: Layer, path: str, dtype: str, dims: tuple[str, ...], cell: tuple[int, ...], attributes: dict[str, Any]
 ) -> ArrayPlan:
-    """An array of which one (sample, branch, step) is one file, or several along the first axis of `cell` if it is large."""
+    """An array of which one (sample, branch, step) is one file, or several along the first axis of `cell` if it is large.
+
+    Frames and rows count as one axis of rows: a piece is some whole frames, or some rows of one frame.
+    """
     shape = (trace.samples, len(trace.branches), trace.steps, layer.heads, *cell)
-    row = layer.heads * math.prod(cell[1:]) * _ITEMSIZE[dtype]
-    shard_rows = _split(cell[0], SHARD_BYTES // row)
+    lead = 2 if dims[0] == "frame" else 1
+    row = layer.heads * math.prod(cell[lead:]) * _ITEMSIZE[dtype]
+    shard_rows = _split_rows(cell[:lead], SHARD_BYTES // row)
     low, high = CHUNK_BYTES
-    chunk_rows = _split(shard_rows, min(max(shard_rows * row // 8, low), high) // row)
-    shard, chunk = ((1, 1, 1, layer.heads, rows, *cell[1:]) for rows in (shard_rows, chunk_rows))
+    chunk_rows = _split_rows(shard_rows, min(max(math.prod(shard_rows) * row // 8, low), high) // row)
+    shard, chunk = ((1, 1, 1, layer.heads, *rows, *cell[lead:]) for rows in (shard_rows, chunk_rows))
     axes = ("sample", "branch", "step", "head", *dims)
     return ArrayPlan(path, axes, shape, dtype, chunk, shard if chunk != shard else None, math.nan, trace.codec, attributes)
+
+
+def _split_rows(lengths: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """The largest piece of (rows,) or (frames, rows) that has at most `most` rows, at least 1, and divides evenly."""
+    *frames, rows = lengths
+    if not frames or most < rows:
+        return (*(1 for _ in frames), _split(rows, most))
+    return _split(frames[0], most // rows), rows
 
 
 def _split(length: int, most: int) -> int:

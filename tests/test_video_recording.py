@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import xarray as xr
 from memory import MemoryWriter, memory
 from pipelines_video import FRAMES, IMAGE_TOKENS, LATENT_FRAMES, VIDEO, animate, build, svd, wan_channels, wan_video
 from test_families import Spy, check_factors, check_probabilities
@@ -130,6 +131,19 @@ def test_a_video_is_kept_as_one_picture_with_frames(family: str, kind: str, name
     image = next(image for image in memory.last.trace.images if image.name == "generated_0")
     assert (image.frames, image.height, image.width) == truth.shape[:3]
     assert np.array_equal(memory.last.images["generated_0"], truth)
+
+
+def test_a_video_is_read_without_i2am(tmp_path: Path) -> None:
+    pipeline, call = svd()
+    path = tmp_path / "video.zarr"
+    video = record(pipeline, path, layers="*mid_block*.transformer_blocks*", **call()).frames[0]
+    layer = xr.open_zarr(path, group="layers/000")
+    assert layer.probability.dims == ("sample", "branch", "step", "head", "frame", "y", "x", "token")
+    assert layer.frame.values.tolist() == [1 / 6, 3 / 6, 5 / 6]
+    assert (layer.probability == 1).all()  # one token takes it all
+    images = xr.open_zarr(path, group="images")
+    assert images.generated_0.dims == ("generated_0_frame", "generated_0_y", "generated_0_x", "rgb")
+    assert np.array_equal(images.generated_0, (video * 255).round().astype(np.uint8))
 
 
 def test_latents_and_single_frames_are_no_videos() -> None:
