@@ -9,12 +9,20 @@ if TYPE_CHECKING:
     from .attribution import g2r as g2r
     from .attribution import r2g as r2g
     from .attribution import sram as sram
+    from .boxes import box_iou as box_iou
+    from .boxes import find_boxes as find_boxes
     from .headfile import load_heads as load_heads
     from .headfile import save_heads as save_heads
+    from .judgement import METRICS as METRICS
+    from .judgement import judge as judge
     from .metrics import imacs as imacs
     from .metrics import normalize as normalize
     from .metrics import threshold as threshold
     from .metrics import upsample as upsample
+    from .overlap import iou as iou
+    from .overlap import miou as miou
+    from .pointing import looks as looks
+    from .pointing import pck as pck
     from .ranking import rank_heads as rank_heads
     from .ranking import select_heads as select_heads
     from .reader import Trace as Trace
@@ -31,11 +39,19 @@ _HOME = {
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
+    "box_iou": "boxes",
+    "find_boxes": "boxes",
+    "METRICS": "judgement",
+    "judge": "judgement",
     "carry": "resampler",
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
     "upsample": "metrics",
+    "iou": "overlap",
+    "miou": "overlap",
+    "looks": "pointing",
+    "pck": "pointing",
     "concepts": "vocabulary",
     "concept_words": "vocabulary",
     "heads": "relevance",
@@ -45,25 +61,7 @@ _HOME = {
     "select_heads": "ranking",
 }
 
-__all__ = [
-    "Trace",
-    "carry",
-    "concept_words",
-    "concepts",
-    "g2r",
-    "heads",
-    "imacs",
-    "load_heads",
-    "normalize",
-    "open_trace",
-    "r2g",
-    "rank_heads",
-    "save_heads",
-    "select_heads",
-    "sram",
-    "threshold",
-    "upsample",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -209,7 +209,7 @@ def _map(
     image: Image | None,
     **more: Any,
 ) -> xr.DataArray:
-    kept = _kept(keep, time_groups)
+    kept = kept_axes(keep, time_groups)
     graphs, keys = tasks
     times = _times(chosen, keep, time_groups)
     groups = [
@@ -270,10 +270,14 @@ def _coordinates(
 
 
 def _times(chosen: Selection, keep: Iterable[str] | str, time_groups: int | None) -> tuple[tuple[int, ...], ...]:
-    return split(chosen.steps, time_groups) if "time" in _kept(keep, time_groups) else (chosen.steps,)
+    return split(chosen.steps, time_groups) if "time" in kept_axes(keep, time_groups) else (chosen.steps,)
 
 
-def _kept(keep: Iterable[str] | str, time_groups: int | None) -> tuple[str, ...]:
+def kept_axes(keep: Iterable[str] | str, time_groups: int | None) -> tuple[str, ...]:
+    """The axes that are kept.
+
+    Raises   InvalidInput for an axis that maps do not have, or time groups without a time axis
+    """
     if not isinstance(keep, Iterable):
         raise InvalidInput(f"cannot keep {keep!r}; a map keeps any of {', '.join(AXES)}, or () for none")
     kept = (keep,) if isinstance(keep, str) else tuple(keep)

@@ -199,6 +199,7 @@ def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mappi
 )
 @click.option("--penalty", type=float, default=3.0, show_default=True, help="Weight of attention outside the mask.")
 @click.option("--threshold", type=float, default=0.4, show_default=True, help="Normalised attention up to this counts as none.")
+@click.option("--pre-mask", is_flag=True, help="Hide what lies outside the reference mask before normalising, as the released code does.")
 @selection_options
 @json_option
 def imacs_command(
@@ -208,6 +209,7 @@ def imacs_command(
     reference_mask: str | None,
     penalty: float,
     threshold: float,
+    pre_mask: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -221,7 +223,7 @@ def imacs_command(
 
     opened = open_trace(trace, partial=partial)
     with shown("imacs"):
-        facts = score(opened, mask, reference_mask, penalty=penalty, threshold=threshold, **given(**options))
+        facts = score(opened, mask, reference_mask, penalty=penalty, threshold=threshold, pre_mask=pre_mask, **given(**options))
     if as_json:
         click.echo(document(facts))
         return

@@ -83,9 +83,12 @@ class Scoring:
     facts: dict[str, Any]
     """Names of the masks, and what the maps are made of."""
 
-    def scores(self, computed: dict[str, xr.DataArray], penalty: float = PENALTY, threshold: float = THRESHOLD) -> dict[str, float | None]:
-        """IMACS of each computed map; None where a mask is missing."""
-        found = {name: float(imacs(computed[name], target, penalty, threshold)) for name, target in self.targets.items()}
+    def scores(
+        self, computed: dict[str, xr.DataArray], penalty: float = PENALTY, threshold: float = THRESHOLD, pre_mask: bool = False
+    ) -> dict[str, float | None]:
+        """IMACS of each computed map; None where a mask is missing. `pre_mask` is for the reference's alone."""
+        before = {name: pre_mask and name != "imacs_g" for name in self.targets}
+        found = {name: float(imacs(computed[name], target, penalty, threshold, before[name])) for name, target in self.targets.items()}
         return {name: found.get(name) for name in SCORES}
 
 
@@ -134,9 +137,12 @@ def score(
     *,
     penalty: float = PENALTY,
     threshold: float = THRESHOLD,
+    pre_mask: bool = False,
     **selection: Any,
 ) -> dict[str, Any]:
     """IMACS of the generated image and of the reference, in one pass over the trace.
+
+    `pre_mask` multiplies maps of the reference by its mask before they are normalised, as the released code does.
 
     Raises   as `plan_scores`; InvalidInput if there is no mask at all
     """
@@ -145,7 +151,8 @@ def score(
         which = f"{option('mask')} and {option('reference_mask')}"
         raise InvalidInput(f"{trace.path} holds no masks that can be used; give {which}, pictures of the sizes that `i2am info` shows")
     computed = compute(scoring.maps)[0]  # type: ignore[no-untyped-call]
-    return {"trace": trace.id, **scoring.scores(computed, penalty, threshold), "penalty": penalty, "threshold": threshold, **scoring.facts}
+    scores = scoring.scores(computed, penalty, threshold, pre_mask)
+    return {"trace": trace.id, **scores, "penalty": penalty, "threshold": threshold, "pre_mask": pre_mask, **scoring.facts}
 
 
 def _masks(trace: Trace) -> str:
