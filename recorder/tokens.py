@@ -69,6 +69,7 @@ def _patches(pipeline: Any) -> tuple[int, int] | None:
     config = getattr(getattr(pipeline, "image_encoder", None), "config", None)
     config = getattr(config, "vision_config", config)
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    size = getattr(pipeline, "reference_size", size)  # an encoder that takes any size is told by its pipeline
     if size is None or patch is None:
         return None
     (height, width), (rows, columns) = (tuple(v) if isinstance(v, (list, tuple)) else (v, v) for v in (size, patch))
