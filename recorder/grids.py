@@ -21,12 +21,14 @@ Places: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One image, or video, in a denoiser's sequence."""
+    """One image or video in a denoiser's sequence, or a stretch of text between images."""
 
     role: Role
-    """`self`, the image being made, or `reference`."""
+    """`self`, the image being made, `reference`, or `text`."""
     grid: tuple[int, int]
     """(rows, columns), row-major."""
+    name: str = ""
+    """Of a stretch that its role does not name, such as `time`."""
     frames: int = 0
     """Frames of a video, which run slower than rows; 0 for an image."""
 
@@ -122,4 +124,4 @@ def by_patches(denoiser: nn.Module, sample: Any) -> Canvas:
 
 def _part(role: Role, frames: int, rows: int, columns: int) -> Part:
     """A video of one frame is an image."""
-    return Part(role, (rows, columns), frames if frames > 1 else 0)
+    return Part(role, (rows, columns), frames=frames if frames > 1 else 0)

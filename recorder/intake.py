@@ -89,7 +89,7 @@ class Intake:
         own_key = call.key[row if call.key.shape[0] > 1 else 0]
         query, key, mask = heads_of(call.query[row][:, site.generated], own_key, mask, layer.head_numbers)
         if layer.encoding == "factors":
-            if call.mask is not None and hides(call.mask, site.generated, columns):
+            if call.mask is not None and hides(mask_of(call.mask, row), site.generated, columns):
                 raise UnsupportedModel(
                     f'{layer.name} is masked from here on, which factors cannot say; record it with encoding="probabilities"'
                 )
