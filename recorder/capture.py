@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..schema.errors import UnsupportedModel
+from .factors import Factors
 from .projections import Projections
 from .scores import default_scale
 
@@ -50,6 +51,10 @@ class Call:
     """Keys of each projection; empty for a single one."""
     own: bool = False
     """Whether `to_v` reads the sequence that the queries come from."""
+    ordinal: int = 0
+    """How many calls came before it in this run of the module."""
+    around: tuple[int, int] | None = None
+    """(rows, columns) of the nearest enclosing module that sees an image, whether they fit x or not."""
 
     @property
     def segments(self) -> tuple[tuple[str, int], ...]:
@@ -129,23 +134,30 @@ def replaced(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callab
 
 
 class Capture:
-    """Hooks on the chosen attention modules of a pipeline, for as long as the context lasts."""
+    """Hooks on the chosen attention modules of denoisers, for as long as the context lasts.
 
-    def __init__(self, pipeline: Any, modules: Mapping[str, nn.Module], listener: Listener) -> None:
-        self._pipeline = pipeline
+    `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
+    what their projections made stands for it.
+    """
+
+    def __init__(self, roots: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], listener: Listener, outside: bool = False) -> None:
+        self._roots = roots
         self._modules = modules
+        self._outside = outside
         self._listener = listener
         self._handles: list[Any] = []
-        self._mode = _Mode(self._attend)
+        self._mode = _Mode(self._attend, self._take_softmax if outside else None)
         self._entered = 0
         self._wanted = False
         self._shapes: dict[str, tuple[int, int] | None] = {}
         self._path = ""
         self._projections = Projections()
+        self.factors = Factors()
+        """Of modules that multiply matrices themselves."""
         self._calls: list[str] = []
 
     def __enter__(self) -> Capture:
-        for name, root in denoisers(self._pipeline).items():
+        for name, root in self._roots.items():
             self._watch_root(name, root)
         for path, module in self._modules.items():
             self._watch_attention(path, module)
@@ -159,6 +171,7 @@ class Capture:
             handle.remove()
         self._handles.clear()
         self._projections.forget()
+        self.factors.forget()
 
     def _watch_root(self, name: str, root: nn.Module) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -181,10 +194,11 @@ class Capture:
 
     def _watch_attention(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._wanted and (single or _has_context(args, kwargs)):
+            if self._wanted and (self._outside or single or _has_context(args, kwargs)):
                 see(module, args, kwargs)
                 self._path = path
                 self._projections.forget()
+                self.factors.begin(path, module, args, kwargs)
                 self._calls.clear()
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
                 self._entered += 1
@@ -196,14 +210,30 @@ class Capture:
             # torch calls this with None when forward failed; that error is the one to hear of.
             # A cache hook gives an earlier output again without projecting anything: that call is absent, not hidden.
             cached = not self._projections.ran and hasattr(module, "_diffusers_hook")
-            self._projections.forget()
-            if output is not None and not self._calls and not cached:
+            if output is not None and not self._calls and not cached and not self._hear_factors():
                 self._listener.silence(path, module)
+            self._projections.forget()
+            self.factors.forget()
 
         see, single = self._shape_hook(path), is_single_stream(module)
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         self._handles.append(module.register_forward_hook(leave, always_call=True))
         self._handles += self._projections.hooks(module, lambda: self._entered > 0)
+        self._handles += self.factors.hooks(module, lambda: self._entered > 0) if self._outside else []
+
+    def _hear_factors(self) -> bool:
+        """Tell of attention that no call showed; whether there was any."""
+        found = self.factors.read() if self._outside else None
+        if found is None:
+            return False
+        query, key, scale, mask = found
+        grid, around = self._grid(query.shape[2])
+        self._listener.hear(Call(self._path, "", 0, query, key, scale, mask, grid, (), self._projections.own, 0, around))
+        return True
+
+    def _take_softmax(self, scores: Tensor) -> None:
+        if not self._calls:
+            self.factors.compare(scores)
 
     def _leave_mode(self) -> None:
         self._entered -= 1
@@ -226,33 +256,39 @@ class Capture:
             raise UnsupportedModel(
                 f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); leave it out through layers="
             )
-        segments = self._projections.segments(self._path, len(self._calls), value)
+        # Outside diffusers the caller says what keys are, whatever made them.
+        known = () if self._outside else self._projections.segments(self._path, len(self._calls), value)
+        segments = known or (("", key.shape[2]),)
         projection = "+".join(name for name, _ in segments)
         repeat = self._calls.count(projection)
+        ordinal = len(self._calls)
         self._calls.append(projection)
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
         parts = tuple(tokens for _, tokens in segments)
-        grid = self._grid(query.shape[2])
-        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, self._projections.own))
+        grid, around = self._grid(query.shape[2])
+        own = self._projections.own
+        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, ordinal, around))
 
-    def _grid(self, positions: int) -> tuple[int, int] | None:
-        for path in (self._path, *_ancestors(self._path)):
-            if (grid := self._shapes.get(path)) is not None:
-                return grid if grid[0] * grid[1] == positions else None
-        return None
+    def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
+        paths = (self._path, *_ancestors(self._path))
+        around = next((grid for path in paths if (grid := self._shapes.get(path)) is not None), None)
+        return (around if around is not None and around[0] * around[1] == positions else None), around
 
 
 class _Mode(TorchFunctionMode):
-    """Shows each attention call to a function, then runs it."""
+    """Shows each attention call, and what a softmax is taken of, to a function, then runs it."""
 
-    def __init__(self, attend: Callable[..., None]) -> None:
+    def __init__(self, attend: Callable[..., None], soften: Callable[[Tensor], None] | None = None) -> None:
         super().__init__()
-        self._attend = attend
+        self._attend, self._soften = attend, soften
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is ATTENTION:
             self._attend(*args, **kwargs)
+        elif self._soften is not None and getattr(func, "__name__", "") == "softmax":
+            self._soften(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
 
 

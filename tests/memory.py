@@ -80,7 +80,7 @@ class MemoryWriter:
         self.trace = dataclasses.replace(self.trace, **changes)
         return self.trace
 
-    def interrupt(self, reason: str) -> None:
+    def interrupt(self, reason: str, *, cut: bool = False) -> None:
         self.reason = reason
 
     def layer(self, name: str) -> int:
