@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..schema.errors import CorruptTrace, InvalidInput
-from .options import document, given, json_option, overwrite_option, place, selection_options, trace_argument, words
+from .dataset_commands import evaluate_command, imacs_command
+from .options import answer, document, example, given, json_option, overwrite_option, place, selection_options, trace_argument, words
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
     from .verification import Report
 
 COMPACT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
-def example(*lines: str) -> str:
-    """The end of a help text."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def answer(text: str, note: str | None) -> None:
-    """What was asked on stdout, what to bear in mind on stderr."""
-    click.echo(text)
-    if note:
-        click.echo(note, err=True)
 
 
 @click.command("info", epilog=example("i2am info run.zarr", "i2am info run.zarr --json | jq .layers", "i2am info --partial run.zarr"))
@@ -99,6 +88,7 @@ def _blame(trace: Path, report: Report) -> str:
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
+@click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
 @click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
 @overwrite_option
 @json_option
@@ -109,6 +99,7 @@ def map_command(
     g2r: bool,
     at: tuple[int, int] | None,
     out: Path | None,
+    patches: bool,
     style: str,
     overwrite: bool,
     as_json: bool,
@@ -133,6 +124,10 @@ def map_command(
     asked = ask(opened, direction, at, options)
     with shown("map"):
         map = asked.compute()
+    if patches:
+        from .resampler import carry
+
+        map = carry(opened, map)
     if path.suffix == ".png":
         save_picture(opened, map, path, style=style, at=at, overwrite=overwrite)
     else:
@@ -157,8 +152,10 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
     from .precision import precision_note
     from .selection import choose
 
-    chosen = choose(trace, layers=options["layers"], group=options["group"])
-    return precision_note(trace, chosen.layers) if map.attrs.get("column_mass_lost") else None
+    if not map.attrs.get("column_mass_lost"):
+        return None
+    chosen = choose(trace, layers=options["layers"], group=options["group"], recipe=options["recipe"])
+    return precision_note(trace, chosen.layers)
 
 
 def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mapping[str, Any]) -> xr.DataArray:
@@ -176,56 +173,6 @@ def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mappi
     if at is not None:
         return sram(trace, at=at, **chosen)
     return r2g(trace, **chosen) if direction == "r2g" else g2r(trace, **chosen)
-
-
-@click.command(
-    "imacs",
-    epilog=example(
-        "i2am imacs run.zarr",
-        "i2am imacs run.zarr --mask torso.png --reference-mask garment.png --json",
-        "i2am imacs run.zarr --layers '*up_blocks*'",
-    ),
-)
-@trace_argument
-@click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear in the generated image.  [default: the trace's mask]")
-@click.option(
-    "--reference-mask", metavar="NAME|PNG", help="The part of the reference that should be used.  [default: the trace's reference mask]"
-)
-@click.option("--penalty", type=float, default=3.0, show_default=True, help="Weight of attention outside the mask.")
-@click.option("--threshold", type=float, default=0.4, show_default=True, help="Normalised attention up to this counts as none.")
-@selection_options
-@json_option
-def imacs_command(
-    trace: Path,
-    partial: bool,
-    mask: str | None,
-    reference_mask: str | None,
-    penalty: float,
-    threshold: float,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Score how well maps and masks agree: IMACS_g of R2G and IMACS_r of G2R, from -PENALTY to 1.
-
-    IMACS_r is given twice: with generated positions weighed by the mask (v1 Eq. 17), and plain.
-    """
-    from .masks import score
-    from .progress import shown
-    from .reader import open_trace
-
-    opened = open_trace(trace, partial=partial)
-    with shown("imacs"):
-        facts = score(opened, mask, reference_mask, penalty=penalty, threshold=threshold, **given(**options))
-    if as_json:
-        click.echo(document(facts))
-        return
-    note = facts["note"] if facts["imacs_g"] is not None else None
-    rows = (
-        ("imacs_g", "R2G against the mask"),
-        ("imacs_r", "G2R of masked positions against the reference mask"),
-        ("imacs_r_plain", "G2R of all positions"),
-    )
-    answer("\n".join(f"{name:<14}{facts[name]:>8.4f}  {meaning}" for name, meaning in rows if facts.get(name) is not None), note)
 
 
 @click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))
@@ -247,4 +194,4 @@ def report_command(trace: Path, partial: bool, out: Path, group: str | None, sam
     answer(document(facts) if as_json else write_report(facts), None if as_json else facts["note"])
 
 
-COMMANDS: Final = (info_command, verify_command, map_command, imacs_command, report_command)
+COMMANDS: Final = (info_command, verify_command, map_command, imacs_command, evaluate_command, report_command)

@@ -78,7 +78,9 @@ def place(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArra
     top, left, bottom, right = _pixels(window, size)
     inside = np.s_[..., max(top, 0) : min(bottom, size[0]), max(left, 0) : min(right, size[1])]
     seen = np.s_[..., max(-top, 0) : min(bottom, size[0]) - top, max(-left, 0) : min(right, size[1]) - left]
-    covered = _resize(_values(map), (bottom - top, right - left), mode)
+    values = _values(map)
+    # Asked of the map as it is: resampling overshoots, and may widen what is only rounding.
+    covered = np.where(_tells(values), _resize(values, (bottom - top, right - left), mode), 0.0)
     placed = np.zeros((*covered.shape[:-2], *size))
     placed[inside] = _normalize(covered[seen])
     if not isinstance(map, xr.DataArray):
@@ -86,11 +88,12 @@ def place(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArra
     return upsample(map, size, mode).copy(data=placed).assign_attrs(window=None)
 
 
-def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRESHOLD) -> xr.DataArray:
+def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRESHOLD, pre_mask: bool = False) -> xr.DataArray:
     """How well a map and a mask agree: mean of M inside the mask, less `penalty` times its mean outside.
 
     M is the map at the mask's size, min-max normalised, then thresholded. A reference map that covers only a window of its
-    picture is 0 outside it.
+    picture is 0 outside it. `pre_mask` multiplies the map by the mask before all that, as some of the published scores do: what
+    lies outside is then hardly counted at all, so scores with and without it must not be compared.
 
     Dims     map (..., row, column), mask (row, column) -> (...); take float() where no axis was kept
     Range    [-penalty, 1]; 1 where M is 1 all over the mask and 0 elsewhere
@@ -99,16 +102,45 @@ def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRE
     """
     if not (math.isfinite(penalty) and penalty >= 0):
         raise InvalidInput(f"the penalty is {penalty}; expected a number of 0 or more (the paper takes {PENALTY:g})")
+    require_threshold(threshold)
+    inside = fit_mask(map, mask)
+    placed = place(hide(map, inside) if pre_mask else map, (inside.shape[0], inside.shape[1]))
+    values = np.where(placed.values > threshold, placed.values, 0.0)
+    found = values[..., inside].mean(axis=-1) - penalty * values[..., ~inside].mean(axis=-1)
+    return scored(placed, found, "imacs", penalty=penalty, threshold=threshold, pre_mask=pre_mask)
+
+
+def require_threshold(threshold: float) -> None:
+    """Refuse a threshold that no normalised map can straddle.
+
+    Raises   InvalidInput
+    """
     if not 0 <= threshold < 1:
         raise InvalidInput(f"the threshold is {threshold}; maps are normalised to [0, 1], so expected 0 <= threshold < 1")
-    inside = fit_mask(map, mask)
-    placed = place(map, (inside.shape[0], inside.shape[1]))
-    values = np.where(placed.values > threshold, placed.values, 0.0)
-    score = values[..., inside].mean(axis=-1) - penalty * values[..., ~inside].mean(axis=-1)
-    leading = placed.dims[:-2]
-    coords = {name: axis for name, axis in placed.coords.items() if set(axis.dims) <= set(leading)}
-    facts = {name: value for name, value in placed.attrs.items() if name in ("trace", "recipe", "direction", "group", "image")}
-    return xr.DataArray(score, dims=leading, coords=coords, attrs={**facts, "penalty": penalty, "threshold": threshold}, name="imacs")
+
+
+def scored(map: xr.DataArray, values: NDArray[Any], name: str, axes: int = 2, **settings: Any) -> xr.DataArray:
+    """One number for each map of the kept axes, labelled as they are.
+
+    Dims     map (..., `axes` axes of places), values (...) -> (...)
+    """
+    leading = map.dims[: map.ndim - axes]
+    coords = {name: axis for name, axis in map.coords.items() if set(axis.dims) <= set(leading)}
+    facts = {name: value for name, value in map.attrs.items() if name in ("trace", "recipe", "direction", "group", "image")}
+    return xr.DataArray(values, dims=leading, coords=coords, attrs={**facts, **settings}, name=name)
+
+
+def hide(map: Map, inside: NDArray[np.bool_]) -> xr.DataArray:
+    """The map times the mask, which is brought to the map's grid without antialiasing as the published code does it.
+
+    Dims     map (..., row, column), mask (row, column) of the map's picture -> as the map
+    """
+    values = _values(map)
+    top, left, bottom, right = _pixels(map.attrs.get("window") if isinstance(map, xr.DataArray) else None, inside.shape)
+    seen = np.zeros((bottom - top, right - left))
+    rows, columns = slice(max(top, 0), min(bottom, inside.shape[0])), slice(max(left, 0), min(right, inside.shape[1]))
+    seen[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside[rows, columns]
+    return _like(map, values * _resize(seen, (values.shape[-2], values.shape[-1]), "bicubic"))
 
 
 def binarize(mask: Map) -> NDArray[np.bool_]:
@@ -123,7 +155,7 @@ def binarize(mask: Map) -> NDArray[np.bool_]:
     if covered in (0, inside.size):
         what = "empty: no pixel is" if covered == 0 else "full: every pixel is"
         raise InvalidInput(
-            f"the mask ({inside.shape[0]} x {inside.shape[1]}) is {what} inside, and IMACS compares inside with outside; "
+            f"the mask ({inside.shape[0]} x {inside.shape[1]}) is {what} inside, and scores compare inside with outside; "
             "give a mask that is white (255 or 1) on the part that counts and black (0) elsewhere"
         )
     return inside
@@ -189,17 +221,24 @@ def _values(map: Map) -> Values:
 
 def _normalize(values: Values) -> Values:
     low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
-    span = high - low
-    tells = span > ROUNDING * np.maximum(np.abs(low), np.abs(high))
-    scaled: Values = np.divide(values - low, span, out=np.zeros_like(values), where=tells)
+    scaled: Values = np.divide(values - low, high - low, out=np.zeros_like(values), where=_tells(values))
     return scaled
+
+
+def _tells(values: Values) -> NDArray[np.bool_]:
+    """Whether each map's values differ by more than rounding.
+
+    Dims     (..., row, column) -> (..., 1, 1)
+    """
+    low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
+    return np.asarray(high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high)))
 
 
 def _resize(values: Values, size: tuple[int, int], mode: str) -> Values:
     return values if values.shape[-2:] == size else np.asarray(resize(values, size, mode), dtype=np.float64)
 
 
-def _pixels(window: Window | None, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _pixels(window: Window | None, size: tuple[int, ...]) -> tuple[int, int, int, int]:
     """The window in whole pixels, which may reach over the picture's edge where a processor padded it."""
     top, left, bottom, right = (round(edge) for edge in window or (0, 0, *size))
     if min(bottom, size[0]) <= max(top, 0) or min(right, size[1]) <= max(left, 0):

@@ -86,7 +86,7 @@ class Trace:
     @property
     def latent_grid(self) -> tuple[int, int]:
         """(rows, columns) that maps are brought to: the latent's, or else the largest layer grid."""
-        return self.record.latent_grid or max((layer.grid for layer in self.layers), key=math.prod, default=(1, 1))
+        return self.record.latent_grid or max((layer.grid for layer in self.layers if not layer.queries), key=math.prod, default=(1, 1))
 
     def layer(self, selector: Selector) -> int:
         """Position of the one layer that `selector` names.

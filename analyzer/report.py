@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from .metrics import normalize
 from .reader import Trace, open_trace
 from .selection import Selection, choose
 from .summary import size_text
+from .truth import Truth, find_truth
 from .verification import verify
 
 TIME_GROUPS: Final = 5
@@ -37,19 +37,6 @@ ROW: Final[tuple[ImageRole, ...]] = ("input", "mask", "reference", "reference_ma
 """Pictures as they are shown: what was given, then what came out."""
 
 Cell = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """Where each cell of the latent grid truly comes from, as a demo trace's provenance says."""
-
-    position: NDArray[np.float64]
-    """(y, x, yx): shares of the reference's height and width; NaN where nothing comes from it."""
-
-    def mark(self, at: Cell) -> list[Mark]:
-        """The cross at a cell's true position."""
-        y, x = self.position[at]
-        return [Mark(float(y), float(x), kind="truth")] if np.isfinite(y) else []
 
 
 def report(
@@ -145,7 +132,7 @@ def draw_report(
     elif "g2r" in maps:
         answers.append((_titled("G2R", scores.get("imacs_r_plain")), illustrate(trace, maps["g2r"])))
     for i, cell in enumerate(cells):
-        known = truth.mark(cell) if truth else []
+        known = _cross(truth, cell) if truth else []
         answers.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
     meaning = [f"R2G: what came from the {whole.attrs['group']} tokens"]
     if cells:
@@ -153,6 +140,12 @@ def draw_report(
     rows = [("Recorded", pictures), ("; ".join(meaning), answers)]
     parts = [(heading, compose([i for _, i in tiles], COLUMNS, [c for c, _ in tiles])) for heading, tiles in rows if tiles]
     return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, maps["time"]))])
+
+
+def _cross(truth: Truth, at: Cell) -> list[Mark]:
+    """The mark at a patch's true place, if that is known."""
+    y, x = truth.position[at]
+    return [Mark(float(y), float(x), kind="truth")] if truth.known[at] else []
 
 
 def _titled(name: str, score: float | None) -> str:
@@ -172,18 +165,6 @@ def choose_cells(trace: Trace, truth: Truth | None, mask: NDArray[np.bool_] | No
     cells = np.argwhere(inside)
     chosen = [cells[len(cells) * (2 * i + 1) // (2 * PATCHES)] for i in range(PATCHES)]
     return list(dict.fromkeys((int(y), int(x)) for y, x in chosen))
-
-
-def find_truth(trace: Trace) -> Truth | None:
-    """The ground truth a demo trace carries, if its shape is what the latent grid needs."""
-    facts = trace.record.provenance.get("facts")
-    demo = facts.get("demo") if isinstance(facts, dict) else None
-    position = demo.get("position") if isinstance(demo, dict) else None
-    try:
-        values = np.array(position, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    return Truth(values) if values.shape == (*trace.latent_grid, 2) else None
 
 
 def locate(map: xr.DataArray) -> dict[str, Any]:

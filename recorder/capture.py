@@ -6,26 +6,22 @@ which projection the values of a call came from.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..schema.errors import UnsupportedModel
 from .factors import Factors
+from .mode import Mode
 from .projections import Projections
+from .resampler import resampler_of, watch_resampler
 from .scores import default_scale
 
 ROOTS: Final = ("unet", "transformer", "transformer_2")
 """Attributes of a pipeline that hold a denoiser."""
-RESAMPLER: Final = "encoder_hid_proj"
-"""Under a denoiser, but its queries are not places of the generated image."""
-ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +47,10 @@ class Call:
     """Keys of each projection; empty for a single one."""
     own: bool = False
     """Whether `to_v` reads the sequence that the queries come from."""
+    joined: bool = False
+    """Whether a module that is made for the image's own tokens was given a reference's behind them."""
+    resampler: int | None = None
+    """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
     ordinal: int = 0
     """How many calls came before it in this run of the module."""
     around: tuple[int, int] | None = None
@@ -86,12 +86,24 @@ def denoisers(pipeline: Any) -> dict[str, nn.Module]:
 
 def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
     """Cross-attention modules under the denoisers by path, in the order they are registered."""
+    joins = reads_features(pipeline)
     return {
         f"{root}.{strip(name)}": module
         for root, denoiser in denoisers(pipeline).items()
         for name, module in denoiser.named_modules()
-        if is_cross_attention(module) and not name.startswith(RESAMPLER)
+        if is_cross_attention(module) or (joins and is_self_attention(module)) or resampler_of(f"{root}.{strip(name)}") is not None
     }
+
+
+def reads_features(pipeline: Any) -> bool:
+    """Whether a pipeline runs its denoiser on the reference first and joins what its self-attention reads to the image's own
+    (the published reference-only method)."""
+    return {"ref_image", "reference_attn"} <= set(inspect.signature(type(pipeline).__call__).parameters)
+
+
+def is_self_attention(module: nn.Module) -> bool:
+    """Whether a module is made for the image's own tokens alone."""
+    return getattr(module, "is_cross_attention", None) is False and hasattr(module, "to_q") and not is_cross_attention(module)
 
 
 def is_cross_attention(module: nn.Module) -> bool:
@@ -111,26 +123,20 @@ def reads_adapter(module: nn.Module) -> bool:
     return hasattr(getattr(module, "processor", None), "to_v_ip")
 
 
+def is_muted(module: nn.Module, projection: str, repeat: int) -> bool:
+    """Whether an IP-Adapter's scale multiplies what a call gives by 0; not every processor leaves such a call out."""
+    _, adapter, number = projection.partition("to_v_ip")
+    scale = getattr(getattr(module, "processor", None), "scale", None) if adapter else None
+    # One for each adapter, and within it, where masks part them, one for each of its images.
+    for index in (int(number.lstrip(".") or 0), repeat):
+        if isinstance(scale, list):
+            scale = scale[index] if index < len(scale) else None
+    return isinstance(scale, (int, float)) and scale == 0
+
+
 def strip(path: str) -> str:
     """A module path without torch.compile's wrappers."""
     return path.replace("_orig_mod.", "")
-
-
-@contextmanager
-def replaced(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Wrap a method on its class for a while; the signature, which pipelines inspect, stays.
-
-    On the class, because copies of an instance would carry a wrapper that points at the original.
-    """
-    original, own = getattr(owner, name), name in owner.__dict__
-    setattr(owner, name, functools.wraps(original)(wrap(original)))
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, original)
-        else:
-            delattr(owner, name)
 
 
 class Capture:
@@ -146,7 +152,7 @@ class Capture:
         self._outside = outside
         self._listener = listener
         self._handles: list[Any] = []
-        self._mode = _Mode(self._attend, self._take_softmax if outside else None)
+        self._mode = Mode(self._attend, self._take_softmax if outside else None)
         self._entered = 0
         self._wanted = False
         self._shapes: dict[str, tuple[int, int] | None] = {}
@@ -160,7 +166,10 @@ class Capture:
         for name, root in self._roots.items():
             self._watch_root(name, root)
         for path, module in self._modules.items():
-            self._watch_attention(path, module)
+            if not self._outside and (adapter := resampler_of(path)) is not None:
+                self._watch_resampler(path, adapter, module)
+            else:
+                self._watch_attention(path, module)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -191,6 +200,13 @@ class Capture:
                 self._shapes[path] = next((_size(tensor) for tensor in tensors if tensor.ndim == 4), None)
 
         return see
+
+    def _watch_resampler(self, path: str, adapter: int, module: nn.Module) -> None:
+        def tell(query: Tensor, key: Tensor, scale: float) -> None:
+            grid = (1, query.shape[2])
+            self._listener.hear(Call(path, "to_v", 0, query, key, scale, None, grid, resampler=adapter))
+
+        self._handles += watch_resampler(module, lambda: self._wanted, tell)
 
     def _watch_attention(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -228,7 +244,7 @@ class Capture:
             return False
         query, key, scale, mask = found
         grid, around = self._grid(query.shape[2])
-        self._listener.hear(Call(self._path, "", 0, query, key, scale, mask, grid, (), self._projections.own, 0, around))
+        self._listener.hear(Call(self._path, "", 0, query, key, scale, mask, grid, (), self._projections.own, around=around))
         return True
 
     def _take_softmax(self, scores: Tensor) -> None:
@@ -263,33 +279,23 @@ class Capture:
         repeat = self._calls.count(projection)
         ordinal = len(self._calls)
         self._calls.append(projection)
+        module = self._modules[self._path]
+        joined = not self._outside and is_self_attention(module)
+        if (not self._outside and is_muted(module, projection, repeat)) or (joined and key.shape[2] == query.shape[2]):
+            return
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
         parts = tuple(tokens for _, tokens in segments)
         grid, around = self._grid(query.shape[2])
         own = self._projections.own
-        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, ordinal, around))
+        self._listener.hear(
+            Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, ordinal=ordinal, around=around)
+        )
 
     def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
         paths = (self._path, *_ancestors(self._path))
         around = next((grid for path in paths if (grid := self._shapes.get(path)) is not None), None)
         return (around if around is not None and around[0] * around[1] == positions else None), around
-
-
-class _Mode(TorchFunctionMode):
-    """Shows each attention call, and what a softmax is taken of, to a function, then runs it."""
-
-    def __init__(self, attend: Callable[..., None], soften: Callable[[Tensor], None] | None = None) -> None:
-        super().__init__()
-        self._attend, self._soften = attend, soften
-
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is ATTENTION:
-            self._attend(*args, **kwargs)
-        elif self._soften is not None and getattr(func, "__name__", "") == "softmax":
-            self._soften(args[0] if args else kwargs["input"])
-        return func(*args, **kwargs)
 
 
 def _has_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

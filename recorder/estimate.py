@@ -18,10 +18,11 @@ from .labels import describe
 from .loading import check_call, find_class
 from .refusals import hidden_attention, refuse_pipeline
 from .selection import ENCODINGS_WANTED, Options, keep_heads, select_layers, select_steps
+from .sites import resampler_layer
 from .sizes import Size, choose_encoding, encoded, layer_bytes, weigh
 from .skeleton import build_skeleton, denoiser_inputs
 from .spec import Spec
-from .tokens import Context, Scene, adapter_images, keep_groups, token_groups
+from .tokens import Context, Scene, adapter_images, adapter_labels, keep_groups, token_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,10 @@ class _Shapes:
         return True
 
     def hear(self, call: Call) -> None:
+        if call.resampler is not None:
+            labels = adapter_labels(call.resampler, self._context, self._scene) if self._options.keys != "text" else []
+            self.layers += [resampler_layer(call, i, label, self._context, self._options) for i, label in enumerate(labels)]
+            return
         groups = keep_groups(token_groups(call, self._context, self._scene), self._options.keys)
         if groups:
             # The ordinals of a recording: 0 the module's own keys, 1 + i adapter i.

@@ -13,9 +13,10 @@ from torch import nn
 from ..schema.errors import UnsupportedModel
 from ..schema.record import BRANCHES
 from .blocks import Block
-from .capture import Call, denoisers, replaced
+from .capture import Call, denoisers
 from .labels import Row
 from .tokens import Scene
+from .wrapping import replaced
 
 SEQUENTIAL: Final = ("Flux*", "Qwen*", "Wan*", "Chroma*")
 """Globs over the classes of denoisers whose pipelines guide in one pass for each branch, cond first."""
@@ -32,6 +33,12 @@ class Pass:
     kept: tuple[Row, ...]
     """Rows to record; none if it is not selected."""
     scene: Scene
+    scenes: tuple[Scene, ...] = ()
+    """Of each row, where rows have sequences of their own."""
+
+    def scene_of(self, row: Row) -> Scene:
+        """What a row is about."""
+        return self.scenes[row.index] if self.scenes else self.scene
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import torch
 from ..schema.errors import InvalidInput, UnsupportedModel
 from ..schema.record import JSON
 from ..schema.trace import Trace
-from .capture import Capture, attention_modules, denoisers, replaced
+from .capture import Capture, attention_modules, denoisers
 from .declaration import declare
 from .guard import interrupt, progress_bar, refuse_taken, terminated, uncompiled, warn_of_losses
 from .images import Picture, generated_pictures
@@ -25,6 +25,7 @@ from .provenance import versions
 from .refusals import refuse_hijack, refuse_pipeline
 from .run import Run
 from .selection import Heads, Layers, Options, Steps, select_layers
+from .wrapping import replaced
 
 DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
 """What is said of a model that is no pipeline."""

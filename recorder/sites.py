@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -13,9 +13,19 @@ from ..schema.trace import Layer
 from .capture import Call
 from .labels import describe
 from .projections import UNKNOWN
-from .scores import additive
+from .scores import additive, mask_of
 from .selection import Options, keep_heads
-from .tokens import Context, Scene, columns_of, generated_queries, keep_groups, moved_together, token_groups
+from .tokens import (
+    Context,
+    Scene,
+    adapter_labels,
+    columns_of,
+    generated_queries,
+    keep_groups,
+    moved_together,
+    resampler_groups,
+    token_groups,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +50,36 @@ class Sites:
         self.roles: set[str] = set()
         """Of all keys that were met, kept or not, but the image's own."""
 
-    def find(self, call: Call, scene: Scene) -> Site | None:
-        """The site of a call; None if nothing of it is to be kept.
+    def find(self, call: Call, scene: Scene, row: int | None = None) -> Site | None:
+        """The site of a call, or of one row of it where rows have sequences of their own; None if nothing of it is to be kept.
 
         Raises   UnsupportedModel if the call is not what it was before
         """
         key = (call.path, call.segments, call.repeat, call.own, call.grid, call.scale, call.query.shape[1:], call.key.shape[1:], scene)
         if key not in self._sites:
-            self._sites[key] = self._make(call, scene)
+            self._sites[key] = self._make(call, scene, row)
         return self._sites[key]
 
-    def _make(self, call: Call, scene: Scene) -> Site | None:
+    def find_resampler(self, call: Call, scene: Scene) -> tuple[Site, ...]:
+        """The sites of a resampler's call, whose rows are those of the batch times the adapter's references: one a reference.
+
+        All its keys are kept: rows of P then say how much of a token is made of the reference at all.
+        """
+        assert call.resampler is not None
+        if self._options.keys == "text":
+            return ()
+        labels = adapter_labels(call.resampler, self._context, scene)
+        return tuple(self._resampled(call, ordinal, label) for ordinal, label in enumerate(labels))
+
+    def _resampled(self, call: Call, ordinal: int, label: str) -> Site:
+        site = (call.path, label, ordinal)
+        if site not in self._layers:
+            layer = resampler_layer(call, ordinal, label, self._context, self._options)
+            self._layers[site] = self._add_layer(layer), layer
+        index, layer = self._layers[site]
+        return Site(index, layer, slice(0, call.query.shape[2]), ())
+
+    def _make(self, call: Call, scene: Scene, row: int | None) -> Site | None:
         groups = token_groups(call, self._context, scene)
         if not groups:
             return None  # references among themselves
@@ -58,11 +87,11 @@ class Sites:
         if grid is None and scene.canvas and not call.own:
             return None  # asked by text or reference tokens alone
         self.roles |= {group.role for group in groups} - {"self"}
-        kept = keep_groups(groups, self._options.keys)
+        kept = keep_groups(groups, self._options.keys, scene.referenced)
         if not kept:
             return None
         columns = () if kept == groups else columns_of(kept)
-        masked = hides(call.mask, generated, columns)
+        masked = hides(call.mask if row is None else mask_of(call.mask, row), generated, columns)
         encoding = self._options.encoding
         layer = keep_heads(
             describe(call, self._ordinal(call), moved_together(kept), encoding, grid, masked),
@@ -107,6 +136,12 @@ def require_same(known: Layer, layer: Layer) -> None:
             'a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
             "or leave it out through layers="
         )
+
+
+def resampler_layer(call: Call, ordinal: int, label: str, context: Context, options: Options) -> Layer:
+    """The layer that a resampler's attention to one reference is."""
+    layer = describe(call, ordinal, resampler_groups(call, label, context), options.encoding)
+    return keep_heads(replace(layer, queries=label), options.heads)
 
 
 def part_of_mask(mask: Tensor | None, generated: slice, columns: tuple[slice, ...] = ()) -> Tensor | None:

@@ -15,6 +15,7 @@ from typing import Any
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import pipelines_adapters
+    import pipelines_sequences
     import pipelines_transformers
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
@@ -22,7 +23,7 @@ with warnings.catch_warnings():
 
 from memory import MemoryWriter
 
-from i2am.recorder import record, run, sites
+from i2am.recorder import intake, record, sites
 from i2am.schema.errors import UnsupportedModel
 from i2am.schema.trace import TokenGroup
 from pipelines import Built
@@ -30,7 +31,8 @@ from pipelines import Built
 TITLE = """# Pipelines
 
 What a recording sees of each family, with the tests' tiny random components: token counts and grids are theirs, not those of published
-models. The images were equal, bit by bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`).
+models. The images were equal, bit by bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`,
+`test_sequences.py`).
 
 This page is printed by `python tests/pipelines_table.py > docs/pipelines.md`; a test compares them.
 
@@ -57,6 +59,7 @@ ROWS: dict[str, Callable[[], Built]] = {
     **{name: pipelines.FAMILIES[name] for name in PLAIN},
     **pipelines_adapters.ADAPTED,
     **pipelines_transformers.SHARED,
+    **pipelines_sequences.SEQUENCES,
     **REFUSED,
 }
 
@@ -65,17 +68,17 @@ ROWS: dict[str, Callable[[], Built]] = {
 def watched() -> Iterator[list[tuple[TokenGroup, ...]]]:
     """The keys of every call site, whole, while recordings stay in memory."""
     seen: list[tuple[TokenGroup, ...]] = []
-    writer, label = run.Writer, sites.token_groups
+    writer, label = intake.Writer, sites.token_groups
 
     def note(*args: Any, **kwargs: Any) -> tuple[TokenGroup, ...]:
         seen.append(label(*args, **kwargs))
         return seen[-1]
 
-    run.Writer, sites.token_groups = MemoryWriter, note  # type: ignore[assignment, misc]
+    intake.Writer, sites.token_groups = MemoryWriter, note  # type: ignore[assignment, misc]
     try:
         yield seen
     finally:
-        run.Writer, sites.token_groups = writer, label  # type: ignore[misc]
+        intake.Writer, sites.token_groups = writer, label  # type: ignore[misc]
 
 
 def row(family: str) -> str:

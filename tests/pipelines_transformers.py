@@ -70,9 +70,11 @@ def flow_vae(channels: int = 1) -> AutoencoderKL:
     return AutoencoderKL(block_out_channels=(4,), latent_channels=channels, norm_num_groups=1, **shifts).eval()
 
 
-def flux_transformer(channels: int = 4, context: int = WIDE, pooled: int = WIDE, out: int | None = None) -> FluxTransformer2DModel:
-    """One double and one single block."""
-    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": DEPTH, "num_attention_heads": HEADS}
+def flux_transformer(
+    channels: int = 4, context: int = WIDE, pooled: int = WIDE, out: int | None = None, blocks: int = 1
+) -> FluxTransformer2DModel:
+    """Double blocks and one single block."""
+    sizes = {"num_layers": blocks, "num_single_layers": 1, "attention_head_dim": DEPTH, "num_attention_heads": HEADS}
     widths = {"joint_attention_dim": context, "pooled_projection_dim": pooled, "axes_dims_rope": [4, 4, 8]}
     return FluxTransformer2DModel(patch_size=1, in_channels=channels, out_channels=out, **sizes, **widths).eval()
 
@@ -98,11 +100,12 @@ def kontext(guided: bool = False, samples: int = 1) -> Built:
     return flux(diffusers.FluxKontextPipeline), lambda: {**texts(guided=guided), **settings(), **given}
 
 
-def flux_adapter(guided: bool = True) -> Built:
-    pipeline = flux()
-    blocks = range(pipeline.transformer.config.num_layers)
+def flux_adapter(guided: bool = True, blocks: int = 1) -> Built:
+    pipeline = flux(blocks=blocks)
     torch.manual_seed(1)
-    weights = {f"{i}.to_{part}_ip.{kind}": noise(i, INNER, *shape) for i in blocks for part in "kv" for kind, shape in LINEAR.items()}
+    weights = {
+        f"{i}.to_{part}_ip.{kind}": noise(i, INNER, *shape) for i in range(blocks) for part in "kv" for kind, shape in LINEAR.items()
+    }
     projection = {
         "proj.weight": torch.randn(4 * WIDE, 8),
         "proj.bias": torch.zeros(4 * WIDE),

@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, StableDiffusion3PAGPipeline
 from memory import MemoryWriter, memory
-from pipelines_transformers import flux_guided, kontext, sd3
+from peft import LoraConfig
+from pipelines_transformers import flux_adapter, flux_guided, kandinsky, kontext, sd3, wan
 
 from i2am.recorder import record
+from i2am.recorder.capture import denoisers
 from i2am.schema.errors import UnsupportedModel
-from pipelines import Built
+from pipelines import Built, ip_adapter
 
 __all__ = ["memory"]
 
@@ -78,6 +81,24 @@ def offload(pipeline: Any) -> None:
     pipeline.transformer.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
 
 
+def offload_blocks(pipeline: Any) -> None:
+    cpu = torch.device("cpu")
+    for denoiser in denoisers(pipeline).values():
+        denoiser.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1)
+
+
+def offload_models(pipeline: Any) -> None:
+    pipeline.enable_model_cpu_offload(device="cpu")
+
+
+def offload_layers(pipeline: Any) -> None:
+    """What enable_sequential_cpu_offload does to each component: between its calls a layer's weights are nowhere."""
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            accelerate.cpu_offload(component, torch.device("cpu"))
+    assert all(parameter.is_meta for denoiser in denoisers(pipeline).values() for parameter in denoiser.parameters())
+
+
 def compile_whole(pipeline: Any) -> None:
     pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
 
@@ -109,6 +130,60 @@ def test_the_same_calls_are_seen(
     for at, blocks in memory.last.blocks.items():
         for name, numbers in blocks.items():
             np.testing.assert_allclose(numbers, before.blocks[at][name], atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [offload_models, offload_layers, offload_blocks])
+@pytest.mark.parametrize(
+    "made",
+    [lambda: ip_adapter("full"), kontext, flux_adapter, kandinsky, lambda: wan(two=True)],
+    ids=["ip", "kontext", "flux-ip", "kandinsky", "wan"],
+)
+def test_weights_may_come_and_go(change: Callable[[Any], None], made: Callable[[], Built], memory: type[MemoryWriter]) -> None:
+    pipeline, call = made()
+    there = record(pipeline, PATH, encoding="factors", branches="both" if "true_cfg_scale" in call() else "cond", **call())
+    before = memory.last
+    change(pipeline)
+    moved = record(pipeline, PATH, encoding="factors", branches="both" if "true_cfg_scale" in call() else "cond", **call())
+    assert np.array_equal(pictures_of(there), pictures_of(moved))
+    assert memory.last.trace.layers == before.trace.layers
+    assert memory.last.blocks.keys() == before.blocks.keys()
+    for at, blocks in memory.last.blocks.items():
+        assert all(np.array_equal(numbers, before.blocks[at][name]) for name, numbers in blocks.items())
+
+
+def pictures_of(output: Any) -> Any:
+    return np.asarray(output.images if hasattr(output, "images") else output.frames)
+
+
+@pytest.mark.parametrize(
+    ("made", "names"),
+    [
+        (lambda: ip_adapter("full"), ("to_q", "to_k", "to_v")),
+        (lambda: ip_adapter("full"), ("to_k_ip.0", "to_v_ip.0")),
+        (flux_adapter, ("to_q", "to_k", "to_v", "add_k_proj", "to_k_ip.0")),
+        (kontext, ("to_q", "to_k", "add_k_proj", "add_v_proj")),
+    ],
+)
+def test_a_lora_is_part_of_query_and_key(made: Callable[[], Built], names: tuple[str, ...], memory: type[MemoryWriter]) -> None:
+    pipeline, call = made()
+    (denoiser,) = denoisers(pipeline).values()
+    record(pipeline, PATH, encoding="factors", keys="all", **call())
+    without = memory.last.blocks
+    torch.manual_seed(5)
+    denoiser.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(names), init_lora_weights=False))
+    plain = pictures_of(pipeline(**call()))
+    assert np.array_equal(plain, pictures_of(record(pipeline, PATH, encoding="factors", keys="all", **call())))
+    beside = memory.last
+    denoiser.fuse_lora()
+    record(pipeline, PATH, encoding="factors", keys="all", **call())
+    assert memory.last.trace.layers == beside.trace.layers
+    for at, blocks in beside.blocks.items():
+        for name, numbers in blocks.items():
+            np.testing.assert_allclose(numbers, memory.last.blocks[at][name], rtol=1e-3, atol=1e-3)
+    changed = {
+        name for at, blocks in without.items() for name in blocks if not np.allclose(blocks[name], beside.blocks[at][name], atol=1e-2)
+    }
+    assert "key" in changed
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 import torch
 from memory import MemoryWriter, memory
-from pipelines_adapters import ADAPTED, build, with_scales
+from pipelines_adapters import ADAPTED, build, several_images, with_scales
+from pipelines_transformers import flux_adapter
 
 from i2am.recorder import record
 from i2am.recorder.capture import attention_modules
 from i2am.recorder.tokens import Context
+from i2am.schema.errors import UnsupportedModel
 
 __all__ = ["memory"]
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
+]
 
 PATH = Path("nowhere.zarr")
 PATCHED = (1, (4, 4))
@@ -101,3 +106,21 @@ def test_an_adapter_that_falls_silent_is_absent_from_then_on(memory: type[Memory
     record(pipeline, PATH, keys="reference", layers="*mid_block*", **{**call(), "callback_on_step_end": silence})
     assert [step for *_, step in memory.last.blocks] == [0]
     assert len(memory.last.commits) == 3
+
+
+def test_flux_computes_a_muted_adapter_and_the_trace_leaves_it_out(memory: type[MemoryWriter]) -> None:
+    pipeline, call = flux_adapter(blocks=2)
+    pipeline.set_ip_adapter_scale([0.0, 0.5])
+    plain = pipeline(**call()).images
+    assert np.array_equal(plain, record(pipeline, PATH, keys="reference", **call()).images)
+    assert [layer.name for layer in memory.last.trace.layers] == ["transformer.transformer_blocks.1.attn#1"]
+    pipeline.set_ip_adapter_scale(0.0)
+    with pytest.raises(UnsupportedModel, match="load an IP-Adapter with a scale above 0"):
+        record(pipeline, PATH, keys="reference", **call())
+
+
+def test_a_muted_image_of_several_is_absent(memory: type[MemoryWriter]) -> None:
+    pipeline, call = several_images(masked=True)
+    pipeline.set_ip_adapter_scale([[1.0, 0.0], 0.5])
+    record(pipeline, PATH, keys="reference", layers="*mid_block*", **call())
+    assert [layer.groups[0].name for layer in memory.last.trace.layers] == ["reference_0", "reference_2"]

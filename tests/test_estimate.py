@@ -81,10 +81,18 @@ def test_sd15_with_257_patch_tokens(sd15: Path) -> None:
 
 def test_text_and_two_adapters_are_call_sites_of_one_module(sd15: Path) -> None:
     found = estimate(spec(sd15, inpaint("plus full", images='[["p.png", "p.png"], "p.png"]', record="")))
-    names = [layer.name.rpartition("attn2")[2] for layer in found.trace.layers]
+    resampler, layers = (
+        [layer for layer in found.trace.layers if layer.queries],
+        [layer for layer in found.trace.layers if not layer.queries],
+    )
+    assert [(layer.queries, layer.grid, layer.tokens) for layer in resampler] == [
+        ("reference_0", (1, 16), 273),
+        ("reference_1", (1, 16), 273),
+    ] * 4
+    names = [layer.name.rpartition("attn2")[2] for layer in layers]
     assert names == ["", "#1", "#2"] * 16
-    assert [layer.tokens for layer in found.trace.layers[:3]] == [77, 32, 257]
-    groups = [[(g.name, g.start, g.stop, g.grid) for g in layer.groups] for layer in found.trace.layers[:3]]
+    assert [layer.tokens for layer in layers[:3]] == [77, 32, 257]
+    groups = [[(g.name, g.start, g.stop, g.grid) for g in layer.groups] for layer in layers[:3]]
     two = [("reference_0", 0, 16, None), ("reference_1", 16, 32, None)]
     assert groups == [[("text", 0, 77, None)], two, [("reference_2", 0, 257, (16, 16))]]
     small = estimate(spec(sd15, inpaint("plain", record='keys = "reference"')))
@@ -129,9 +137,10 @@ def test_sdxl_with_an_adapter(tmp_path: Path) -> None:
         keys = "reference"
     """
     found = estimate(spec(tmp_path, text))
-    assert len(found.trace.layers) == 70
-    assert shapes(found) == {((64, 64), 10, 64, 16), ((32, 32), 20, 64, 16)}
-    assert sum(layer.heads * layer.grid[0] * layer.grid[1] for layer in found.trace.layers) * 16 * 2 * 50 == pytest.approx(2.62e9, rel=1e-3)
+    layers = [layer for layer in found.trace.layers if not layer.queries]
+    assert (len(layers), len(found.trace.layers)) == (70, 74)
+    assert shapes(found) == {((64, 64), 10, 64, 16), ((32, 32), 20, 64, 16), ((1, 16), 12, 64, 273)}
+    assert sum(layer.heads * layer.grid[0] * layer.grid[1] for layer in layers) * 16 * 2 * 50 == pytest.approx(2.62e9, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,13 @@ def synthetic_trace(
     status: str = "complete",
     codec: Codec | None = None,
     texts: Sequence[Text] = (),
+    plant: Callable[[int, np.ndarray], None] | None = None,
     **writer_options: Any,
 ) -> Synthetic:
     """Write a trace; `absent` holds (step, layer) pairs without a call, `encoding` None keeps each layer's own.
 
-    `status` other than `complete` leaves it `interrupted`, or `recording` as a killed process would.
+    `status` other than `complete` leaves it `interrupted`, or `recording` as a killed process would. `plant` may change the keys of a
+    layer's probes, given its index, before they are written.
     """
     rng = np.random.default_rng(seed)
     chosen = tuple(layers if layers is not None else default_layers())
@@ -118,6 +120,8 @@ def synthetic_trace(
         _draw(result, layer, rng, (samples, len(branches), steps), sharpness, static_keys)
         shape = (layer.heads, layer.probe_tokens, layer.head_dim)
         drawn = np.random.default_rng([seed, len(result.probe_key)]).standard_normal(shape).astype(layer.factor_dtype)
+        if plant and layer.probes:
+            plant(len(result.probe_key), drawn)
         result.probe_key.append(drawn if layer.probes else None)
         result.writer.add_layer(layer, result.probe_key[-1])
     result.writer.add_texts(texts)
