@@ -51,10 +51,14 @@ class Call:
     """Whether a module that is made for the image's own tokens was given a reference's behind them."""
     resampler: int | None = None
     """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
+    around: tuple[int, int] | None = None
+    """(rows, columns) that the nearest enclosing module works on, whether x runs over them or not."""
+    frames: int = 0
+    """Frames that x runs over before rows and columns, once a call stands for a whole video."""
+    uneven: Tensor | None = None
+    """How far keys that stood in rows of their own lay apart before they were made into one; on the device."""
     ordinal: int = 0
     """How many calls came before it in this run of the module."""
-    around: tuple[int, int] | None = None
-    """(rows, columns) of the nearest enclosing module that sees an image, whether they fit x or not."""
 
     @property
     def segments(self) -> tuple[tuple[str, int], ...]:
@@ -288,13 +292,13 @@ class Capture:
         grid, around = self._grid(query.shape[2])
         own = self._projections.own
         self._listener.hear(
-            Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, ordinal=ordinal, around=around)
+            Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, around=around, ordinal=ordinal)
         )
 
     def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
-        paths = (self._path, *_ancestors(self._path))
-        around = next((grid for path in paths if (grid := self._shapes.get(path)) is not None), None)
+        shapes = (self._shapes.get(path) for path in (self._path, *_ancestors(self._path)))
+        around = next((shape for shape in shapes if shape is not None), None)
         return (around if around is not None and around[0] * around[1] == positions else None), around
 
 
