@@ -76,7 +76,6 @@ def test_tokens_are_kept_beside_other_axes(made: Synthetic) -> None:
     assert found["token"].values.tolist() == [1, 4]
     assert found.attrs["levels"] == "TLAM+HLAM"
     np.testing.assert_allclose(found.sel(token=4), token_map(trace, 4, keep=("head", "time"), time_groups=2), rtol=1e-9)
-    np.testing.assert_allclose()
 
 
 def test_the_tokens_of_a_reference_together_are_its_r2g(made: Synthetic) -> None:
