@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..schema.errors import CorruptTrace, InvalidInput
-from .options import document, given, json_option, overwrite_option, place, selection_options, trace_argument, words
+from .dataset_commands import evaluate_command, imacs_command
+from .options import answer, document, example, given, json_option, overwrite_option, place, selection_options, trace_argument, words
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
     from .verification import Report
 
 COMPACT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
-def example(*lines: str) -> str:
-    """The end of a help text."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def answer(text: str, note: str | None) -> None:
-    """What was asked on stdout, what to bear in mind on stderr."""
-    click.echo(text)
-    if note:
-        click.echo(note, err=True)
 
 
 @click.command("info", epilog=example("i2am info run.zarr", "i2am info run.zarr --json | jq .layers", "i2am info --partial run.zarr"))
@@ -184,58 +173,6 @@ def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mappi
     return r2g(trace, **chosen) if direction == "r2g" else g2r(trace, **chosen)
 
 
-@click.command(
-    "imacs",
-    epilog=example(
-        "i2am imacs run.zarr",
-        "i2am imacs run.zarr --mask torso.png --reference-mask garment.png --json",
-        "i2am imacs run.zarr --layers '*up_blocks*'",
-    ),
-)
-@trace_argument
-@click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear in the generated image.  [default: the trace's mask]")
-@click.option(
-    "--reference-mask", metavar="NAME|PNG", help="The part of the reference that should be used.  [default: the trace's reference mask]"
-)
-@click.option("--penalty", type=float, default=3.0, show_default=True, help="Weight of attention outside the mask.")
-@click.option("--threshold", type=float, default=0.4, show_default=True, help="Normalised attention up to this counts as none.")
-@click.option("--pre-mask", is_flag=True, help="Hide what lies outside the reference mask before normalising, as the released code does.")
-@selection_options
-@json_option
-def imacs_command(
-    trace: Path,
-    partial: bool,
-    mask: str | None,
-    reference_mask: str | None,
-    penalty: float,
-    threshold: float,
-    pre_mask: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Score how well maps and masks agree: IMACS_g of R2G and IMACS_r of G2R, from -PENALTY to 1.
-
-    IMACS_r is given twice: with generated positions weighed by the mask (v1 Eq. 17), and plain.
-    """
-    from .masks import score
-    from .progress import shown
-    from .reader import open_trace
-
-    opened = open_trace(trace, partial=partial)
-    with shown("imacs"):
-        facts = score(opened, mask, reference_mask, penalty=penalty, threshold=threshold, pre_mask=pre_mask, **given(**options))
-    if as_json:
-        click.echo(document(facts))
-        return
-    note = facts["note"] if facts["imacs_g"] is not None else None
-    rows = (
-        ("imacs_g", "R2G against the mask"),
-        ("imacs_r", "G2R of masked positions against the reference mask"),
-        ("imacs_r_plain", "G2R of all positions"),
-    )
-    answer("\n".join(f"{name:<14}{facts[name]:>8.4f}  {meaning}" for name, meaning in rows if facts.get(name) is not None), note)
-
-
 @click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))
 @trace_argument
 @click.option(
@@ -255,4 +192,4 @@ def report_command(trace: Path, partial: bool, out: Path, group: str | None, sam
     answer(document(facts) if as_json else write_report(facts), None if as_json else facts["note"])
 
 
-COMMANDS: Final = (info_command, verify_command, map_command, imacs_command, report_command)
+COMMANDS: Final = (info_command, verify_command, map_command, imacs_command, evaluate_command, report_command)

@@ -17,6 +17,8 @@ DEBUG: Final = "I2AM_DEBUG"
 EXTRAS: Final = {
     **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate", "safetensors"), 'pip install "i2am[record]"'),
     "matplotlib": 'pip install "i2am[plot]"',
+    "pyarrow": 'pip install "i2am[parquet]"',
+    "distributed": 'pip install "i2am[cluster]"',
     **dict.fromkeys(("h5netcdf", "h5py"), 'pip install "i2am[netcdf]"'),
 }
 

@@ -51,6 +51,12 @@ def trace_argument(command: F) -> F:
     return click.argument("trace", type=click.Path(path_type=Path), metavar="TRACE")(command)
 
 
+def traces_argument(command: F) -> F:
+    """One trace or many, and whether unfinished ones will do."""
+    command = click.option("--partial", is_flag=True, help="Open recordings that did not finish; only committed steps count.")(command)
+    return click.argument("traces", type=click.Path(path_type=Path), metavar="TRACE...", nargs=-1, required=True)(command)
+
+
 def json_option(command: F) -> F:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
@@ -80,6 +86,18 @@ def selection_options(command: F) -> F:
 def given(**options: Any) -> dict[str, Any]:
     """The options that were typed: the library's own defaults stand for the others."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def example(*lines: str) -> str:
+    """The end of a help text."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def answer(text: str, note: str | None) -> None:
+    """What was asked on stdout, what to bear in mind on stderr."""
+    click.echo(text)
+    if note:
+        click.echo(note, err=True)
 
 
 def document(value: Any) -> str:

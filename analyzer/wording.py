@@ -17,6 +17,11 @@ def option(name: str, value: str | bool | None = None) -> str:
     return flag if value is None or isinstance(value, bool) else f"{flag} {value}"
 
 
+def is_typed() -> bool:
+    """Whether messages go to who types a command; work that is done elsewhere has to be told."""
+    return _typed.get()
+
+
 @contextmanager
 def typed() -> Iterator[None]:
     """Name options as the command line spells them in every message of this block."""

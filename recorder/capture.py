@@ -7,6 +7,7 @@ which projection the values of a call came from.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Call:
     """Keys of each projection; empty for a single one."""
     own: bool = False
     """Whether `to_v` reads the sequence that the queries come from."""
+    joined: bool = False
+    """Whether a module that is made for the image's own tokens was given a reference's behind them."""
     resampler: int | None = None
     """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
 
@@ -82,12 +85,24 @@ def denoisers(pipeline: Any) -> dict[str, nn.Module]:
 
 def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
     """Cross-attention modules under the denoisers by path, in the order they are registered."""
+    joins = reads_features(pipeline)
     return {
         f"{root}.{strip(name)}": module
         for root, denoiser in denoisers(pipeline).items()
         for name, module in denoiser.named_modules()
-        if is_cross_attention(module) or resampler_of(f"{root}.{strip(name)}") is not None
+        if is_cross_attention(module) or (joins and is_self_attention(module)) or resampler_of(f"{root}.{strip(name)}") is not None
     }
+
+
+def reads_features(pipeline: Any) -> bool:
+    """Whether a pipeline runs its denoiser on the reference first and joins what its self-attention reads to the image's own
+    (the published reference-only method)."""
+    return {"ref_image", "reference_attn"} <= set(inspect.signature(type(pipeline).__call__).parameters)
+
+
+def is_self_attention(module: nn.Module) -> bool:
+    """Whether a module is made for the image's own tokens alone."""
+    return getattr(module, "is_cross_attention", None) is False and hasattr(module, "to_q") and not is_cross_attention(module)
 
 
 def is_cross_attention(module: nn.Module) -> bool:
@@ -252,12 +267,14 @@ class Capture:
         projection = "+".join(name for name, _ in segments)
         repeat = self._calls.count(projection)
         self._calls.append(projection)
-        if is_muted(self._modules[self._path], projection, repeat):
+        module = self._modules[self._path]
+        joined = is_self_attention(module)
+        if is_muted(module, projection, repeat) or (joined and key.shape[2] == query.shape[2]):
             return
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
         parts = tuple(tokens for _, tokens in segments)
         grid = self._grid(query.shape[2])
-        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, self._projections.own))
+        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, self._projections.own, joined))
 
     def _grid(self, positions: int) -> tuple[int, int] | None:
         for path in (self._path, *_ancestors(self._path)):

@@ -18,12 +18,14 @@ IMAGE_AXES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One image in a denoiser's sequence."""
+    """One image in a denoiser's sequence, or a stretch of text between images."""
 
     role: Role
-    """`self`, the image being made, or `reference`."""
+    """`self`, the image being made, `reference`, or `text`."""
     grid: tuple[int, int]
     """(rows, columns), row-major."""
+    name: str = ""
+    """Of a stretch that its role does not name, such as `time`."""
 
     @property
     def tokens(self) -> int:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from ..schema.errors import InvalidInput
 from ..schema.record import NAME
 from ..schema.trace import Image, ImageRole, Role
+from .interleaved import cropped_window
 
 Picture: TypeAlias = tuple[Image, NDArray[np.uint8]]
 Window: TypeAlias = tuple[float, float, float, float]
 
-REFERENCES: Final = ("example_image", "ip_adapter_image")
+REFERENCES: Final = ("example_image", "ip_adapter_image", "input_images", "ref_image")
 """Arguments that always hold reference images; the first name wins over `image`."""
 MASKS: Final = ("mask_image",)
 EDITS: Final = ("FluxKontext*", "Flux2*", "QwenImageEdit*")
@@ -33,14 +34,14 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
 
     Raises   InvalidInput if the reference mask is no image
     """
-    pictures = []
+    pictures, most = [], arguments.get("max_input_image_size")
     for role, base, values in _roles(arguments, context, type(pipeline).__name__):
         flat = list(_single(values))
         # Reference names count across adapters, as token groups do.
         for index, value in enumerate(flat):
             name = base if len(flat) == 1 else f"{base}_{index}"
             if (pixels := to_pixels(_undo_encoder(pipeline, value, role), mask=role == "mask")) is not None:
-                pictures.append(_picture(name, role, pixels, reference_window(pipeline, value) if role == "reference" else None))
+                pictures.append(_picture(name, role, pixels, reference_window(pipeline, value, most) if role == "reference" else None))
     if reference_mask is not None:
         pixels = to_pixels(reference_mask, mask=True)
         if pixels is None:
@@ -144,13 +145,17 @@ def _undo_encoder(pipeline: Any, value: Any, role: ImageRole) -> Any:
     return numbers.clamp(0, 1)
 
 
-def reference_window(pipeline: Any, value: Any) -> Window | None:
+def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Window | None:
     """The part of a reference that the image encoder sees, in the image's own pixels; None is all of it.
+
+    `most` is OmniGen's bound on an edge.
 
     Source   CLIPImageProcessor: the shorter edge is resized, then the centre is cropped
     """
     if fnmatch.fnmatchcase(type(pipeline).__name__, WHOLE_CELLS) and isinstance(value, PIL.Image.Image):
         return _whole_cells(value.height, value.width, 2 * pipeline.vae_scale_factor)
+    if most is not None and isinstance(value, PIL.Image.Image):
+        return cropped_window(value.height, value.width, most)
     processor = getattr(pipeline, "feature_extractor", None)
     if processor is None or isinstance(value, torch.Tensor) or not getattr(processor, "do_center_crop", False):
         return None

@@ -87,7 +87,7 @@ class Intake:
         mask = part_of_mask(mask_of(call.mask, row), site.generated)
         query, key, mask = heads_of(call.query[row][:, site.generated], call.key[row], mask, layer.head_numbers)
         if layer.encoding == "factors":
-            if call.mask is not None and hides(call.mask, site.generated, columns):
+            if call.mask is not None and hides(mask_of(call.mask, row), site.generated, columns):
                 raise UnsupportedModel(
                     f'{layer.name} is masked from here on, which factors cannot say; record it with encoding="probabilities"'
                 )

@@ -105,6 +105,8 @@ def number(names: Sequence[str | None]) -> tuple[Row, ...]:
 
 def row_order(pipeline: Any, arguments: dict[str, Any]) -> tuple[str | None, ...]:
     """The parts of the denoiser's batch at this moment, by branch."""
+    if type(pipeline).__name__ == "OmniGenPipeline":  # guides whatever its scales are, by the references too if there are any
+        return ("cond", "uncond") if arguments.get("input_images") is None else ("cond", "uncond", None)
     guided = is_guided(pipeline, arguments)
     if getattr(pipeline, "do_perturbed_attention_guidance", False):
         return ("uncond", "cond", None) if guided else ("cond", None)

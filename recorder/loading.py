@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -32,7 +33,9 @@ def load_pipeline(spec: Spec) -> Any:
         check_scheduler(spec)
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
-    with explained(f"cannot load {spec.pipeline} from {spec.source}"), _moved_classes(spec, cls):
+    with explained(f"cannot load {spec.pipeline} from {spec.source}"), _moved_classes(spec, cls), warnings.catch_warnings():
+        # Newer releases call torch_dtype dtype, which older ones do not know.
+        warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
         pipeline = cls.from_pretrained(spec.source, **load_arguments(spec), **dict.fromkeys(spec.without))
     if hasattr(pipeline, "set_progress_bar_config"):
         pipeline.set_progress_bar_config(disable=True)  # the recording shows its own

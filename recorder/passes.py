@@ -32,6 +32,12 @@ class Pass:
     kept: tuple[Row, ...]
     """Rows to record; none if it is not selected."""
     scene: Scene
+    scenes: tuple[Scene, ...] = ()
+    """Of each row, where rows have sequences of their own."""
+
+    def scene_of(self, row: Row) -> Scene:
+        """What a row is about."""
+        return self.scenes[row.index] if self.scenes else self.scene
 
 
 @dataclass(slots=True)

@@ -15,10 +15,11 @@ from ..schema.errors import InvalidInput, UnsupportedModel
 from ..schema.record import JSON
 from ..schema.trace import Codec, Trace
 from .blocks import Block
-from .capture import Call, denoisers
+from .capture import Call, denoisers, reads_features
 from .grids import Canvases
 from .images import input_pictures
 from .intake import Intake
+from .interleaved import interleaved
 from .labels import (
     Row,
     Rows,
@@ -36,7 +37,7 @@ from .provenance import input_record, model_record, sampler_record
 from .refusals import hidden_attention
 from .selection import Options, select_steps
 from .sites import Sites
-from .tokens import Context, Scene, adapter_images, context_role
+from .tokens import Context, Scene, adapter_images, context_role, row_scenes
 
 LATENT_AXES: Final = 4
 
@@ -61,6 +62,7 @@ class Run:
         self._chosen: frozenset[int] = frozenset()
         self._seen = self._scheduler_steps = self._samples = 0
         self._latent_grid: tuple[int, int] | None = None
+        self._reads_features, self._written = reads_features(pipeline), False
 
     def name_pass(self, name: str | None) -> None:
         """What the pipeline calls the pass that it is about to make; None if nothing."""
@@ -70,6 +72,9 @@ class Run:
         """A denoiser is about to run; whether its attention is wanted."""
         if kwargs.get("skip_layers") is not None:
             return False  # a pass that leaves layers out, to guide away from: it is neither branch
+        if self._reads_features and not self._written:
+            self._written = True
+            return False  # the reference's own pass, whose features the next one reads
         denoiser = denoisers(self._pipeline)[root]
         sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
         canvas = self._canvases.read(denoiser, sample, kwargs)
@@ -93,7 +98,8 @@ class Run:
         text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 and canvas else 0
         separate = "ip_adapter_masks" in (kwargs.get("cross_attention_kwargs") or {})
         scene = Scene(adapter_images(kwargs), separate, canvas, text, kwargs.get("kv_cache_mode") is not None)
-        before.passes.append(Pass(len(sample), order, kept, scene))
+        scenes = row_scenes(scene, interleaved(denoiser, sample, kwargs))
+        before.passes.append(Pass(len(sample), order, kept, scene, scenes))
         before.branches |= branches
         before.done = False
         return bool(kept)
@@ -139,12 +145,10 @@ class Run:
         if call.resampler is not None:
             self._hear_resampler(call, this, now.position)
             return
-        rows = rows_of_call(call, this)
-        site = self._sites.find(call, this.scene) if rows else None
-        if site is None:
-            return
-        for row in rows:
-            self.intake.put(call, row.index, site, row, now.position)
+        for row in rows_of_call(call, this):
+            site = self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)
+            if site is not None:
+                self.intake.put(call, row.index, site, row, now.position)
 
     def _hear_resampler(self, call: Call, this: Pass, position: int) -> None:
         sites = self._sites.find_resampler(call, this.scene) if this.kept else ()
@@ -176,6 +180,7 @@ class Run:
         if sample is not None and sample.ndim == LATENT_AXES:
             self._latent_grid = (sample.shape[2], sample.shape[3])
         self._close_evaluation()
+        self._written = False
 
     def stepped(self) -> None:
         """The scheduler has stepped."""
@@ -200,11 +205,10 @@ class Run:
         if self._seen == 0:
             return UnsupportedModel(f"{name} ran none of its denoisers, so there is nothing to record; call it for at least one step")
         if keys in ("reference", "text") and self._sites.roles:
-            have, adapter = (
-                ", ".join(sorted(self._sites.roles)),
-                "load an IP-Adapter with a scale above 0, or " if keys == "reference" else "",
-            )
-            return UnsupportedModel(f'keys="{keys}" recorded nothing: attention in {name} has {have} keys only; {adapter}use keys="all"')
+            have = ", ".join(sorted(self._sites.roles))
+            bring = "pass reference_attn=True" if self._reads_features else "load an IP-Adapter with a scale above 0"
+            first = f"{bring}, or " if keys == "reference" else ""
+            return UnsupportedModel(f'keys="{keys}" recorded nothing: attention in {name} has {have} keys only; {first}use keys="all"')
         return UnsupportedModel(f"{name} made no attention call in the selected layers, steps and branches; select more of them")
 
     def _plan(self, timestep: float, rows: tuple[Row, ...], sequential: bool) -> None:

@@ -13,7 +13,7 @@ from ..schema.trace import Layer
 from .capture import Call
 from .labels import describe
 from .projections import UNKNOWN
-from .scores import additive
+from .scores import additive, mask_of
 from .selection import Options, keep_heads
 from .tokens import (
     Context,
@@ -50,14 +50,14 @@ class Sites:
         self.roles: set[str] = set()
         """Of all keys that were met, kept or not, but the image's own."""
 
-    def find(self, call: Call, scene: Scene) -> Site | None:
-        """The site of a call; None if nothing of it is to be kept.
+    def find(self, call: Call, scene: Scene, row: int | None = None) -> Site | None:
+        """The site of a call, or of one row of it where rows have sequences of their own; None if nothing of it is to be kept.
 
         Raises   UnsupportedModel if the call is not what it was before
         """
         key = (call.path, call.segments, call.repeat, call.own, call.grid, call.scale, call.query.shape[1:], call.key.shape[1:], scene)
         if key not in self._sites:
-            self._sites[key] = self._make(call, scene)
+            self._sites[key] = self._make(call, scene, row)
         return self._sites[key]
 
     def find_resampler(self, call: Call, scene: Scene) -> tuple[Site, ...]:
@@ -79,7 +79,7 @@ class Sites:
         index, layer = self._layers[site]
         return Site(index, layer, slice(0, call.query.shape[2]), ())
 
-    def _make(self, call: Call, scene: Scene) -> Site | None:
+    def _make(self, call: Call, scene: Scene, row: int | None) -> Site | None:
         groups = token_groups(call, self._context, scene)
         if not groups:
             return None  # references among themselves
@@ -87,11 +87,11 @@ class Sites:
         if grid is None and scene.canvas and not call.own:
             return None  # asked by text or reference tokens alone
         self.roles |= {group.role for group in groups} - {"self"}
-        kept = keep_groups(groups, self._options.keys)
+        kept = keep_groups(groups, self._options.keys, scene.referenced)
         if not kept:
             return None
         columns = () if kept == groups else columns_of(kept)
-        masked = hides(call.mask, generated, columns)
+        masked = hides(call.mask if row is None else mask_of(call.mask, row), generated, columns)
         encoding = self._options.encoding
         layer = keep_heads(
             describe(call, self._ordinal(call), moved_together(kept), encoding, grid, masked),

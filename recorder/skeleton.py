@@ -50,6 +50,8 @@ def build_skeleton(spec: Spec) -> Any:
         parts["image_encoder"] = _component(spec, index, "image_encoder")
         parts["text_encoder"] = _component(spec, index, "text_encoder")
         parts["vae_scale_factor"] = _vae_factor(spec, index)
+        if "reference_size" in index:
+            parts["reference_size"] = index["reference_size"]
     parts["scheduler"] = make_scheduler(spec, scheduler.config) if spec.scheduler is not None else scheduler
     if spec.adapters:
         _add_adapters(pipeline, spec)

@@ -69,6 +69,7 @@ def _patches(pipeline: Any) -> tuple[int, int] | None:
     config = getattr(getattr(pipeline, "image_encoder", None), "config", None)
     config = getattr(config, "vision_config", config)
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    size = getattr(pipeline, "reference_size", size)  # an encoder that takes any size is told by its pipeline
     if size is None or patch is None:
         return None
     (height, width), (rows, columns) = (tuple(v) if isinstance(v, (list, tuple)) else (v, v) for v in (size, patch))
@@ -96,6 +97,14 @@ class Scene:
     """Text tokens that are given beside it."""
     keeps_keys: bool = False
     """Whether the references' keys are made in one pass and used again in later ones."""
+    referenced: bool = False
+    """Whether other rows of the batch have references in their sequence, if not this one."""
+
+
+def row_scenes(scene: Scene, canvases: Sequence[Canvas]) -> tuple[Scene, ...]:
+    """The scene of each row, where rows have sequences of their own."""
+    referenced = any(part.role == "reference" for canvas in canvases for part in canvas)
+    return tuple(replace(scene, canvas=canvas, referenced=referenced) for canvas in canvases)
 
 
 def token_groups(call: Call, context: Context, scene: Scene = Scene()) -> tuple[TokenGroup, ...]:
@@ -110,6 +119,8 @@ def token_groups(call: Call, context: Context, scene: Scene = Scene()) -> tuple[
         stop = start + count
         if name.startswith("to_v_ip"):
             groups += _adapter_groups(name, call.repeat, start, stop, context, scene)
+        elif name == "to_v" and call.joined:
+            groups += _joined_groups(call, start, stop, context)
         elif name == "to_v" and call.own:
             groups += _sequence_groups(call, start, stop, context, scene)
         elif name == "add_v_proj" and len(names) == 1:
@@ -206,19 +217,32 @@ def _sequence_groups(call: Call, start: int, stop: int, context: Context, scene:
             f"{call.path} has {count} keys in one sequence, but the denoiser was given {parts} and {scene.text} text tokens, so it is not "
             "known which is which; leave the module out through layers="
         )
-    several = sum(part.role == "reference" for part in canvas) > 1
-    ordinal = 0
-    for part in canvas:
-        name: str = part.role
-        if part.role == "reference":
-            name, ordinal = f"reference_{ordinal}" if several else "reference", ordinal + 1
+    names = [part.name or part.role for part in canvas]
+    for i, part in enumerate(canvas):
+        name = names[i] if names.count(names[i]) == 1 else f"{names[i]}_{names[:i].count(names[i])}"
         image = name if name in context.references else None
-        yield TokenGroup(name, part.role, start, start + part.tokens, grid=part.grid, image=image)
+        yield TokenGroup(name, part.role, start, start + part.tokens, grid=None if part.role == "text" else part.grid, image=image)
         start += part.tokens
 
 
 def _canvas(call: Call, scene: Scene) -> Canvas:
     return scene.canvas or (() if call.grid is None else (Part("self", call.grid),))
+
+
+def _joined_groups(call: Call, start: int, stop: int, context: Context) -> Iterator[TokenGroup]:
+    """The image's own keys, then those of references that the same layer made at the same size."""
+    each = call.query.shape[2]
+    if (stop - start) % each:
+        raise UnsupportedModel(
+            f"{call.path} was given {stop - start} keys in the place of its own {each}, not a whole number of references of the same size; "
+            "leave the module out through layers="
+        )
+    count = (stop - start) // each - 1
+    yield TokenGroup("self", "self", start, start + each, grid=call.grid)
+    for i in range(count):
+        name = "reference" if count == 1 else f"reference_{i}"
+        at = start + (1 + i) * each
+        yield TokenGroup(name, "reference", at, at + each, grid=call.grid, image=name if name in context.references else None)
 
 
 def _patch_group(name: str, start: int, stop: int, patches: tuple[int, int] | None, image: str | None) -> TokenGroup:
@@ -254,16 +278,16 @@ def generated_queries(call: Call, groups: Sequence[TokenGroup], scene: Scene) ->
     return slice(found[positions], found[positions] + size), grid
 
 
-def keep_groups(groups: Sequence[TokenGroup], keys: str) -> tuple[TokenGroup, ...]:
+def keep_groups(groups: Sequence[TokenGroup], keys: str, referenced: bool = False) -> tuple[TokenGroup, ...]:
     """The groups of a call that are stored: those of the wanted role.
 
     `auto` keeps separate calls whole, and of a softmax that is shared with the image's own tokens the reference, or the text
-    where there is none. The image's own tokens are never kept.
+    where there is none, not even in other rows (`referenced`). The image's own tokens are never kept.
     """
     roles = {group.role for group in groups}
     wanted: set[str] = {"text", "reference"} if keys in ("all", "auto") else {keys}
     if keys == "auto" and "self" in roles:
-        wanted = {"reference"} if "reference" in roles else {"text"}
+        wanted = {"reference"} if referenced or "reference" in roles else {"text"}
     return tuple(group for group in groups if group.role in wanted)
 
 

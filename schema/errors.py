@@ -10,6 +10,7 @@
     |-- UnsupportedModel TypeError          2   nothing to see in this pipeline, or attention that cannot be seen
     |-- AlreadyExists    FileExistsError    2   the output path is taken
     |-- MissingExtra     ImportError        5   a part of i2am that is not installed
+    |-- NoCluster        ConnectionError    6   a dask scheduler that does not answer, or workers that cannot do the work
     `-- NoSpace          OSError            7   the disk is full, or would be, or a limit on bytes would be passed
 
 Each message says what happened, what was expected, where, and the way out. The second base class serves callers who catch
@@ -80,6 +81,12 @@ class MissingExtra(TraceError, ImportError):
     """A part of i2am that is not installed; the message names the pip command."""
 
     exit_code = 5
+
+
+class NoCluster(TraceError, ConnectionError):
+    """No dask scheduler answers, or its workers cannot do the work."""
+
+    exit_code = 6
 
 
 class NoSpace(TraceError, OSError):

@@ -15,6 +15,7 @@ from typing import Any
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import pipelines_adapters
+    import pipelines_sequences
     import pipelines_transformers
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
@@ -30,7 +31,8 @@ from pipelines import Built
 TITLE = """# Pipelines
 
 What a recording sees of each family, with the tests' tiny random components: token counts and grids are theirs, not those of published
-models. The images were equal, bit by bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`).
+models. The images were equal, bit by bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`,
+`test_sequences.py`).
 
 This page is printed by `python tests/pipelines_table.py > docs/pipelines.md`; a test compares them.
 
@@ -57,6 +59,7 @@ ROWS: dict[str, Callable[[], Built]] = {
     **{name: pipelines.FAMILIES[name] for name in PLAIN},
     **pipelines_adapters.ADAPTED,
     **pipelines_transformers.SHARED,
+    **pipelines_sequences.SEQUENCES,
     **REFUSED,
 }
 

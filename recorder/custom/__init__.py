@@ -1,0 +1,1 @@
+"""The paper's custom model at full size: its configs, its constructor and its pipeline."""
