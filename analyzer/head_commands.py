@@ -74,11 +74,10 @@ def heads_command(
     By relevance, one word of each concept is drawn for each call, and the concept that the head attends to most is counted; traces need
     the words as a probe, and factors. By truth, it is the share of patches that the head sends to where they truly come from.
     """
-    from .export import refuse_existing
-    from .headfile import save_heads
+    from .headfile import check_heads_path, save_heads
 
     if out is not None:
-        refuse_existing(out, overwrite=overwrite)
+        check_heads_path(out, overwrite=overwrite)
     opened = open_paths(traces, partial)
     scores = score(opened, by, **given(**options))
     if out is not None:

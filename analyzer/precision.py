@@ -32,7 +32,8 @@ def precision_note(trace: Trace, layers: Iterable[int] | None = None) -> str | N
     G2R and SRAM come from rows, which the encoding keeps.
     """
     lost = column_mass_lost(trace)
-    used = [lost[index] for index in (range(len(lost)) if layers is None else layers)]
+    # Nobody takes R2G over the tokens of an adapter.
+    used = [lost[index] for index in (range(len(lost)) if layers is None else layers) if not trace.layers[index].queries]
     bad = [share for share in used if share > NOTED]
     if not bad:
         return None

@@ -10,14 +10,14 @@ import xarray as xr
 
 from ..schema.errors import InvalidInput, UnknownSelection
 from .headtruth import head_truth
-from .reader import Trace, listed
+from .reader import Selector, Trace, listed
 from .relevance import Sources, heads, require_same_heads
 from .selection import whole
 from .wording import option
 
 By: TypeAlias = Literal["relevance", "truth"]
 """What a head is scored by: the concept it looks for, or how often it finds the true place."""
-HeadMap: TypeAlias = dict[str, list[int]]
+HeadMap: TypeAlias = dict[Selector, list[int]]
 """Head numbers by layer name, as `heads=` of every map takes them."""
 
 

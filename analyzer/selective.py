@@ -11,16 +11,18 @@ from typing import Any, Final, get_args
 
 import numpy as np
 import xarray as xr
+from dask.base import compute
 
 from ..schema.errors import InvalidInput, UnknownSelection
 from .attribution import r2g
 from .headtruth import head_truth
-from .masks import find_mask, load_mask
+from .masks import load_mask
 from .overlap import THRESHOLDS, iou
-from .ranking import By, HeadMap, by_layer, rank_heads, select_heads
+from .ranking import By, by_layer, rank_heads, select_heads
 from .reader import Trace
 from .relevance import PROBE, Sources, heads, open_all, require_same_heads
 from .selection import whole
+from .weighting import find_mask
 from .wording import option
 
 KINDS: Final = ("all", "top", "bottom")
@@ -148,18 +150,6 @@ def _judge(
     pixels = load_mask(trace, name)
     every = by_layer(rank_heads(scores, concept), scores)
     taken = (every, select_heads(scores, concept, top=count), select_heads(scores, concept, bottom=count))
-    maps = r2g(trace, keep=("layer", "head"), **{**selection, "layers": list(every)}).compute()
-    means = [_mean(maps, chosen) for chosen in taken]
-    return np.array([[float(iou(mean, pixels, threshold)) for threshold in thresholds] for mean in means])
-
-
-def _mean(maps: xr.DataArray, chosen: HeadMap) -> xr.DataArray:
-    """Mean over the chosen heads: what keeping no axis gives for them.
-
-    Dims     (layer, head, y, x) -> (y, x)
-    """
-    names, numbers = maps["layer_name"].values.tolist(), maps["head"].values.tolist()
-    pairs = [(names.index(layer), numbers.index(head)) for layer, listing in chosen.items() for head in listing]
-    rows, columns = zip(*pairs, strict=True)
-    mean: xr.DataArray = maps[0, 0].copy(data=maps.values[list(rows), list(columns)].mean(0))
-    return mean
+    plain = {key: value for key, value in selection.items() if key != "layers"}
+    maps = compute(*(r2g(trace, heads=chosen, **plain) for chosen in taken))  # type: ignore[no-untyped-call]
+    return np.array([[float(iou(map, pixels, threshold)) for threshold in thresholds] for map in maps])

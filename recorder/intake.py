@@ -60,8 +60,6 @@ class Intake:
     def put(self, call: Call, index: int, site: Site, row: Row, position: int) -> None:
         """Keep row `index` of a call, as what `row` says, at a place of the step axis."""
         blocks, lost = self._blocks(call, site, index)
-        if site.layer.queries:
-            lost = 0.0  # nobody asks for columns over tokens that are no places
         self.open().put(site.index, row.sample, row.branch, position, blocks, lost=lost)
 
     def close(self, evaluation: Evaluation) -> None:

@@ -164,7 +164,7 @@ class Layer:
     @property
     def lossy(self) -> bool:
         """Whether float16 lost so much of a token's column that R2G, which counts every token alike, is approximate."""
-        return self.encoding == "probabilities" and self.column_mass_lost > LOSSY
+        return self.encoding == "probabilities" and not self.queries and self.column_mass_lost > LOSSY
 
     @property
     def partial_keys(self) -> bool:

@@ -12,6 +12,7 @@ from memory import MemoryWriter, memory
 from pipelines_transformers import build
 
 from i2am.analyzer import carry, g2r, open_trace
+from i2am.analyzer.verification import verify
 from i2am.recorder import record
 from i2am.recorder.resampler import resampler_of
 from i2am.schema.trace import Layer
@@ -115,6 +116,7 @@ def test_layers_and_keys_choose_it_as_any_other(memory: type[MemoryWriter]) -> N
 def test_maps_of_a_recorded_adapter_lie_on_the_reference(tmp_path: Path) -> None:
     pipeline, call = ip_adapter("plus")
     record(pipeline, tmp_path / "run.zarr", progress=False, **call())
+    assert verify(tmp_path / "run.zarr").ok
     trace = open_trace(tmp_path / "run.zarr")
     tokens = g2r(trace, group="reference")
     assert tokens.dims == ("token",)

@@ -89,7 +89,7 @@ class CustomTryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
         person = self.image_processor.preprocess(image, height, width).to(self._execution_device)
         hole = self.mask_processor.preprocess(mask_image, height, width).to(person)
         pose = None if pose_image is None else self.image_processor.preprocess(pose_image, height, width).to(person)
-        agnostic, posed = self._encode(person * (1 - hole), generator), None if pose is None else self._encode(pose, generator)
+        agnostic, posed = self._encode(person * (1 - hole)), None if pose is None else self._encode(pose)
         fixed = torch.cat([agnostic, torch.zeros_like(agnostic) if posed is None else posed], 1)
         tokens = self.encode_reference(example_image) if reference_embeds is None else reference_embeds
         people = len(fixed) * num_images_per_prompt
@@ -120,7 +120,7 @@ class CustomTryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
         tokens: Tensor = self.image_encoder(pixel_values=given).last_hidden_state
         return tokens
 
-    def _encode(self, pixels: Tensor, generator: Any) -> Tensor:
+    def _encode(self, pixels: Tensor) -> Tensor:
         latent: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()
         return latent.to(self.unet.dtype) * float(self.vae.config.scaling_factor)
 
