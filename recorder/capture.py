@@ -54,6 +54,12 @@ class Call:
     """Whether a module that is made for the image's own tokens was given a reference's behind them."""
     resampler: int | None = None
     """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
+    around: tuple[int, int] | None = None
+    """(rows, columns) that the nearest enclosing module works on, whether x runs over them or not."""
+    frames: int = 0
+    """Frames that x runs over before rows and columns, once a call stands for a whole video."""
+    uneven: Tensor | None = None
+    """How far keys that stood in rows of their own lay apart before they were made into one; on the device."""
 
     @property
     def segments(self) -> tuple[tuple[str, int], ...]:
@@ -273,14 +279,14 @@ class Capture:
             return
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
         parts = tuple(tokens for _, tokens in segments)
-        grid = self._grid(query.shape[2])
-        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, self._projections.own, joined))
+        around = self._around()
+        grid = around if around is not None and around[0] * around[1] == query.shape[2] else None
+        own = self._projections.own
+        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, around=around))
 
-    def _grid(self, positions: int) -> tuple[int, int] | None:
-        for path in (self._path, *_ancestors(self._path)):
-            if (grid := self._shapes.get(path)) is not None:
-                return grid if grid[0] * grid[1] == positions else None
-        return None
+    def _around(self) -> tuple[int, int] | None:
+        shapes = (self._shapes.get(path) for path in (self._path, *_ancestors(self._path)))
+        return next((shape for shape in shapes if shape is not None), None)
 
 
 class _Mode(TorchFunctionMode):

@@ -12,6 +12,7 @@ from ..schema.trace import Layer, Trace
 from .blocks import Block, Outbox
 from .budget import check_budget
 from .capture import Call
+from .frames import same_keys, uneven_keys
 from .images import Picture
 from .labels import Row
 from .passes import Evaluation
@@ -80,10 +81,12 @@ class Intake:
             evaluation.position, evaluation=evaluation.ordinal, timestep=time, sigma=sigma, scheduler_step=evaluation.scheduler_step
         )
 
-    def _blocks(self, call: Call, site: Site, row: int) -> tuple[Mapping[str, Block], float | Callable[[], float]]:
+    def _blocks(self, call: Call, site: Site, row: int) -> tuple[Mapping[str, Block], Callable[[], float]]:
         layer, columns = site.layer, site.columns
         mask = part_of_mask(mask_of(call.mask, row), site.generated)
-        query, key, mask = heads_of(call.query[row][:, site.generated], call.key[row], mask, layer.head_numbers)
+        # Keys of one row serve all where a pipeline leaves its embeddings unrepeated.
+        own_key = call.key[row if call.key.shape[0] > 1 else 0]
+        query, key, mask = heads_of(call.query[row][:, site.generated], own_key, mask, layer.head_numbers)
         if layer.encoding == "factors":
             if call.mask is not None and hides(mask_of(call.mask, row), site.generated, columns):
                 raise UnsupportedModel(
@@ -93,15 +96,27 @@ class Intake:
             factors = {"query": self._block(query, layer), "key": self.outbox.block(kept)}
             if layer.partial_keys:
                 factors["query_lse"] = self._block(sum_rows(query, key, call.scale, mask), layer)
-            return factors, 0.0
+            return factors, self._even(call, 0.0)
         encoded = encode_scores(query, key, call.scale, mask, self._options.keep_bits, columns)
         lost = self.outbox.block(encoded.lost)
         blocks = {"probability": encoded.probability, "query_lse": encoded.query_lse}
         return (
             {**{name: self._block(t, layer) for name, t in blocks.items()}, "token_lse": self.outbox.block(encoded.token_lse)},
-            lambda: float(lost()),
+            self._even(call, lost),
         )
+
+    def _even(self, call: Call, lost: float | Block) -> Callable[[], float]:
+        """What was lost, once it is known that one row's keys were those of all frames."""
+        unevenness = None if call.uneven is None else self.outbox.block(call.uneven)
+        path, dtype = call.path, call.key.dtype  # not the call: its tensors would live until the block is written
+
+        def look() -> float:
+            if unevenness is not None and not same_keys(dtype, float(unevenness())):
+                raise uneven_keys(path)
+            return float(lost() if isinstance(lost, Block) else lost)
+
+        return look
 
     def _block(self, tensor: Tensor, layer: Layer) -> Block:
         numbers = exact(tensor)
-        return self.outbox.block(numbers.reshape(numbers.shape[0], *layer.grid, *numbers.shape[2:]))  # (head, y, x, ...)
+        return self.outbox.block(numbers.reshape(numbers.shape[0], *layer.places, *numbers.shape[2:]))  # (head, [frame,] y, x, ...)

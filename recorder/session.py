@@ -167,7 +167,7 @@ class Recording:
             return step
 
         watched = replaced(type(scheduler), "step", wrap), named_passes(self._pipeline, run.name_pass)
-        with watched[0], watched[1], _uncompiled(self._pipeline), self._bar(run):
+        with watched[0], watched[1], run.texts.watched(), _uncompiled(self._pipeline), self._bar(run):
             yield
 
     @contextmanager
@@ -194,7 +194,8 @@ class Recording:
                 self._pipeline._progress_bar_config = own
 
     def _provenance(self) -> dict[str, JSON]:
-        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": list(self._notes)}
+        notes = self._run.transcript.notes if self._run is not None else []
+        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": [*self._notes, *notes]}
 
     def _finish(self, run: Run, generated: list[Picture]) -> Trace:
         try:
