@@ -50,6 +50,8 @@ def load_heads(path: str | os.PathLike[str]) -> xr.DataArray:
     if source.suffix not in SUFFIXES or not source.exists():
         what = "there is no" if not source.exists() else "cannot read"
         raise InvalidInput(f"{what} {source}; scores of heads are a {' or '.join(SUFFIXES)} that `i2am heads -o` wrote")
+    if (source / JOURNAL).exists() or (source / MANIFEST).exists():
+        raise InvalidInput(f"{source} is a trace and holds no scores of heads; `i2am heads {source} -o FILE` makes them")
     found = _read(source)
     if found.attrs.get(KIND) != VERSION:
         raise InvalidInput(f"{source} holds no scores of heads (its attributes lack {KIND} = {VERSION}); `i2am heads -o` writes such files")
