@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ..schema.errors import InvalidInput
+from ..schema.layout import JOURNAL, MANIFEST
 from .export import refuse_existing, require_netcdf, save_map
 
 KIND: Final = "i2am_heads"

@@ -158,7 +158,7 @@ def test_files_of_something_else_are_refused(tmp_path: Path, found: xr.DataArray
         (empty, "empty.nc cannot be read as scores of heads"),
         (
             synthetic_trace(tmp_path / "run.zarr", steps=1).path,
-            "run.zarr is a trace and holds no scores of heads; `i2am heads .*` makes them",
+            "run.zarr is a trace and holds no scores of heads",
         ),
         (folder, "folder.zarr cannot be read as scores of heads"),
         (damaged, "damaged.zarr is damaged: it lacks what tells one head from another"),
