@@ -124,7 +124,8 @@ def test_the_command_writes_a_sheet_or_the_maps(two: tuple[Trace, Trace], tmp_pa
     assert run(["diff", *paths, "-o", str(tmp_path / "diff.png"), "--metric", "imacs_g"]) == 0
     text = capsys.readouterr().out
     assert text.splitlines()[1].startswith("all layers") and "imacs_g" in text
-    assert Image.open(tmp_path / "diff.png").size == draw_difference(differ(*two, [])).size
+    with Image.open(tmp_path / "diff.png") as sheet:
+        assert sheet.size == draw_difference(differ(*two, [])).size
     assert run(["diff", *paths, "-o", str(tmp_path / "diff.nc"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in facts["metrics"]} >= {"imacs_g", "imacs_r", "row_entropy"}
