@@ -64,13 +64,16 @@ def connected(address: str) -> Iterator[Client]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Leave out what distributed logs: its complaints about a scheduler that is not there would come beside ours."""
-    log = logging.getLogger("distributed")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    # Each of its loggers has a level and a handler of its own.
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
+    heard = [log for log in loggers if not log.disabled]
+    for log in heard:
+        log.disabled = True
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log in heard:
+            log.disabled = False
 
 
 async def _greet(address: str) -> None:
