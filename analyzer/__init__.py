@@ -28,15 +28,20 @@ if TYPE_CHECKING:
     from .ranking import select_heads as select_heads
     from .reader import Trace as Trace
     from .reader import open_trace as open_trace
+    from .recipes import Recipe as Recipe
+    from .recipes import recipe as recipe
     from .relevance import heads as heads
     from .resampler import carry as carry
+    from .tokens import token_map as token_map
     from .vocabulary import concept_words as concept_words
     from .vocabulary import concepts as concepts
 
 # Loaded on first use: dask and xarray take seconds, and `i2am --help` needs neither.
 _HOME = {
+    "Recipe": "recipes",
     "Trace": "reader",
     "open_trace": "reader",
+    "recipe": "recipes",
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
@@ -49,6 +54,7 @@ _HOME = {
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
+    "token_map": "tokens",
     "upsample": "metrics",
     "iou": "overlap",
     "miou": "overlap",

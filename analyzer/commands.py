@@ -152,8 +152,10 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
     from .precision import precision_note
     from .selection import choose
 
-    chosen = choose(trace, layers=options["layers"], group=options["group"])
-    return precision_note(trace, chosen.layers) if map.attrs.get("column_mass_lost") else None
+    if not map.attrs.get("column_mass_lost"):
+        return None
+    chosen = choose(trace, layers=options["layers"], group=options["group"], recipe=options["recipe"])
+    return precision_note(trace, chosen.layers)
 
 
 def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mapping[str, Any]) -> xr.DataArray:
