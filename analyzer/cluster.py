@@ -52,7 +52,7 @@ def connected(address: str) -> Iterator[Client]:
         try:
             asyncio.run(_greet(address))
             client = Client(address, timeout=ANSWER_SECONDS, set_as_default=False)
-        except (OSError, ValueError, TimeoutError) as error:
+        except Exception as error:  # what speaks another language, or is another part of a cluster, is met with errors of every kind
             raise NoCluster(
                 f"no dask scheduler answered at {address} within {ANSWER_SECONDS} s{_why(error)}; start one with `dask scheduler`, "
                 f"or leave {option('scheduler')} out to work in this process"
