@@ -52,6 +52,8 @@ class Call:
     """Whether `to_v` reads the sequence that the queries come from."""
     joined: bool = False
     """Whether a module that is made for the image's own tokens was given a reference's behind them."""
+    context: Tensor | None = None
+    """What the values' projection read; None where it is not known, or several did."""
     resampler: int | None = None
     """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
     around: tuple[int, int] | None = None
@@ -196,6 +198,15 @@ class Capture:
         self._handles.clear()
         self._projections.forget()
 
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Keep what modules compute inside from the listener."""
+        wanted, self._wanted = self._wanted, False
+        try:
+            yield
+        finally:
+            self._wanted = wanted
+
     def _watch_root(self, name: str, root: nn.Module) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._wanted = self._listener.begin(name, args, kwargs)
@@ -281,8 +292,9 @@ class Capture:
         parts = tuple(tokens for _, tokens in segments)
         around = self._around()
         grid = around if around is not None and around[0] * around[1] == query.shape[2] else None
-        own = self._projections.own
-        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, around=around))
+        own, read = self._projections.own, self._projections.input(projection)
+        call = Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, read, around=around)
+        self._listener.hear(call)
 
     def _around(self) -> tuple[int, int] | None:
         shapes = (self._shapes.get(path) for path in (self._path, *_ancestors(self._path)))

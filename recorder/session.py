@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
@@ -48,6 +48,7 @@ def record(
     progress: bool = True,
     reference_mask: Any = None,
     facts: dict[str, Any] | None = None,
+    probes: Mapping[str, Any] | None = None,
     **call: Any,
 ) -> Any:
     """Run a pipeline once with the arguments `call`, write its attention to `path`, and return its output.
@@ -55,7 +56,7 @@ def record(
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
     kept = Options(layers, steps, branches, encoding, keys, codec, level, queue_mb, heads, keep_bits, max_bytes)
-    options = replace(kept, overwrite=overwrite, progress=progress, reference_mask=reference_mask, facts=facts)
+    options = replace(kept, overwrite=overwrite, progress=progress, reference_mask=reference_mask, facts=facts, probes=probes)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
 
@@ -136,7 +137,8 @@ class Recording:
             raise UnsupportedModel(f"{type(pipeline).__name__} has no cross-attention in its denoiser, so there is nothing to record")
         self._run, self._running = run, True
         try:
-            with Capture(pipeline, {path: modules[path] for path in chosen}, run), self._watched(run):
+            with Capture(pipeline, {path: modules[path] for path in chosen}, run) as capture, self._watched(run):
+                run.probing.unheard = capture.unheard
                 output = original(pipeline, *args, **kwargs)
                 run.close()
         except BaseException as error:
@@ -167,7 +169,7 @@ class Recording:
             return step
 
         watched = replaced(type(scheduler), "step", wrap), named_passes(self._pipeline, run.name_pass)
-        with watched[0], watched[1], run.texts.watched(), _uncompiled(self._pipeline), self._bar(run):
+        with watched[0], watched[1], run.texts.watched(), run.probing.watched(), _uncompiled(self._pipeline), self._bar(run):
             yield
 
     @contextmanager
