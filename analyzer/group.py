@@ -9,6 +9,7 @@ import click
 
 from .commands import COMMANDS
 from .failures import NobodyReads, missing
+from .judging import JUDGING
 
 # What lives outside the analyzer says its one line here, so that --help need not load torch to ask.
 SUMMARIES: Final = {
@@ -85,5 +86,5 @@ def i2am() -> None:
     """Ask a recorded diffusion run where its picture came from: R2G, G2R, SRAM maps and IMACS, without the model."""
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, *JUDGING):
     i2am.add_command(command)

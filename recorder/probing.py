@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from ..schema.errors import InvalidInput, TraceError, UnsupportedModel
 from ..schema.text import Text
 from ..schema.trace import Layer, Role, TokenGroup, Trace
-from .capture import Call, attention_modules, denoisers, reads_adapter, replaced
+from .capture import Call, attention_modules, denoisers, reads_adapter
 from .images import Picture, probe_picture
 from .labels import bind_arguments
 from .probe_keys import find_way
 from .probes import Probe
 from .texts import Stretch, Texts, tensors
+from .wrapping import replaced
 
 
 @dataclass(frozen=True, slots=True)
