@@ -80,12 +80,12 @@ def row_entropy(
 
 def _even_rows(calls: xr.DataArray) -> xr.DataArray:
     found: xr.DataArray = xr.apply_ufunc(
-        _row_evenness, calls, input_core_dims=[["token"]], dask="parallelized", output_dtypes=[np.float64], keep_attrs=False
+        row_evenness, calls, input_core_dims=[["token"]], dask="parallelized", output_dtypes=[np.float64], keep_attrs=False
     )
     return found
 
 
-def _row_evenness(rows: NDArray[Any]) -> NDArray[np.float64]:
+def row_evenness(rows: NDArray[Any]) -> NDArray[np.float64]:
     values = rows.astype(np.float64)
     total = values.sum(-1, keepdims=True)
     # A row that the model turned away from these tokens altogether prefers none of them.

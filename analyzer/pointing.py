@@ -36,6 +36,9 @@ def looks(
 ) -> xr.DataArray:
     """SRAM of every patch of the latent grid at once, in one pass over the trace.
 
+    Sums run over time and means over (layer, head) pairs, whatever the recipe says of sums and means: what is asked of looks is where
+    they are strong.
+
     Dims     kept axes in the order time, layer, head, then (y, x, ref_y, ref_x); lazy
     Range    >= 0; NaN where no call is left to average
     Raises   UnknownSelection; InvalidInput for tokens that have no place on a picture
@@ -163,6 +166,8 @@ def _of_layer(trace: Trace, chosen: Selection, row: Recipe, steps: tuple[int, ..
     calls = (probabilities if row.g2r == "keys" else generated_softmax)(trace, index)
     spatial = slice(tokens.start + tokens.specials, tokens.stop)
     part = calls.isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial).astype(np.float64)
+    if row.renormalize and row.g2r == "keys":
+        part = part / part.sum("token")
     if tokens.grid != to:
         part = xr.apply_ufunc(
             _resize, part, kwargs={"grid": tokens.grid, "to": to, "row": row}, input_core_dims=[["token"]], output_core_dims=[["cell"]],

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..schema.record import JSON
 from ..schema.trace import ENCODINGS, Codec, Encoding, Layer, Trace
-from .capture import Call, Capture, attention_modules
+from .capture import Call, Capture, attention_modules, denoisers
 from .labels import describe
 from .loading import check_call, find_class
 from .refusals import hidden_attention, refuse_pipeline
@@ -96,7 +96,7 @@ def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[
     modules = attention_modules(pipeline)
     chosen = {path: modules[path] for path in select_layers(options.layers, list(modules))}
     listener = _Shapes(pipeline, inputs, options)
-    with torch.no_grad(), Capture(pipeline, chosen, listener):
+    with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener):
         pipeline.unet(**inputs)
     return listener.layers
 

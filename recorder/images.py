@@ -70,6 +70,23 @@ def generated_pictures(output: Any, output_type: Any = None) -> list[Picture]:
     return [_picture(f"generated_{index}", "generated", pixels, None) for index, pixels in enumerate(found)]
 
 
+def named_pictures(name: str, value: Any, role: ImageRole, window: Window | None = None) -> list[Picture]:
+    """The pictures that a caller hands over under one name; several are numbered, and so is what was generated, one for each sample.
+
+    Raises   InvalidInput for what is no picture
+    """
+    flat = list(_single(value))
+    mask = role in ("mask", "reference_mask")
+    pictures = []
+    for index, one in enumerate(flat):
+        pixels = to_pixels(one, mask=mask)
+        if pixels is None:
+            raise InvalidInput(f"images: {name} is a {type(one).__name__}, expected a PIL image, an array (y, x, 3) or a tensor (3, y, x)")
+        numbered = name if len(flat) == 1 and role != "generated" else f"{name}_{index}"
+        pictures.append(_picture(numbered, role, pixels, window))
+    return pictures
+
+
 def _holds_videos(values: Any) -> bool:
     if isinstance(values, (np.ndarray, torch.Tensor)):
         return values.ndim == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -44,6 +46,8 @@ class Intake:
         """Of the whole run, as planned."""
         self.steps = 0
         """Those of them that are selected."""
+        self.planned = True
+        """Whether it is known how many there will be; else `evaluations` and `steps` are the most there can be."""
         self.kept = 0
         """Evaluations handed to the writer."""
         self.progress: Callable[[int, int], None] = lambda kept, planned: None
@@ -70,16 +74,26 @@ class Intake:
             self._waiting.append(evaluation)
         else:
             self._commit(evaluation)
-        self.progress(self.kept, self.steps)
+        self.progress(self.kept, self.steps if self.planned else 0)
 
     def _commit(self, evaluation: Evaluation) -> None:
         time, sigma = self._clock(evaluation)
         assert self.writer is not None
-        if evaluation.position == 0:  # every layer is known; where no estimate was to be had, this is the first that can be said
-            check_budget(self.writer.trace, self.evaluations, self._path, parse_bytes(self._options.max_bytes), free_bytes(self._path))
+        self._check_budget(evaluation.position)
         self.writer.commit(
             evaluation.position, evaluation=evaluation.ordinal, timestep=time, sigma=sigma, scheduler_step=evaluation.scheduler_step
         )
+
+    def _check_budget(self, position: int) -> None:
+        """At the first step every layer is known; a run of unknown length is held against the limits step by step."""
+        assert self.writer is not None
+        trace, evaluations = self.writer.trace, self.evaluations
+        if not self.planned:
+            trace, evaluations = dataclasses.replace(trace, steps=position + 1), position + 1
+        if position == 0 or not self.planned:
+            # What is on disk already is no longer free, so only the limit counts for it.
+            free = free_bytes(self._path) if position == 0 else sys.maxsize
+            check_budget(trace, evaluations, self._path, parse_bytes(self._options.max_bytes), free)
 
     def _blocks(self, call: Call, site: Site, row: int) -> tuple[Mapping[str, Block], Callable[[], float]]:
         layer, columns = site.layer, site.columns

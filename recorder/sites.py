@@ -109,13 +109,7 @@ class Sites:
             self._layers[site] = self._add_layer(layer), layer
             return self._layers[site]
         index, known = self._layers[site]
-        same = all(getattr(known, name) == getattr(layer, name) for name in ("groups", "grid", "frames", "scale", "heads", "call_heads"))
-        if not same:
-            raise UnsupportedModel(
-                f"{known.name} changed during the run: {known.tokens} keys on grid {known.places} before, {layer.tokens} on {layer.places};"
-                ' a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
-                "or leave it out through layers="
-            )
+        require_same(known, layer)
         return index, known
 
     def _same(self, call: Call) -> tuple[str, str, int]:
@@ -134,6 +128,16 @@ class Sites:
         while ordinal in taken:
             ordinal += 1
         return ordinal
+
+
+def require_same(known: Layer, layer: Layer) -> None:
+    """Raise UnsupportedModel if a layer is not what it was before."""
+    if any(getattr(known, name) != getattr(layer, name) for name in ("groups", "grid", "frames", "scale", "heads", "call_heads")):
+        raise UnsupportedModel(
+            f"{known.name} changed during the run: {known.tokens} keys on grid {known.places} before, {layer.tokens} on {layer.places};"
+            ' a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
+            "or leave it out through layers="
+        )
 
 
 def _differ(call: Call) -> bool:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..schema.text import Text, Word
-from .capture import replaced
 from .words import Spans, align, find_words, lettered
+from .wrapping import replaced
 
 CHANNELS: Final = 16
 """Leading channels of a token's vector that are compared."""
