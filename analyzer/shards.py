@@ -152,7 +152,8 @@ def read_table(root: str, plan: ArrayPlan) -> NDArray[Any]:
     try:
         with open(Path(root, name), "rb", buffering=0) as file:
             flat = np.empty((math.prod(plan.file_shape) // math.prod(plan.chunks), math.prod(plan.chunks)), plan.dtype)
-            for part, (offset, length) in zip(flat, _extents(file, plan), strict=True):
+            extents = _extents(file, plan) if plan.shards else [(0, os.fstat(file.fileno()).st_size)]
+            for part, (offset, length) in zip(flat, extents, strict=True):
                 _decode(_read(file, offset, length), plan, part)
     except FileNotFoundError:
         return out
