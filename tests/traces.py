@@ -128,7 +128,7 @@ def synthetic_trace(
         result.writer.add_layer(layer, result.probe_key[-1])
     result.writer.add_texts(texts)
     _write(result, chosen, branches, steps, set(absent))
-    result.images = _pictures(rng, samples, image_size, reference_size, frames)
+    result.images = _pictures(rng, samples, image_size, reference_size, **({"frames": frames} if frames else {}))
     if status == "complete":
         result.trace = result.writer.finish(
             images=_images(result.images),
@@ -199,7 +199,7 @@ def _blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, int, int
 
 
 def _pictures(
-    rng: np.random.Generator, samples: int, size: tuple[int, int], reference: tuple[int, int], frames: int
+    rng: np.random.Generator, samples: int, size: tuple[int, int], reference: tuple[int, int], frames: int = 0
 ) -> dict[str, np.ndarray]:
     shape = (frames, *size, 3) if frames else (*size, 3)
     pictures = {f"generated_{i}": rng.integers(0, 256, shape, dtype=np.uint8) for i in range(samples)}
