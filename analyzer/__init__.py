@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .dataset import evaluate as evaluate
     from .headfile import load_heads as load_heads
     from .headfile import save_heads as save_heads
+    from .headtruth import head_truth as head_truth
     from .judgement import METRICS as METRICS
     from .judgement import judge as judge
     from .metrics import imacs as imacs
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .recipes import recipe as recipe
     from .relevance import heads as heads
     from .resampler import carry as carry
+    from .selective import selective_iou as selective_iou
     from .tokens import token_map as token_map
     from .vocabulary import concept_words as concept_words
     from .vocabulary import concepts as concepts
@@ -65,6 +67,8 @@ _HOME = {
     "heads": "relevance",
     "load_heads": "headfile",
     "save_heads": "headfile",
+    "head_truth": "headtruth",
+    "selective_iou": "selective",
     "rank_heads": "ranking",
     "select_heads": "ranking",
 }

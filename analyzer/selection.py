@@ -66,6 +66,8 @@ def choose(
     Raises   UnknownSelection naming what the trace has, InvalidInput for something that selects nothing
     """
     record, row = trace.record, None if recipe is None else named(recipe)
+    if group is not None and probe is not None:
+        raise InvalidInput(f"keys are those of a group or a probe; leave out {option('group')} or {option('probe')}")
     by_layer = _by_layer(trace, heads) if isinstance(heads, Mapping) else None
     if by_layer is None and row is not None and row.choose_heads and heads is None:
         raise InvalidInput(f"recipe {row.name} is a mean over chosen heads; choose them with {option('heads')}")
