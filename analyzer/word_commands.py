@@ -41,10 +41,10 @@ def words_command(trace: Path, partial: bool, probe: str | None, branch: str | N
 
 def write_words(rows: Sequence[Spoken]) -> str:
     """The words as a table for people; one that comes several times is numbered as --word takes it."""
-    last = {(row.word.casefold(), row.group, row.branch, row.sample): row.occurrence for row in rows}
+    again = {(row.word.casefold(), row.group, row.branch, row.sample) for row in rows if row.occurrence > 1}
     table = [HEAD]
     for row in rows:
-        several = last[row.word.casefold(), row.group, row.branch, row.sample] > 1
+        several = (row.word.casefold(), row.group, row.branch, row.sample) in again
         word = f"{row.word}#{row.occurrence}" if several else row.word
         sample = "all" if row.sample is None else str(row.sample)
         table.append((word, ",".join(map(str, row.tokens)), " ".join(row.pieces), row.group, row.branch or "all", sample))
