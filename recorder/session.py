@@ -104,7 +104,8 @@ class Recording:
     def __enter__(self) -> Recording:
         if not denoisers(self._pipeline) or not hasattr(self._pipeline, "scheduler"):
             raise UnsupportedModel(
-                f"{type(self._pipeline).__name__} has no unet or transformer with a scheduler; i2am records diffusers pipelines with both"
+                f"{type(self._pipeline).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
+                'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
             )
         refuse_taken(self.path, self._options.overwrite)
         refuse_hijack()
