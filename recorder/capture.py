@@ -156,19 +156,22 @@ def replaced(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callab
 
 
 class Capture:
-    """Hooks on the chosen attention modules of a pipeline, for as long as the context lasts."""
+    """Hooks on the chosen attention modules of a pipeline, for as long as the context lasts.
 
-    def __init__(self, pipeline: Any, modules: Mapping[str, nn.Module], listener: Listener) -> None:
+    `shapes_only` is for modules on the meta device, whose values cannot tell where they came from.
+    """
+
+    def __init__(self, pipeline: Any, modules: Mapping[str, nn.Module], listener: Listener, shapes_only: bool = False) -> None:
         self._pipeline = pipeline
         self._modules = modules
         self._listener = listener
         self._handles: list[Any] = []
-        self._mode = _Mode(self._attend)
+        self._projections = Projections()
+        self._mode = _Mode(self._attend, self._projections.origins.follow if shapes_only else None)
         self._entered = 0
         self._wanted = False
         self._shapes: dict[str, tuple[int, int] | None] = {}
         self._path = ""
-        self._projections = Projections()
         self._calls: list[str] = []
 
     def __enter__(self) -> Capture:
@@ -286,15 +289,20 @@ class Capture:
 class _Mode(TorchFunctionMode):
     """Shows each attention call to a function, then runs it."""
 
-    def __init__(self, attend: Callable[..., None]) -> None:
+    def __init__(self, attend: Callable[..., None], follow: Callable[[Any, Any, Any], None] | None) -> None:
         super().__init__()
-        self._attend = attend
+        self._attend, self._follow = attend, follow
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is ATTENTION:
             self._attend(*args, **kwargs)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self._follow is not None:
+            if func is ATTENTION:  # laid out as the kernels lay it out, which some processors rely on
+                result = result.transpose(1, 2).contiguous().transpose(1, 2)
+            self._follow(func, args, result)
+        return result
 
 
 def _has_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -19,7 +19,6 @@ from .capture import Call, denoisers, reads_features
 from .grids import Canvases
 from .images import input_pictures
 from .intake import Intake
-from .interleaved import interleaved
 from .labels import (
     Row,
     Rows,
@@ -35,9 +34,10 @@ from .labels import (
 from .passes import Evaluation, Pass, is_sequential, pass_branch, rows_of_call
 from .provenance import input_record, model_record, sampler_record
 from .refusals import hidden_attention
+from .scenes import read_scene
 from .selection import Options, select_steps
 from .sites import Sites
-from .tokens import Context, Scene, adapter_images, context_role, row_scenes
+from .tokens import Context, context_role
 
 LATENT_AXES: Final = 4
 
@@ -77,7 +77,7 @@ class Run:
             return False  # the reference's own pass, whose features the next one reads
         denoiser = denoisers(self._pipeline)[root]
         sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
-        canvas = self._canvases.read(denoiser, sample, kwargs)
+        scene, scenes = read_scene(denoiser, self._canvases, args, kwargs)
         sequential = is_sequential(denoiser)
         before = self._evaluation
         if before is not None and before.kept and not sequential:
@@ -94,11 +94,6 @@ class Run:
                 f"denoiser evaluation {before.ordinal} was not planned: {self.intake.steps} evaluations of {self._samples} samples were; "
                 "a pipeline that guides in separate denoiser passes in a way of its own is not recorded yet; use guidance_scale=1"
             )
-        context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
-        text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 and canvas else 0
-        separate = "ip_adapter_masks" in (kwargs.get("cross_attention_kwargs") or {})
-        scene = Scene(adapter_images(kwargs), separate, canvas, text, kwargs.get("kv_cache_mode") is not None)
-        scenes = row_scenes(scene, interleaved(denoiser, sample, kwargs))
         before.passes.append(Pass(len(sample), order, kept, scene, scenes))
         before.branches |= branches
         before.done = False
