@@ -18,10 +18,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..schema.codec import decode_probability
+from ..schema.layout import ArrayPlan, probe_layout
 from ..schema.trace import Layer
 from .products import product
 from .reader import head_numbers
-from .shards import Blocks
+from .shards import Blocks, read_heads
 
 if TYPE_CHECKING:
     from .reader import Trace
@@ -49,6 +50,8 @@ class Calls:
 
     layer: Layer
     arrays: dict[str, Blocks]
+    probe: ArrayPlan | None = None
+    """Where the keys of the layer's probes are, if it has any."""
 
     @classmethod
     def of(cls, trace: Trace, index: int) -> Calls:
@@ -56,19 +59,21 @@ class Calls:
         layer = trace.layers[index]
         names = ["probability", "query_lse", "token_lse"] if layer.encoding == "probabilities" else ["query", "key"]
         names += ["query_lse"] if layer.encoding == "factors" and layer.partial_keys else []
-        return cls(layer, {name: trace.blocks(index, name) for name in names})
+        return cls(layer, {name: trace.blocks(index, name) for name in names}, probe_layout(trace.record, index))
 
     @property
     def where(self) -> NDArray[np.int32]:
         """(sample, branch, step): negative where the call is absent."""
         return next(iter(self.arrays.values())).where
 
-    def factors(self, at: At) -> tuple[Values, Values]:
-        """q and k with the scale folded into q, in a dtype that holds their products well enough.
+    def factors(self, at: At, probe: bool = False) -> tuple[Values, Values]:
+        """q and k, or the keys of all probes, with the scale folded into q, in a dtype that holds their products well enough.
 
         Dims     (head, position, channel), (head, token, channel)
         """
-        query, key = (self.arrays[name][at].astype(np.float32) for name in ("query", "key"))
+        query = self.arrays["query"][at].astype(np.float32)
+        keys = self.arrays["key"][at] if not probe or self.probe is None else read_heads(self.arrays["query"].root, self.probe)
+        key = keys.astype(np.float32)
         query = query.reshape(self.layer.heads, -1, self.layer.head_dim)
         lengths = [float(np.sqrt(np.einsum("hnc,hnc->hn", v, v, dtype=np.float64).max())) for v in (query, key)]
         if abs(self.layer.scale) * lengths[0] * lengths[1] > EXACT_SCORE:
@@ -88,13 +93,7 @@ class Calls:
         query, key = factors or self.factors(at)
         query_lse, token_lse = np.empty(query.shape[:2]), np.empty(key.shape[:2])
         for head in range(heads):
-            top, total = np.full(key.shape[1], -np.inf), np.zeros(key.shape[1])
-            for positions, scores in score_rows(query[head], key[head]):
-                query_lse[head, positions] = _logsumexp(scores)
-                higher = np.maximum(top, scores.max(0))
-                total = total * np.exp(top - higher) + np.exp(scores - higher.astype(scores.dtype)).sum(0, dtype=np.float64)
-                top = higher
-            token_lse[head] = top + np.log(total)
+            query_lse[head], token_lse[head] = logsumexps(query[head], key[head])
         return query_lse if stored is None else stored, token_lse
 
     def patch(self, at: At, y: int, x: int, kind: Kind = "probability") -> Values:
@@ -120,7 +119,7 @@ class Calls:
                 scores: Values = np.log(probability) + lse
             return scores
         tokens = self.arrays["token_lse"][(*at, heads)][:, None, None, :]
-        return _generated(probability, lse, tokens)
+        return generated_from(probability, lse, tokens)
 
     def _region_of_factors(self, kind: Kind, at: At, heads: Any, rows: Any, columns: Any) -> Values:
         query = self.arrays["query"][(*at, heads, rows, columns)].astype(np.float64)
@@ -230,15 +229,35 @@ def _rows(layer: Layer) -> int:
     return max(1, min(layer.grid[0], 2**26 // row))
 
 
-def _generated(probability: Values, lse: Values, tokens: Values) -> Values:
+def generated_from(probability: Values, query_lse: Values, token_lse: Values) -> Values:
+    """G from P, and from a and b shaped to multiply it."""
     # In logarithms: exp(a - b) alone may overflow where P is tiny.
     with np.errstate(divide="ignore", invalid="ignore"):
-        result: Values = np.exp(np.log(probability) + (lse - tokens))
+        result: Values = np.exp(np.log(probability) + (query_lse - token_lse))
     result[probability == 0] = 0
     return result
 
 
-def _logsumexp(scores: Values) -> Values:
+def logsumexps(query: Values, key: Values) -> tuple[Values, Values]:
+    """a and b of one head from its factors.
+
+    Dims     query (position, channel), key (token, channel) -> (position,), (token,), float64
+    """
+    query_lse = np.empty(len(query))
+    top, total = np.full(len(key), -np.inf), np.zeros(len(key))
+    for positions, scores in score_rows(query, key):
+        query_lse[positions] = logsumexp(scores)
+        higher = np.maximum(top, scores.max(0))
+        total = total * np.exp(top - higher) + np.exp(scores - higher.astype(scores.dtype)).sum(0, dtype=np.float64)
+        top = higher
+    return query_lse, top + np.log(total)
+
+
+def logsumexp(scores: Values) -> Values:
+    """Over the last axis.
+
+    Dims     (position, token) -> (position,)
+    """
     top = scores.max(1)
     result: Values = top + np.log(np.exp(scores - top[:, None]).sum(1, dtype=np.float64))
     return result

@@ -75,6 +75,7 @@ def _blame(trace: Path, report: Report) -> str:
         "i2am map run.zarr --at 12,20 -o patch.png       where one patch looked",
         "i2am map run.zarr --r2g --keep time,head --time-groups 5 -o grid.png",
         "i2am map run.zarr --g2r --keep layer -o g2r.nc",
+        "i2am map run.zarr --r2g --heads-from hrv.nc --concept Animals --top 30",
     ),
 )
 @trace_argument
@@ -121,6 +122,7 @@ def map_command(
     path = out or Path(f"{direction}.png")
     refuse_existing(path, overwrite=overwrite)
     opened = open_trace(trace, partial=partial)
+    options = given(opened, **options)
     asked = ask(opened, direction, at, options)
     with shown("map"):
         map = asked.compute()
@@ -152,15 +154,17 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
     from .precision import precision_note
     from .selection import choose
 
-    chosen = choose(trace, layers=options["layers"], group=options["group"])
-    return precision_note(trace, chosen.layers) if map.attrs.get("column_mass_lost") else None
+    if not map.attrs.get("column_mass_lost"):
+        return None
+    chosen = choose(trace, **{name: options[name] for name in ("layers", "heads", "group", "recipe") if name in options})
+    return precision_note(trace, chosen.layers)
 
 
 def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mapping[str, Any]) -> xr.DataArray:
-    """The lazy map that options ask for."""
+    """The lazy map that typed options ask for."""
     from .attribution import g2r, r2g, sram
 
-    chosen = given(**options)
+    chosen = dict(options)
     mask = chosen.pop("query_mask", None)
     if mask is not None:
         from .masks import load_mask

@@ -138,7 +138,7 @@ def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any]
 
     opened = open_trace(path, partial=partial)
     with shown("imacs"):
-        facts = score(opened, **given(**options))
+        facts = score(opened, **given(opened, **options))
     if as_json:
         click.echo(document(facts))
         return

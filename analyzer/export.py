@@ -95,9 +95,17 @@ def _npy(map: xr.DataArray, path: Path) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
-def _netcdf(map: xr.DataArray, path: Path) -> None:
+def require_netcdf() -> None:
+    """Say what to install where .nc cannot be written or read.
+
+    Raises   MissingExtra
+    """
     if not all(find_spec(module) for module in NETCDF):
-        raise MissingExtra('writing .nc needs a netCDF library, and none is installed; pip install "i2am[netcdf]", or write .zarr or .npy')
+        raise MissingExtra('.nc needs a netCDF library, and none is installed; pip install "i2am[netcdf]", or take .zarr')
+
+
+def _netcdf(map: xr.DataArray, path: Path) -> None:
+    require_netcdf()
     # Into memory first: HDF5 crashes the process at its end if it could not flush a file to a full disk.
     buffer = BytesIO()
     portable(map).to_dataset().to_netcdf(buffer, engine="h5netcdf")

@@ -15,12 +15,13 @@ from ..schema.trace import ImageRole
 from .attribution import g2r, r2g
 from .boxes import box_iou
 from .concentration import concentration, entropy, row_entropy
-from .masks import find_mask, load_mask
+from .masks import load_mask
 from .metrics import binarize, fit_mask, imacs
 from .overlap import iou, miou
 from .pointing import attention_variation, looks, pck, pointing_error
 from .reader import Trace
 from .truth import require_truth
+from .weighting import find_mask
 from .wording import option
 
 Of: TypeAlias = Literal["r2g", "g2r", "g2r_masked", "looks", "rows"]

@@ -6,10 +6,16 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import numpy as np
+
+if TYPE_CHECKING:
+    from .reader import Trace
+
+RANKING: Final = ("concept", "top", "bottom")
+"""What picks heads of a file that ranks them."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,7 +78,13 @@ def selection_options(command: F) -> F:
     options = (
         click.option("--layers", callback=words, metavar="NAMES", help="Layers: names, globs or positions, separated by commas."),
         click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0."),
-        click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0."),
+        click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0: the same in every layer."),
+        click.option(
+            "--heads-from", type=click.Path(path_type=Path), metavar="FILE", help="Take the best or worst heads of a file of `i2am heads`."
+        ),
+        click.option("--concept", metavar="NAME", help="Concept to rank the file's heads by."),
+        click.option("--top", type=int, metavar="N", help="The file's N best heads."),
+        click.option("--bottom", type=int, metavar="N", help="The file's N worst heads."),
         click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0."),
         click.option("--branch", help="Guidance branch: cond or uncond."),
         click.option("--group", help="Token group; by default the reference's only one."),
@@ -83,9 +95,26 @@ def selection_options(command: F) -> F:
     return command
 
 
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were typed: the library's own defaults stand for the others."""
-    return {name: value for name, value in options.items() if value is not None}
+def given(trace: Trace | None = None, /, **options: Any) -> dict[str, Any]:
+    """The options that were typed: the library's own defaults stand for the others.
+
+    Heads from a file become the heads they are; with the trace they are meant for, it is first made sure that it is of their model.
+    """
+    typed = {name: value for name, value in options.items() if value is not None}
+    if "heads_from" not in options:
+        return typed
+    ranking = {name: typed.pop(name) for name in RANKING if name in typed}
+    if "heads_from" not in typed:
+        if ranking:
+            raise click.UsageError(f"--{next(iter(ranking))} is of a file that ranks heads; say which with --heads-from FILE")
+        return typed
+    if "heads" in typed:
+        raise click.UsageError("--heads and --heads-from each say which heads; give one of them")
+    from .headfile import load_heads
+    from .ranking import select_heads
+
+    scores = load_heads(typed.pop("heads_from"))
+    return {**typed, "heads": select_heads(scores, **ranking, trace=trace)}
 
 
 def example(*lines: str) -> str:

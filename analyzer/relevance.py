@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput, UnknownSelection
 from ..schema.trace import Layer
+from .collection import find_traces
 from .counting import Counts, Span, count_layer, find_spans
 from .reader import Selector, Trace, head_numbers, listed, open_trace
 from .selection import whole
@@ -86,12 +87,13 @@ def heads(
 
 
 def open_all(traces: Sources) -> list[Trace]:
-    """Traces by themselves or by their paths, each once.
+    """Traces by themselves, or by the paths, folders and patterns that name them, each once.
 
     Raises   InvalidInput if there is none, or one comes twice; as `open_trace`
     """
-    listing = [traces] if isinstance(traces, (Trace, str, os.PathLike)) else list(traces)
-    opened = [trace if isinstance(trace, Trace) else open_trace(trace) for trace in listing]
+    opened: list[Trace] = []
+    for source in [traces] if isinstance(traces, (Trace, str, os.PathLike)) else traces:
+        opened += [source] if isinstance(source, Trace) else [open_trace(member.path) for member in find_traces(source)]
     if not opened:
         raise InvalidInput("there are no traces to count; give one or more")
     known: dict[str, Trace] = {}

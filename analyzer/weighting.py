@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput, UnknownSelection
 from ..schema.layout import ArrayPlan
-from ..schema.trace import Image
+from ..schema.trace import Image, ImageRole
 from .metrics import require_shares
 from .reader import Trace, listed
+from .recipes import Recipe
 from .resize import resize
 from .shards import read_table
+from .wording import option
 
 Mask: TypeAlias = str | NDArray[Any] | None
 """Name of a mask in the trace, or an array (y, x) of shares 0..1 or 0..255; None counts all positions alike."""
@@ -32,6 +34,36 @@ def query_weights(root: str, masks: tuple[ArrayPlan, ...], extra: NDArray[Any] |
 def masks(trace: Trace) -> list[Image]:
     """The trace's masks of the generated image."""
     return [image for image in trace.images if image.role == "mask"]
+
+
+def recipe_mask(trace: Trace, sample: int, row: Recipe) -> str | None:
+    """The trace's own mask of the generated image, if the recipe counts positions by it.
+
+    Raises   UnknownSelection if there are several masks, or none
+    """
+    if not row.query_mask:
+        return None
+    if name := find_mask(trace, "mask", f"mask_{sample}", "mask"):
+        return name
+    raise UnknownSelection(
+        f"recipe {row.name} counts generated positions by a mask (v1, Eq. 17), and the trace has none of the generated image; "
+        f"give one with {option('query_mask')}, or change the recipe's field query_mask"
+    )
+
+
+def find_mask(trace: Trace, role: ImageRole, *preferred: str) -> str | None:
+    """Name of the trace's mask of a role: a preferred one, or the only one; None if there is none.
+
+    Raises   UnknownSelection if there are several and none is preferred
+    """
+    names = [image.name for image in trace.images if image.role == role]
+    for name in preferred:
+        if name in names:
+            return name
+    if len(names) > 1:
+        which = option("mask" if role == "mask" else "reference_mask")
+        raise UnknownSelection(f"the trace has several masks of this kind, {listed(names)}; choose one with {which}")
+    return names[0] if names else None
 
 
 def weighting(trace: Trace, mask: Mask) -> tuple[int, NDArray[Any] | None]:

@@ -110,7 +110,7 @@ def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[
     modules = attention_modules(pipeline)
     chosen = {path: modules[path] for path in select_layers(options.layers, list(modules))}
     listener = _Shapes(pipeline, options)
-    with torch.no_grad(), Capture(pipeline, chosen, listener, shapes_only=True):
+    with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener, shapes_only=True):
         for denoiser in denoisers(pipeline).values():
             denoiser(**inputs)
     return listener.layers

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
+
+from .mode import ATTENTION, Mode
 
 Segments: TypeAlias = tuple[tuple[str, int], ...]
 """Projections and how many keys each made, in order."""
@@ -65,3 +68,18 @@ def _joined(segments: list[tuple[str, int]]) -> Segments:
         else:
             joined.append((name, tokens))
     return tuple(joined)
+
+
+class FollowingMode(Mode):
+    """A mode that follows tensors without numbers through what is made of them."""
+
+    def __init__(self, attend: Callable[..., None], soften: Callable[[Tensor], None] | None, origins: Origins) -> None:
+        super().__init__(attend, soften)
+        self._origins = origins
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        if func is ATTENTION:  # laid out as the kernels lay it out, which some processors rely on
+            result = result.transpose(1, 2).contiguous().transpose(1, 2)
+        self._origins.follow(func, args, result)
+        return result

@@ -16,6 +16,7 @@ from ..schema.record import JSON
 from ..schema.trace import Codec, Trace
 from .blocks import Block
 from .capture import Call, denoisers, reads_features
+from .frames import VIDEO_AXES, whole_video
 from .grids import Canvases
 from .images import input_pictures
 from .intake import Intake
@@ -37,7 +38,9 @@ from .refusals import hidden_attention
 from .scenes import read_scene
 from .selection import Options, select_steps
 from .sites import Sites
+from .texts import Texts
 from .tokens import Context, context_role
+from .transcript import Transcript
 
 LATENT_AXES: Final = 4
 
@@ -53,7 +56,8 @@ class Run:
         self.pictures = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask)
         self._context = Context.of(pipeline, [image.name for image, _ in self.pictures if image.role == "reference"])
         self._model, self._inputs = model_record(pipeline), input_record(arguments)
-        self._rows = Rows()
+        self._rows, self.texts = Rows(), Texts(pipeline)
+        self.transcript = Transcript(self.texts)
         self.intake = Intake(path, options, self._record, self.pictures, self._clock)
         self._sites = Sites(self._context, options, lambda layer: self.intake.open().add_layer(layer))
         self._canvases = Canvases()
@@ -97,6 +101,7 @@ class Run:
         before.passes.append(Pass(len(sample), order, kept, scene, scenes))
         before.branches |= branches
         before.done = False
+        self.transcript.hear(denoiser_argument(args, kwargs, 2, "encoder_hidden_states"), kept)
         return bool(kept)
 
     def _label(
@@ -140,6 +145,7 @@ class Run:
         if call.resampler is not None:
             self._hear_resampler(call, this, now.position)
             return
+        call = whole_video(call, this.scene.frames) if this.scene.frames else call
         for row in rows_of_call(call, this):
             site = self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)
             if site is not None:
@@ -172,8 +178,8 @@ class Run:
             expected = len(sample) * len(one.order)  # type: ignore[arg-type]
             if one.kept and one.rows != expected:
                 raise unknown_batch(one.rows, f"{expected} for {expected // len(one.order)} images", one.order)
-        if sample is not None and sample.ndim == LATENT_AXES:
-            self._latent_grid = (sample.shape[2], sample.shape[3])
+        if sample is not None and sample.ndim in (LATENT_AXES, VIDEO_AXES):
+            self._latent_grid = (sample.shape[-2], sample.shape[-1])
         self._close_evaluation()
         self._written = False
 
@@ -223,7 +229,7 @@ class Run:
     def _timestep(self, value: Any) -> float | Block:
         """A timestep on a GPU is fetched beside the denoiser's work, not before it."""
         if isinstance(value, Tensor):
-            value = value.reshape(-1)[0]
+            value = value.amax()  # a frame that is given has a noise of its own, which is none
             if value.device.type == "cuda":
                 return self.intake.outbox.block(value)
         return scheduler_timestep(self._pipeline.scheduler, float(value))
@@ -249,6 +255,8 @@ class Run:
             self._check_branches(now.branches)
         if now is None or not now.done or not now.kept:
             return
+        if self.intake.writer is not None and (said := self.transcript.tell(self.intake.writer.trace)):
+            self.intake.writer.add_texts(said)
         self.intake.close(now)
 
     def _clock(self, evaluation: Evaluation) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .frames import frames_in_rows
 from .grids import Canvases
 from .interleaved import interleaved
 from .labels import denoiser_argument
@@ -22,5 +23,6 @@ def read_scene(denoiser: nn.Module, canvases: Canvases, args: tuple[Any, ...], k
     context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
     text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 and canvas else 0
     separate = "ip_adapter_masks" in (kwargs.get("cross_attention_kwargs") or {})
-    scene = Scene(adapter_images(kwargs), separate, canvas, text, kwargs.get("kv_cache_mode") is not None)
+    keeps, frames = kwargs.get("kv_cache_mode") is not None, frames_in_rows(denoiser, sample)
+    scene = Scene(adapter_images(kwargs), separate, canvas, text, keeps, frames=frames)
     return scene, row_scenes(scene, interleaved(denoiser, sample, kwargs))

@@ -156,6 +156,10 @@ def test_files_of_something_else_are_refused(tmp_path: Path, found: xr.DataArray
         (tmp_path / "nowhere.nc", "there is no .*nowhere.nc; scores of heads are a .nc or .zarr that `i2am heads -o` wrote"),
         (plain, r"holds no scores of heads \(its attributes lack i2am_heads = 1\)"),
         (empty, "empty.nc cannot be read as scores of heads"),
+        (
+            synthetic_trace(tmp_path / "run.zarr", steps=1).path,
+            "run.zarr is a trace and holds no scores of heads",
+        ),
         (folder, "folder.zarr cannot be read as scores of heads"),
         (damaged, "damaged.zarr is damaged: it lacks what tells one head from another"),
     ):

@@ -99,6 +99,7 @@ def synthetic_trace(
     codec: Codec | None = None,
     texts: Sequence[Text] = (),
     plant: Callable[[int, np.ndarray], None] | None = None,
+    facts: dict[str, Any] | None = None,
     **writer_options: Any,
 ) -> Synthetic:
     """Write a trace; `absent` holds (step, layer) pairs without a call, `encoding` None keeps each layer's own.
@@ -128,7 +129,12 @@ def synthetic_trace(
     _write(result, chosen, branches, steps, set(absent))
     result.images = _pictures(rng, samples, image_size, reference_size)
     if status == "complete":
-        result.trace = result.writer.finish(images=_images(result.images), model={"pipeline": "synthetic"}, inputs={"seed": seed})
+        result.trace = result.writer.finish(
+            images=_images(result.images),
+            model={"pipeline": "synthetic"},
+            inputs={"seed": seed},
+            provenance={"facts": facts} if facts else {},
+        )
     elif status == "interrupted":
         result.writer.interrupt("stopped by the test")
         result.trace = result.writer.trace
