@@ -10,7 +10,19 @@ import click
 
 from ..schema.errors import CorruptTrace, InvalidInput
 from .dataset_commands import evaluate_command, imacs_command
-from .options import answer, document, example, given, json_option, overwrite_option, place, selection_options, trace_argument, words
+from .options import (
+    answer,
+    document,
+    example,
+    given,
+    json_option,
+    numbers,
+    overwrite_option,
+    place,
+    selection_options,
+    trace_argument,
+    words,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -81,13 +93,14 @@ def _blame(trace: Path, report: Report) -> str:
 @trace_argument
 @click.option("--r2g", is_flag=True, help="Reference to generated: lies on the generated image.")
 @click.option("--g2r", is_flag=True, help="Generated to reference: lies on the reference.")
-@click.option("--at", callback=place, metavar="Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
+@click.option("--at", callback=place, metavar="[F,]Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png, .npy, .nc or .zarr.  [default: DIRECTION.png]"
 )
 @click.option("--keep", callback=words, metavar="AXES", help="Axes to keep, of time,head,layer.")
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
+@click.option("--frames", callback=numbers, metavar="N,N|A:B", help="Frames of a video's map: shown (R2G), averaged (G2R).")
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
 @click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
 @click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
@@ -98,7 +111,7 @@ def map_command(
     partial: bool,
     r2g: bool,
     g2r: bool,
-    at: tuple[int, int] | None,
+    at: tuple[int, ...] | None,
     out: Path | None,
     patches: bool,
     style: str,
@@ -160,7 +173,7 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
     return precision_note(trace, chosen.layers)
 
 
-def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mapping[str, Any]) -> xr.DataArray:
+def ask(trace: Trace, direction: str, at: tuple[int, ...] | None, options: Mapping[str, Any]) -> xr.DataArray:
     """The lazy map that typed options ask for."""
     from .attribution import g2r, r2g, sram
 
@@ -173,6 +186,8 @@ def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mappi
             raise click.UsageError("--query-mask weighs generated positions, which only --g2r averages over")
         chosen["query_mask"] = load_mask(trace, mask)
     if at is not None:
+        if "frames" in chosen:
+            raise click.UsageError("--frames selects frames of --r2g and --g2r; --at names its own, F,Y,X")
         return sram(trace, at=at, **chosen)
     return r2g(trace, **chosen) if direction == "r2g" else g2r(trace, **chosen)
 
