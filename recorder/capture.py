@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..schema.errors import UnsupportedModel
 from .factors import Factors
 from .mode import Mode
+from .origins import FollowingMode
 from .projections import Projections
 from .resampler import resampler_of, watch_resampler
 from .scores import default_scale
@@ -49,6 +51,8 @@ class Call:
     """Whether `to_v` reads the sequence that the queries come from."""
     joined: bool = False
     """Whether a module that is made for the image's own tokens was given a reference's behind them."""
+    context: Tensor | None = None
+    """What the values' projection read; None where it is not known, or several did."""
     resampler: int | None = None
     """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
     around: tuple[int, int] | None = None
@@ -147,21 +151,30 @@ class Capture:
     """Hooks on the chosen attention modules of denoisers, for as long as the context lasts.
 
     `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
-    what their projections made stands for it.
+    what their projections made stands for it. `shapes_only` is for modules on the meta device, whose values cannot tell where they
+    came from.
     """
 
-    def __init__(self, roots: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], listener: Listener, outside: bool = False) -> None:
+    def __init__(
+        self,
+        roots: Mapping[str, nn.Module],
+        modules: Mapping[str, nn.Module],
+        listener: Listener,
+        outside: bool = False,
+        shapes_only: bool = False,
+    ) -> None:
         self._roots = roots
         self._modules = modules
         self._outside = outside
         self._listener = listener
         self._handles: list[Any] = []
-        self._mode = Mode(self._attend, self._take_softmax if outside else None)
+        self._projections = Projections()
+        seen = self._attend, self._take_softmax if outside else None
+        self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
         self._wanted = False
         self._shapes: dict[str, tuple[int, int] | None] = {}
         self._path = ""
-        self._projections = Projections()
         self.factors = Factors()
         """Of modules that multiply matrices themselves."""
         self._calls: list[str] = []
@@ -185,6 +198,15 @@ class Capture:
         self._handles.clear()
         self._projections.forget()
         self.factors.forget()
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Keep what modules compute inside from the listener."""
+        wanted, self._wanted = self._wanted, False
+        try:
+            yield
+        finally:
+            self._wanted = wanted
 
     def _watch_root(self, name: str, root: nn.Module) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -290,10 +312,9 @@ class Capture:
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
         parts = tuple(tokens for _, tokens in segments)
         grid, around = self._grid(query.shape[2])
-        own = self._projections.own
-        self._listener.hear(
-            Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, around=around, ordinal=ordinal)
-        )
+        own, read = self._projections.own, self._projections.input(projection)
+        what = (self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, read)
+        self._listener.hear(Call(*what, around=around, ordinal=ordinal))
 
     def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
