@@ -9,8 +9,21 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..schema.errors import CorruptTrace, InvalidInput
+from ..schema.trace import Role
 from .dataset_commands import evaluate_command, imacs_command
-from .options import answer, document, example, given, json_option, overwrite_option, place, selection_options, trace_argument, words
+from .options import (
+    answer,
+    document,
+    example,
+    given,
+    json_option,
+    numbers,
+    overwrite_option,
+    place,
+    selection_options,
+    trace_argument,
+    words,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,6 +88,8 @@ def _blame(trace: Path, report: Report) -> str:
         "i2am map run.zarr --at 12,20 -o patch.png       where one patch looked",
         "i2am map run.zarr --r2g --keep time,head --time-groups 5 -o grid.png",
         "i2am map run.zarr --g2r --keep layer -o g2r.nc",
+        "i2am map run.zarr --tokens 4,5 --recipe daam -o word.png   where two text tokens are attended to",
+        "i2am map run.zarr --r2g --recipe i2am-official --set resize=bilinear -o r2g.png",
         "i2am map run.zarr --r2g --heads-from hrv.nc --concept Animals --top 30",
     ),
 )
@@ -82,10 +97,12 @@ def _blame(trace: Path, report: Report) -> str:
 @click.option("--r2g", is_flag=True, help="Reference to generated: lies on the generated image.")
 @click.option("--g2r", is_flag=True, help="Generated to reference: lies on the reference.")
 @click.option("--at", callback=place, metavar="Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
+@click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Some tokens, by default of the text: lies on the generated image.")
+@click.option("--probe", metavar="NAME", help="Count --tokens in a probe, whose keys the run never saw.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png, .npy, .nc or .zarr.  [default: DIRECTION.png]"
 )
-@click.option("--keep", callback=words, metavar="AXES", help="Axes to keep, of time,head,layer.")
+@click.option("--keep", callback=words, metavar="AXES", help="Axes to keep, of time,head,layer, and token with --tokens.")
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
@@ -99,6 +116,7 @@ def map_command(
     r2g: bool,
     g2r: bool,
     at: tuple[int, int] | None,
+    tokens: list[int] | slice | None,
     out: Path | None,
     patches: bool,
     style: str,
@@ -108,22 +126,26 @@ def map_command(
 ) -> None:
     """Draw or save an attribution map.
 
-    Exactly one of --r2g, --g2r and --at says which. A picture shows each map scaled to its own range; numbers are in .npy, .nc and .zarr.
+    Exactly one of --r2g, --g2r, --at and --tokens says which. A picture shows each map scaled to its own range; numbers are in .npy,
+    .nc and .zarr.
     """
     from .export import refuse_existing, save_map
     from .illustration import save_picture
     from .progress import shown
     from .reader import open_trace
 
-    asked_for = [name for name, wanted in (("r2g", r2g), ("g2r", g2r), ("sram", at is not None)) if wanted]
+    which = (("r2g", r2g), ("g2r", g2r), ("sram", at is not None), ("tokens", tokens is not None))
+    asked_for = [name for name, wanted in which if wanted]
     if len(asked_for) != 1:
-        raise click.UsageError("say which map: one of --r2g, --g2r and --at Y,X")
+        raise click.UsageError("say which map: one of --r2g, --g2r, --at Y,X and --tokens N,N")
     direction = asked_for[0]
     path = out or Path(f"{direction}.png")
     refuse_existing(path, overwrite=overwrite)
     opened = open_trace(trace, partial=partial)
+    if tokens is not None:
+        options["recipe"] = options["recipe"] or "daam"
     options = given(opened, **options)
-    asked = ask(opened, direction, at, options)
+    asked = ask(opened, direction, at, tokens, options)
     with shown("map"):
         map = asked.compute()
     if patches:
@@ -156,13 +178,18 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
 
     if not map.attrs.get("column_mass_lost"):
         return None
-    chosen = choose(trace, **{name: options[name] for name in ("layers", "heads", "group", "recipe") if name in options})
+    names = ("layers", "heads", "group", "recipe", "probe")
+    role: Role = "text" if map.attrs["direction"] == "tokens" else "reference"
+    chosen = choose(trace, role=role, **{name: options[name] for name in names if name in options})
     return precision_note(trace, chosen.layers)
 
 
-def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mapping[str, Any]) -> xr.DataArray:
+def ask(
+    trace: Trace, direction: str, at: tuple[int, int] | None, tokens: list[int] | slice | None, options: Mapping[str, Any]
+) -> xr.DataArray:
     """The lazy map that typed options ask for."""
     from .attribution import g2r, r2g, sram
+    from .tokens import token_map
 
     chosen = dict(options)
     mask = chosen.pop("query_mask", None)
@@ -172,6 +199,10 @@ def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mappi
         if direction != "g2r":
             raise click.UsageError("--query-mask weighs generated positions, which only --g2r averages over")
         chosen["query_mask"] = load_mask(trace, mask)
+    if tokens is not None:
+        return token_map(trace, tokens, **chosen)
+    if "probe" in chosen:
+        raise click.UsageError("--probe is what --tokens are counted in; say which of its tokens")
     if at is not None:
         return sram(trace, at=at, **chosen)
     return r2g(trace, **chosen) if direction == "r2g" else g2r(trace, **chosen)
