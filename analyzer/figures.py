@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ..schema.errors import InvalidInput
-from .metrics import place
+from .metrics import place, place_signed
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Values: TypeAlias = NDArray[np.float64]
@@ -33,6 +33,7 @@ ABSENT: Final = (225, 225, 225)
 # Equidistant colours, joined by straight lines. The first is perceptual and safe for the colour-blind, after viridis
 # (van der Walt and Smith, CC0); the second is the rainbow that the papers print.
 VIRIDIS: Final = ("440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725")
+BALANCE: Final = ("2166ac", "67a9cf", "f7f7f7", "ef8a62", "b2182b")
 JET: Final = ("000080", "0000ff", "0080ff", "00ffff", "80ff80", "ffff00", "ff8000", "ff0000", "800000")
 
 
@@ -48,6 +49,8 @@ class Style:
     """Share of the colour in the mix; the sum is cut at white."""
     fade: bool = False
     """Whether both shares follow the heat instead: the picture shows where heat is 0."""
+    signed: bool = False
+    """Whether the map is a difference: no change is the middle colour."""
 
 
 STYLES: Final[dict[str, Style]] = {
@@ -55,8 +58,9 @@ STYLES: Final[dict[str, Style]] = {
     "i2am": Style(JET, 0.7, 0.5),
     "daam": Style(JET, 0.0, 0.0, fade=True),
     "plain": Style(VIRIDIS, 0.0, 1.0),
+    "difference": Style(BALANCE, 0.25, 0.75, signed=True),
 }
-"""`i2am` and `daam` mix as those papers' figures do; `plain` shows the map alone."""
+"""`i2am` and `daam` mix as those papers' figures do; `plain` shows the map alone, `difference` less in blue and more in red."""
 
 MarkKind: TypeAlias = Literal["patch", "truth"]
 
@@ -97,11 +101,13 @@ def overlay(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", m
     """
     size = _shape(map) if picture is None else (int(picture.shape[0]), int(picture.shape[1]))
     factor = _factor(size)
-    heat = place(_scaled(map, factor), (size[0] * factor, size[1] * factor)).values
+    look = _style(style)
+    lay = place_signed if look.signed else place
+    heat = lay(_scaled(map, factor), (size[0] * factor, size[1] * factor)).values
     colours = colour(heat, style).astype(np.float64)
-    look = _style(style if picture is not None else "plain")
     below = _enlarge(_rgb(picture), factor).astype(np.float64) if picture is not None else np.zeros_like(colours)
     under, over = (1 - heat[..., None], heat[..., None]) if look.fade else (look.picture, look.heat)
+    over = over if picture is not None else 1.0
     mixed = np.clip(np.rint(below * under + colours * over), 0, 255).astype(np.uint8)
     return draw_marks(Image.fromarray(mixed), marks)
 

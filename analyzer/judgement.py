@@ -58,7 +58,7 @@ METRICS: Final = {
         Metric("box_iou_r", "g2r_masked", "reference_mask", box_iou, "higher", "overlap of the boxes of masked G2R and its mask"),
         Metric("pck", "looks", "truth", pck, "higher", "patches that look most at where they truly come from"),
         Metric("pointing_error", "looks", "truth", pointing_error, "lower", "mean distance of where a patch looks from the truth"),
-        Metric("attention_variation", "looks", "mask", attention_variation, "lower", "how far apart neighbouring masked patches look"),
+        Metric("attention_variation", "looks", "mask", attention_variation, "", "how far apart neighbouring masked patches look"),
         Metric("entropy_g", "r2g", "", entropy, "", "evenness of R2G over the generated image"),
         Metric("entropy_r", "g2r", "", entropy, "", "evenness of G2R over the reference"),
         Metric("concentration_g", "r2g", "", concentration, "", "share of R2G in its strongest tenth"),
@@ -138,12 +138,12 @@ def judge(trace: Trace, names: Iterable[str], **options: Any) -> dict[str, xr.Da
     return plan.scores(computed)
 
 
-def available(trace: Trace) -> list[str]:
-    """Names of the metrics whose masks and truth the trace itself brings."""
+def available(trace: Trace, **selection: Any) -> list[str]:
+    """Names of the metrics whose masks and truth the trace itself brings; selection as of `plan_metrics`."""
     found = []
     for name in METRICS:
         try:
-            plan_metrics(trace, [name])
+            plan_metrics(trace, [name], **selection)
         except (InvalidInput, LookupError):
             continue
         found.append(name)

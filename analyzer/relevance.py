@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..schema.errors import InvalidInput, UnknownSelection
 from ..schema.trace import Layer
 from .collection import find_traces
-from .counting import Counts, Span, count_layer, find_spans
+from .counting import Counts, Span, count_layer, find_spans, is_of
 from .reader import Selector, Trace, head_numbers, listed, open_trace
 from .selection import whole
 from .vocabulary import Concepts
@@ -49,7 +49,7 @@ def heads(
     draws: int = 1,
     keep: Iterable[str] | str = (),
 ) -> xr.DataArray:
-    """Head relevance vectors of a model, from traces that hold the concepts' words as a probe.
+    """Head relevance vectors of a model, from traces that hold the concepts' words as a probe; of pictures, "words" are their names.
 
     Coordinates carry the counts they are made of (`count`), each head's shares (`share`, R) and the place of each head in the
     published order (`position`). The same seed and traces give the same counts, in any order and with any workers.
@@ -69,7 +69,7 @@ def heads(
         chosen = _same_layers(opened[0], trace, found, probe)
         row = _branch(trace, branch)
         for index in chosen:
-            task = partial(count_layer, trace, index, _spans(trace, index, probe, words), probe, row, whole(seed, "a seed"), draws)
+            task = partial(count_layer, trace, index, _spans(trace, index, probe, words), row, whole(seed, "a seed"), draws)
             tasks.append(delayed(task, pure=False, traverse=False)())  # in a partial, so that dask does not look into the spans
     counted = compute(*tasks)  # type: ignore[no-untyped-call]
     totals = [_total(counted[i :: len(found)], opened, by_time) for i in range(len(found))]
@@ -160,7 +160,7 @@ def _branch(trace: Trace, branch: str | None) -> int:
 
 
 def _has(layer: Layer, probe: str) -> bool:
-    return any(group.name == probe for group in layer.probes)
+    return any(is_of(group, probe) for group in layer.probes)
 
 
 def _layers(trace: Trace, layers: Selector | Iterable[Selector] | None, probe: str) -> list[int]:
@@ -206,8 +206,7 @@ def _shape(layer: Layer) -> tuple[Any, ...]:
 
 
 def _spans(trace: Trace, index: int, probe: str, words: Concepts) -> list[list[Span]]:
-    layer = trace.layers[index]
-    known = find_spans(trace.record, next(group for group in layer.probes if group.name == probe))
+    known = find_spans(trace.record, trace.layers[index], probe)
     missing = [word for each in words.values() for word in each if word not in known]
     if missing:
         raise UnknownSelection(
