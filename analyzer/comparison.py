@@ -8,7 +8,6 @@ from typing import Any, Final, Literal, TypeAlias
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.delayed import delayed
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -65,7 +64,8 @@ def compare(
     values = da.stack([_brought(map, _finest(maps.values())) for map in maps.values()])  # type: ignore[no-untyped-call]
     attrs = {name: value for name, value in first.attrs.items() if all(_same(m.attrs.get(name), value) for m in maps.values())}
     coords = {"recipe": list(maps), "other": list(maps), **{d: centres(n) for d, n in zip(first.dims, values.shape[1:], strict=True)}}
-    table = da.from_delayed(delayed(correlate, pure=True)(values), (2, len(maps), len(maps)), np.float64)  # type: ignore[no-untyped-call]
+    # In blocks, not as a delayed call: that would optimise its graph by itself, and scan everything again.
+    table = values.rechunk(-1).map_blocks(correlate, chunks=((2,), (len(maps),), (len(maps),)), dtype=np.float64)
     variables = {
         "map": (("recipe", *first.dims), values, attrs),
         "pearson": (("recipe", "other"), table[0], {"long_name": "Pearson correlation over cells"}),
@@ -100,7 +100,9 @@ def write_table(compared: xr.Dataset) -> str:
     for i, name in enumerate(names):
         cells = [f"{(upper if j > i else lower)[i, j]:8.3f}" if i != j else "       ." for j in range(len(names))]
         lines.append(f"{name:<{width}}{''.join(cells)}")
-    return "\n".join([*lines, "above the dots: Pearson; below: Spearman (of ranks); columns as rows; nan: a map that is constant"])
+    return "\n".join(
+        [*lines, "above the dots Pearson, below Spearman (of ranks); columns in the order of the rows; nan: one of the maps is constant"]
+    )
 
 
 def _rows(recipes: Iterable[str | Recipe] | str | Recipe) -> list[Recipe]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from .recipes import FIELDS, MIDDLE, RECIPES, Recipe, write
 
+AXES: Final = {"generated": "positions", "keys": "keys"}
 HEADINGS: Final[tuple[tuple[str, Callable[[Recipe], str]], ...]] = (
     ("recipe", lambda row: f"`{row.name}`"),
     ("softmax under R2G, tokens", lambda row: f"over {AXES[row.r2g]}"),
@@ -23,7 +24,6 @@ HEADINGS: Final[tuple[tuple[str, Callable[[Recipe], str]], ...]] = (
     ("picture", lambda row: _picture(row)),
     ("source", lambda row: row.source),
 )
-AXES: Final = {"generated": "positions", "keys": "keys"}
 
 
 def write_names(rows: Sequence[Recipe]) -> str:

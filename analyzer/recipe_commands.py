@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .reader import Trace
 
 OUTPUTS: Final = (".png", ".nc", ".zarr")
+COLUMNS: Final = 5
 
 
 def labels(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...] | None:
@@ -118,14 +119,17 @@ def compare_command(
 
 
 def _save(trace: Trace, found: xr.Dataset, out: Path, style: str, overwrite: bool) -> None:
-    from .export import save_maps
-    from .illustration import save_picture
+    from .export import save_bytes, save_maps
+    from .figures import compose, encode_png, overlay
+    from .illustration import picture, provenance
 
-    if out.suffix == ".png":
-        named = found["map"].assign_coords(recipe_name=("recipe", found["recipe"].values))
-        save_picture(trace, named, out, style=style, overwrite=overwrite)
-    else:
+    if out.suffix != ".png":
         save_maps({str(name): values for name, values in found.data_vars.items()}, out, overwrite=overwrite)
+        return
+    maps, names = found["map"], found["recipe"].values.tolist()
+    below = picture(trace, maps.attrs.get("image"))
+    sheet = compose([overlay(maps.sel(recipe=name), below, style) for name in names], COLUMNS, names)
+    save_bytes(encode_png(sheet, provenance(maps.assign_attrs(recipes=names))), out, overwrite=overwrite)
 
 
 def _tables(found: xr.Dataset) -> dict[str, Any]:
