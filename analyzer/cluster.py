@@ -52,7 +52,7 @@ def connected(address: str) -> Iterator[Client]:
         try:
             asyncio.run(_greet(address))
             client = Client(address, timeout=ANSWER_SECONDS, set_as_default=False)
-        except (OSError, ValueError, TimeoutError) as error:
+        except Exception as error:  # what speaks another language, or is another part of a cluster, is met with errors of every kind
             raise NoCluster(
                 f"no dask scheduler answered at {address} within {ANSWER_SECONDS} s{_why(error)}; start one with `dask scheduler`, "
                 f"or leave {option('scheduler')} out to work in this process"
@@ -64,13 +64,16 @@ def connected(address: str) -> Iterator[Client]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Leave out what distributed logs: its complaints about a scheduler that is not there would come beside ours."""
-    log = logging.getLogger("distributed")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    # Each of its loggers has a level and a handler of its own.
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
+    heard = [log for log in loggers if not log.disabled]
+    for log in heard:
+        log.disabled = True
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log in heard:
+            log.disabled = False
 
 
 async def _greet(address: str) -> None:

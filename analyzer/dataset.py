@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..schema import errors
@@ -21,6 +22,8 @@ from .collection import Member, Source, find_traces
 from .evaluation import Question, Row, Shape, evaluate_trace
 from .intervals import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from .progress import hidden
+from .recipes import Recipe
+from .recipes import recipe as named
 from .wording import option
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ class Evaluation:
 
 def evaluate(
     paths: Source | Iterable[Source],
-    recipe: str = "i2am",
+    recipe: str | Recipe = "i2am",
     metrics: str | Sequence[str] = USUAL,
     client: Client | None = None,
     *,
@@ -126,9 +129,9 @@ def tabulate(evaluation: Evaluation) -> xr.Dataset:
     """The evaluation as a Dataset; see `evaluate`."""
     good, question = evaluation.good, evaluation.question
     coords = {
-        "trace": [member.name for member, _ in good],
-        "id": ("trace", [row.id for _, row in good]),
-        "path": ("trace", [str(member.path) for member, _ in good]),
+        "trace": _texts(member.name for member, _ in good),
+        "id": ("trace", _texts(row.id for _, row in good)),
+        "path": ("trace", _texts(str(member.path) for member, _ in good)),
     }
     variables = {
         name: (
@@ -139,7 +142,7 @@ def tabulate(evaluation: Evaluation) -> xr.Dataset:
         for name, found in evaluation.means().items()
     }
     attrs = {
-        "recipe": question.selection.get("recipe", "i2am"),
+        "recipe": named(question.recipe).label,
         "resamples": RESAMPLES,
         "seed": evaluation.seed,
         "skipped": json.dumps([skipped_facts(member, row) for member, row in evaluation.skipped]),
@@ -150,6 +153,11 @@ def tabulate(evaluation: Evaluation) -> xr.Dataset:
 def skipped_facts(member: Member, row: Row) -> dict[str, Any]:
     """A trace that was left out, as plain values."""
     return {"trace": member.name, "path": str(member.path), "type": row.kind, "message": row.error, "exit_code": row.code}
+
+
+def _texts(values: Iterable[str]) -> NDArray[np.object_]:
+    # Fixed-length unicode has no settled form in Zarr v3; strings of any length do.
+    return np.array(list(values), dtype=object)
 
 
 def _answers(members: Sequence[Member], question: Question, client: Client | None) -> Iterator[tuple[int, Row]]:

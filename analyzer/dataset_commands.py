@@ -98,7 +98,9 @@ def imacs_command(
     ),
 )
 @traces_argument
-@click.option("--metric", callback=words, metavar="NAMES", help="Metrics, separated by commas.  [default: imacs_g,imacs_r]")
+@click.option(
+    "--metric", callback=words, metavar="NAMES", help="Metrics, separated by commas; an unknown one lists all.  [default: imacs_g,imacs_r]"
+)
 @mask_options
 @selection_options
 @scheduler_option

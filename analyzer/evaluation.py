@@ -18,7 +18,8 @@ from .judgement import METRICS, metric, plan_metrics
 from .masks import plan_scores
 from .precision import precision_note
 from .reader import Trace, open_trace
-from .recipes import recipe
+from .recipes import Recipe
+from .recipes import recipe as named
 from .selection import choose
 from .wording import is_typed, option, typed
 
@@ -53,8 +54,13 @@ class Question:
             metric(name)
         if kept := [name for name in ("keep", "time_groups") if self.selection.get(name)]:
             raise InvalidInput(f"an evaluation has one number for each trace and metric, so it cannot take {option(kept[0])}")
-        if "recipe" in self.selection:
-            recipe(self.selection["recipe"])
+        named(self.recipe)
+
+    @property
+    def recipe(self) -> str | Recipe:
+        """The method."""
+        asked: str | Recipe = self.selection.get("recipe", "i2am")
+        return asked
 
     @property
     def positional(self) -> tuple[str, ...]:
@@ -116,7 +122,7 @@ def _scored(trace: Trace, question: Question, scheduler: str | None) -> Row:
 
 
 def _layers(trace: Trace, question: Question) -> tuple[int, ...]:
-    return choose(trace, **{name: question.selection[name] for name in ("layers", "group") if name in question.selection}).layers
+    return choose(trace, **{name: question.selection[name] for name in ("layers", "group", "recipe") if name in question.selection}).layers
 
 
 def shape_of(trace: Trace) -> Shape:

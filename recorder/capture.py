@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -49,6 +50,8 @@ class Call:
     """Whether `to_v` reads the sequence that the queries come from."""
     joined: bool = False
     """Whether a module that is made for the image's own tokens was given a reference's behind them."""
+    context: Tensor | None = None
+    """What the values' projection read; None where it is not known, or several did."""
     resampler: int | None = None
     """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
     around: tuple[int, int] | None = None
@@ -186,6 +189,15 @@ class Capture:
         self._projections.forget()
         self.factors.forget()
 
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Keep what modules compute inside from the listener."""
+        wanted, self._wanted = self._wanted, False
+        try:
+            yield
+        finally:
+            self._wanted = wanted
+
     def _watch_root(self, name: str, root: nn.Module) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._wanted = self._listener.begin(name, args, kwargs)
@@ -290,10 +302,9 @@ class Capture:
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
         parts = tuple(tokens for _, tokens in segments)
         grid, around = self._grid(query.shape[2])
-        own = self._projections.own
-        self._listener.hear(
-            Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, around=around, ordinal=ordinal)
-        )
+        own, read = self._projections.own, self._projections.input(projection)
+        what = (self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, read)
+        self._listener.hear(Call(*what, around=around, ordinal=ordinal))
 
     def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""

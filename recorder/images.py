@@ -57,6 +57,12 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
     return pictures
 
 
+def probe_picture(pipeline: Any, name: str, value: Any) -> Picture | None:
+    """A picture that is encoded as a reference is, though the run is not given it; None if it is none."""
+    pixels = to_pixels(_undo_encoder(pipeline, value, "reference"))
+    return None if pixels is None else _picture(name, "input", pixels, reference_window(pipeline, value))
+
+
 def generated_pictures(output: Any, output_type: Any = None) -> list[Picture]:
     """The images or videos of a pipeline's output, `generated_0` and on; none if it holds latents."""
     if output_type == "latent":

@@ -154,7 +154,9 @@ def _measure(name: str, row: Tokens, canvas: Grid | None) -> tuple[int | None, G
     sides = [share * length for share, length in zip(shares, canvas, strict=True)]
     grid = round(sides[0]), round(sides[1])
     if max(abs(side - whole) for side, whole in zip(sides, grid, strict=True)) > NEAR or min(grid) < 1:
-        raise InvalidInput(f"groups: {row.name} would have {sides[0]:g} x {sides[1]:g} of the {canvas[0]} x {canvas[1]} places of {name}")
+        raise InvalidInput(
+            f"groups: {row.name} would have {sides[0]:g} x {sides[1]:g} of the {canvas[0]} x {canvas[1]} places of {name}; say its grid"
+        )
     return grid[0] * grid[1] + row.specials, grid
 
 

@@ -63,6 +63,11 @@ class Projections:
         source = self._inputs.get("to_v")
         return source is not None and source is self._inputs.get("to_q")
 
+    def input(self, name: str) -> Tensor | None:
+        """What a projection read."""
+        source = self._inputs.get(name)
+        return source if isinstance(source, Tensor) else None
+
     def segments(self, path: str, ordinal: int, value: Tensor) -> Segments:
         """Which projections' outputs the values of a module's n-th call are, one after another along the keys.
 
@@ -109,3 +114,19 @@ def _values_of(name: str, output: Tensor, width: int) -> Tensor:
 def _begins(flat: Tensor, values: Tensor) -> bool:
     rows, tokens, width = values.shape
     return (rows, width) == (flat.shape[0], flat.shape[2]) and 0 < tokens <= flat.shape[1] and torch.equal(flat[:, :tokens], values)
+
+
+def make_keys(module: nn.Module, name: str, context: Tensor, heads: int) -> Tensor | None:
+    """Keys as an attention module makes them, without positions; None if it has no projection for them.
+
+    Dims     context (row, token, channel) -> (row, head, token, channel)
+    """
+    path = name.replace("to_v", "to_k")
+    try:
+        projection = module.get_submodule(path if name == "to_v" else f"processor.{path}")
+    except AttributeError:
+        return None
+    key: Tensor = projection(context)
+    key = key.view(key.shape[0], -1, heads, key.shape[-1] // heads).transpose(1, 2)
+    norm: Any = getattr(module, "norm_k", None)
+    return norm(key) if norm is not None and name == "to_v" else key

@@ -6,6 +6,7 @@ import datetime
 import math
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ..schema.errors import InvalidInput, UnsupportedModel
 from ..schema.record import JSON
-from ..schema.trace import Codec, Trace
+from ..schema.trace import Codec, Layer, TokenGroup, Trace
 from .blocks import Block
 from .capture import Call, denoisers, reads_features
 from .frames import VIDEO_AXES, frames_in_rows, whole_video
@@ -34,6 +35,8 @@ from .labels import (
     unknown_batch,
 )
 from .passes import Evaluation, Pass, is_sequential, pass_branch, rows_of_call
+from .probes import read_probes
+from .probing import Probing
 from .provenance import input_record, model_record, sampler_record
 from .refusals import hidden_attention
 from .selection import Options, select_steps
@@ -41,6 +44,7 @@ from .sites import Sites
 from .texts import Texts
 from .tokens import Context, Scene, adapter_images, context_role, row_scenes
 from .transcript import Transcript
+from .writer import Writer
 
 LATENT_AXES: Final = 4
 
@@ -58,8 +62,12 @@ class Run:
         self._model, self._inputs = model_record(pipeline), input_record(arguments)
         self._rows, self.texts = Rows(), Texts(pipeline)
         self.transcript = Transcript(self.texts)
+        self.probing = Probing(pipeline, read_probes(options.probes), self.texts)
+        self.pictures += self.probing.pictures
+        self._heard: Call | None = None
+        self._probed = False
         self.intake = Intake(path, options, self._record, self.pictures, self._clock)
-        self._sites = Sites(self._context, options, lambda layer: self.intake.open().add_layer(layer))
+        self._sites = Sites(self._context, options, self._add_layer)
         self._canvases = Canvases()
         self._pass_name: str | None = None
         self._evaluation: Evaluation | None = None
@@ -108,6 +116,7 @@ class Run:
         before.branches |= branches
         before.done = False
         self.transcript.hear(context, kept)
+        self.probing.begin(denoiser, context)
         return bool(kept)
 
     def _label(
@@ -151,11 +160,22 @@ class Run:
         if call.resampler is not None:
             self._hear_resampler(call, this, now.position)
             return
+        self._heard = call
         call = whole_video(call, this.scene.frames) if this.scene.frames else call
         for row in rows_of_call(call, this):
             site = self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)
             if site is not None:
                 self.intake.put(call, row.index, site, row, now.position)
+
+    def _add_layer(self, layer: Layer) -> int:
+        """Give the trace a layer that was met, with the keys that its module makes of the probes."""
+        probes: tuple[TokenGroup, ...] = ()
+        keys = None
+        if self._heard is not None and self._evaluation is not None and not layer.queries:
+            this = self._evaluation.passes[-1]
+            part = this.order.index("cond") if "cond" in this.order else 0
+            probes, keys = self.probing.keys(self._heard, layer, part * (this.rows // len(this.order)))
+        return self.intake.open().add_layer(replace(layer, probes=probes), keys)
 
     def _hear_resampler(self, call: Call, this: Pass, position: int) -> None:
         sites = self._sites.find_resampler(call, this.scene) if this.kept else ()
@@ -261,8 +281,8 @@ class Run:
             self._check_branches(now.branches)
         if now is None or not now.done or not now.kept:
             return
-        if self.intake.writer is not None and (said := self.transcript.tell(self.intake.writer.trace)):
-            self.intake.writer.add_texts(said)
+        if self.intake.writer is not None:
+            self._tell(self.intake.writer)
         self.intake.close(now)
 
     def _clock(self, evaluation: Evaluation) -> tuple[float, float]:
@@ -272,3 +292,12 @@ class Run:
             time = scheduler_timestep(self._pipeline.scheduler, float(time()))
             sigma = noise_level(self._pipeline.scheduler, time)
         return time, sigma
+
+    def _tell(self, writer: Writer) -> None:
+        """Say in the trace, once it has layers, what text tokens and probes are."""
+        if not self._probed:
+            self._probed = True
+            self.probing.check(writer.trace)
+            writer.add_texts(self.probing.tell())
+        if said := self.transcript.tell(writer.trace):
+            writer.add_texts(said)

@@ -59,6 +59,7 @@ class Sampling:
         self._latent: tuple[int, int] | None = None
         self.ran: set[str] = set()
         """Denoisers that ran."""
+        self._exceeded = False
         self.over = False
         """Whether the run is known to have come to its end."""
 
@@ -172,7 +173,7 @@ class Sampling:
         whole = now is None or (now.done and len(now.passes) >= passes)
         if whole:
             self.close_evaluation()
-        self.over = self.over or (whole and self._seen == self._declaration.evaluations)
+        self.over = self.over or (whole and not self._exceeded and self._seen == self._declaration.evaluations)
 
     def finish(self) -> Trace:
         """Complete the trace."""
@@ -264,6 +265,7 @@ class Sampling:
     def _too_many(self, time: float | Block) -> InvalidInput:
         again = (float(time()) if isinstance(time, Block) else time) == self._times[0]
         self.over = again and self._declaration.evaluations is not None
+        self._exceeded = not self.over
         why = " were planned" if self._declaration.evaluations else " are the most unless said"
         planned = f"{self.intake.evaluations} evaluations{why}"
         if self.over:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -50,6 +50,7 @@ def record(
     progress: bool = True,
     reference_mask: Any = None,
     facts: dict[str, Any] | None = None,
+    probes: Mapping[str, Any] | None = None,
     **call: Any,
 ) -> Any:
     """Run a pipeline once with the arguments `call`, write its attention to `path`, and return its output.
@@ -57,7 +58,7 @@ def record(
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
     kept = Options(layers, steps, branches, encoding, keys, codec, level, queue_mb, heads, keep_bits, max_bytes)
-    options = replace(kept, overwrite=overwrite, progress=progress, reference_mask=reference_mask, facts=facts)
+    options = replace(kept, overwrite=overwrite, progress=progress, reference_mask=reference_mask, facts=facts, probes=probes)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
 
@@ -103,7 +104,8 @@ class Recording:
     def __enter__(self) -> Recording:
         if not denoisers(self._pipeline) or not hasattr(self._pipeline, "scheduler"):
             raise UnsupportedModel(
-                f"{type(self._pipeline).__name__} has no unet or transformer with a scheduler; i2am records diffusers pipelines with both"
+                f"{type(self._pipeline).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
+                'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
             )
         refuse_taken(self.path, self._options.overwrite)
         refuse_hijack()
@@ -144,7 +146,8 @@ class Recording:
             raise UnsupportedModel(f"{type(pipeline).__name__} has no cross-attention in its denoiser, so there is nothing to record")
         self._run, self._running = run, True
         try:
-            with Capture(denoisers(pipeline), {path: modules[path] for path in chosen}, run), self._watched(run):
+            with Capture(denoisers(pipeline), {path: modules[path] for path in chosen}, run) as capture, self._watched(run):
+                run.probing.unheard = capture.unheard
                 output = original(pipeline, *args, **kwargs)
                 run.close()
         except BaseException as error:
@@ -176,7 +179,7 @@ class Recording:
 
         watched = replaced(type(scheduler), "step", wrap), named_passes(self._pipeline, run.name_pass)
         roots = [getattr(self._pipeline, name) for name in denoisers(self._pipeline)]  # in the wrapper of torch.compile, if there is one
-        with watched[0], watched[1], run.texts.watched(), uncompiled(roots), self._bar(run):
+        with watched[0], watched[1], run.texts.watched(), run.probing.watched(), uncompiled(roots), self._bar(run):
             yield
 
     @contextmanager

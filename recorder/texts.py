@@ -176,7 +176,7 @@ class Texts:
         return [*handles, *(norm.register_forward_hook(leave) for norm in norms)]
 
     def _keep(self, output: Any) -> None:
-        for values in _tensors(output):
+        for values in tensors(output):
             if values.ndim == 3 and values.shape[:2] == (len(self._rows), len(self._rows[0]) if self._rows else 0):
                 few = values[..., :CHANNELS].detach().to("cpu", copy=True)
                 self._made += [(row, few[index]) for index, row in enumerate(self._rows)]
@@ -203,12 +203,13 @@ def _aligned(tokenizer: Any, text: str, ids: tuple[int, ...], tokens: tuple[str,
     return align(text, ["" if one in specials else token for one, token in zip(ids, tokens, strict=True)])
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in what a module or a method gives, in order."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (Mapping, list, tuple)):
         for value in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(value)
+            yield from tensors(value)
 
 
 def _prints(vectors: Tensor) -> list[bytes]:

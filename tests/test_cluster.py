@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
+import re
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,6 +44,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             command = [sys.executable, "-P", "-m", "dask", *arguments, *LOCAL, "--scheduler-file", str(file)]
             started.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log))
 
+    patient = pytest.MonkeyPatch()
+    for name in ("ANSWER_SECONDS", "WORKER_SECONDS"):
+        patient.setattr(cluster, name, 120)  # for machines that have much else to do
     try:
         start("scheduler", "--port", "0", "--idle-timeout", "120")
         for name in ("one", "two"):
@@ -48,6 +55,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             start("worker", *options)
         yield _address(file, started)
     finally:
+        patient.undo()
         for process in started:
             process.kill()
         for process in started:
@@ -127,10 +135,41 @@ def test_masks_from_files_reach_the_workers(
     assert found[0] == found[1]
 
 
+def test_the_page_s_commands_work(
+    address: str, traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text().replace("tcp://10.0.0.1:8786", address)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(traces, "traces")
+    shutil.copytree(traces / "pair-0.zarr", "run.zarr")
+    lines = [line.split("#")[0] for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    asked = [shlex.split(line)[1:] for line in lines if re.match("i2am (imacs|evaluate) ", line)]
+    assert len(asked) == 3
+    for arguments in asked:
+        assert run([*arguments, *(["--overwrite"] if "-o" in arguments else [])]) == 4, "one of the traces did not finish"
+        assert "1 of 5 traces were skipped" in capsys.readouterr().err
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "datasets.md", "exec"), {})
+
+
 def test_a_worker_of_another_release_is_named(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "version", lambda name: "99.1")
     with connected(address) as client, pytest.raises(NoCluster, match=r"worker tcp://127.0.0.1:\d+ has i2am .*, this is 99.1"):
         evaluate(traces, client=client)
+
+
+def test_what_distributed_logs_does_not_come_beside_our_line(capfd: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("distributed.client")
+    handler = logging.StreamHandler(sys.stderr)
+    log.addHandler(handler)
+    try:
+        with cluster.quiet():
+            log.error("inside")
+        log.error("outside")
+    finally:
+        log.removeHandler(handler)
+    shown = capfd.readouterr().err
+    assert "inside" not in shown and "outside" in shown
 
 
 def test_what_travels_is_small(traces: Path) -> None:
@@ -169,6 +208,13 @@ def test_something_that_listens_and_says_nothing_is_one_line(hasty: None, traces
         assert "no dask scheduler answered" in refused(f"127.0.0.1:{server.getsockname()[1]}", traces, capsys, 6)
 
 
+def test_another_part_of_a_cluster_is_no_scheduler(address: str, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with connected(address) as client:
+        client.wait_for_workers(1, timeout=cluster.WORKER_SECONDS)
+        worker = next(iter(client.scheduler_info()["workers"]))
+    assert f"no dask scheduler answered at {worker}" in refused(worker, traces, capsys, 6)
+
+
 def test_without_distributed_the_line_names_the_extra(
     traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,7 +248,7 @@ def test_workers_that_cannot_do_the_work_are_named(traces: Path) -> None:
     ):
         with pytest.raises(NoCluster, match=reason):
             require_workers(client_of(found), trace)
-    with pytest.raises(NoCluster, match="no worker for 30 s; start some: dask worker tcp://s:1"):
+    with pytest.raises(NoCluster, match=f"no worker for {cluster.WORKER_SECONDS} s; start some: dask worker tcp://s:1"):
         require_workers(client_of(here, workers=False), trace)
 
 

@@ -23,6 +23,7 @@ from i2am.analyzer.dataset import ask
 from i2am.analyzer.evaluation import Question
 from i2am.analyzer.intervals import bootstrap_mean
 from i2am.analyzer.judgement import available, judge
+from i2am.analyzer.recipes import recipe
 from i2am.schema.errors import CorruptTrace, InvalidInput, NotATrace, UnknownSelection
 from traces import default_layers, reference_layer, synthetic_trace
 
@@ -110,11 +111,22 @@ def test_selections_and_recipes_reach_the_maps(good: Path) -> None:
     assert float(table["imacs_g"][1]) == float(imacs(map, trace.image("mask")))
 
 
+def test_a_changed_recipe_is_named_by_its_label(good: Path) -> None:
+    row = recipe("i2am", resize="bilinear")
+    table = evaluate(good, recipe=row, metrics="imacs_g")
+    assert table.attrs["recipe"] == row.label == "i2am(resize=bilinear)"
+    trace = open_trace(good / "pair-0.zarr")
+    assert float(table["imacs_g"][0]) == float(imacs(r2g(trace, recipe=row), trace.image("mask")))
+    xr.testing.assert_identical(evaluate(good, recipe=row.label, metrics="imacs_g"), table)
+
+
 def test_a_dataset_can_be_saved(good: Path) -> None:
     table = evaluate(good)
     table.to_netcdf("table.nc", engine="h5netcdf")
-    with xr.open_dataset("table.nc", engine="h5netcdf") as read:
-        xr.testing.assert_equal(read.load(), table)
+    table.to_zarr("table.zarr", zarr_format=3, consolidated=False)
+    for name, options in (("table.nc", {"engine": "h5netcdf"}), ("table.zarr", {"engine": "zarr", "consolidated": False})):
+        with xr.open_dataset(name, **options) as read:
+            xr.testing.assert_equal(read.load(), table)
 
 
 def test_bad_traces_are_listed_with_the_reason_and_the_rest_is_untouched(mixed: Path, good: Path) -> None:
