@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..schema.errors import CorruptTrace, InvalidInput
-from ..schema.trace import Role
 from .dataset_commands import evaluate_command, imacs_command
 from .options import (
     answer,
@@ -86,6 +85,8 @@ def _blame(trace: Path, report: Report) -> str:
         "i2am map run.zarr --r2g -o r2g.png              which parts came from the reference",
         "i2am map run.zarr --g2r --style i2am -o g2r.png  which parts of the reference were used",
         "i2am map run.zarr --at 12,20 -o patch.png       where one patch looked",
+        "i2am map run.zarr --word dog -o dog.png         where a word is attended to",
+        "i2am map run.zarr --word zebra --probe concepts -o zebra.png",
         "i2am map run.zarr --r2g --keep time,head --time-groups 5 -o grid.png",
         "i2am map run.zarr --g2r --keep layer -o g2r.nc",
         "i2am map run.zarr --tokens 4,5 --recipe daam -o word.png   where two text tokens are attended to",
@@ -97,8 +98,10 @@ def _blame(trace: Path, report: Report) -> str:
 @click.option("--r2g", is_flag=True, help="Reference to generated: lies on the generated image.")
 @click.option("--g2r", is_flag=True, help="Generated to reference: lies on the reference.")
 @click.option("--at", callback=place, metavar="Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
+@click.option("--word", metavar="WORD", help="A word or phrase of the prompt, or dog#2 for the second dog: lies on the generated image.")
 @click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Some tokens, by default of the text: lies on the generated image.")
-@click.option("--probe", metavar="NAME", help="Count --tokens in a probe, whose keys the run never saw.")
+@click.option("--probe", metavar="NAME", help="The probe that --word or --tokens are of.")
+@click.option("--text", metavar="TEXT", help="The text of the probe that --word is of, where it has several.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png, .npy, .nc or .zarr.  [default: DIRECTION.png]"
 )
@@ -116,6 +119,7 @@ def map_command(
     r2g: bool,
     g2r: bool,
     at: tuple[int, int] | None,
+    word: str | None,
     tokens: list[int] | slice | None,
     out: Path | None,
     patches: bool,
@@ -126,26 +130,26 @@ def map_command(
 ) -> None:
     """Draw or save an attribution map.
 
-    Exactly one of --r2g, --g2r, --at and --tokens says which. A picture shows each map scaled to its own range; numbers are in .npy,
-    .nc and .zarr.
+    Exactly one of --r2g, --g2r, --at, --word and --tokens says which. A picture shows each map scaled to its own range; numbers are in
+    .npy, .nc and .zarr.
     """
     from .export import refuse_existing, save_map
     from .illustration import save_picture
     from .progress import shown
     from .reader import open_trace
 
-    which = (("r2g", r2g), ("g2r", g2r), ("sram", at is not None), ("tokens", tokens is not None))
-    asked_for = [name for name, wanted in which if wanted]
+    given_as = {"r2g": r2g or None, "g2r": g2r or None, "sram": at, "word": word, "tokens": tokens}
+    asked_for = [name for name, what in given_as.items() if what is not None]
     if len(asked_for) != 1:
-        raise click.UsageError("say which map: one of --r2g, --g2r, --at Y,X and --tokens N,N")
+        raise click.UsageError("say which map: one of --r2g, --g2r, --at Y,X, --word WORD and --tokens N,N")
     direction = asked_for[0]
     path = out or Path(f"{direction}.png")
     refuse_existing(path, overwrite=overwrite)
     opened = open_trace(trace, partial=partial)
-    if tokens is not None:
-        options["recipe"] = options["recipe"] or "daam"
+    if options["changes"] and direction in ("word", "tokens"):
+        options["recipe"] = options["recipe"] or ("ovam" if options["probe"] else "daam")
     options = given(opened, **options)
-    asked = ask(opened, direction, at, tokens, options)
+    asked = ask(opened, direction, given_as[direction], options)
     with shown("map"):
         map = asked.compute()
     if patches:
@@ -156,14 +160,8 @@ def map_command(
         save_picture(opened, map, path, style=style, at=at, overwrite=overwrite)
     else:
         save_map(map, path, overwrite=overwrite)
-    facts = {
-        **map.attrs,
-        "out": str(path),
-        "dims": list(map.dims),
-        "shape": list(map.shape),
-        "least": float(map.min()),
-        "greatest": float(map.max()),
-    }
+    facts: dict[str, Any] = {**map.attrs, "out": str(path), "dims": list(map.dims), "shape": list(map.shape)}
+    facts |= {"least": float(map.min()), "greatest": float(map.max())}
     facts["note"] = note_of(opened, map, options)
     if as_json:
         click.echo(document(facts))
@@ -178,20 +176,20 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
 
     if not map.attrs.get("column_mass_lost"):
         return None
-    names = ("layers", "heads", "group", "recipe", "probe")
-    role: Role = "text" if map.attrs["direction"] == "tokens" else "reference"
-    chosen = choose(trace, role=role, **{name: options[name] for name in names if name in options})
+    typed = {name: options[name] for name in ("layers", "heads", "recipe", "probe") if name in options}
+    chosen = choose(trace, group=None if "probe" in typed else map.attrs["group"], **typed)
     return precision_note(trace, chosen.layers)
 
 
-def ask(
-    trace: Trace, direction: str, at: tuple[int, int] | None, tokens: list[int] | slice | None, options: Mapping[str, Any]
-) -> xr.DataArray:
+def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> xr.DataArray:
     """The lazy map that typed options ask for."""
     from .attribution import g2r, r2g, sram
     from .tokens import token_map
 
     chosen = dict(options)
+    foreign = [name for name, of in (("text", ("word",)), ("probe", ("word", "tokens"))) if name in chosen and direction not in of]
+    if foreign:
+        raise click.UsageError(f"--{foreign[0]} says which text a --word is of; name the word")
     mask = chosen.pop("query_mask", None)
     if mask is not None:
         from .masks import load_mask
@@ -199,12 +197,15 @@ def ask(
         if direction != "g2r":
             raise click.UsageError("--query-mask weighs generated positions, which only --g2r averages over")
         chosen["query_mask"] = load_mask(trace, mask)
-    if tokens is not None:
-        return token_map(trace, tokens, **chosen)
-    if "probe" in chosen:
-        raise click.UsageError("--probe is what --tokens are counted in; say which of its tokens")
-    if at is not None:
-        return sram(trace, at=at, **chosen)
+    if direction == "word":
+        from .spoken import words as word_map
+
+        found: xr.DataArray = word_map(trace, what, **chosen)
+        return found
+    if direction == "tokens":
+        return token_map(trace, what, **chosen)
+    if direction == "sram":
+        return sram(trace, at=what, **chosen)
     return r2g(trace, **chosen) if direction == "r2g" else g2r(trace, **chosen)
 
 

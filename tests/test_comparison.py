@@ -146,7 +146,7 @@ def test_the_command_prints_the_table_and_writes_maps(
     ("map {t} --r2g --set clamp", 2, "'clamp' changes nothing; write field=value"),
     ("map {t} --r2g --set clmp=no", 2, "no field 'clmp'; .*; the nearest is clamp"),
     ("map {t} --r2g --tokens 1", 2, "say which map"),
-    ("map {t} --r2g --probe concepts", 2, "--probe is what --tokens are counted in"),
+    ("map {t} --r2g --probe concepts", 2, "--probe says which text a --word is of"),
     ("map {t} --tokens 1 --probe concepts", 2, "no selected layer has the probe"),
     ("imacs {t} --recipe daamm", 2, "the nearest is daam"),
     ("recipes damm", 2, "the nearest is daam"),
