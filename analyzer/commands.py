@@ -97,7 +97,7 @@ def _blame(trace: Path, report: Report) -> str:
 @trace_argument
 @click.option("--r2g", is_flag=True, help="Reference to generated: lies on the generated image.")
 @click.option("--g2r", is_flag=True, help="Generated to reference: lies on the reference.")
-@click.option("--at", callback=place, metavar="Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
+@click.option("--at", callback=place, metavar="[F,]Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
 @click.option("--word", metavar="WORD", help="A word or phrase of the prompt, or dog#2 for the second dog: lies on the generated image.")
 @click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Some tokens, by default of the text: lies on the generated image.")
 @click.option("--probe", metavar="NAME", help="The probe that --word or --tokens are of.")
@@ -108,6 +108,7 @@ def _blame(trace: Path, report: Report) -> str:
 @click.option("--keep", callback=words, metavar="AXES", help="Axes to keep, of time,head,layer, and token with --tokens.")
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
+@click.option("--frames", callback=numbers, metavar="N,N|A:B", help="Frames of a video's map: shown (R2G), averaged (G2R).")
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
 @click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
 @click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
@@ -118,7 +119,7 @@ def map_command(
     partial: bool,
     r2g: bool,
     g2r: bool,
-    at: tuple[int, int] | None,
+    at: tuple[int, ...] | None,
     word: str | None,
     tokens: list[int] | slice | None,
     out: Path | None,
@@ -197,6 +198,8 @@ def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> 
         if direction != "g2r":
             raise click.UsageError("--query-mask weighs generated positions, which only --g2r averages over")
         chosen["query_mask"] = load_mask(trace, mask)
+    if "frames" in chosen and direction not in ("r2g", "g2r"):
+        raise click.UsageError("--frames selects frames of --r2g and --g2r; --at names its own, F,Y,X")
     if direction == "word":
         from .spoken import words as word_map
 

@@ -32,7 +32,7 @@ def compare(
     recipes: Iterable[str | Recipe] | str | Recipe | None = None,
     *,
     direction: Direction = "r2g",
-    at: tuple[int, int] | None = None,
+    at: tuple[int, ...] | None = None,
     tokens: Positions = None,
     **selection: Any,
 ) -> xr.Dataset:
@@ -41,7 +41,7 @@ def compare(
     Without recipes, all that can be asked for here; attribute `left_out` says which cannot, and why. What else chooses calls is as for
     the map functions, `keep` excepted; scans that recipes have in common are done once if all is computed together.
 
-    Dims     map (recipe, row, column), pearson and spearman (recipe, other); lazy
+    Dims     map (recipe, [frame,] row, column), pearson and spearman (recipe, other); lazy
     Range    correlations in [-1, 1]; NaN with a map that is constant up to rounding, as those of i2am-v1
     Raises   InvalidInput for fewer than two recipes or one that is named twice; as the map functions
     """
@@ -59,13 +59,14 @@ def compare(
     if not maps:
         raise InvalidInput(f"no recipe can be asked for {direction} of this trace; {left_out[0]}")
     first = next(iter(maps.values()))
-    if first.ndim != 2:
+    if first.dims[-1] not in ("x", "ref_x"):
         raise InvalidInput(f"the {first.attrs['group']} tokens have no place on a picture, so there are no maps to lay side by side")
     values = da.stack([_brought(map, _finest(maps.values())) for map in maps.values()])  # type: ignore[no-untyped-call]
     attrs = {name: value for name, value in first.attrs.items() if all(_same(m.attrs.get(name), value) for m in maps.values())}
     coords = {"recipe": list(maps), "other": list(maps), **{d: centres(n) for d, n in zip(first.dims, values.shape[1:], strict=True)}}
     # In blocks, not as a delayed call: that would optimise its graph by itself, and scan everything again.
-    table = values.rechunk(-1).map_blocks(correlate, chunks=((2,), (len(maps),), (len(maps),)), dtype=np.float64)
+    flat = values.reshape(len(maps), -1).rechunk(-1)
+    table = flat.map_blocks(correlate, new_axis=2, chunks=((2,), (len(maps),), (len(maps),)), dtype=np.float64)
     variables = {
         "map": (("recipe", *first.dims), values, attrs),
         "pearson": (("recipe", "other"), table[0], {"long_name": "Pearson correlation over cells"}),
@@ -77,7 +78,7 @@ def compare(
 def correlate(maps: NDArray[np.float64]) -> NDArray[np.float64]:
     """Every pair's correlation, of values and of ranks; NaN with a map that tells nothing apart.
 
-    Dims     (map, row, column) -> (2, map, map)
+    Dims     (map, ...) -> (2, map, map)
     """
     flat = maps.reshape(len(maps), -1)
     low, high = flat.min(1), flat.max(1)
@@ -115,7 +116,7 @@ def _rows(recipes: Iterable[str | Recipe] | str | Recipe) -> list[Recipe]:
     return rows
 
 
-def _check(direction: str, at: tuple[int, int] | None, tokens: Positions, selection: dict[str, Any]) -> None:
+def _check(direction: str, at: tuple[int, ...] | None, tokens: Positions, selection: dict[str, Any]) -> None:
     if direction not in DIRECTIONS:
         raise InvalidInput(f"there are no maps called {direction!r}; there are {', '.join(DIRECTIONS)}")
     if (at is None) == (direction == "sram"):
@@ -127,7 +128,7 @@ def _check(direction: str, at: tuple[int, int] | None, tokens: Positions, select
 
 
 def _ask(
-    trace: Trace, row: Recipe, direction: Direction, at: tuple[int, int] | None, tokens: Positions, selection: dict[str, Any]
+    trace: Trace, row: Recipe, direction: Direction, at: tuple[int, ...] | None, tokens: Positions, selection: dict[str, Any]
 ) -> xr.DataArray:
     if direction == "tokens":
         return token_map(trace, tokens, recipe=row, **selection)
@@ -137,15 +138,16 @@ def _ask(
 
 
 def _finest(maps: Iterable[xr.DataArray]) -> tuple[int, int]:
-    rows, columns = max((map.shape for map in maps), key=lambda shape: (shape[0] * shape[1], shape))
+    rows, columns = max((map.shape[-2:] for map in maps), key=lambda shape: (shape[0] * shape[1], shape))
     return int(rows), int(columns)
 
 
 def _brought(map: xr.DataArray, grid: tuple[int, int]) -> da.Array:
-    if map.shape == grid:
-        lazy: da.Array = map.data
+    lazy: da.Array = map.data
+    if map.shape[-2:] == grid:
         return lazy
-    found: da.Array = map.data.map_blocks(resize, grid, "bilinear", chunks=tuple((n,) for n in grid), dtype=np.float64)
+    chunks = (*lazy.chunks[:-2], *((n,) for n in grid))
+    found: da.Array = lazy.map_blocks(resize, grid, "bilinear", chunks=chunks, dtype=np.float64)  # type: ignore[arg-type]
     return found
 
 

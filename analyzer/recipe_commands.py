@@ -70,7 +70,7 @@ def recipes_command(names: tuple[str, ...], changes: tuple[str, ...], markdown: 
 @trace_argument
 @click.option("--recipes", callback=labels, metavar="NAMES", help="Methods, separated by commas.  [default: all that can be asked]")
 @click.option("--g2r", is_flag=True, help="Compare G2R, on the reference, instead of R2G.")
-@click.option("--at", callback=place, metavar="Y,X", help="Compare SRAM of one patch of the latent grid.")
+@click.option("--at", callback=place, metavar="[F,]Y,X", help="Compare SRAM of one patch of the latent grid.")
 @click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Compare maps of some tokens, by default of the text.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png for a sheet, .nc or .zarr for the maps.")
 @selection_options
@@ -82,7 +82,7 @@ def compare_command(
     partial: bool,
     recipes: tuple[str, ...] | None,
     g2r: bool,
-    at: tuple[int, int] | None,
+    at: tuple[int, ...] | None,
     tokens: list[int] | slice | None,
     out: Path | None,
     style: str,
@@ -120,7 +120,7 @@ def compare_command(
 
 def _save(trace: Trace, found: xr.Dataset, out: Path, style: str, overwrite: bool) -> None:
     from .export import save_bytes, save_maps
-    from .figures import compose, encode_png, overlay
+    from .figures import compose, draw, encode_png
     from .illustration import picture, provenance
 
     if out.suffix != ".png":
@@ -128,7 +128,7 @@ def _save(trace: Trace, found: xr.Dataset, out: Path, style: str, overwrite: boo
         return
     maps, names = found["map"], found["recipe"].values.tolist()
     below = picture(trace, maps.attrs.get("image"))
-    sheet = compose([overlay(maps.sel(recipe=name), below, style) for name in names], COLUMNS, names)
+    sheet = compose([draw(maps.sel(recipe=name), below, style) for name in names], COLUMNS if maps.ndim == 3 else 1, names)
     save_bytes(encode_png(sheet, provenance(maps.assign_attrs(recipes=names))), out, overwrite=overwrite)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from i2am.analyzer.cli import run
 from i2am.analyzer.recipes import RECIPES
 from i2am.analyzer.resize import resize
 from i2am.schema.errors import InvalidInput, UnknownSelection
-from traces import Synthetic, reference_layer
+from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
 
@@ -184,3 +185,15 @@ def test_recipes_lists_rows_and_fields(capsys: pytest.CaptureFixture[str]) -> No
     assert "ovam(clamp=yes)" in out
     assert run(["recipes", "daam", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["factors"] == [1, 2, 4]
+
+
+def test_videos_are_compared_over_all_their_frames(tmp_path: Path) -> None:
+    layers = [dataclasses.replace(reference_layer("a", (4, 3)), frames=3), dataclasses.replace(reference_layer("b", (8, 6)), frames=3)]
+    made = synthetic_trace(tmp_path / "t.zarr", layers=layers, steps=1, encoding="factors", latent_grid=(8, 6), frames=3)
+    trace = open_trace(made.path)
+    found = compare(trace, ["i2am", recipe("i2am", target="first")])
+    one, other = (r2g(trace, recipe=name).values for name in ("i2am", recipe("i2am", target="first")))
+    assert found["map"].dims == ("recipe", "frame", "y", "x")
+    other = resize(other, (8, 6), "bilinear")
+    assert found["pearson"][0, 1] == pytest.approx(stats.pearsonr(one.ravel(), other.ravel())[0], abs=1e-9)
+    assert run(["compare", str(made.path), "--recipes", "i2am,i2am(target=first)", "-o", str(tmp_path / "sheet.png")]) == 0
