@@ -148,7 +148,8 @@ def _layers(trace: Trace, layers: Selector | Iterable[Selector] | None, probe: s
         there = dict.fromkeys(group.name for index in selected for group in trace.layers[index].probes)
         if all(trace.layers[index].encoding == "probabilities" for index in selected):
             raise InvalidInput(
-                f"{trace.path} was recorded as probabilities, which no other keys can be held against, and has no probe {probe!r}: {how(probe)}"
+                f"{trace.path} was recorded as probabilities, which no other keys can be held against, and has no probe {probe!r}: "
+                f"{how(probe)}"
             )
         raise UnknownSelection(
             f"no selected layer of {trace.path} has a probe {probe!r}; it has {listed(there)}. To have one, {how(probe)}"
