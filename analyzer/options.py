@@ -35,15 +35,19 @@ def numbers(context: click.Context, option: click.Parameter, text: str | None) -
         raise click.BadParameter(f"{text!r} is not a choice of positions; write 3, or 0,2,5, or 0:10, or ::5", context, option) from None
 
 
-def place(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """A patch, `Y,X`: row from the top, column from the left, from 0."""
+def place(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """A patch, `Y,X`: row from the top, column from the left, from 0; in a video `F,Y,X`, the frame first."""
     if text is None:
         return None
     try:
-        y, x = (int(part) for part in text.split(","))
+        at = tuple(int(part) for part in text.split(","))
+        if len(at) not in (2, 3):
+            raise ValueError
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a patch; write Y,X with two whole numbers, such as 12,20", context, option) from None
-    return y, x
+        raise click.BadParameter(
+            f"{text!r} is not a patch; write Y,X with two whole numbers, such as 12,20, or F,Y,X for a video", context, option
+        ) from None
+    return at
 
 
 def words(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...] | None:
@@ -73,6 +77,12 @@ def overwrite_option(command: F) -> F:
     return click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")(command)
 
 
+def changes_option(command: F) -> F:
+    """--set."""
+    text = "Change a field of the recipe, such as resize=bilinear; may be given several times."
+    return click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=text)(command)
+
+
 def selection_options(command: F) -> F:
     """Which calls a map is made of; the function gets them as keyword arguments of the same names."""
     options = (
@@ -88,7 +98,8 @@ def selection_options(command: F) -> F:
         click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0."),
         click.option("--branch", help="Guidance branch: cond or uncond."),
         click.option("--group", help="Token group; by default the reference's only one."),
-        click.option("--recipe", help="Method, such as i2am or i2am-v1."),
+        click.option("--recipe", metavar="NAME", help="Method, such as i2am or daam; `i2am recipes` lists them.  [default: i2am]"),
+        changes_option,
     )
     for option in reversed(options):
         command = option(command)
@@ -101,6 +112,10 @@ def given(trace: Trace | None = None, /, **options: Any) -> dict[str, Any]:
     Heads from a file become the heads they are; with the trace they are meant for, it is first made sure that it is of their model.
     """
     typed = {name: value for name, value in options.items() if value is not None}
+    if changes := typed.pop("changes", ()):
+        from .recipes import read_changes, recipe
+
+        typed["recipe"] = recipe(typed.get("recipe", "i2am"), **read_changes(changes)).label
     if "heads_from" not in options:
         return typed
     ranking = {name: typed.pop(name) for name in RANKING if name in typed}
