@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .relevance import heads as heads
     from .resampler import carry as carry
     from .selective import selective_iou as selective_iou
+    from .spoken import words as words
     from .tokens import token_map as token_map
     from .vocabulary import concept_words as concept_words
     from .vocabulary import concepts as concepts
@@ -57,6 +58,7 @@ _HOME = {
     "normalize": "metrics",
     "threshold": "metrics",
     "token_map": "tokens",
+    "words": "spoken",
     "upsample": "metrics",
     "iou": "overlap",
     "miou": "overlap",

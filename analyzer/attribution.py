@@ -10,12 +10,14 @@ that are computed together (`dask.compute(r2g(trace), g2r(trace))`) read each fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import xarray as xr
 
 from ..schema.errors import InvalidInput
 from .assembly import Question, Sources, build_map, find_image, question
+from .attention import place_dims
 from .columns import Columns
 from .gathering import (
     REFERENCE_DIMS,
@@ -27,6 +29,7 @@ from .gathering import (
     generated_grid,
     generated_lift,
     placed_tokens,
+    places_like,
     reference_shape,
     token_lift,
 )
@@ -35,7 +38,7 @@ from .reader import Selector, Trace
 from .recipes import Recipe
 from .reduction import pick_patch, pick_token
 from .selection import Heads, Positions
-from .weighting import Mask, recipe_mask, weighting
+from .weighting import Mask, only_frames, pick_frames, recipe_mask, weighting
 from .wording import option
 
 
@@ -51,14 +54,15 @@ def r2g(
     branch: str | None = None,
     group: str | None = None,
     specials: bool | None = None,
+    frames: Positions = None,
     recipe: str | Recipe = "i2am",
 ) -> xr.DataArray:
     """Reference to generated: which parts of the generated image came from the reference.
 
     `specials` says whether tokens without a place (CLS) count among the reference's; None leaves it to the recipe. `heads` may name
-    them layer by layer: `{"up*": [0, 3], 7: 1}`.
+    them layer by layer: `{"up*": [0, 3], 7: 1}`. `frames` are those of a video's map that are handed out; the softmax runs over all.
 
-    Dims     kept axes in the order time, layer, head, then (y, x) on the recipe's grid; lazy, float64
+    Dims     kept axes in the order time, layer, head, then ([frame,] y, x) on the recipe's grid; lazy, float64
     Range    >= 0; NaN where no call is left to average; attribute `column_mass_lost`: what the encoding took from one column at worst
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025; v1 prints the other softmax axis (Eq. 4)
@@ -66,20 +70,22 @@ def r2g(
     selection = {"steps": steps, "layers": layers, "heads": heads, "sample": sample, "branch": branch, "group": group}
     asked = question(trace, "r2g", recipe, keep, time_groups, **selection)
     row, target, sources = asked.row, generated_grid(asked), Sources()
+    shown = None if frames is None else list(pick_frames(trace, frames))
     for index, tokens, places in asked.layers:
         counted = range(tokens.start if (row.specials if specials is None else specials) else tokens.start + tokens.specials, tokens.stop)
         if not counted:
             raise InvalidInput(
                 f"token group {tokens.name} has nothing but specials in layer {trace.layers[index].name}; take {option('specials', True)}"
             )
-        grid, alone = trace.layers[index].grid, row.renormalize and row.r2g == "keys"
+        grid, alone = places_like(trace.layers[index], target), row.renormalize and row.r2g == "keys"
         if alone or apart(row, "token", grid, target):
             columns = Columns(row.r2g, tuple(counted), tuple(counted) if alone else None)
             add_exact(asked, sources, index, exact_lift(asked, columns, places, "tokens", grid, target))
         else:
             add_scans(asked, sources, index, None, generated_lift(asked, index, counted, places, target))
     image = find_image(trace, f"generated_{asked.chosen.sample}", "generated")
-    return build_map(asked, sources, ("y", "x"), target, image, column_mass_lost=lost_columns(asked))
+    found = build_map(asked, sources, place_dims(target), target, image, column_mass_lost=lost_columns(asked))
+    return found if shown is None else found.isel(frame=shown).assign_attrs(frames=shown)
 
 
 def g2r(
@@ -94,13 +100,14 @@ def g2r(
     branch: str | None = None,
     group: str | None = None,
     query_mask: Mask = None,
+    frames: Positions = None,
     recipe: str | Recipe = "i2am",
 ) -> xr.DataArray:
     """Generated to reference: which parts of the reference were used.
 
     Specials (CLS) have no place on the reference and are left out. `query_mask` weighs the generated positions: the name of a mask
     in the trace, or an array (y, x) of the generated image's size; None leaves it to the recipe. As published, the sum is divided by
-    all positions.
+    all positions. In a video the mean runs over all frames, or over `frames` alone, counted on the latent; a mask may have frames too.
 
     Dims     kept axes in the order time, layer, head, then (ref_y, ref_x), or (token,) if the tokens have no grid; lazy, float64
     Range    >= 0; NaN where no call is left to average
@@ -111,23 +118,24 @@ def g2r(
     asked = question(trace, "g2r", recipe, keep, time_groups, **selection)
     row, target, sources = asked.row, reference_shape(asked), Sources()
     mask = recipe_mask(trace, asked.chosen.sample, row) if query_mask is None else query_mask
-    which, extra = weighting(trace, mask)
+    which, extra = only_frames(trace, asked.chosen.layers, frames, weighting(trace, mask))
     for index, tokens, places in asked.layers:
         counted, alone = placed_tokens(tokens), row.renormalize and row.g2r == "keys"
-        positions = trace.layers[index].grid[0] * trace.layers[index].grid[1]
+        positions = math.prod(trace.layers[index].places)
         if alone or apart(row, "query", tokens.grid, (target[0], target[-1])):
             columns = Columns("generated" if row.g2r == "generated" else "keys", tuple(counted), tuple(counted) if alone else None)
             add_exact(asked, sources, index, exact_lift(asked, columns, places, "positions", tokens.grid, target), which, extra)
         else:
             divisor = positions if row.queries == "mean" else 1
             add_scans(asked, sources, index, extra, token_lift(asked, pick_token, (which,), tokens, places, divisor, target))
-    attrs = {"query_mask": mask if isinstance(mask, str) else "array"} if mask is not None else {}
+    attrs: dict[str, object] = {"query_mask": mask if isinstance(mask, str) else "array"} if mask is not None else {}
+    attrs |= {} if frames is None else {"frames": list(pick_frames(trace, frames))}
     return _on_reference(asked, sources, target, **attrs)
 
 
 def sram(
     trace: Trace,
-    at: tuple[int, int],
+    at: tuple[int, ...],
     *,
     keep: Iterable[str] | str = (),
     time_groups: int | None = None,
@@ -141,7 +149,8 @@ def sram(
 ) -> xr.DataArray:
     """Specific-reference attention: where in the reference the patch `at` (row, column on the latent grid) looked.
 
-    In a coarser layer it is the cell that contains the patch. Reads one inner chunk of each file.
+    A patch of a video is (frame, row, column). In a coarser layer it is the cell that contains the patch. Reads one inner chunk of
+    each file.
 
     Dims     kept axes in the order time, layer, head, then (ref_y, ref_x), or (token,) if the tokens have no grid; lazy, float64
     Range    >= 0; NaN where no call is left to average
@@ -154,7 +163,7 @@ def sram(
     for index, tokens, places in asked.layers:
         among = tuple(placed_tokens(tokens)) if asked.row.renormalize and asked.row.g2r == "keys" else None
         add_patches(asked, sources, index, at, among, token_lift(asked, pick_patch, (), tokens, places, 1, target))
-    return _on_reference(asked, sources, target, at=(int(at[0]), int(at[1])))
+    return _on_reference(asked, sources, target, at=tuple(int(i) for i in at))
 
 
 def lost_columns(asked: Question) -> float:

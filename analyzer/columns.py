@@ -5,7 +5,6 @@ Keys are the call's own, or a probe's: keys of texts and pictures that the run w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -46,7 +45,7 @@ def softmax_rows(calls: Calls, at: At, columns: Columns, heads: tuple[int, ...])
 
 def _stored(calls: Calls, at: At, columns: Columns, heads: tuple[int, ...]) -> Rows:
     layer = calls.layer
-    width = math.prod(layer.places[1:])
+    width = layer.grid[1]  # of a row; those of all frames follow each other
     pick, among = _index(columns.tokens), None if columns.among is None else _index(columns.among)
     query_lse, token_lse = calls.normalizers(at) if columns.softmax == "generated" else (None, None)
     for first, chunk in calls.arrays["probability"].chunks(at):

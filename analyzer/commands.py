@@ -10,7 +10,19 @@ import click
 
 from ..schema.errors import CorruptTrace, InvalidInput
 from .dataset_commands import evaluate_command, imacs_command
-from .options import answer, document, example, given, json_option, overwrite_option, place, selection_options, trace_argument, words
+from .options import (
+    answer,
+    document,
+    example,
+    given,
+    json_option,
+    numbers,
+    overwrite_option,
+    place,
+    selection_options,
+    trace_argument,
+    words,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,6 +85,8 @@ def _blame(trace: Path, report: Report) -> str:
         "i2am map run.zarr --r2g -o r2g.png              which parts came from the reference",
         "i2am map run.zarr --g2r --style i2am -o g2r.png  which parts of the reference were used",
         "i2am map run.zarr --at 12,20 -o patch.png       where one patch looked",
+        "i2am map run.zarr --word dog -o dog.png         where a word is attended to",
+        "i2am map run.zarr --word zebra --probe concepts -o zebra.png",
         "i2am map run.zarr --r2g --keep time,head --time-groups 5 -o grid.png",
         "i2am map run.zarr --g2r --keep layer -o g2r.nc",
         "i2am map run.zarr --r2g --heads-from hrv.nc --concept Animals --top 30",
@@ -81,13 +95,17 @@ def _blame(trace: Path, report: Report) -> str:
 @trace_argument
 @click.option("--r2g", is_flag=True, help="Reference to generated: lies on the generated image.")
 @click.option("--g2r", is_flag=True, help="Generated to reference: lies on the reference.")
-@click.option("--at", callback=place, metavar="Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
+@click.option("--at", callback=place, metavar="[F,]Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
+@click.option("--word", metavar="WORD", help="A word or phrase of the prompt, or dog#2 for the second dog: lies on the generated image.")
+@click.option("--probe", metavar="NAME", help="The probe that --word is of.")
+@click.option("--text", metavar="TEXT", help="The text of the probe that --word is of, where it has several.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png, .npy, .nc or .zarr.  [default: DIRECTION.png]"
 )
 @click.option("--keep", callback=words, metavar="AXES", help="Axes to keep, of time,head,layer.")
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
+@click.option("--frames", callback=numbers, metavar="N,N|A:B", help="Frames of a video's map: shown (R2G), averaged (G2R).")
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
 @click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
 @click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
@@ -98,7 +116,8 @@ def map_command(
     partial: bool,
     r2g: bool,
     g2r: bool,
-    at: tuple[int, int] | None,
+    at: tuple[int, ...] | None,
+    word: str | None,
     out: Path | None,
     patches: bool,
     style: str,
@@ -108,22 +127,23 @@ def map_command(
 ) -> None:
     """Draw or save an attribution map.
 
-    Exactly one of --r2g, --g2r and --at says which. A picture shows each map scaled to its own range; numbers are in .npy, .nc and .zarr.
+    Exactly one of --r2g, --g2r, --at and --word says which. A picture shows each map scaled to its own range; numbers are in .npy,
+    .nc and .zarr.
     """
     from .export import refuse_existing, save_map
     from .illustration import save_picture
     from .progress import shown
     from .reader import open_trace
 
-    asked_for = [name for name, wanted in (("r2g", r2g), ("g2r", g2r), ("sram", at is not None)) if wanted]
+    asked_for = [n for n, wanted in (("r2g", r2g), ("g2r", g2r), ("sram", at is not None), ("word", word is not None)) if wanted]
     if len(asked_for) != 1:
-        raise click.UsageError("say which map: one of --r2g, --g2r and --at Y,X")
+        raise click.UsageError("say which map: one of --r2g, --g2r, --at Y,X and --word WORD")
     direction = asked_for[0]
     path = out or Path(f"{direction}.png")
     refuse_existing(path, overwrite=overwrite)
     opened = open_trace(trace, partial=partial)
     options = given(opened, **options)
-    asked = ask(opened, direction, at, options)
+    asked = ask(opened, direction, at, options, word)
     with shown("map"):
         map = asked.compute()
     if patches:
@@ -156,15 +176,18 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
 
     if not map.attrs.get("column_mass_lost"):
         return None
-    chosen = choose(trace, **{name: options[name] for name in ("layers", "heads", "group", "recipe") if name in options})
+    typed = {name: options[name] for name in ("layers", "heads", "recipe") if name in options}
+    chosen = choose(trace, group=map.attrs["group"], **typed)
     return precision_note(trace, chosen.layers)
 
 
-def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mapping[str, Any]) -> xr.DataArray:
+def ask(trace: Trace, direction: str, at: tuple[int, ...] | None, options: Mapping[str, Any], word: str | None = None) -> xr.DataArray:
     """The lazy map that typed options ask for."""
     from .attribution import g2r, r2g, sram
 
     chosen = dict(options)
+    if word is None and (own := [name for name in ("probe", "text") if name in chosen]):
+        raise click.UsageError(f"--{own[0]} says which text a --word is of; name the word")
     mask = chosen.pop("query_mask", None)
     if mask is not None:
         from .masks import load_mask
@@ -172,6 +195,12 @@ def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mappi
         if direction != "g2r":
             raise click.UsageError("--query-mask weighs generated positions, which only --g2r averages over")
         chosen["query_mask"] = load_mask(trace, mask)
+    if "frames" in chosen and direction not in ("r2g", "g2r"):
+        raise click.UsageError("--frames selects frames of --r2g and --g2r; --at names its own, F,Y,X")
+    if word is not None:
+        from .spoken import words as word_map
+
+        return word_map(trace, word, **chosen)
     if at is not None:
         return sram(trace, at=at, **chosen)
     return r2g(trace, **chosen) if direction == "r2g" else g2r(trace, **chosen)

@@ -42,9 +42,9 @@ class Exact:
     """Whether heads are added, as they are not kept."""
     heads_first: bool
     """Whether heads are added before resampling."""
-    grid: tuple[int, int] | None
-    """Of one map before it is resampled; None leaves it a row of tokens."""
-    target: tuple[int, int] | None
+    grid: tuple[int, ...] | None
+    """Of one map before it is resampled, frames first in a video; None leaves it a row of tokens."""
+    target: tuple[int, ...] | None
     resize: str
     clamp: bool
 
@@ -52,7 +52,7 @@ class Exact:
 def exact_maps(calls: Calls, exact: Exact, sample: int, branch: int, steps: tuple[int, ...], weights: Values | None) -> Values:
     """Task: one layer's maps, summed over steps; the weights are those of generated positions, all alike if None.
 
-    Dims     weights (y, x) -> (head or 1, *map), or (head or 1, token, *map) where tokens are kept; float64
+    Dims     weights ([frame,] y, x) -> (head or 1, *map), or (head or 1, token, *map) where tokens are kept; float64
     """
     counts = np.ones(math.prod(calls.layer.places)) if weights is None else np.ravel(weights)
     factors = counts if exact.over == "positions" else np.ones(len(exact.columns.tokens))
@@ -94,8 +94,8 @@ def _parts(exact: Exact, total: Values) -> Iterator[tuple[slice, Values]]:
     Dims     (head, position, token) -> (head, token or position, map)
     """
     columns = total.swapaxes(1, 2) if exact.over == "tokens" else total
-    height, width = exact.target or (1, columns.shape[2])
-    count = max(1, LIFT_BYTES // (8 * len(columns) * height * width))
+    places = math.prod(exact.target or (columns.shape[2],))
+    count = max(1, LIFT_BYTES // (8 * len(columns) * places))
     for start in range(0, columns.shape[1], count):
         part = slice(start, start + count)
         yield part, columns[:, part]
@@ -104,7 +104,7 @@ def _parts(exact: Exact, total: Values) -> Iterator[tuple[slice, Values]]:
 def _lift(exact: Exact, values: Values) -> Values:
     """To the common grid, and added over heads unless they are kept.
 
-    Dims     (head, n, map) -> (head or 1, n, row, column), or as it is without a grid; float64
+    Dims     (head, n, map) -> (head or 1, n, [frame,] row, column), or as it is without a grid; float64
     """
     values = values.astype(np.float64)
     if exact.grid is not None and exact.target is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput
 from ..schema.layout import image_layout
-from ..schema.trace import TokenGroup
+from ..schema.trace import Layer, TokenGroup
 from .assembly import Question, Sources, find_image
 from .attention import Calls, Kind
 from .columns import Columns
@@ -24,7 +24,8 @@ from .weighting import masks, query_weights
 from .wording import option
 
 REFERENCE_DIMS: Final = ("ref_y", "ref_x")
-Cells = tuple[int, int]
+Cells = tuple[int, ...]
+"""(rows, columns); frames before them on the generated side of a video."""
 
 
 def apart(row: Recipe, axis: str, grid: Cells | None, target: Cells | None) -> bool:
@@ -40,7 +41,7 @@ def add_scans(asked: Question, sources: Sources, index: int, weights: NDArray[An
     token = hashlib.sha256(b"" if weights is None else weights.tobytes() + repr(weights.shape).encode()).hexdigest()[:16]
     calls = Calls.of(trace, index)
     name = f"i2am-scan-{trace.token}-{row.r2g}-{other}-{token}-{index}-{chosen.sample}-{chosen.branch}"
-    graph: Graph = {(name, "weights"): (query_weights, str(trace.path), plans, weights, calls.layer.grid)}
+    graph: Graph = {(name, "weights"): (query_weights, str(trace.path), plans, weights, calls.layer.places)}
     # The graph holds every call, selected or not, so that it is the same for all maps; dask drops what is not needed.
     for step in np.flatnonzero(calls.where[chosen.sample, chosen.branch] >= 0):
         graph[name, int(step)] = (scan, calls, chosen.sample, chosen.branch, int(step), row.r2g, other, (name, "weights"))
@@ -53,7 +54,9 @@ def add_patches(asked: Question, sources: Sources, index: int, at: Cells, among:
     """One layer from the attention of one position a call."""
     row, chosen, trace = asked.row, asked.chosen, asked.trace
     kind: Kind = "probability" if row.g2r == "keys" else "generated"
-    y, x = cell(at, trace.latent_grid, trace.layers[index].grid)
+    layer = trace.layers[index]
+    *frame, row_there, x = cell(at, trace.latent_places, places_like(layer, trace.latent_places))
+    y = row_there + (frame[0] * layer.grid[0] if frame else 0)  # rows are counted through the frames
     only = "" if among is None else f"-{min(among)}-{max(among)}"
     name = f"i2am-patch-{trace.token}-{kind}-{index}-{chosen.sample}-{chosen.branch}-{y}-{x}{only}"
     called, calls = asked.called(index), Calls.of(trace, index)
@@ -88,7 +91,7 @@ def add_exact(asked: Question, sources: Sources, index: int, exact: Exact, which
     if which:
         plans = tuple(image_layout(image) for image in masks(trace))
         given = (name, "weights")
-        graph[given] = (_one_weighting, str(trace.path), plans, weights, calls.layer.grid, which)
+        graph[given] = (_one_weighting, str(trace.path), plans, weights, calls.layer.places, which)
     if exact.heads:
         for part in (part for group in groups for part in group):
             graph[name, part] = (exact_maps, calls, exact, chosen.sample, chosen.branch, part, given)
@@ -98,7 +101,7 @@ def add_exact(asked: Question, sources: Sources, index: int, exact: Exact, which
 
 def generated_lift(asked: Question, index: int, tokens: range, heads: tuple[int, ...], target: Cells) -> Lift:
     """How scans of a layer become R2G of a stretch of tokens that holds whole segments."""
-    row, grid = asked.row, asked.trace.layers[index].grid
+    row, grid = asked.row, places_like(asked.trace.layers[index], target)
     parts = tuple(i for i, part in enumerate(segments(Calls.of(asked.trace, index))) if part.start in tokens)
     divisor = len(tokens) if row.tokens == "mean" else 1
     return Lift(pick_generated, parts, heads, divisor, None, grid, target, row.resize, row.clamp, _adds_first(asked))
@@ -118,7 +121,7 @@ def exact_lift(asked: Question, columns: Columns, heads: tuple[int, ...], over: 
     """How a layer's columns become maps, as the recipe says."""
     row = asked.row
     axis, reduction = ("token", row.tokens) if over == "tokens" else ("query", row.queries)
-    to = (target[0], target[1]) if grid is not None else None
+    to = target if grid is not None else None
     first, head_first = axis in row.before, "head" in row.before
     # mypy does not carry the literal through a conditional.
     return Exact(columns, heads, over, reduction, first, asked.adds_heads, head_first, grid, to, row.resize, row.clamp)  # type: ignore[arg-type]
@@ -130,20 +133,27 @@ def placed_tokens(tokens: TokenGroup) -> range:
 
 
 def generated_grid(asked: Question) -> Cells:
-    """The grid that the recipe brings maps on the generated image to.
+    """The grid that the recipe brings maps on the generated image to, with as many frames as the layer that has most.
 
     Raises   InvalidInput for the picture's size where the trace holds none
     """
     target, trace = asked.row.target, asked.trace
     grids = [trace.layers[i].grid for i in asked.chosen.layers]
     if isinstance(target, tuple):
-        return target
-    if target == "image":
+        grid = target
+    elif target == "image":
         image = find_image(trace, f"generated_{asked.chosen.sample}", "generated")
         if image is None:
             raise InvalidInput("the trace holds no generated image whose size maps could have; set target to (rows, columns)")
-        return image.height, image.width
-    return {"latent": trace.latent_grid, "first": grids[0], "largest": max(grids, key=lambda grid: (math.prod(grid), grid))}[target]
+        grid = (image.height, image.width)
+    else:
+        grid = {"latent": trace.latent_grid, "first": grids[0], "largest": max(grids, key=lambda grid: (math.prod(grid), grid))}[target]
+    return (trace.latent_frames, *grid) if trace.latent_frames else grid
+
+
+def places_like(layer: Layer, target: Cells) -> Cells:
+    """The places of a layer's queries with frames if the target has them: an image is one frame that all show."""
+    return (max(layer.frames, 1), *layer.grid) if len(target) > 2 else layer.grid
 
 
 def reference_shape(asked: Question) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from .recipes import Reduction
-from .resize import resize
+from .resize import matrix, resize
 from .scan import Sums
 
 FAN_IN: Final = 8
@@ -42,9 +42,9 @@ class Lift:
     divisor: float
     tokens: tuple[int, int] | None
     """Stretch of the last axis that counts; None is all of it."""
-    grid: tuple[int, int] | None
-    """Shape of one head's map before it is resampled; None leaves it a row of tokens."""
-    target: tuple[int, int] | None
+    grid: tuple[int, ...] | None
+    """Shape of one head's map before it is resampled, frames first in a video; None leaves it a row of tokens."""
+    target: tuple[int, ...] | None
     resize: str
     clamp: bool
     add_heads: bool = False
@@ -53,7 +53,7 @@ class Lift:
     def __call__(self, given: Any) -> Values:
         """One call's maps, in float32 as its sums were.
 
-        Dims     -> (head, row, column) or (head, token)
+        Dims     -> (head, [frame,] row, column) or (head, token)
         """
         return self.resample(self.select(given))
 
@@ -68,7 +68,7 @@ class Lift:
     def resample(self, values: Values) -> Values:
         """To the common grid.
 
-        Dims     (head, ...) -> (head or 1, row, column) or (head or 1, token)
+        Dims     (head, ...) -> (head or 1, [frame,] row, column) or (head or 1, token)
         """
         if self.add_heads:
             values = values.sum(0, dtype=np.float64, keepdims=True)
@@ -77,21 +77,24 @@ class Lift:
         return bring(values.reshape(len(values), *self.grid), self.target, self.resize, self.clamp)
 
 
-def bring(maps: Values, target: tuple[int, int], mode: str, clamp: bool) -> Values:
+def bring(maps: Values, target: tuple[int, ...], mode: str, clamp: bool) -> Values:
     """Maps resampled and, if asked, clamped at 0; maps that are of that size already, as they are.
 
-    Dims     (..., row, column) -> the same
+    Dims     (..., row, column) or (..., frame, row, column) -> the same
     """
-    if maps.shape[-2:] == target:
+    if maps.shape[-len(target) :] == target:
         return maps
-    values = resize(maps, target, mode)
+    values = resize(maps, (target[-2], target[-1]), mode) if maps.shape[-2:] != target[-2:] else maps
+    if len(target) > 2 and values.shape[-3] != target[0]:
+        along = matrix(values.shape[-3], target[0], mode).astype(values.dtype)
+        values = np.einsum("gf,...fyx->...gyx", along, values)
     return np.maximum(values, 0, out=values) if clamp else values
 
 
 def pick_generated(sums: Sums, index: tuple[int, ...]) -> Values:
     """R2G: the segments of the token group, added.
 
-    Dims     -> (head, y, x)
+    Dims     -> (head, [frame,] y, x)
     """
     picked: Values = sums.generated[list(index)].sum(0)
     return picked

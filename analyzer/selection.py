@@ -196,20 +196,24 @@ def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ..
     return tuple(tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count))
 
 
-def cell(at: Any, latent: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
-    """The cell of a layer's grid that contains a latent patch's centre.
+def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The cell of a layer's grid that contains a latent patch's centre; frames stand before rows and columns in both, or in neither.
 
     Raises   UnknownSelection if the latent has no such patch
     """
+    names = ("frame", "row", "column")[-len(latent) :]
     try:
-        y, x = (operator.index(i) for i in at)
+        place = tuple(operator.index(i) for i in at)
+        if len(place) != len(latent):
+            raise ValueError
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"a patch is (row, column) on the latent grid of {latent[0]} x {latent[1]}, got {at!r}") from error
-    if not (0 <= y < latent[0] and 0 <= x < latent[1]):
-        raise UnknownSelection(
-            f"the latent grid has no patch ({y}, {x}); rows are {_range(latent[0])} from the top, columns {_range(latent[1])} from the left"
-        )
-    return (2 * y + 1) * grid[0] // (2 * latent[0]), (2 * x + 1) * grid[1] // (2 * latent[1])
+        size = " x ".join(map(str, latent))
+        raise InvalidInput(f"a patch is ({', '.join(names)}) on the latent grid of {size}, got {at!r}") from error
+    if not all(0 <= i < n for i, n in zip(place, latent, strict=True)):
+        from_where = {"frame": "from the start", "row": "from the top", "column": "from the left"}
+        ranges = ", ".join(f"{name}s are {_range(n)} {from_where[name]}" for name, n in zip(names, latent, strict=True))
+        raise UnknownSelection(f"the latent grid has no patch ({', '.join(map(str, place))}); {ranges}")
+    return tuple((2 * i + 1) * n // (2 * m) for i, n, m in zip(place, grid, latent, strict=True))
 
 
 def whole(number: Any, what: str) -> int:

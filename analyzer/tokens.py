@@ -10,9 +10,10 @@ import xarray as xr
 from ..schema.errors import InvalidInput
 from ..schema.trace import TokenGroup
 from .assembly import AXES, Sources, build_map, find_image, question
+from .attention import place_dims
 from .attribution import lost_columns
 from .columns import Columns
-from .gathering import add_exact, exact_lift, generated_grid
+from .gathering import add_exact, exact_lift, generated_grid, places_like
 from .reader import Selector, Trace
 from .recipes import Recipe
 from .selection import Heads, Positions, pick_positions
@@ -43,7 +44,7 @@ def token_map(
     if None. With `probe`, the keys are the probe's, which the run never saw, and the softmax over keys runs over its tokens `among`,
     all if None; this needs the queries, hence encoding factors. Without, `among` makes the softmax run over some tokens of the group.
 
-    Dims     kept axes in the order time, layer, head, token, then (y, x) on the recipe's grid; lazy, float64
+    Dims     kept axes in the order time, layer, head, token, then ([frame,] y, x) on the recipe's grid; lazy, float64
     Range    >= 0; NaN where no call is left to average
     Raises   UnknownSelection, InvalidInput
     Source   Tang et al., DAAM, ACL 2023; probes: Marcos-Manchon et al., OVAM, CVPR 2024
@@ -60,14 +61,15 @@ def token_map(
     if over is not None and (missing := sorted(set(numbers) - set(over))):
         raise InvalidInput(f"token {missing[0]} has a map only if it is one of those that the softmax runs over; add it to among")
     for index, there, places in asked.layers:
-        start, grid = there.start, trace.layers[index].grid
+        start, grid = there.start, places_like(trace.layers[index], target)
         beside = tuple(there.start + n for n in (range(there.tokens) if over is None else over))
         columns = Columns(row.r2g, tuple(start + n for n in numbers), beside if over is not None or probe else None, probe is not None)
         exact = exact_lift(asked, columns, places, "tokens", grid, target)
         add_exact(asked, sources, index, dataclasses.replace(exact, reduction="keep") if each else exact)
     image = find_image(trace, f"generated_{asked.chosen.sample}", "generated")
     facts = {"probe": probe} if probe else {}
-    dims, shape = (("token", "y", "x"), (len(numbers), *target)) if each else (("y", "x"), target)
+    dims, shape = place_dims(target), target
+    dims, shape = (("token", *dims), (len(numbers), *shape)) if each else (dims, shape)
     found = build_map(asked, sources, dims, shape, image, column_mass_lost=lost_columns(asked), tokens=list(numbers), **facts)
     return found.assign_coords(token=list(numbers)) if each else found
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..schema.errors import UnsupportedModel
 from .factors import Factors, projects_attention
 from .mode import Mode
+from .origins import FollowingMode
 from .projections import Projections
 from .resampler import resampler_of, watch_resampler
 from .scores import default_scale
@@ -150,21 +151,30 @@ class Capture:
     """Hooks on the chosen attention modules of denoisers, for as long as the context lasts.
 
     `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
-    what their projections made stands for it.
+    what their projections made stands for it. `shapes_only` is for modules on the meta device, whose values cannot tell where they
+    came from.
     """
 
-    def __init__(self, roots: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], listener: Listener, outside: bool = False) -> None:
+    def __init__(
+        self,
+        roots: Mapping[str, nn.Module],
+        modules: Mapping[str, nn.Module],
+        listener: Listener,
+        outside: bool = False,
+        shapes_only: bool = False,
+    ) -> None:
         self._roots = roots
         self._modules = modules
         self._outside = outside
         self._listener = listener
         self._handles: list[Any] = []
-        self._mode = Mode(self._attend, self._take_softmax if outside else None)
+        self._projections = Projections()
+        seen = self._attend, self._take_softmax if outside else None
+        self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
         self._wanted = False
         self._shapes: dict[str, tuple[int, int] | None] = {}
         self._path = ""
-        self._projections = Projections()
         self.factors = Factors()
         """Of modules that multiply matrices themselves."""
         self._calls: list[str] = []

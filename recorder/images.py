@@ -235,14 +235,18 @@ def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Wind
     return None if window == (0, 0, height, width) else window
 
 
+def whole_cells(height: int, width: int, cell: int) -> tuple[int, int]:
+    """(rows, columns) in pixels of what Flux 2 makes of a reference: at most a million of them, in whole cells of tokens."""
+    shrink = min(1.0, math.sqrt(1024 * 1024 / (height * width)))
+    return max(1, int(height * shrink) // cell) * cell, max(1, int(width * shrink) // cell) * cell
+
+
 def _whole_cells(height: int, width: int, cell: int) -> Window | None:
     """The part of an image that is left once it is scaled to whole cells of tokens and what is over is cut off on both sides.
 
     Source   diffusers, VaeImageProcessor with resize_mode "crop"
     """
-    area = 1024 * 1024
-    shrink = min(1.0, math.sqrt(area / (height * width)))
-    tall, wide = (max(1, int(edge * shrink) // cell) * cell for edge in (height, width))
+    tall, wide = whole_cells(height, width, cell)
     scale = max(tall / height, wide / width)
     top, left = (height - tall / scale) / 2, (width - wide / scale) / 2
     window = (top, left, height - top, width - left)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+
+from .origins import Origins, Segments
 
 PROJECTION: Final = re.compile(r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_qkv)")
 FUSED: Final = {"to_kv": ("to_v", 1), "to_qkv": ("to_v", 2), "to_qkv_mlp_proj": ("to_v", 2), "to_added_qkv": ("add_v_proj", 2)}
@@ -15,8 +17,6 @@ FUSED: Final = {"to_kv": ("to_v", 1), "to_qkv": ("to_v", 2), "to_qkv_mlp_proj": 
 
 UNKNOWN: Final = "?"
 """Stands for keys of which no projection is known, such as those that were kept from an earlier pass."""
-Segments: TypeAlias = tuple[tuple[str, int], ...]
-"""Projections and how many keys each made, in order."""
 
 
 class Projections:
@@ -26,6 +26,8 @@ class Projections:
         self._values: list[tuple[str, Tensor]] = []
         self._inputs: dict[str, Any] = {}
         self._proven: dict[tuple[Any, ...], Segments] = {}
+        self.origins = Origins()
+        """Of tensors on the meta device."""
 
     def hooks(self, module: nn.Module, running: Callable[[], bool]) -> list[Any]:
         """Watch a module's projections while `running` says so; returns the handles."""
@@ -36,6 +38,8 @@ class Projections:
                     self._inputs[name] = args[0] if args else None
                     if name != "to_q":
                         self._values.append((name, output))
+                        if output.is_meta:
+                            self.origins.name(output, ((_unfused(name), _tokens(output)),))
 
             return keep
 
@@ -49,6 +53,7 @@ class Projections:
         """Let go of everything that was made."""
         self._values.clear()
         self._inputs.clear()
+        self.origins.forget()
 
     @property
     def ran(self) -> bool:
@@ -74,6 +79,9 @@ class Projections:
         Outputs are held while the module runs, so memory shared with one of them is proof; a copy is compared by content,
         and what was proven once is not compared again for values of the same shapes.
         """
+        if value.is_meta:
+            found, whole = self.origins.of(value), {(_unfused(name), _tokens(output)) for name, output in self._values}
+            return found if found is not None and whole.issuperset(found) else ((UNKNOWN, value.shape[2]),)
         memory = value.untyped_storage().data_ptr()
         for name, output in reversed(self._values):
             if output.untyped_storage().data_ptr() == memory and _tokens(output) == value.shape[2]:

@@ -17,11 +17,10 @@ from ..schema.record import JSON
 from ..schema.trace import Codec, Layer, TokenGroup, Trace
 from .blocks import Block
 from .capture import Call, denoisers, reads_features
-from .frames import VIDEO_AXES, frames_in_rows, whole_video
+from .frames import VIDEO_AXES, whole_video
 from .grids import Canvases
 from .images import input_pictures
 from .intake import Intake
-from .interleaved import interleaved
 from .labels import (
     Row,
     Rows,
@@ -39,10 +38,11 @@ from .probes import read_probes
 from .probing import Probing
 from .provenance import input_record, model_record, sampler_record
 from .refusals import hidden_attention
+from .scenes import read_scene
 from .selection import Options, select_steps
 from .sites import Sites
 from .texts import Texts
-from .tokens import Context, Scene, adapter_images, context_role, row_scenes
+from .tokens import Context, context_role
 from .transcript import Transcript
 from .writer import Writer
 
@@ -89,7 +89,7 @@ class Run:
             return False  # the reference's own pass, whose features the next one reads
         denoiser = denoisers(self._pipeline)[root]
         sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
-        canvas = self._canvases.read(denoiser, sample, kwargs)
+        scene, scenes = read_scene(denoiser, self._canvases, args, kwargs)
         sequential = is_sequential(denoiser)
         before = self._evaluation
         if before is not None and before.kept and not sequential:
@@ -106,15 +106,10 @@ class Run:
                 f"denoiser evaluation {before.ordinal} was not planned: {self.intake.steps} evaluations of {self._samples} samples were; "
                 "a pipeline that guides in separate denoiser passes in a way of its own is not recorded yet; use guidance_scale=1"
             )
-        context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
-        text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 and canvas else 0
-        separate = "ip_adapter_masks" in (kwargs.get("cross_attention_kwargs") or {})
-        keeps, frames = kwargs.get("kv_cache_mode") is not None, frames_in_rows(denoiser, sample)
-        scene = Scene(adapter_images(kwargs), separate, canvas, text, keeps, frames=frames)
-        scenes = row_scenes(scene, interleaved(denoiser, sample, kwargs))
         before.passes.append(Pass(len(sample), order, kept, scene, scenes))
         before.branches |= branches
         before.done = False
+        context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
         self.transcript.hear(context, kept)
         self.probing.begin(denoiser, context)
         return bool(kept)
