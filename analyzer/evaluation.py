@@ -15,13 +15,13 @@ import xarray as xr
 from dask.base import compute
 
 from ..schema.errors import InvalidInput, TraceError
+from .headorder import require_same_heads
 from .judgement import METRICS, metric, plan_metrics
 from .masks import plan_scores
 from .precision import precision_note
 from .reader import Trace, open_trace
 from .recipes import Recipe
 from .recipes import recipe as named
-from .relevance import require_same_heads
 from .selection import choose
 from .wording import is_typed, option, typed
 
