@@ -85,7 +85,7 @@ def r2g(
             add_scans(asked, sources, index, None, generated_lift(asked, index, counted, places, target))
     image = find_image(trace, f"generated_{asked.chosen.sample}", "generated")
     found = build_map(asked, sources, place_dims(target), target, image, column_mass_lost=lost_columns(asked))
-    return found if shown is None else found.isel(frame=shown)
+    return found if shown is None else found.isel(frame=shown).assign_attrs(frames=shown)
 
 
 def g2r(

@@ -10,7 +10,19 @@ import click
 
 from ..schema.errors import CorruptTrace, InvalidInput
 from .dataset_commands import evaluate_command, imacs_command
-from .options import answer, document, example, given, json_option, overwrite_option, place, selection_options, trace_argument, words
+from .options import (
+    answer,
+    document,
+    example,
+    given,
+    json_option,
+    numbers,
+    overwrite_option,
+    place,
+    selection_options,
+    trace_argument,
+    words,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,7 +95,7 @@ def _blame(trace: Path, report: Report) -> str:
 @trace_argument
 @click.option("--r2g", is_flag=True, help="Reference to generated: lies on the generated image.")
 @click.option("--g2r", is_flag=True, help="Generated to reference: lies on the reference.")
-@click.option("--at", callback=place, metavar="Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
+@click.option("--at", callback=place, metavar="[F,]Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
 @click.option("--word", metavar="WORD", help="A word or phrase of the prompt, or dog#2 for the second dog: lies on the generated image.")
 @click.option("--probe", metavar="NAME", help="The probe that --word is of.")
 @click.option("--text", metavar="TEXT", help="The text of the probe that --word is of, where it has several.")
@@ -93,6 +105,7 @@ def _blame(trace: Path, report: Report) -> str:
 @click.option("--keep", callback=words, metavar="AXES", help="Axes to keep, of time,head,layer.")
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
+@click.option("--frames", callback=numbers, metavar="N,N|A:B", help="Frames of a video's map: shown (R2G), averaged (G2R).")
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
 @click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
 @click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
@@ -103,7 +116,7 @@ def map_command(
     partial: bool,
     r2g: bool,
     g2r: bool,
-    at: tuple[int, int] | None,
+    at: tuple[int, ...] | None,
     word: str | None,
     out: Path | None,
     patches: bool,
@@ -168,7 +181,7 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
     return precision_note(trace, chosen.layers)
 
 
-def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mapping[str, Any], word: str | None = None) -> xr.DataArray:
+def ask(trace: Trace, direction: str, at: tuple[int, ...] | None, options: Mapping[str, Any], word: str | None = None) -> xr.DataArray:
     """The lazy map that typed options ask for."""
     from .attribution import g2r, r2g, sram
 
@@ -182,6 +195,8 @@ def ask(trace: Trace, direction: str, at: tuple[int, int] | None, options: Mappi
         if direction != "g2r":
             raise click.UsageError("--query-mask weighs generated positions, which only --g2r averages over")
         chosen["query_mask"] = load_mask(trace, mask)
+    if "frames" in chosen and direction not in ("r2g", "g2r"):
+        raise click.UsageError("--frames selects frames of --r2g and --g2r; --at names its own, F,Y,X")
     if word is not None:
         from .spoken import words as word_map
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput
 from .assembly import AXES, kept_axes
+from .attention import place_dims
 from .metrics import Map, scored
 from .reader import Trace, head_numbers
 from .selection import choose, split
@@ -68,7 +69,7 @@ def row_entropy(
         numbers = head_numbers(trace.layers[index])
         heads = [place for place, number in enumerate(numbers) if number in selected]
         calls = trace.probabilities(index).isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
-        even = _even_rows(calls).mean(("y", "x"))
+        even = _even_rows(calls).mean(place_dims(trace.layers[index].places))
         times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
         tables.append(xr.concat([even.isel(step=list(steps)).mean("step") for steps in times], "time"))
     table = xr.concat(tables, "layer", join="outer").drop_vars(("sample", "branch"))

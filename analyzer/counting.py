@@ -35,6 +35,15 @@ class Span:
     """All pieces of its words."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How words are drawn."""
+
+    seed: int
+    draws: int
+    """Words of each concept for each call."""
+
+
 def is_of(group: TokenGroup, probe: str) -> bool:
     """Whether a group is a probe, or one picture of a probe of several."""
     name, _, number = group.name.rpartition("_")
@@ -61,7 +70,7 @@ def _picture(group: TokenGroup) -> Span:
     return Span(tuple(range(group.start, first)), tuple(range(first, group.stop)))
 
 
-def count_layer(trace: Trace, index: int, spans: Sequence[Sequence[Span]], branch: int, seed: int, draws: int) -> Counts:
+def count_layer(trace: Trace, index: int, spans: Sequence[Sequence[Span]], branch: int, drawing: Drawing) -> Counts:
     """Task: how often each concept wins each head of a layer, over all samples and draws.
 
     Dims     spans (concept, word) -> (step, concept, head); 0 where the call is absent
@@ -72,9 +81,9 @@ def count_layer(trace: Trace, index: int, spans: Sequence[Sequence[Span]], branc
     counts = np.zeros((calls.where.shape[2], len(spans), layer.heads), np.int64)
     heads = np.arange(layer.heads)
     for sample, step in np.argwhere(calls.where[:, branch] >= 0).tolist():
-        rng = generator(seed, trace.id, layer.name, sample, step)
+        rng = generator(drawing.seed, trace.id, layer.name, sample, step)
         query, keys = _factors(calls, (sample, branch, step), key)
-        for _ in range(draws):
+        for _ in range(drawing.draws):
             drawn = draw(rng, spans)
             counts[step, winners(query, keys, drawn), heads] += 1
     return counts

@@ -88,7 +88,8 @@ def evaluate(
     Raises   NotATrace where there is no trace, InvalidInput; if no trace can be asked, the first one's error
     """
     wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    question = Question(wanted, mask, reference_mask, partial, {"recipe": recipe, **selection})
+    chosen = {name: list(value) if isinstance(value, Iterator) else value for name, value in selection.items()}
+    question = Question(wanted, mask, reference_mask, partial, {"recipe": recipe, **chosen})
     return tabulate(ask(find_traces(paths), question, client, seed))
 
 

@@ -165,9 +165,15 @@ def _evaluate(
     from .dataset import ask
     from .evaluation import Question
 
+    ranked = None
+    if (scores := options.get("heads_from")) is not None:
+        from .headfile import load_heads
+
+        ranked = load_heads(scores)
+        ranked = ranked.isel(concept=0) if "concept" in ranked.dims else ranked  # what its heads are is what counts here
     chosen = given(**options)
     mask, reference_mask = chosen.pop("mask", None), chosen.pop("reference_mask", None)
-    question = Question(metrics, mask, reference_mask, partial, chosen, imacs)
+    question = Question(metrics, mask, reference_mask, partial, chosen, imacs, ranked)
     question.check()
     members = find_traces(traces)
     with _client(scheduler) as client:

@@ -24,6 +24,8 @@ Values: TypeAlias = NDArray[np.float64]
 
 TILE: Final = 256
 """A picture is enlarged by a whole factor until its short side has at least this many pixels."""
+LINE: Final = 8
+"""Frames of a video beside each other, where nothing else is kept."""
 MARGIN: Final = 6
 LABEL: Final = 18
 PAPER: Final = (255, 255, 255)
@@ -97,8 +99,9 @@ def colour(heat: NDArray[Any], style: str = "viridis") -> Pixels:
 def overlay(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", marks: Sequence[Mark] = ()) -> Image.Image:
     """One map over its picture, at the picture's size times a whole number; without a picture, the map alone.
 
-    Dims     map (row, column); picture (y, x, channel) with 1 or 3 channels
+    Dims     map (row, column); picture (y, x, channel) with 1 or 3 channels, of a video's the middle frame
     """
+    picture = picture[len(picture) // 2] if picture is not None and picture.ndim > 3 else picture
     size = _shape(map) if picture is None else (int(picture.shape[0]), int(picture.shape[1]))
     factor = _factor(size)
     look = _style(style)
@@ -139,9 +142,10 @@ def draw(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", mark
     """A map with any kept axes: one overlay, a strip along one axis, or a grid whose columns are the last kept axis.
 
     Each tile is normalised on its own, as the papers' figures are: colours compare places within a tile, not tiles. A tile of
-    which nothing was recorded (layers differ in heads) is grey.
+    which nothing was recorded (layers differ in heads) is grey. Frames of a video lie over the picture's own frames, and where nothing
+    else is kept they are set like words, line after line.
 
-    Dims     (..., row, column)
+    Dims     map (..., row, column); picture ([frame,] y, x, channel)
     """
     kept = map.dims[:-2]
     if not kept:
@@ -153,9 +157,18 @@ def draw(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", mark
     for row in rows:
         for column in range(columns):
             tile = map.isel({**row, kept[-1]: column})
-            tiles.append(overlay(tile, picture, style, marks) if tile.notnull().any() else _blank(tile, picture))
+            below = _frame(picture, tile)
+            tiles.append(overlay(tile, below, style, marks) if tile.notnull().any() else _blank(tile, below))
             captions.append(", ".join(_caption(map, dim, at) for dim, at in {**row, kept[-1]: column}.items()))
-    return compose(tiles, columns, captions)
+    return compose(tiles, min(columns, LINE) if kept == ("frame",) else columns, captions)
+
+
+def _frame(picture: Pixels | None, tile: xr.DataArray) -> Pixels | None:
+    """The frame of a video that a map's frame, whose coordinate is a share of its length, lies on."""
+    if picture is None or picture.ndim < 4:
+        return picture
+    share = float(tile.coords["frame"]) if "frame" in tile.coords else 0.5
+    return np.asarray(picture[min(int(share * len(picture)), len(picture) - 1)])
 
 
 def compose(tiles: Sequence[Image.Image], columns: int, captions: Sequence[str]) -> Image.Image:
@@ -197,9 +210,9 @@ def encode_png(image: Image.Image, facts: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def patch_mark(at: tuple[int, int], grid: tuple[int, int]) -> Mark:
-    """The frame around one cell of a grid."""
-    (y, x), (rows, columns) = at, grid
+def patch_mark(at: tuple[int, ...], grid: tuple[int, int]) -> Mark:
+    """The frame around one cell of a grid; of a video's cell, which frame it is in is left aside."""
+    (y, x), (rows, columns) = at[-2:], grid
     return Mark((y + 0.5) / rows, (x + 0.5) / columns, 1 / rows, 1 / columns)
 
 
@@ -249,6 +262,8 @@ def _caption(map: xr.DataArray, dim: Any, at: int) -> str:
         return str(map.coords[f"{dim}_name"].values[at])
     if dim == "time" and "timestep" in map.coords:
         return f"time {at}, t {map.coords['timestep'].values[at]:.0f}"
+    if dim == "frame":
+        return f"frame {map.attrs.get('frames', range(map.sizes['frame']))[at]}"
     return f"{dim} {map.coords[dim].values[at] if dim in map.coords else at}"
 
 

@@ -14,6 +14,7 @@ from .options import answer, document, example, given, json_option, numbers, ove
 if TYPE_CHECKING:
     import xarray as xr
 
+    from .enquiry import Sources
     from .reader import Trace
 
 BY: Final = click.Choice(["relevance", "truth"])
@@ -78,8 +79,8 @@ def heads_command(
 
     if out is not None:
         check_heads_path(out, overwrite=overwrite)
-    opened = open_paths(traces, partial)
-    scores = score(opened, by, **given(**options))
+    # Paths are opened a few at a time as they are counted; only the library's own default can be so frugal.
+    scores = score(open_paths(traces, partial) if partial else traces, by, **given(**options))
     if out is not None:
         save_heads(scores, out, overwrite=overwrite)
     facts = {"out": None if out is None else str(out), **scores.attrs, "first": first_heads(scores, show)}
@@ -178,10 +179,9 @@ def open_paths(paths: Iterable[Path], partial: bool) -> list[Trace]:
     return [open_trace(member.path, partial=partial) for member in find_traces(list(paths))]
 
 
-def score(opened: list[Trace], by: str, **options: Any) -> xr.DataArray:
+def score(traces: Sources, by: str, **options: Any) -> xr.DataArray:
     """Scores of heads by relevance or truth, from the options that were typed."""
     from .headtruth import head_truth
-    from .progress import shown
     from .relevance import heads
 
     for name in options:
@@ -189,9 +189,8 @@ def score(opened: list[Trace], by: str, **options: Any) -> xr.DataArray:
             other = "relevance" if by == "truth" else "truth"
             raise InvalidInput(f"--{name} is of heads scored by {other}, not by {by}; leave it out, or add --by {other}")
     if by == "truth":
-        return head_truth(opened, **options)
-    with shown("heads"):
-        return heads(opened, **options)
+        return head_truth(traces, **options)
+    return heads(traces, **options)
 
 
 def first_heads(scores: xr.DataArray, count: int) -> Any:

@@ -10,10 +10,11 @@ import xarray as xr
 from tqdm import tqdm
 
 from ..schema.errors import InvalidInput
+from .enquiry import Sources, open_all
+from .headorder import head_coordinates, published_order, require_same_heads
 from .pointing import RADIUS, looks, pck
 from .progress import hidden
 from .reader import Selector, Trace
-from .relevance import Sources, head_coordinates, open_all, published_order, require_same_heads
 from .selection import choose
 from .truth import require_truth
 

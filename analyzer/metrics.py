@@ -120,7 +120,9 @@ def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRE
     picture is 0 outside it. `pre_mask` multiplies the map by the mask before all that, as some of the published scores do: what
     lies outside is then hardly counted at all, so scores with and without it must not be compared.
 
-    Dims     map (..., row, column), mask (row, column) -> (...); take float() where no axis was kept
+    Each frame of a video is scored against the mask by itself; the score is the mean over frames.
+
+    Dims     map (..., [frame,] row, column), mask (row, column) -> (...); take float() where no axis was kept
     Range    [-penalty, 1]; 1 where M is 1 all over the mask and 0 elsewhere
     Raises   InvalidInput for a mask of another size than the map's picture, an empty or full mask, a map with NaN
     Source   Park et al. 2024, IMACS; the released code adds 1e-8 for empty masks of the reference alone, here both are errors
@@ -132,7 +134,8 @@ def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRE
     placed = place(hide(map, inside) if pre_mask else map, (inside.shape[0], inside.shape[1]))
     values = np.where(placed.values > threshold, placed.values, 0.0)
     found = values[..., inside].mean(axis=-1) - penalty * values[..., ~inside].mean(axis=-1)
-    return scored(placed, found, "imacs", penalty=penalty, threshold=threshold, pre_mask=pre_mask)
+    scores = scored(placed, found, "imacs", penalty=penalty, threshold=threshold, pre_mask=pre_mask)
+    return scores.mean("frame", keep_attrs=True) if "frame" in scores.dims else scores
 
 
 def require_threshold(threshold: float) -> None:

@@ -35,15 +35,19 @@ def numbers(context: click.Context, option: click.Parameter, text: str | None) -
         raise click.BadParameter(f"{text!r} is not a choice of positions; write 3, or 0,2,5, or 0:10, or ::5", context, option) from None
 
 
-def place(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """A patch, `Y,X`: row from the top, column from the left, from 0."""
+def place(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """A patch, `Y,X`: row from the top, column from the left, from 0; in a video `F,Y,X`, the frame first."""
     if text is None:
         return None
     try:
-        y, x = (int(part) for part in text.split(","))
+        at = tuple(int(part) for part in text.split(","))
+        if len(at) not in (2, 3):
+            raise ValueError
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a patch; write Y,X with two whole numbers, such as 12,20", context, option) from None
-    return y, x
+        raise click.BadParameter(
+            f"{text!r} is not a patch; write Y,X with two whole numbers, such as 12,20, or F,Y,X for a video", context, option
+        ) from None
+    return at
 
 
 def words(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...] | None:

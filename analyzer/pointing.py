@@ -44,6 +44,8 @@ def looks(
     Raises   UnknownSelection; InvalidInput for tokens that have no place on a picture
     """
     row = named(recipe)
+    if trace.latent_frames:
+        raise InvalidInput(f"{trace.path} is of a video, and patches point from the places of one image; ask sram for a patch of a frame")
     chosen = choose(trace, recipe=row, on_reference=True, **selection)
     # The map of G2R knows the axes, their labels, and which picture the tokens lie on; its values are never asked for.
     like = g2r(trace, keep=keep, time_groups=time_groups, recipe=recipe, **{**selection, "layers": list(chosen.layers)})

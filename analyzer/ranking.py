@@ -9,9 +9,11 @@ import numpy as np
 import xarray as xr
 
 from ..schema.errors import InvalidInput, UnknownSelection
+from .enquiry import Sources
+from .headorder import require_same_heads
 from .headtruth import head_truth
 from .reader import Selector, Trace, listed
-from .relevance import Sources, heads, require_same_heads
+from .relevance import heads
 from .selection import whole
 from .wording import option
 

@@ -234,6 +234,7 @@ class Trace:
             "index": index,
             "name": layer.name,
             "grid": list(layer.grid),
+            "frames": layer.frames,
             "heads": layer.heads,
             "call_heads": layer.call_heads or layer.heads,
             "head_numbers": list(head_numbers(layer)),
@@ -262,7 +263,7 @@ class Trace:
             ("layers", f"{len(self.layers)} with {sum(x.heads for x in self.layers)} heads"),
             ("encoding", ", ".join(dict.fromkeys(x.encoding for x in self.layers))),
             ("token groups", listed(groups)),
-            ("latent grid", "{} x {}".format(*self.latent_grid)),
+            ("latent grid", " x ".join(map(str, self.latent_places))),
             ("images", listed(image.name for image in self.images)),
         ]
 
@@ -276,8 +277,9 @@ class Trace:
             f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self._summary()
         )
         layers = "".join(
-            f"<tr><td>{index}</td><td>{html.escape(layer.name)}</td><td>{layer.grid[0]} x {layer.grid[1]}</td><td>{count_heads(layer)}</td>"
-            f"<td>{layer.tokens}</td><td>{html.escape(layer.encoding)}</td><td>{int(self.present[:, index].sum())}</td></tr>"
+            f"<tr><td>{index}</td><td>{html.escape(layer.name)}</td><td>{' x '.join(map(str, layer.places))}</td>"
+            f"<td>{count_heads(layer)}</td><td>{layer.tokens}</td><td>{html.escape(layer.encoding)}</td>"
+            f"<td>{int(self.present[:, index].sum())}</td></tr>"
             for index, layer in enumerate(self.layers)
         )
         head = "<tr><th></th><th>layer</th><th>grid</th><th>heads</th><th>tokens</th><th>encoding</th><th>calls</th></tr>"

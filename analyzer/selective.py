@@ -15,12 +15,14 @@ from dask.base import compute
 
 from ..schema.errors import InvalidInput, UnknownSelection
 from .attribution import r2g
+from .enquiry import PROBE, Sources, open_all
+from .headorder import require_same_heads
 from .headtruth import head_truth
 from .masks import load_mask
 from .overlap import THRESHOLDS, iou
 from .ranking import By, by_layer, rank_heads, select_heads
 from .reader import Trace
-from .relevance import PROBE, Sources, heads, open_all, require_same_heads
+from .relevance import heads
 from .selection import whole
 from .weighting import find_mask
 from .wording import option

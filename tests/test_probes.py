@@ -11,10 +11,12 @@ import PIL.Image
 import pipelines_transformers
 import pytest
 import torch
+import xarray as xr
 from memory import MemoryWriter, memory
 from pipelines_text import FAMILIES, LENGTH, prompted, prompted_xl
 
 import pipelines
+from i2am.analyzer import open_trace, words
 from i2am.recorder import record, recording
 from i2am.recorder.demo.pipeline import load_shipped
 from i2am.recorder.probes import read_probes
@@ -133,6 +135,16 @@ def test_the_demo_model_takes_garments_as_probes(memory: type[MemoryWriter]) -> 
     np.testing.assert_array_equal(painted, plain)
     for index in range(len(made.trace.layers)):
         np.testing.assert_array_equal(probe_of(made, index, "garment"), key_of(made, index))
+
+
+def test_a_probe_that_is_the_prompt_has_its_maps(tmp_path: Path) -> None:
+    pipeline, call = prompted(PROMPT)
+    record(pipeline, tmp_path / "t.zarr", encoding="factors", probes={"prompt": PROMPT}, progress=False, **call())
+    trace = open_trace(tmp_path / "t.zarr")
+    for word in ("zebra", "a", "cat"):
+        xr.testing.assert_allclose(
+            words(trace, word, probe="prompt", recipe="daam").drop_attrs(), words(trace, word).drop_attrs(), rtol=1e-5
+        )
 
 
 def test_only_chosen_heads_have_probe_keys(memory: type[MemoryWriter]) -> None:

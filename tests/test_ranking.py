@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from probed import CONCEPTS, LAYERS, ORDER, trace_of
 
 from i2am.analyzer import heads, load_heads, open_trace, rank_heads, save_heads, select_heads
+from i2am.analyzer.headorder import head_coordinates
 from i2am.analyzer.ranking import published_vector
-from i2am.analyzer.relevance import head_coordinates
 from i2am.schema.errors import AlreadyExists, InvalidInput, UnknownSelection
 from traces import Synthetic, reference_layer, synthetic_trace
 

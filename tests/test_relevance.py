@@ -17,7 +17,9 @@ from probed import CONCEPTS, LAYERS, ORDER, PIECES, TEXTS, probed, trace_of, wor
 
 from i2am.analyzer import concept_words, concepts, heads, open_trace
 from i2am.analyzer.counting import Span, draw, winners
-from i2am.analyzer.relevance import published_order, vectors
+from i2am.analyzer.enquiry import Enquiry
+from i2am.analyzer.headorder import published_order
+from i2am.analyzer.relevance import vectors
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from i2am.schema.text import Text, Word
 from i2am.schema.trace import Layer, TokenGroup
@@ -104,6 +106,13 @@ def test_branches_are_counted_apart(made: list[Synthetic]) -> None:
         np.testing.assert_array_equal(found["count"].sel(layer=name)[..., : counts.shape[-1]], counts.sum(0))
     with pytest.raises(UnknownSelection, match="no branch 'both'; it has uncond, cond"):
         heads(made[1].path, concepts=CONCEPTS, branch="both")
+
+
+def test_traces_of_the_same_words_share_what_is_known_of_them(made: list[Synthetic]) -> None:
+    first, second = (open_trace(each.path) for each in made[:2])
+    enquiry = Enquiry(first, concepts(CONCEPTS), "concepts", None, None)
+    rows = [spans for trace in (first, second) for _, spans in enquiry.rows(trace)]
+    assert len(rows) == 6 and all(spans is rows[0] for spans in rows)
 
 
 def test_order_workers_and_company_do_not_matter(made: list[Synthetic]) -> None:
