@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .attribution import sram as sram
     from .boxes import box_iou as box_iou
     from .boxes import find_boxes as find_boxes
+    from .comparison import compare as compare
     from .dataset import evaluate as evaluate
     from .headfile import load_heads as load_heads
     from .headfile import save_heads as save_heads
@@ -48,6 +49,7 @@ _HOME = {
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
+    "compare": "comparison",
     "evaluate": "dataset",
     "box_iou": "boxes",
     "find_boxes": "boxes",

@@ -77,6 +77,12 @@ def overwrite_option(command: F) -> F:
     return click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")(command)
 
 
+def changes_option(command: F) -> F:
+    """--set."""
+    text = "Change a field of the recipe, such as resize=bilinear; may be given several times."
+    return click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=text)(command)
+
+
 def selection_options(command: F) -> F:
     """Which calls a map is made of; the function gets them as keyword arguments of the same names."""
     options = (
@@ -92,7 +98,8 @@ def selection_options(command: F) -> F:
         click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0."),
         click.option("--branch", help="Guidance branch: cond or uncond."),
         click.option("--group", help="Token group; by default the reference's only one."),
-        click.option("--recipe", help="Method, such as i2am or i2am-v1."),
+        click.option("--recipe", metavar="NAME", help="Method, such as i2am or daam; `i2am recipes` lists them.  [default: i2am]"),
+        changes_option,
     )
     for option in reversed(options):
         command = option(command)
@@ -105,6 +112,10 @@ def given(trace: Trace | None = None, /, **options: Any) -> dict[str, Any]:
     Heads from a file become the heads they are; with the trace they are meant for, it is first made sure that it is of their model.
     """
     typed = {name: value for name, value in options.items() if value is not None}
+    if changes := typed.pop("changes", ()):
+        from .recipes import read_changes, recipe
+
+        typed["recipe"] = recipe(typed.get("recipe", "i2am"), **read_changes(changes)).label
     if "heads_from" not in options:
         return typed
     ranking = {name: typed.pop(name) for name in RANKING if name in typed}

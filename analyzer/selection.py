@@ -122,12 +122,17 @@ def recipe_layers(trace: Trace, row: Recipe, on_reference: bool) -> tuple[int, .
     if row.factors:
         found = [i for i in found if _factor(trace, trace.layers[i]) in row.factors]
     if not found:
-        sizes = f", and takes those {' or '.join(map(str, row.factors))} times coarser than the latent" if row.factors else ""
+        there = sorted({_factor(trace, layer) for layer in trace.layers if not layer.queries})
+        sizes = f", and takes those {_either(row.factors)} times coarser than the latent, of which there are {_either(there)}"
         raise InvalidInput(
-            f"recipe {row.name} leaves out every layer of the trace: it skips {row.skip or 'none'}{sizes}; "
-            f"name layers with {option('layers')}, of {listed(names)}"
+            f"recipe {row.name} leaves out every layer of the trace: it skips {row.skip or 'none'}{sizes if row.factors else ''}; "
+            f"name layers with {option('layers')}, or change the recipe's fields skip and factors"
         )
     return tuple(found)
+
+
+def _either(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def _factor(trace: Trace, layer: Layer) -> int:

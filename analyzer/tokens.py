@@ -35,7 +35,7 @@ def token_map(
     heads: Heads = None,
     sample: int = 0,
     branch: str | None = None,
-    recipe: str | Recipe = "daam",
+    recipe: str | Recipe | None = None,
 ) -> xr.DataArray:
     """Where on the generated image some tokens are attended to.
 
@@ -43,6 +43,7 @@ def token_map(
     recipe says (daam: mean, as over the pieces of a word) or, with "token" in `keep`, each has a map. `group` is the trace's only text
     if None. With `probe`, the keys are the probe's, which the run never saw, and the softmax over keys runs over its tokens `among`,
     all if None; this needs the queries, hence encoding factors. Without, `among` makes the softmax run over some tokens of the group.
+    The recipe is `daam`, or `ovam` for a probe, where none is named.
 
     Dims     kept axes in the order time, layer, head, token, then ([frame,] y, x) on the recipe's grid; lazy, float64
     Range    >= 0; NaN where no call is left to average
@@ -53,7 +54,7 @@ def token_map(
     each = isinstance(axes, Iterable) and "token" in (axes := tuple(axes))
     kept = tuple(axis for axis in axes if axis != "token") if each else axes
     selection = {"steps": steps, "layers": layers, "heads": heads, "sample": sample, "branch": branch, "group": group}
-    asked = question(trace, "tokens", recipe, kept, time_groups, **selection, role="text", probe=probe)
+    asked = question(trace, "tokens", recipe or ("ovam" if probe else "daam"), kept, time_groups, **selection, role="text", probe=probe)
     numbers = _numbers(asked.chosen.groups, tokens, "token")
     row, target, sources = asked.row, generated_grid(asked), Sources()
     alone = numbers if row.renormalize and among is None and row.r2g == "keys" else None

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor, nn
 
 from ..schema.errors import UnsupportedModel
-from .factors import Factors
+from .factors import Factors, projects_attention
 from .mode import Mode
 from .origins import FollowingMode
 from .projections import Projections
@@ -241,6 +241,7 @@ class Capture:
                 self._path = path
                 self._projections.forget()
                 self.factors.begin(path, module, args, kwargs)
+                self._mode.worked = False
                 self._calls.clear()
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
                 self._entered += 1
@@ -252,12 +253,15 @@ class Capture:
             # torch calls this with None when forward failed; that error is the one to hear of.
             # A cache hook gives an earlier output again without projecting anything: that call is absent, not hidden.
             cached = not self._projections.ran and hasattr(module, "_diffusers_hook")
+            cached = cached or (skips and not self._mode.worked)
             if output is not None and not self._calls and not cached and not self._hear_factors():
                 self._listener.silence(path, module)
             self._projections.forget()
             self.factors.forget()
 
         see, single = self._shape_hook(path), is_single_stream(module)
+        # One that could attend and multiplies nothing was put there to skip attention, as CatVTON does.
+        skips = self._outside and projects_attention(module)
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         self._handles.append(module.register_forward_hook(leave, always_call=True))
         self._handles += self._projections.hooks(module, lambda: self._entered > 0)
@@ -294,6 +298,8 @@ class Capture:
     ) -> None:
         if is_causal:
             raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; leave it out through layers=")
+        if query.ndim == 3 and self._outside:
+            query, key = self.factors.unfold(query, key)
         if query.ndim != 4:
             raise UnsupportedModel(
                 f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); leave it out through layers="

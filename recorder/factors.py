@@ -105,6 +105,21 @@ class Factors:
         self._proven.add(self._path)
         self.unproven.discard(self._path)
 
+    def unfold(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys with rows and heads on axes of their own, if they are what the projections made, folded together.
+
+        Dims     (row * head, x, channel), (row * head, token, channel) -> (row, head, x, channel), (row, head, token, channel)
+        """
+        heads = 0 if self._module is None else heads_of_module(self._module)
+        if not heads or query.shape[0] % heads or len(self._made.get("to_q", [])) != 1:
+            return query, key
+        if self._path not in self._proven:
+            made = self._split(self._made["to_q"][0], heads).flatten(0, 1)
+            if made.shape != query.shape or not torch.equal(made, query):
+                return query, key
+            self._proven.add(self._path)
+        return query.unflatten(0, (-1, heads)), key.unflatten(0, (-1, heads))  # type: ignore[no-untyped-call]
+
     def _split(self, projected: Tensor, heads: int) -> Tensor:
         if projected.ndim != 3 or projected.shape[2] % heads:
             shape = " x ".join(map(str, projected.shape))

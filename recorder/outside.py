@@ -35,6 +35,11 @@ class OutsideRecording:
         self.facts: dict[str, Any] = dict(options.facts or {})
         """Kept under provenance; may be added to inside the block."""
         self._declaration, self._options = declaration, options
+        if options.probes:
+            raise InvalidInput(
+                "probes are encoded as a diffusers pipeline encodes its own inputs, which a model named by denoisers= does not show; leave "
+                "them out, or put their tokens among the keys of a run"
+            )
         self._run = Sampling(declaration, path, options, self._provenance, [])
         self._modules = {name: declaration.modules[name] for name in select_layers(options.layers, list(declaration.modules))}
         self._capture = Capture(declaration.denoisers, self._modules, self._run, outside=True)

@@ -73,6 +73,21 @@ class FusedAttention(EinsumAttention):
         return self.to_out(mixed + self.attend(query, self.to_k_ip(image), self.to_v_ip(image)))
 
 
+class SkippedAttention(FusedAttention):
+    """CatVTON's cross-attention: in its place, with its weights, and without effect."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        return x
+
+
+class FoldedAttention(FusedAttention):
+    """Rows and heads on one axis, as older code calls scaled_dot_product_attention."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mixed = functional.scaled_dot_product_attention(self.fold(query), self.fold(key), self.fold(value))
+        return mixed.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+
+
 @dataclass
 class Conditions:
     """What goes into every block beside the features."""
@@ -151,7 +166,7 @@ class ReferenceBlock(nn.Module):
         super().__init__()
         self.text = SpatialTransformer(width, FusedAttention, CONTEXT)
         self.norm = nn.LayerNorm(width)
-        self.image_attention = FusedAttention(width, width)
+        self.image_attention = FoldedAttention(width, width)
 
     def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
         x = self.text(x, conditions)
@@ -279,7 +294,7 @@ def _finish(model: Diffusion) -> Diffusion:
     """Weights large enough that attention is far from even."""
     for name, module in model.named_modules():
         if name.endswith(("to_q", "to_k", "to_k_ip")):
-            module.weight.data.mul_(4)
+            module.weight.data.mul_(3)
     return model.eval()
 
 
@@ -335,9 +350,13 @@ def garment_network(adapter: bool, chunked: bool, samples: int = 1) -> tuple[Dif
 
 
 def cat_vton(axis: int = 2, samples: int = 1) -> tuple[Diffusion, Condition, Condition]:
-    """Person and garment side by side in the latent, along y (axis 2) or x (axis 3); no cross-attention at all."""
+    """Person and garment side by side in the latent, along y (axis 2) or x (axis 3); cross-attention is skipped."""
     torch.manual_seed(0)
-    unet = UNet(9, lambda width: SpatialTransformer(width, FusedAttention, None))
+
+    def attention(width: int, context: int | None = None) -> nn.Module:
+        return FusedAttention(width) if context is None else SkippedAttention(width, context)
+
+    unet = UNet(9, lambda width: SpatialTransformer(width, attention, CONTEXT))
 
     def call(this: Diffusion, x: Tensor, t: Tensor, c: Condition) -> Tensor:
         joined = torch.cat([x, c["garment"]], axis)

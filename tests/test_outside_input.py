@@ -15,6 +15,7 @@ from outside_models import (
     LATENT,
     Diffusion,
     EinsumAttention,
+    FoldedAttention,
     cat_vton,
     garment_network,
     paint_by_example,
@@ -472,3 +473,37 @@ def test_pictures_that_are_none(pictures: dict[str, Any], match: str) -> None:
     refused(InvalidInput, match, lambda: running.images(**pictures))  # type: ignore[union-attr]
     running.images(mask=np.zeros((4, 4)))  # type: ignore[union-attr]
     refused(InvalidInput, "named mask was given already", lambda: running.images(mask=np.zeros((4, 4))))  # type: ignore[union-attr]
+
+
+def test_probes_of_a_model_that_shows_no_encoder() -> None:
+    said: dict[str, Any] = {"groups": "reference", "probes": {"concepts": ["a dog"]}, "encoding": "factors"}
+    refused(InvalidInput, "probes are encoded as a diffusers pipeline encodes", lambda: run_example(said))
+
+
+class Unprojected(EinsumAttention):
+    """Its projections are there, but it multiplies by their weights itself."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        assert context is not None
+        query, key, value = (
+            nn.functional.linear(t, part.weight) for t, part in ((x, self.to_q), (context, self.to_k), (context, self.to_v))
+        )
+        return self.to_out((query @ key.transpose(1, 2)).softmax(-1) @ value)
+
+
+def test_attention_that_shows_nowhere(memory: type[MemoryWriter]) -> None:
+    said = {"layers": "*attn2", "groups": "text"}
+    match = r"attn2 \(Unprojected\) ran, but neither scaled_dot_product_attention nor its own to_q and to_k showed its attention"
+    refused(UnsupportedModel, match, lambda: run_example(said, lambda: with_attention(Unprojected)))
+
+
+class Turned(FoldedAttention):
+    """Folds rows and heads the other way round, after a rotation."""
+
+    def fold(self, tokens: Tensor) -> Tensor:
+        return super().fold(tokens.flip(-1))
+
+
+def test_folded_queries_that_are_not_the_projections(memory: type[MemoryWriter]) -> None:
+    said = {"layers": "*attn2", "groups": "text"}
+    refused(UnsupportedModel, "attends with 3-D queries", lambda: run_example(said, lambda: with_attention(Turned)))

@@ -259,7 +259,7 @@ def test_the_command_draws_a_word_of_a_probe(made: Synthetic, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--word", "zebr"], "did you mean zebra"),
-    (["--word", "dog", "--r2g"], "say which map: one of --r2g, --g2r, --at Y,X and --word WORD"),
+    (["--word", "dog", "--r2g"], "say which map: one of --r2g, --g2r, --at Y,X, --word WORD"),
     (["--r2g", "--probe", "scene"], "--probe says which text a --word is of"),
 ])  # fmt: skip
 def test_the_command_says_what_is_wrong(
