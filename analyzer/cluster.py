@@ -31,6 +31,7 @@ ANSWER_SECONDS: Final = 5
 WORKER_SECONDS: Final = 30
 """How long the first worker may take to come."""
 ADDRESS: Final = re.compile(r"(?:\w+://)?(?:\[[^\s/\]]+\]|[^\s/:]+):\d{1,5}/?")
+SHARE: Final = "workers read traces themselves, so put them where all machines find them by the same path"
 EXTRA: Final = 'a cluster needs dask.distributed, which is not installed; install it: pip install "i2am[cluster]"'
 
 
@@ -95,13 +96,13 @@ def evaluate_there(client: Client, members: Sequence[Member], question: Question
 
     paths = [member.path.resolve() for member in members]
     question = _seen_from_afar(question)
-    require_workers(client, paths[0])
+    require_workers(client, next((path for path in paths if _is_seen(path)), paths[0]))
     futures = client.map(_work, paths, [question] * len(paths), pure=False, retries=0)
     place = {future.key: index for index, future in enumerate(futures)}
     try:
         for done, future in enumerate(as_completed(futures, loop=client.loop)):
             if future.status == "finished":
-                row = future.result()
+                row = _found_here(future.result(), paths[place[future.key]])
             elif future.status == "error":
                 row = _lost(future.exception(), paths[place[future.key]])
             else:
@@ -129,11 +130,8 @@ def require_workers(client: Client, path: Path) -> None:
         there, sees = found
         if there != version("i2am"):
             raise NoCluster(f"the worker {worker} has i2am {there}, this is {version('i2am')}; install the same release in both places")
-        if not sees and (path / ROOT).is_file():
-            raise NoCluster(
-                f"the worker {worker} does not see {path}; workers read traces themselves, "
-                "so put them where all machines find them by the same path"
-            )
+        if not sees and _is_seen(path):
+            raise NoCluster(f"the worker {worker} does not see {path}; {SHARE}")
 
 
 def look(path: str) -> tuple[str, bool]:
@@ -155,6 +153,17 @@ def _seen_from_afar(question: Question) -> Question:
 def _in_full(name: str) -> str:
     # A bare word is the name of an image in the trace first.
     return str(Path(name).resolve()) if Path(name).suffix and Path(name).is_file() else name
+
+
+def _is_seen(path: Path) -> bool:
+    return (path / ROOT).is_file()
+
+
+def _found_here(row: Row, path: Path) -> Row:
+    """The row, with the true reason if a trace that is here was not there."""
+    if row.kind != "NotATrace" or not _is_seen(path):
+        return row
+    return dataclasses.replace(row, error=f"{path} is here, but the worker that was to read it does not see it; {SHARE}")
 
 
 def _lost(error: Any, path: Path) -> Row:

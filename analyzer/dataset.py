@@ -170,11 +170,13 @@ def _answers(members: Sequence[Member], question: Question, client: Client | Non
 
 
 def _odd(member: Member, shape: Mapping[str, Any], model: Member, usual: Shape, axis: str) -> Row:
-    how = {
-        "layers": f"its {len(shape['layers'])} layers are not the {len(usual['layers'])} of {model.name}; choose layers by name",
-        "heads": f"its layers and heads are not those of {model.name}; evaluate the two kinds apart",
-        "steps": f"it has {shape['steps'][0]} steps, {model.name} has {usual['steps'][0]}; evaluate the two kinds apart",
-    }[axis]
+    here, there = shape[axis], usual[axis]
+    if axis == "layers":
+        how = f"its {len(here)} layers are not the {len(there)} of {model.name}; choose layers by name"
+    elif axis == "heads":
+        how = f"its layers and heads are not those of {model.name}; evaluate the two kinds apart"
+    else:
+        how = f"it has {here[0]} steps, {model.name} has {there[0]}; evaluate the two kinds apart"
     text = f"{member.path} does not fit the other traces: {option(axis)} chooses by position, and {how}"
     return Row(kind="InvalidInput", error=text, code=InvalidInput.exit_code)
 

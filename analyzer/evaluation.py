@@ -87,6 +87,7 @@ class Row:
     values: dict[str, float] = field(default_factory=dict)
     """By metric; those that the trace cannot give are left out."""
     shape: Shape = field(default_factory=dict)
+    """Of the axes that the question chooses on by position."""
     note: str | None = None
     kind: str = ""
     """Class of the error; empty if there was none."""
@@ -135,9 +136,13 @@ def _layers(trace: Trace, question: Question) -> tuple[int, ...]:
 
 
 def shape_of(trace: Trace, question: Question) -> Shape:
-    """What the axes of a trace are, for comparison with another's; of heads that are chosen by layer, those of these layers."""
+    """What the axes of a trace are on which the question chooses by position, for comparison with another's.
+
+    Of heads that are chosen by layer, it is those of these layers.
+    """
     chosen = question.selection.get("heads")
     heads = tuple((layer.name, layer.call_heads or layer.heads) for layer in trace.layers)
     if isinstance(chosen, Mapping) and set(chosen) <= {name for name, _ in heads}:
         heads = tuple(layer for layer in heads if layer[0] in chosen)
-    return {"layers": tuple(layer.name for layer in trace.layers), "heads": heads, "steps": (len(trace.present),)}
+    axes: Shape = {"layers": tuple(layer.name for layer in trace.layers), "heads": heads, "steps": (len(trace.present),)}
+    return {axis: axes[axis] for axis in question.positional}

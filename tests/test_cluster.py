@@ -23,7 +23,7 @@ import xarray as xr
 from i2am.analyzer import cluster, evaluate, shards
 from i2am.analyzer.cli import run
 from i2am.analyzer.cluster import connected, require_workers
-from i2am.analyzer.evaluation import Question, evaluate_trace
+from i2am.analyzer.evaluation import Question, Row, evaluate_trace
 from i2am.schema.errors import InvalidInput, NoCluster
 from traces import synthetic_trace
 
@@ -250,6 +250,15 @@ def test_workers_that_cannot_do_the_work_are_named(traces: Path) -> None:
             require_workers(client_of(found), trace)
     with pytest.raises(NoCluster, match=f"no worker for {cluster.WORKER_SECONDS} s; start some: dask worker tcp://s:1"):
         require_workers(client_of(here, workers=False), trace)
+
+
+def test_a_trace_that_only_the_client_sees_says_so(traces: Path) -> None:
+    gone = Row(kind="NotATrace", error="there is no such folder", code=3)
+    assert (
+        "the worker that was to read it does not see it; workers read traces themselves"
+        in cluster._found_here(gone, traces / "pair-0.zarr").error
+    )
+    assert cluster._found_here(gone, traces / "nothing.zarr") is gone
 
 
 def test_a_trace_that_costs_its_worker_is_a_row_like_others(traces: Path) -> None:
