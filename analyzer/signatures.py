@@ -91,7 +91,7 @@ def inconsistent(evidence: Evidence) -> Found:
 def mismatch(evidence: Evidence) -> Found:
     """Share of patches in the mask that the place they look at does not look back to."""
     there = [(i, each) for i, each in zip(evidence.chosen.layers, evidence.surveys, strict=True) if each is not None]
-    if not _spatial(evidence) or evidence.trace.latent_frames or len({each.looked.shape[1] for _, each in there}) != 1:
+    if not _spatial(evidence) or len({each.looked.shape[1] for _, each in there}) != 1:
         return None
     latent = evidence.trace.latent_grid
     looked, answered = (
@@ -145,12 +145,12 @@ def _contrast(map: xr.DataArray, inside: Mask) -> float:
     top, left, bottom, right = (round(edge) for edge in map.attrs.get("window") or (0, 0, *inside.shape))
     seen = np.s_[max(top, 0) : min(bottom, inside.shape[0]), max(left, 0) : min(right, inside.shape[1])]
     level = resize(map.values, (bottom - top, right - left), "bilinear")
-    level = level[..., max(-top, 0) : min(bottom, inside.shape[0]) - top, max(-left, 0) : min(right, inside.shape[1]) - left]
+    level = level[max(-top, 0) : min(bottom, inside.shape[0]) - top, max(-left, 0) : min(right, inside.shape[1]) - left]
     there = inside[seen]
     if there.all() or not there.any():
         return np.nan
-    within = float(level[..., there].mean())
-    return float(level[..., ~there].mean()) / within if within > 0 else np.inf
+    within = float(level[there].mean())
+    return float(level[~there].mean()) / within if within > 0 else np.inf
 
 
 def _on_latent(trace: Trace, index: int, values: Values) -> Values:
@@ -203,7 +203,7 @@ SIGNATURES: Final = (
         mismatch,
         "the place that {share:.0%} of the patches look at most does not look back at them: the two directions tell different things",
         "where patches look, the reference looks back",
-        "the tokens have no place, or another grid in every layer, or the run made a video",
+        "the tokens have no place, or another grid in every layer",
     ),
     Signature(
         "special_sink",
