@@ -96,6 +96,17 @@ def test_steps_beyond_the_run_are_said_to_be_missing(memory: type[MemoryWriter])
     assert [commit["evaluation"] for commit in memory.last.commits] == [1]
 
 
+def test_a_sampler_that_evaluates_a_timestep_twice(memory: type[MemoryWriter]) -> None:
+    model, cond, uncond = paint_by_example()
+    both = {name: torch.cat([uncond[name], cond[name]]) for name in cond}
+    times = [981, 961, 961, 941, 921]  # as PLMS begins
+    with torch.no_grad(), recording(model, PATH, denoisers=UNET, groups="reference", order=GUIDED):
+        for time in times:
+            model.apply_model(torch.zeros(2, 4, *LATENT), torch.full((2,), time), both)
+    assert [commit["timestep"] for commit in memory.last.commits] == times
+    assert memory.last.trace.status == "complete"
+
+
 def test_gradients_go_through(memory: type[MemoryWriter]) -> None:
     model, cond, _ = cat_vton(axis=3)
     groups = [{"name": "self", "columns": 0.5}, {"name": "reference", "columns": 0.5}]
