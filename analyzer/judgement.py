@@ -90,11 +90,12 @@ class Judgement:
     targets: dict[Against, Any]
 
     def scores(self, computed: Mapping[Of, xr.DataArray]) -> dict[str, xr.DataArray]:
-        """Each metric of the computed maps.
+        """Each metric of the computed maps; of a video, the mean over its frames.
 
         Dims     -> (kept axes), by name of metric
         """
-        return {row.name: row.function(computed[row.of], *([self.targets[row.against]] if row.against else [])) for row in self.rows}
+        found = {row.name: row.function(computed[row.of], *([self.targets[row.against]] if row.against else [])) for row in self.rows}
+        return {name: value.mean("frame", keep_attrs=True) if "frame" in value.dims else value for name, value in found.items()}
 
 
 def plan_metrics(
