@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from i2am.analyzer.truth import require_truth
 from i2am.recorder.demo.pairs import Pair
 from i2am.recorder.demo.pipeline import TryOnPipeline, load_shipped
 
-SCORES: Final = ("imacs_g", "imacs_r", "pck")
+SCORES: Final = ("imacs_g", "imacs_r", "pck", "pck_layer")
 QUALITIES: Final = ("psnr", "ssim")
 RESAMPLES: Final = 2000
 
@@ -36,7 +37,7 @@ def quality(image: np.ndarray, pair: Pair) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What one moment of a training run paints and shows."""
+    """What one moment of a training run paints, and what its attention is worth: of all layers, and of the layer that points best."""
 
     step: int
     values: dict[str, np.ndarray]
@@ -44,12 +45,18 @@ class Checkpoint:
 
 
 def find_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Weights that a training run kept: `python -m i2am.recorder.demo.train --keep 14 --out FOLDER` puts them under FOLDER/checkpoints."""
+    """Weights that a training run kept on the way, and those it ended with.
+
+    `python -m i2am.recorder.demo.train --keep 14 --out FOLDER` leaves them under FOLDER/checkpoints and in FOLDER.
+    """
     inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    found = sorted((int(path.name.removeprefix("step-")), path) for path in inside.glob("step-*") if (path / "model_index.json").is_file())
+    found = {int(path.name.removeprefix("step-")): path for path in inside.glob("step-*") if (path / "model_index.json").is_file()}
+    log = folder / "log.jsonl"
+    if log.is_file() and (folder / "model_index.json").is_file():
+        found[int(json.loads(log.read_text().splitlines()[-1])["step"])] = folder
     if len(found) < 2:
         raise SystemExit(f"{folder} holds {len(found)} checkpoints; expected folders step-NNNNNN, at least 2")
-    return found
+    return sorted(found.items())
 
 
 def follow(folder: Path, cache: Path, pairs: int, steps: int) -> list[Checkpoint]:
@@ -65,20 +72,26 @@ def follow(folder: Path, cache: Path, pairs: int, steps: int) -> list[Checkpoint
 
 
 def _score(pipeline: TryOnPipeline, cache: Path, pairs: int, steps: int) -> dict[str, np.ndarray]:
-    rows = []
+    rows: list[dict[str, float]] = []
+    layers: list[np.ndarray] = []
     for pair, path in recordings(pipeline, cache, pairs, steps):
         trace = open_trace(path)
         thin = {"steps": list(range(0, steps, max(1, steps // 5)))}
-        generated, reference, places = dask.compute(r2g(trace, **thin), g2r(trace, query_mask="mask", **thin), looks(trace, **thin))
+        generated, reference, places = dask.compute(
+            r2g(trace, **thin), g2r(trace, query_mask="mask", **thin), looks(trace, keep="layer", **thin)
+        )
+        layers.append(pck(places, require_truth(trace)).values)
         rows.append(
             {
                 "imacs_g": float(imacs(generated, trace.image("mask"))),
                 "imacs_r": float(imacs(reference, trace.image("reference_mask"))),
-                "pck": float(pck(places, require_truth(trace))),
+                "pck": float(pck(places.mean("layer", keep_attrs=True), require_truth(trace))),
                 **quality(trace.image("generated_0") / 255, pair),
             }
         )
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    every = np.array(layers)  # (pair, layer)
+    best = every[:, every.mean(0).argmax()]
+    return {**{name: np.array([row[name] for row in rows]) for name in rows[0]}, "pck_layer": best}
 
 
 @dataclass(frozen=True, slots=True)

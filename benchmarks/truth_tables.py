@@ -163,17 +163,20 @@ def of_pictures(study: Study) -> str:
     """Over the pairs of the shipped model: does a score tell which picture is better?"""
     scores = judge_way(WAYS[0], study.trained)
     qualities = _columns([quality(each.image, pair) for each, pair in zip(study.trained, study.pairs, strict=True)])
-    rows = [(COLUMNS[name], *(str(over_pairs(scores[name], qualities[of])) for of in QUALITIES)) for name in COLUMNS]
+    rows = []
+    for name, title in COLUMNS.items():
+        varies = bool(np.ptp(scores[name]) > 0)
+        rows.append((title, *(str(over_pairs(scores[name], qualities[of])) if varies else "constant" for of in QUALITIES)))
     return table("Rank correlation over pairs, shipped model", ("score", "with PSNR", "with SSIM"), rows)
 
 
 def of_checkpoints(run: Sequence[Checkpoint]) -> list[str]:
     """Over a training run."""
     names = (*SCORES, *QUALITIES)
-    titles = [COLUMNS.get(name, name.upper()) for name in names]
+    titles = [_title(name) for name in names]
     rows = [(each.step, *(f"{each.values[name].mean():.3f}" for name in names)) for each in run]
     links = [
-        (COLUMNS[score], of.upper(), str(over_checkpoints(run, score, of)), str(within_checkpoints(run, score, of)))
+        (_title(score), _title(of), str(over_checkpoints(run, score, of)), str(within_checkpoints(run, score, of)))
         for score in SCORES
         for of in QUALITIES
     ]
@@ -181,6 +184,10 @@ def of_checkpoints(run: Sequence[Checkpoint]) -> list[str]:
         table("A training run", ("optimiser step", *titles), rows),
         table("Rank correlation over the training run", ("score", "with", "means of checkpoints", "pairs within a checkpoint"), links),
     ]
+
+
+def _title(name: str) -> str:
+    return {**COLUMNS, "pck_layer": "PCK, best layer"}.get(name, name.upper())
 
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
