@@ -71,8 +71,9 @@ class OutsideRecording:
     def __enter__(self) -> OutsideRecording:
         refuse_taken(self.path, self._options.overwrite)
         refuse_hijack()
-        if self._options.reference_mask is not None:
-            self.images(reference_mask=self._options.reference_mask)
+        given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
+        if shown := {name: value for name, value in given.items() if value is not None}:
+            self.images(**shown)
         with ExitStack() as stack:
             stack.enter_context(terminated())
             stack.enter_context(uncompiled(self._declaration.given))
