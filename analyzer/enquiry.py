@@ -15,7 +15,7 @@ from .counting import Span, find_spans, is_of
 from .headorder import published_order
 from .reader import Selector, Trace, head_numbers, listed, open_trace
 from .vocabulary import Concepts
-from .wording import option
+from .wording import is_typed, option
 
 Source: TypeAlias = Trace | str | os.PathLike[str]
 Sources: TypeAlias = Iterable[Source] | Source
@@ -23,7 +23,14 @@ Spans: TypeAlias = list[list[Span]]
 """(concept, word)."""
 
 PROBE: Final = "concepts"
-HOW: Final = 'record with encoding="factors" and probes={{"{probe}": concept_words()}}'
+
+
+def how(probe: str) -> str:
+    """How a recording comes to hold the concepts' words."""
+    if is_typed():
+        lines = f'[probes] {probe} = {{ lines = "words.txt" }}'
+        return f'record with encoding = "factors" and {lines}, a file that `i2am concepts --words` prints'
+    return f'record with encoding="factors" and probes={{"{probe}": concept_words()}}'
 
 
 def list_sources(traces: Sources) -> list[Source]:
@@ -119,7 +126,7 @@ class Enquiry:
             if missing:
                 raise UnknownSelection(
                     f"the probe {self.probe!r} of {trace.path} lacks {len(missing)} of the concepts' words: {listed(missing)}; it has "
-                    f"{listed(known)}. Give its own concepts with {option('concepts')}, or {HOW.format(probe=self.probe)}"
+                    f"{listed(known)}. Give its own concepts with {option('concepts')}, or {how(self.probe)}"
                 )
             self._spans[layer.probes] = [[known[word] for word in each] for each in self.words.values()]
         return self._spans[layer.probes]
@@ -137,19 +144,21 @@ def _layers(trace: Trace, layers: Selector | Iterable[Selector] | None, probe: s
     """Layers of the first trace that hold the probe, in published order."""
     selected = trace.select(layers)
     found = [index for index in selected if _has(trace.layers[index], probe)]
-    how = HOW.format(probe=probe)
     if not found:
         there = dict.fromkeys(group.name for index in selected for group in trace.layers[index].probes)
         if all(trace.layers[index].encoding == "probabilities" for index in selected):
             raise InvalidInput(
-                f"{trace.path} was recorded as probabilities, which no other keys can be held against, and has no probe {probe!r}: {how}"
+                f"{trace.path} was recorded as probabilities, which no other keys can be held against, and has no probe {probe!r}: "
+                f"{how(probe)}"
             )
-        raise UnknownSelection(f"no selected layer of {trace.path} has a probe {probe!r}; it has {listed(there)}. To have one, {how}")
+        raise UnknownSelection(
+            f"no selected layer of {trace.path} has a probe {probe!r}; it has {listed(there)}. To have one, {how(probe)}"
+        )
     for layer in (trace.layers[index] for index in found):
         if layer.encoding != "factors":
             raise InvalidInput(
                 f"layer {layer.name} of {trace.path} was recorded as probabilities, which no other keys can be held against; "
-                f"{how}, or leave it out with {option('layers')}"
+                f"{how(probe)}, or leave it out with {option('layers')}"
             )
     return [found[i] for i in published_order(trace.layers[index].name for index in found)]
 

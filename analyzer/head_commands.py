@@ -121,6 +121,7 @@ def select_command(scores: Path, concept: str | None, top: int | None, bottom: i
         "i2am selective demos/*.zarr",
         "i2am selective demos/*.zarr --count 7 --thresholds 0.3,0.4,0.5 --json",
         "i2am selective others/*.zarr --heads-from hrv.nc --concept Animals --count 30",
+        "i2am selective dogs/*.zarr --word dog --mask mask_0 --heads-from hrv.nc --concept Animals",
     ),
 )
 @traces_argument
@@ -132,6 +133,7 @@ def select_command(scores: Path, concept: str | None, top: int | None, bottom: i
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Heads of the best and of the worst.  [default: 30 of every 128]")
 @click.option("--thresholds", callback=words, metavar="T,T", help="Of normalised R2G.  [default: 0.3,0.4,0.5]")
 @click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear.  [default: the trace's mask]")
+@click.option("--word", metavar="WORD", help="Map of a word of the prompt instead of R2G.")
 @click.option("--layers", callback=words, metavar="NAMES", help="Layers whose heads are scored: names, globs or positions.")
 @click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0.")
 @click.option("--sample", type=int, help="Generated image, from 0.  [default: 0]")
@@ -148,12 +150,12 @@ def selective_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Hold R2G above each threshold against the mask: maps of all heads, of the best, of the worst, mean over traces.
+    """Hold R2G, or a word's map, above each threshold against the mask: maps of all heads, of the best, of the worst, mean over traces.
 
     No trace is judged with heads that were chosen on it: without --heads-from the traces are dealt into two halves.
     """
     from .headfile import load_heads
-    from .selective import selective_iou, write_table
+    from .selective import flat_note, selective_iou, write_table
 
     if heads_from is not None and by is not None:
         raise click.UsageError("--by scores heads anew, --heads-from takes scores there are; give one of them")
@@ -168,7 +170,7 @@ def selective_command(
         "traces": table["trace"].values,
         "iou_by_trace": rows,
     }
-    click.echo(document(facts) if as_json else write_table(table))
+    answer(document({**facts, "note": flat_note(table)}) if as_json else write_table(table), None if as_json else flat_note(table))
 
 
 def open_paths(paths: Iterable[Path], partial: bool) -> list[Trace]:

@@ -7,6 +7,7 @@ halves, and those chosen on one are judged on the other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from .ranking import By, by_layer, rank_heads, select_heads
 from .reader import Trace
 from .relevance import heads
 from .selection import whole
+from .spoken import words
 from .weighting import find_mask
 from .wording import option
 
@@ -43,12 +45,14 @@ def selective_iou(
     count: int | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
     mask: str | None = None,
+    word: str | None = None,
     **selection: Any,
 ) -> xr.DataArray:
-    """IoU of R2G and the mask, for maps of all heads, of the `count` best and of the `count` worst.
+    """IoU of a map and the mask, for maps of all heads, of the `count` best and of the `count` worst.
 
-    Without scores, heads are chosen by truth or by relevance on half of the traces and judged on the other half, and the other way round.
-    Without a count it is the paper's share of all heads, 30 of 128.
+    The map is R2G or, with a `word` of the prompt, that word's (`words`, recipe `hrv-selective` where none is named). Without scores,
+    heads are chosen by truth or by relevance on half of the traces and judged on the other half, and the other way round. Without a
+    count it is the paper's share of all heads, 30 of 128.
 
     Dims     (heads, threshold, trace): heads are all, top, bottom
     Range    [0, 1]
@@ -63,14 +67,14 @@ def selective_iou(
         dealt = [(scores, opened)]
     else:
         dealt = [(_score(chosen, by, concept, concepts, probe, selection), judged) for chosen, judged in deal(opened)]
-    concept = concept if "concept" in dealt[0][0].dims else None
     found, counts = [], set()
     for chosen, judged in dealt:
         taken = whole(count, "a number of heads") if count is not None else published_count(len(rank_heads(chosen, concept)))
         counts.add(taken)
-        found += [_judge(trace, chosen, concept, taken, thresholds, mask, selection) for trace in judged]
+        found += [_judge(trace, chosen, concept, taken, thresholds, mask, word, selection) for trace in judged]
     facts = {
         "by": scores.attrs.get("kind", "") if scores is not None else by,
+        "word": word or "",
         "count": counts.pop(),
         "of": len(rank_heads(dealt[0][0], concept)),
         "chosen_on": f"{len(scores.attrs['traces'])} other traces" if scores is not None else "the other half of the traces",
@@ -97,6 +101,16 @@ def published_count(total: int) -> int:
     Range    [1, total / 2], so that the best and the worst are different heads
     """
     return max(1, min(round(total * PUBLISHED), total // 2))
+
+
+def flat_note(table: xr.DataArray) -> str | None:
+    """What to say where no map tells any place from another."""
+    if table.sel(heads="all").values.any():
+        return None
+    return (
+        "every map of all heads is flat, so no IoU can be told: the mean over all keys of a softmax over keys is the same everywhere. "
+        "Name a word of the prompt, or take a recipe whose R2G is a softmax over the generated positions, such as i2am"
+    )
 
 
 def write_table(table: xr.DataArray) -> str:
@@ -139,6 +153,7 @@ def _judge(
     count: int,
     thresholds: Sequence[float],
     mask: str | None,
+    word: str | None,
     selection: Mapping[str, Any],
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """IoU of one trace's maps.
@@ -153,5 +168,8 @@ def _judge(
     every = by_layer(rank_heads(scores, concept), scores)
     taken = (every, select_heads(scores, concept, top=count), select_heads(scores, concept, bottom=count))
     plain = {key: value for key, value in selection.items() if key != "layers"}
-    maps = compute(*(r2g(trace, heads=chosen, **plain) for chosen in taken))  # type: ignore[no-untyped-call]
+    ask = r2g if word is None else partial(words, word=word)
+    if word is not None:
+        plain.setdefault("recipe", "hrv-selective")
+    maps = compute(*(ask(trace, heads=chosen, **plain) for chosen in taken))  # type: ignore[no-untyped-call]
     return np.array([[float(iou(map, pixels, threshold)) for threshold in thresholds] for map in maps])

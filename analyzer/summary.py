@@ -39,6 +39,11 @@ def describe(trace: Trace) -> dict[str, Any]:
             {"name": image.name, "role": image.role, "frames": image.frames, "height": image.height, "width": image.width}
             for image in record.images
         ],
+        "texts": [
+            {"group": text.group, "branch": text.branch, "sample": text.sample, "text": text.text, "tokenizer": text.tokenizer}
+            for text in record.texts
+        ],
+        "probes": _probes(trace),
         "timesteps": _ends(trace.steps["timestep"]),
         "bytes": disk,
         "bytes_raw_float16": raw,
@@ -61,6 +66,7 @@ def write_summary(facts: dict[str, Any]) -> str:
         ("model", str(facts["model"].get("pipeline", facts["model"].get("class", "unknown")))),
         ("recorded", f"{done}, {facts['samples']} sample(s), {' and '.join(facts['branches'])}, timesteps {_arrow(facts['timesteps'])}"),
         ("images", ", ".join(f"{i['name']} {_by(i['frames'], i['height'], i['width'])}" for i in facts["images"]) or "none"),
+        *_said(facts),
         ("size", _size(facts)),
         ("precision", f"at most {facts['column_mass_lost']:.2g} of one token's column lost by the encoding"),
     ]
@@ -83,6 +89,24 @@ def write_summary(facts: dict[str, Any]) -> str:
 def _by(frames: int, rows: int, columns: int) -> str:
     """Rows x columns, frames before them in a video."""
     return f"{frames}x{rows}x{columns}" if frames else f"{rows}x{columns}"
+
+
+def _probes(trace: Trace) -> dict[str, dict[str, Any]]:
+    """Each probe with its role, its tokens (the most that a layer has), and in how many layers it has keys."""
+    found: dict[str, dict[str, Any]] = {}
+    for layer in trace.layers:
+        for group in layer.probes:
+            row = found.setdefault(group.name, {"role": group.role, "tokens": 0, "layers": 0})
+            row.update(tokens=max(row["tokens"], group.tokens), layers=row["layers"] + 1)
+    return found
+
+
+def _said(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Prompts and probes, where the trace has any."""
+    prompts = [text for text in facts["texts"] if text["group"] not in facts["probes"]]
+    rows = [(f"{text['branch'] or 'text'}", repr(text["text"])) for text in prompts]
+    probes = ", ".join(f"{name} ({row['tokens']} tokens)" for name, row in facts["probes"].items())
+    return [*dict.fromkeys(rows), *([("probes", probes)] if probes else [])]
 
 
 def disk_bytes(path: Path) -> int:

@@ -137,7 +137,7 @@ class Probing:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Compute without a trace of it: in random numbers, in gradients, in what is recorded."""
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         self._busy = True
         try:
             with torch.random.fork_rng(devices=devices), torch.no_grad(), self.unheard():

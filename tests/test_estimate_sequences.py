@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
+from configs import save_kontext
 from memory import MemoryWriter, memory
 from pipelines_transformers import DEPTH, HEADS, INNER, TEXT, WIDE, build, noise, quiet, sd3
 from safetensors.torch import save_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from i2am.recorder import record
+from i2am.recorder.cli import record_command
 from i2am.recorder.estimate import Estimate, estimate
 from i2am.recorder.sizes import encoded, weigh
 from i2am.recorder.spec import Spec, read_spec
-from i2am.schema.errors import InvalidInput, UnsupportedModel
+from i2am.schema.errors import InvalidInput, NoSpace, UnsupportedModel
 from i2am.schema.trace import Layer
 from pipelines import Built, picture
 
@@ -179,3 +185,44 @@ def test_what_is_not_known_is_said_before_anything_is_made(tmp_path: Path) -> No
     spec = write_spec(tmp_path / "qwen", pipeline, SHORT, {})
     with pytest.raises(InvalidInput, match=r"a dry run needs the size of an image that is not given"):
         estimate(dataclasses.replace(spec, images={"image": "x"}))  # type: ignore[dict-item]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_kontext(tmp_path_factory.mktemp("kontext"))
+
+
+def test_kontext_at_its_published_size_from_configs_alone(published: Path) -> None:
+    start = time.process_time()
+    found = estimate(read_spec(published))
+    assert time.process_time() - start < 30, "twelve thousand million weights, none of them made"
+    assert len(found.trace.layers) == 19 + 38
+    assert {(layer.heads, layer.head_dim, layer.grid, layer.tokens, layer.call_tokens) for layer in found.trace.layers} == {
+        (24, 128, (64, 64), 4096, 512 + 2 * 4096)
+    }
+    places = 57 * 24 * 4096 * found.evaluations
+    # q and k in float32, which holds the model's bfloat16, and one float32 log-sum-exp for each place.
+    assert found.sizes["factors"].nbytes == pytest.approx(places * (2 * 128 * 4 + 4), rel=1e-4)
+    assert found.sizes["probabilities"].nbytes == pytest.approx(places * (4096 * 2 + 4 + 4), rel=1e-4)
+
+
+def test_the_one_line_of_the_docs_makes_a_small_trace_of_it(published: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "batches.md").read_text()
+    line = re.search(r"^i2am record kontext\.toml (.*)$", page, re.MULTILINE)
+    assert line is not None
+    options = shlex.split(line[1])
+    shown = CliRunner().invoke(record_command, [str(published), *options, "--dry-run"], catch_exceptions=False)
+    printed = re.search(r"The same line with `--dry-run`.*?```\n(.*?)```", page, re.DOTALL)
+    assert printed is not None
+    assert printed[1] in shown.output
+    size = re.search(r"factors +([\d.]+) GB", shown.output)
+    assert size is not None and float(size[1]) < 5
+
+
+def test_what_is_too_large_is_refused_before_any_weight_is_read(published: Path, tmp_path: Path) -> None:
+    arguments = [str(published), "-o", str(tmp_path / "run.zarr"), "--encoding", "factors", "--max-bytes", "5GB"]
+    with pytest.raises(
+        NoSpace, match=r"would hold 161 GB before compression and max_bytes is 5 GB; .*layers transformer\..*steps every=28"
+    ):
+        CliRunner().invoke(record_command, arguments, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []

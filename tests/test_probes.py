@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import PIL.Image
+import pipelines_adapters
 import pipelines_transformers
 import pytest
 import torch
 import xarray as xr
 from memory import MemoryWriter, memory
-from pipelines_text import FAMILIES, LENGTH, prompted, prompted_xl
+from pipelines_text import FAMILIES, LENGTH, clip_encoder, clip_tokenizer, prompted, prompted_xl
 
 import pipelines
 from i2am.analyzer import open_trace, words
@@ -145,6 +147,52 @@ def test_a_probe_that_is_the_prompt_has_its_maps(tmp_path: Path) -> None:
         xr.testing.assert_allclose(
             words(trace, word, probe="prompt", recipe="daam").drop_attrs(), words(trace, word).drop_attrs(), rtol=1e-5
         )
+
+
+def offload_models(pipeline: Any) -> None:
+    pipeline.enable_model_cpu_offload(device="cpu")
+
+
+def offload_layers(pipeline: Any) -> None:
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            accelerate.cpu_offload(part, torch.device("cpu"))
+
+
+def offload_groups(pipeline: Any) -> None:
+    pipeline.unet.enable_group_offload(onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+def train(pipeline: Any) -> None:
+    pipeline.unet.train()
+
+
+@pytest.mark.parametrize("change", [offload_models, offload_layers, offload_groups, train])
+def test_probes_go_where_the_weights_are(memory: type[MemoryWriter], change: Callable[[Any], None]) -> None:
+    pipeline, call = prompted("a red dog", kinds=("full",))
+    change(pipeline)
+    plain = pipeline(**call()).images
+    images, made = run((pipeline, call), {"prompt": "a red dog", "picture": call()["ip_adapter_image"]})
+    np.testing.assert_array_equal(images, plain)
+    for index in range(len(made.trace.layers)):
+        np.testing.assert_array_equal(made.probe_keys[index], key_of(made, index))
+
+
+def test_only_the_conditioned_rows_count_where_some_are_perturbed(memory: type[MemoryWriter]) -> None:
+    pipeline, given = pipelines_adapters.build("perturbed")
+    pipeline.register_modules(text_encoder=clip_encoder(), tokenizer=clip_tokenizer())
+    embeds = {"prompt_embeds": None, "negative_prompt_embeds": None, "prompt": "a red dog"}
+    _, made = run((pipeline, lambda: {**given(), **embeds}), {"prompt": "a red dog"})
+    assert len([text for text in made.trace.texts if text.group == "text"]) == 1
+    for index in [i for i, layer in enumerate(made.trace.layers) if layer.probes]:
+        np.testing.assert_array_equal(made.probe_keys[index], key_of(made, index))
+
+
+def test_fused_projections_are_refused(memory: type[MemoryWriter]) -> None:
+    pipeline, call = prompted("a dog")
+    pipeline.fuse_qkv_projections(vae=False)
+    with pytest.raises(UnsupportedModel, match="attn2 makes no keys of probes: its key projection is fused"):
+        run((pipeline, call), {"a": "dog"})
 
 
 def test_only_chosen_heads_have_probe_keys(memory: type[MemoryWriter]) -> None:

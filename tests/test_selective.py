@@ -12,10 +12,12 @@ import xarray as xr
 from probed import CONCEPTS, TEXTS, probed
 
 from i2am.analyzer import head_truth, heads, open_trace, rank_heads, select_heads, selective_iou
+from i2am.analyzer.headorder import head_coordinates
 from i2am.analyzer.reader import Trace
 from i2am.analyzer.resize import resize
-from i2am.analyzer.selective import deal, published_count, write_table
+from i2am.analyzer.selective import deal, flat_note, published_count, write_table
 from i2am.schema.errors import InvalidInput, UnknownSelection
+from i2am.schema.text import Text, Word
 from i2am.schema.trace import TokenGroup
 from traces import Synthetic, reference_layer, synthetic_trace
 
@@ -111,7 +113,7 @@ def test_scores_of_other_traces_judge_all(made: list[Synthetic], traces: list[Tr
     for each in made[2:]:
         found = float(table.sel(heads="bottom", threshold=0.4, trace=each.trace.id))
         assert found == pytest.approx(iou_oracle(each, rank_heads(scores)[-3:], 0.4), abs=2e-3)
-    assert table.attrs == {"by": "truth", "count": 3, "of": 9, "chosen_on": "2 other traces"}
+    assert table.attrs == {"by": "truth", "word": "", "count": 3, "of": 9, "chosen_on": "2 other traces"}
 
 
 def test_heads_are_chosen_by_relevance_too(tmp_path: Path) -> None:
@@ -129,6 +131,23 @@ def test_heads_are_chosen_by_relevance_too(tmp_path: Path) -> None:
     assert again.attrs["by"] == "relevance" and again.attrs["count"] == published_count(9) == 2
     with pytest.raises(InvalidInput, match="say which concept"):
         selective_iou(opened, by="relevance", concepts=CONCEPTS)
+
+
+def test_words_are_judged_too(tmp_path: Path) -> None:
+    layers = [reference_layer(path, LATENT, heads=3, reference=None, text=5) for path in ORDER]
+    said = Text("text", "a dog", ("<s>", "a", "dog", "</s>", "</s>"), (Word("a", 1, 2), Word("dog", 2, 3)))
+    made = synthetic_trace(tmp_path / "t.zarr", layers=layers, encoding="factors", texts=[said], steps=2)
+    coords = head_coordinates(list(made.trace.layers))
+    scores = xr.DataArray(np.arange(9.0).reshape(3, 3), dims=("layer", "head"), coords=coords, attrs={"traces": [], "kind": "truth"})
+    table = selective_iou(made.path, scores, word="dog", count=2, thresholds=[0.4])
+    for kind, pairs in (("all", [(i, h) for i in range(3) for h in range(3)]), ("top", [(2, 2), (2, 1)]), ("bottom", [(0, 0), (0, 1)])):
+        maps = [made.probabilities[layer][0, 0, :, head, :, :, 2].sum(0) for layer, head in pairs]
+        large = resize(np.mean(maps, axis=0), (64, 48), "bicubic")
+        strong, mask = (large - large.min()) / np.ptp(large) > 0.4, made.images["mask"][..., 0] > 0
+        assert float(table.sel(heads=kind).squeeze()) == pytest.approx((strong & mask).sum() / (strong | mask).sum(), abs=2e-3)
+    assert flat_note(table) is None
+    whole = selective_iou(made.path, scores, recipe="daam", group="text", count=2)
+    assert (whole == 0).all() and "every map of all heads is flat" in str(flat_note(whole))
 
 
 def test_traces_are_dealt_into_halves(traces: list[Trace]) -> None:
@@ -160,6 +179,7 @@ def test_what_cannot_be_judged_says_why(traces: list[Trace], tmp_path: Path) -> 
         (lambda: selective_iou(traces[0]), InvalidInput, "not judged on the trace they were chosen on: give two traces or more"),
         (lambda: selective_iou(traces, by="luck"), InvalidInput, "chosen by 'luck'; they are by relevance or truth"),  # type: ignore[arg-type]
         (lambda: selective_iou(traces, concept="Color"), InvalidInput, "truth knows no concepts; leave out concept='Color'"),
+        (lambda: selective_iou(traces[2:], scores, concept="Color"), InvalidInput, "scores are of heads alone, not of concepts"),
         (lambda: selective_iou(traces, count=10), UnknownSelection, "cannot take 10 heads; the scores rank 9"),
         (lambda: selective_iou(traces, mask="hat"), UnknownSelection, "hat is neither a picture file nor an image of the trace"),
         (lambda: head_truth(untold), InvalidInput, "does not say where its patches truly come from"),

@@ -229,6 +229,16 @@ def test_the_command_lists_words(made: Synthetic) -> None:
     assert [(row["word"], row["tokens"], row["pieces"]) for row in rows] == [("a", [1], ["a"]), ("cat", [2], ["cat"])]
 
 
+def test_info_says_what_was_said(made: Synthetic) -> None:
+    lines = command("info", made.path).output.splitlines()
+    assert f"cond      {PROMPT!r}" in lines
+    assert "uncond    'Hat'" in lines
+    assert "probes    concepts (10 tokens), scene (6 tokens), cat (4 tokens)" in lines
+    facts = json.loads(command("info", made.path, "--json").output)
+    assert facts["probes"]["scene"] == {"role": "text", "tokens": 6, "layers": 2}
+    assert len(facts["texts"]) == 6
+
+
 @pytest.mark.parametrize("suffix", ["png", "npy", "nc", "zarr"])
 def test_the_command_draws_a_word(made: Synthetic, trace: Trace, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"dog.{suffix}"
