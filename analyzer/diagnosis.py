@@ -14,6 +14,7 @@ from typing import Any, Final
 import xarray as xr
 from dask.base import compute
 
+from ..schema.errors import InvalidInput
 from .attribution import g2r, r2g
 from .masks import has_places, load_mask
 from .metrics import fit_mask
@@ -73,6 +74,8 @@ def gather(
 
     Raises   as `diagnose`
     """
+    if trace.latent_frames:
+        raise InvalidInput(f"{trace.path} is of a video, and the ranges of a diagnosis were measured on images; ask for maps and metrics")
     chosen = choose(trace, sample=sample, group=group)
     which: dict[str, Any] = {"sample": sample, "group": chosen.groups[0].name}
     where = mask or find_mask(trace, "mask", f"mask_{sample}", "mask")

@@ -16,7 +16,7 @@ from ..schema.errors import InvalidInput
 from ..schema.trace import Layer
 from .attribution import g2r, r2g
 from .export import save_bytes, save_maps
-from .figures import compose, encode_png, overlay, show, stack
+from .figures import compose, draw, encode_png, show, stack
 from .illustration import picture, provenance
 from .judgement import METRICS, available, plan_metrics
 from .masks import has_places
@@ -92,8 +92,9 @@ def differences(first: Trace, second: Trace, mine: Selection, yours: Selection) 
         found.append(f"{len(mine.steps)} steps and {len(yours.steps)}")
     if mine.pairs != yours.pairs and not found:
         found.append("other heads of a layer were recorded")
-    if first.latent_grid != second.latent_grid:
-        found.append("latent grids of {} x {} and {} x {}".format(*first.latent_grid, *second.latent_grid))
+    if first.latent_places != second.latent_places:
+        one, other = (" x ".join(map(str, each.latent_places)) for each in (first, second))
+        found.append(f"latent grids of {one} and {other}")
     return found
 
 
@@ -112,14 +113,15 @@ def draw_difference(found: Difference) -> Image:
     """The sheet: for each direction the first recording's map, the second's, and what the second has less (blue) and more (red)."""
     rows = []
     for name, maps in found.maps.items():
-        if maps.ndim != 3:
+        if maps.dims[-1] == "token":
             continue
         pictures = [picture(trace, maps.attrs.get("image")) for trace in (found.first, found.second)]
-        tiles = [overlay(maps[i], pictures[i]) for i in range(2)] + [overlay(maps[2], pictures[1], "difference")]
+        tiles = [draw(maps[i], pictures[i]) for i in range(2)] + [draw(maps[2], pictures[1], "difference")]
         most = float(np.abs(maps[2]).max())
-        rows.append((MEANING[name], compose(tiles, 3, ["first", "second", f"second - first, up to {most:.2g}"])))
+        columns = 1 if "frame" in maps.dims else 3  # the frames of a video are a strip of their own
+        rows.append((MEANING[name], compose(tiles, columns, ["first", "second", f"second - first, up to {most:.2g}"])))
     generated = [picture(trace, f"generated_{found.maps['r2g'].attrs.get('sample', 0)}") for trace in (found.first, found.second)]
-    shown = [show(pixels) for pixels in generated if pixels is not None]
+    shown = [show(pixels) for pixels in generated if pixels is not None and pixels.ndim == 3]
     top = [("Generated", compose(shown, 2, ["first", "second"]))] if len(shown) == 2 else []
     return stack([*top, *rows])
 
@@ -166,7 +168,7 @@ def _unlike(first: Layer, second: Layer) -> str:
     found = [
         f"{one} and {other} {what}"
         for what, one, other in (
-            ("positions", *("{} x {}".format(*layer.grid) for layer in (first, second))),
+            ("positions", *(" x ".join(map(str, layer.places)) for layer in (first, second))),
             ("heads", first.heads, second.heads),
             ("keys", first.tokens, second.tokens),
         )

@@ -116,8 +116,8 @@ def overlay(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", m
 
 
 def show(picture: Pixels, marks: Sequence[Mark] = ()) -> Image.Image:
-    """A picture at the size that overlays of it have, with marks."""
-    pixels = _rgb(picture)
+    """A picture, of a video the middle frame, at the size that overlays of it have, with marks."""
+    pixels = _rgb(picture[len(picture) // 2] if picture.ndim > 3 else picture)
     return draw_marks(Image.fromarray(_enlarge(pixels, _factor(pixels.shape[:2]))), marks)
 
 

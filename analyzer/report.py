@@ -129,7 +129,7 @@ def draw_report(
     frames = [dataclasses.replace(patch_mark(cell, trace.latent_grid), label=str(i + 1)) for i, cell in enumerate(cells)]
     order = sorted(trace.images, key=lambda image: ROW.index(image.role))
     pictures = [tile for image in order for tile in _shown(trace, image, cells, frames if image.name == whole.attrs["image"] else ())]
-    answers = [(_titled("R2G", scores.get("imacs_g")), illustrate(trace, whole))]
+    answers = [(_titled("R2G", scores.get("imacs_g")), illustrate(trace, _spread(whole)))]
     if "g2r_masked" in maps:
         answers.append((_titled(PLACED["g2r_masked"], scores.get("imacs_r")), illustrate(trace, maps["g2r_masked"])))
     elif "g2r" in maps:
@@ -142,7 +142,7 @@ def draw_report(
         meaning += ["G2R: what of it was used", "SRAM: where one patch looked"]
     rows = [("Recorded", pictures), ("; ".join(meaning), answers)]
     parts = [(heading, compose([i for _, i in tiles], COLUMNS, [c for c, _ in tiles])) for heading, tiles in rows if tiles]
-    return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, maps["time"]))])
+    return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, _spread(maps["time"])))])
 
 
 def _shown(trace: Trace, image: ImageRecord, cells: Sequence[Cell], marks: Sequence[Mark]) -> list[tuple[str, Image]]:
@@ -153,6 +153,14 @@ def _shown(trace: Trace, image: ImageRecord, cells: Sequence[Cell], marks: Seque
     picked = middle(image.frames, trace.latent_frames)[[cell[0] for cell in cells]] if cells else middle(image.frames, PATCHES)
     on = {frame: [mark for mark, at in zip(marks, picked, strict=False) if at == frame] for frame in picked.tolist()}
     return [(f"{image.name}, frame {frame}", show(pixels[frame], there)) for frame, there in on.items()]
+
+
+def _spread(map: xr.DataArray) -> xr.DataArray:
+    """A few frames of a video's map, spread over it: a sheet has no room for all."""
+    if map.sizes.get("frame", 0) <= COLUMNS:
+        return map
+    picked = middle(map.sizes["frame"], COLUMNS).tolist()
+    return map.isel(frame=picked).assign_attrs(frames=picked)
 
 
 def _cross(truth: Truth, at: Cell) -> list[Mark]:

@@ -30,23 +30,34 @@ WHOLE_CELLS: Final = "Flux2*"
 """Glob over those that cut it to whole cells of tokens; the others stretch it."""
 STRETCHED: Final = "StableVideoDiffusion*"
 """Glob over pipelines whose image encoder is given all of the picture, and tensors in [0, 1], whatever its processor is set to."""
+PRIOR: Final = "Flux"
+"""Begins the names of pipelines whose embedded references a prior made of all of the picture."""
 ENDS: Final = ("image", "last_image")
 """Arguments of the pictures that a video begins and ends with, in the order of their tokens."""
 
 
-def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, reference_mask: Any = None) -> list[Picture]:
+def input_pictures(
+    pipeline: Any, arguments: Mapping[str, Any], context: Role, reference_mask: Any = None, reference_image: Any = None
+) -> list[Picture]:
     """The images that a pipeline's call is given, named by what they are: `reference`, `mask`, `input`.
 
-    Raises   InvalidInput if the reference mask is no image
+    `reference_image` stands for references that the call is given as embeddings; it comes after those that it is given as pictures.
+
+    Raises   InvalidInput if the reference mask or image is none
     """
     pictures, most = [], arguments.get("max_input_image_size")
+    encoded = list(_single(reference_image))
+    if any(to_pixels(value) is None for value in encoded):
+        raise InvalidInput("reference_image is no picture; give a PIL image, an array or a tensor, or several in a list")
+    whole = encoded if type(pipeline).__name__.startswith(PRIOR) else []
     for role, base, values in _roles(pipeline, arguments, context):
-        flat = list(_single(values))
+        flat = list(_single(values)) + (encoded if role == "reference" else [])
         # Reference names count across adapters, as token groups do.
         for index, value in enumerate(flat):
             name = base if len(flat) == 1 else f"{base}_{index}"
             if (pixels := to_pixels(_undo_encoder(pipeline, value, role), mask=role == "mask")) is not None:
-                pictures.append(_picture(name, role, pixels, reference_window(pipeline, value, most) if role == "reference" else None))
+                cropped = role == "reference" and not any(value is one for one in whole)
+                pictures.append(_picture(name, role, pixels, reference_window(pipeline, value, most) if cropped else None))
     if reference_mask is not None:
         pixels = to_pixels(reference_mask, mask=True)
         if pixels is None:

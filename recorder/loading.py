@@ -18,7 +18,7 @@ import transformers
 from ..schema.errors import InvalidInput, TraceError
 from .spec import Adapter, Images, Spec, check_keys, nearest
 
-RECORDER_IMAGES = ("reference_mask",)
+RECORDER_IMAGES = ("reference_mask", "reference_image")
 """Images that are the recorder's, not the pipeline's."""
 
 

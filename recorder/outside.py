@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from .images import Window, named_pictures
 from .provenance import versions
 from .refusals import refuse_hijack
 from .sampling import Sampling
-from .selection import Options, select_layers
+from .selection import Options, select_layers, shorten
 
 OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, on trust"
 
@@ -71,8 +71,9 @@ class OutsideRecording:
     def __enter__(self) -> OutsideRecording:
         refuse_taken(self.path, self._options.overwrite)
         refuse_hijack()
-        if self._options.reference_mask is not None:
-            self.images(reference_mask=self._options.reference_mask)
+        given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
+        if shown := {name: value for name, value in given.items() if value is not None}:
+            self.images(**shown)
         with ExitStack() as stack:
             stack.enter_context(terminated())
             stack.enter_context(uncompiled(self._declaration.given))
@@ -109,6 +110,10 @@ class OutsideRecording:
 
     def _warn(self, trace: Trace) -> None:
         warn_of_losses(trace, self.path, 3)
+        asked = self._options.steps if isinstance(self._options.steps, Sequence) and not isinstance(self._options.steps, str) else ()
+        if gone := [step for step in asked if step >= self._run.evaluations]:
+            made = f"the run made {self._run.evaluations} evaluations"
+            warnings.warn(f"steps={shorten(map(str, gone))} were asked for, but {made}, so {self.path} has none of them", stacklevel=3)
         silent = sorted(set(self._declaration.denoisers) - self._run.ran)
         if silent:
             warnings.warn(f"the denoiser {', '.join(silent)} never ran, so {self.path} has nothing of it", stacklevel=3)

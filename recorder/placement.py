@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Any, Final
@@ -41,10 +42,15 @@ class Place:
         """The call with the panels of its sequence one after another."""
         if not self.order:
             return call
-        index = torch.tensor(self.order, device=call.key.device)
+        index = _index(self.order, call.key.device)
         whole = call.query.shape[2] == call.key.shape[2]
         query = call.query.index_select(2, index) if whole else call.query
         return replace(call, query=query, key=call.key.index_select(2, index), mask=_reorder(call.mask, index, whole))
+
+
+@lru_cache(maxsize=64)  # one for each resolution; sent to the device once
+def _index(order: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(order, device=device)
 
 
 def _reorder(mask: Tensor | None, index: Tensor, queries: bool) -> Tensor | None:

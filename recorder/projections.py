@@ -11,8 +11,14 @@ from torch import Tensor, nn
 
 from .origins import Origins, Segments
 
-PROJECTION: Final = re.compile(r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_qkv)")
-FUSED: Final = {"to_kv": ("to_v", 1), "to_qkv": ("to_v", 2), "to_qkv_mlp_proj": ("to_v", 2), "to_added_qkv": ("add_v_proj", 2)}
+PROJECTION: Final = re.compile(r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_q?kv)")
+FUSED: Final = {
+    "to_kv": ("to_v", 1),
+    "to_qkv": ("to_v", 2),
+    "to_qkv_mlp_proj": ("to_v", 2),
+    "to_added_kv": ("add_v_proj", 1),
+    "to_added_qkv": ("add_v_proj", 2),
+}
 """Projections that make several things at once: the one they stand for, and how many others lie before the values."""
 
 UNKNOWN: Final = "?"

@@ -57,7 +57,7 @@ class Run:
     ) -> None:
         self._pipeline, self._path, self._options, self._arguments = pipeline, path, options, arguments
         self._provenance = provenance
-        self.pictures = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask)
+        self.pictures = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask, options.reference_image)
         self._context = Context.of(pipeline, [image.name for image, _ in self.pictures if image.role == "reference"])
         self._model, self._inputs = model_record(pipeline), input_record(arguments)
         self._rows, self.texts = Rows(), Texts(pipeline)

@@ -63,6 +63,11 @@ class Sampling:
         self.over = False
         """Whether the run is known to have come to its end."""
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations that were begun."""
+        return self._seen
+
     def add_pictures(self, pictures: list[Picture]) -> None:
         """Keep pictures; references before the first evaluation, so that token groups can name them."""
         for image, _ in pictures:
@@ -82,18 +87,17 @@ class Sampling:
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A denoiser is about to run; whether its attention is wanted."""
-        sample = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1), None)
-        if sample is None:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1]
+        if not given:
             raise UnsupportedModel(f"the denoiser {root} was given no tensor with a batch of rows, so its samples cannot be told")
         if not self._joins(root):
             self._start(root, args, kwargs)
         now = self._evaluation
         assert now is not None
-        rows, ordinal = sample.shape[0], self._roots.count(root)
+        rows, ordinal = given[0].shape[0], self._roots.count(root)
         order, labels = self._label(rows, ordinal)
         kept = tuple(row for row in labels if row.branch in self._options.axis) if now.chosen else ()
-        if sample.ndim == LATENT_AXES:
-            self._latent = (sample.shape[2], sample.shape[3])
+        self._latent = next(((value.shape[2], value.shape[3]) for value in given if value.ndim == LATENT_AXES), None)
         self.ran.add(root)
         self._roots.append(root)
         self._pass_times.append(self._time(args, kwargs))
@@ -140,6 +144,7 @@ class Sampling:
         now, self._evaluation = self._evaluation, None
         if now is None or not now.done:
             return
+        self._check_passes(now)
         times = [float(time()) if isinstance(time, Block) else time for time in self._pass_times]
         now.timestep = self._said[0] if self._said else times[0]
         self._check_times(now, times)
@@ -226,7 +231,7 @@ class Sampling:
     def _time(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | Block:
         """What a denoiser is told of its time; one on a GPU is fetched beside its work, not before it."""
         named = [kwargs[name] for name in TIMES if kwargs.get(name) is not None]
-        placed = [value for value in args if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim < 2)]
+        placed = [value for value in args if type(value) in (int, float) or (isinstance(value, Tensor) and value.ndim < 2)]
         value = next(iter((*named, *placed)), None)
         if value is None and self._said is None:
             raise UnsupportedModel(
@@ -240,6 +245,15 @@ class Sampling:
 
     def _time_of(self, evaluation: Evaluation) -> float:
         return evaluation.timestep if isinstance(evaluation.timestep, float) else float(evaluation.timestep())
+
+    def _check_passes(self, now: Evaluation) -> None:
+        """A single pass where two were declared is the guided one only if that comes first."""
+        order = self._declaration.order
+        if self._declaration.sequential and len(now.passes) < len(order) and order[0] != "cond":
+            raise InvalidInput(
+                f"evaluation {now.ordinal} made {len(now.passes)} of the passes {', '.join(map(str, order))}, so it is not known which; "
+                "record the part of the run that is guided throughout"
+            )
 
     def _check_times(self, now: Evaluation, times: list[float]) -> None:
         """Notice what was not said, or is not so: other guidance than declared, or a second run."""

@@ -164,6 +164,8 @@ class Options:
     progress: bool = True
     reference_mask: Any = None
     """Where the reference shows what matters; kept with the images."""
+    reference_image: Any = None
+    """Pictures of references that the pipeline is given as embeddings, as Flux Redux is; kept with the images."""
     facts: Mapping[str, Any] | None = None
     """Anything JSON can say, kept under provenance."""
     probes: Mapping[str, Any] | None = None
@@ -199,7 +201,7 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """The options as provenance keeps them."""
-        names = [f.name for f in fields(self) if f.name not in ("reference_mask", "facts", "probes")]
+        names = [f.name for f in fields(self) if f.name not in ("reference_mask", "reference_image", "facts", "probes")]
         values = ((name, getattr(self, name)) for name in names)
         plain = {name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value for name, value in values}
         return {**plain, "probes": {probe.name: probe.to_json() for probe in read_probes(self.probes)}}

@@ -49,6 +49,7 @@ def record(
     overwrite: bool = False,
     progress: bool = True,
     reference_mask: Any = None,
+    reference_image: Any = None,
     facts: dict[str, Any] | None = None,
     probes: Mapping[str, Any] | None = None,
     **call: Any,
@@ -58,7 +59,8 @@ def record(
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
     kept = Options(layers, steps, branches, encoding, keys, codec, level, queue_mb, heads, keep_bits, max_bytes)
-    options = replace(kept, overwrite=overwrite, progress=progress, reference_mask=reference_mask, facts=facts, probes=probes)
+    pictures = {"reference_mask": reference_mask, "reference_image": reference_image}
+    options = replace(kept, overwrite=overwrite, progress=progress, facts=facts, probes=probes, **pictures)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
 

@@ -7,7 +7,7 @@
     [scheduler]           class
     [scheduler.config]    what to change in its config
     [call]                arguments of the pipeline's call
-    [images]              argument = path, or list of paths; reference_mask = path
+    [images]              argument = path, or list of paths; reference_mask, reference_image = path
     [record]              layers, steps, heads, branches, encoding, keys, keep_bits, max_bytes, codec, level, queue_mb
     [probes]              texts and pictures that the run is not given, by name: see probe_file.py
     [dry_run]             tokens, for a pipeline whose number of reference tokens is not known

@@ -156,16 +156,16 @@ def _kept_groups(call: Call, start: int, stop: int, context: Context, scene: Sce
 
 def _context_groups(start: int, stop: int, context: Context) -> list[TokenGroup]:
     """Keys made from what the pipeline conditions on: text, an image, or text with an image behind it."""
+    only = context.references[0] if len(context.references) == 1 else None
     if context.role != "text":
-        image = context.references[0] if len(context.references) == 1 else None
-        return [_patch_group("reference", start, stop, context.patches, image)]
+        return [_patch_group("reference", start, stop, context.patches, only)]
     longest = context.longest_text
     if longest is None or stop - start <= longest:
         return [TokenGroup("text", "text", start, stop)]
     split = start + longest
     return [
         TokenGroup("text", "text", start, split),
-        TokenGroup("reference", "reference", split, stop, grid=REDUX_GRIDS.get(stop - split)),
+        TokenGroup("reference", "reference", split, stop, grid=REDUX_GRIDS.get(stop - split), image=only),
     ]
 
 

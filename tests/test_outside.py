@@ -135,6 +135,7 @@ CASES = {
         lambda **o: garment_network(adapter=False, chunked=True, **o),
         {"*attn1": [{"name": "self"}, {"name": "reference", "rows": 1}], "*attn2": ["text"]},
         {"attn1": GARMENT, "attn2": TEXT_KEYS},
+        order=("cond", "uncond"),
     ),
     "cat-vton": Case(
         cat_vton, [{"name": "self", "rows": 0.5}, {"name": "reference", "rows": 0.5}], {"attn1": GARMENT}, order=("uncond", "cond")

@@ -305,6 +305,21 @@ def test_two_passes_that_nobody_spoke_of(memory: type[MemoryWriter]) -> None:
     refused(InvalidInput, match, unguided)
 
 
+def test_a_single_pass_of_two(memory: type[MemoryWriter]) -> None:
+    model, cond, _ = paint_by_example()
+    x = torch.zeros(1, 4, *LATENT)
+
+    def run(*order: str) -> None:
+        with torch.no_grad(), recording(model, PATH, denoisers=UNET, groups="reference", order=order, sequential=True) as running:
+            for timestep in (900, 800):
+                running.step(timestep)
+                model.apply_model(x, torch.tensor([timestep]), cond)
+
+    refused(InvalidInput, "evaluation 0 made 1 of the passes uncond, cond, so it is not known which", lambda: run("uncond", "cond"))
+    run("cond", "uncond")
+    assert sorted(memory.last.blocks)[:2] == [(0, 0, "cond", 0), (0, 0, "cond", 1)]
+
+
 def test_a_taken_path(tmp_path: Path) -> None:
     (tmp_path / "run.zarr").mkdir()
     refused(AlreadyExists, "overwrite=True", lambda: run_example({}, path=tmp_path / "run.zarr"))
@@ -470,9 +485,9 @@ def test_a_denoiser_without_a_time(memory: type[MemoryWriter]) -> None:
 def test_pictures_that_are_none(pictures: dict[str, Any], match: str) -> None:
     model, _, _ = paint_by_example()
     running = recording(model, PATH, denoisers=UNET, groups="reference")
-    refused(InvalidInput, match, lambda: running.images(**pictures))  # type: ignore[union-attr]
-    running.images(mask=np.zeros((4, 4)))  # type: ignore[union-attr]
-    refused(InvalidInput, "named mask was given already", lambda: running.images(mask=np.zeros((4, 4))))  # type: ignore[union-attr]
+    refused(InvalidInput, match, lambda: running.images(**pictures))
+    running.images(mask=np.zeros((4, 4)))
+    refused(InvalidInput, "named mask was given already", lambda: running.images(mask=np.zeros((4, 4))))
 
 
 def test_probes_of_a_model_that_shows_no_encoder() -> None:

@@ -90,6 +90,54 @@ def test_evaluations_are_counted_where_nobody_says_how_many(tmp_path: Path) -> N
     assert open_trace(tmp_path / "some.zarr").steps["evaluation"].tolist() == [2, 5]
 
 
+def test_steps_beyond_the_run_are_said_to_be_missing(memory: type[MemoryWriter]) -> None:
+    with pytest.warns(UserWarning, match="steps=7, 9 were asked for, but the run made 3 evaluations"):
+        record(paint_by_example, {"groups": "reference", "steps": [1, 7, 9]})
+    assert [commit["evaluation"] for commit in memory.last.commits] == [1]
+
+
+def test_a_sampler_that_evaluates_a_timestep_twice(memory: type[MemoryWriter]) -> None:
+    model, cond, uncond = paint_by_example()
+    both = {name: torch.cat([uncond[name], cond[name]]) for name in cond}
+    times = [981, 961, 961, 941, 921]  # as PLMS begins
+    with torch.no_grad(), recording(model, PATH, denoisers=UNET, groups="reference", order=GUIDED):
+        for time in times:
+            model.apply_model(torch.zeros(2, 4, *LATENT), torch.full((2,), time), both)
+    assert [commit["timestep"] for commit in memory.last.commits] == times
+    assert memory.last.trace.status == "complete"
+
+
+def test_gradients_go_through(memory: type[MemoryWriter]) -> None:
+    model, cond, _ = cat_vton(axis=3)
+    groups = [{"name": "self", "columns": 0.5}, {"name": "reference", "columns": 0.5}]
+    x = torch.zeros(1, 4, *LATENT)
+    found = []
+    for recorded in (False, True):
+        start = x.clone().requires_grad_()
+        if recorded:
+            with recording(model, PATH, denoisers=UNET, groups=groups):
+                model.apply_model(start, torch.tensor([900]), cond).square().sum().backward()
+        else:
+            model.apply_model(start, torch.tensor([900]), cond).square().sum().backward()
+        found.append(start.grad)
+    assert found[0] is not None
+    assert torch.equal(found[0], found[1])
+
+
+def test_arguments_may_come_by_name_and_in_any_order(memory: type[MemoryWriter]) -> None:
+    model, cond, _ = paint_by_example()
+
+    def call(this: Diffusion, x: Tensor, t: Tensor, c: dict[str, Tensor]) -> Tensor:
+        latent = torch.cat([x, c["c_concat"]], 1)
+        return this.model["diffusion_model"](conditions=Conditions(c["c_crossattn"]), timesteps=t, x=latent)
+
+    model._call = call
+    with recording(model, PATH, denoisers=UNET, groups="reference"):
+        sample(model, cond)
+    assert memory.last.trace.latent_grid == LATENT
+    assert [commit["timestep"] for commit in memory.last.commits] == [999, 666, 333]
+
+
 def test_steps_that_are_told_hold_several_denoisers_and_evaluations(memory: type[MemoryWriter]) -> None:
     model, cond, uncond = garment_network(adapter=False, chunked=True)
     both = {"garment": "model.garment_unet", **UNET}

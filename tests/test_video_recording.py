@@ -15,6 +15,9 @@ from memory import MemoryWriter, memory
 from pipelines_video import FRAMES, IMAGE_TOKENS, LATENT_FRAMES, VIDEO, animate, build, svd, wan_channels, wan_video
 from test_families import Spy, check_factors, check_probabilities
 
+from i2am.analyzer import g2r, open_trace, r2g
+from i2am.analyzer.resize import resize
+from i2am.analyzer.verification import verify
 from i2am.recorder import record
 from i2am.recorder.capture import Call
 from i2am.recorder.frames import frames_in_rows, whole_video
@@ -248,3 +251,46 @@ def test_a_first_frame_that_is_in_the_channels_only_is_refused(memory: type[Memo
     (layer,) = memory.last.trace.layers
     assert (layer.places, layer.groups[0].role) == ((2, 2, 3), "text")
     assert {image.name: image.role for image in memory.last.trace.images} == {"generated_0": "generated", "input": "input"}
+
+
+def test_fused_projections_are_told_apart(memory: type[MemoryWriter]) -> None:
+    pipeline, call = wan_video(first=True)
+    pipeline.transformer.fuse_qkv_projections()
+    assert hasattr(pipeline.transformer.blocks[0].attn2, "to_added_kv")
+    spy = Spy(pipeline)
+    with spy:
+        plain = pipeline(**call()).frames
+    assert np.array_equal(plain, record(pipeline, PATH, encoding="factors", **call()).frames)
+    assert {layer.call: layer.groups[0].role for layer in memory.last.trace.layers} == {0: "text", 1: "reference"}
+    for (index, *_, step), blocks in memory.last.blocks.items():
+        layer = memory.last.trace.layers[index]
+        query, key = call_of("wan-first", spy, layer, (0, "cond", step), 1)
+        check_factors(blocks, layer, query, key, key)
+
+
+@pytest.mark.parametrize("encoding", ["factors", "probabilities"])
+@pytest.mark.parametrize(("family", "group"), [("wan-first-last", "reference_1"), ("wan-first", None), ("svd", None), ("animate", None)])
+def test_maps_of_a_recorded_video_equal_the_models_attention(family: str, group: str | None, encoding: str, tmp_path: Path) -> None:
+    """From pipeline to map, against float64 sums over what an independent spy saw."""
+    pipeline, call = build(family)
+    spy = Spy(pipeline)
+    with spy:
+        pipeline(**call())
+    record(pipeline, tmp_path / "run.zarr", encoding=encoding, keys="reference", **call())
+    trace = open_trace(tmp_path / "run.zarr")
+    whole, used, pairs = 0.0, 0.0, 0
+    for layer in trace.layers:
+        tokens = next(each for each in layer.groups if group in (None, each.name))
+        for step in range(len(trace.present)):
+            query, key = (each.double() for each in call_of(family, spy, layer, (0, "cond", step), 1))
+            scores = query @ key.transpose(1, 2) * layer.scale
+            spatial = scores.softmax(1)[..., tokens.start : tokens.stop].mean(-1).reshape(layer.heads, *layer.places).numpy()
+            whole += np.maximum(resize(spatial, trace.latent_grid), 0).sum(0)
+            used += scores.softmax(2)[..., tokens.start + tokens.specials : tokens.stop].mean(1).sum(0).numpy()
+        pairs += layer.heads
+    tolerance = 1e-5 if encoding == "factors" else 2e-3
+    found = r2g(trace, group=group)
+    assert found.dims == ("frame", "y", "x")
+    np.testing.assert_allclose(found, whole / pairs, rtol=tolerance, atol=tolerance * np.max(whole / pairs))
+    np.testing.assert_allclose(np.ravel(g2r(trace, group=group)), np.ravel(used / pairs), rtol=tolerance, atol=1e-7)
+    assert verify(trace.path).ok
