@@ -121,7 +121,7 @@ def draw_difference(found: Difference) -> Image:
         columns = 1 if "frame" in maps.dims else 3  # the frames of a video are a strip of their own
         rows.append((MEANING[name], compose(tiles, columns, ["first", "second", f"second - first, up to {most:.2g}"])))
     generated = [picture(trace, f"generated_{found.maps['r2g'].attrs.get('sample', 0)}") for trace in (found.first, found.second)]
-    shown = [show(pixels) for pixels in generated if pixels is not None]
+    shown = [show(pixels) for pixels in generated if pixels is not None and pixels.ndim == 3]
     top = [("Generated", compose(shown, 2, ["first", "second"]))] if len(shown) == 2 else []
     return stack([*top, *rows])
 

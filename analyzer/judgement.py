@@ -16,10 +16,11 @@ from .attribution import g2r, r2g
 from .boxes import box_iou
 from .concentration import concentration, entropy, row_entropy
 from .masks import load_mask
-from .metrics import binarize, fit_mask, imacs
+from .metrics import binarize, fit_mask, imacs, over_frames
 from .overlap import iou, miou
 from .pointing import attention_variation, looks, pck, pointing_error
 from .reader import Trace
+from .recipes import recipe
 from .truth import require_truth
 from .weighting import find_mask
 from .wording import option
@@ -90,12 +91,12 @@ class Judgement:
     targets: dict[Against, Any]
 
     def scores(self, computed: Mapping[Of, xr.DataArray]) -> dict[str, xr.DataArray]:
-        """Each metric of the computed maps; of a video, the mean over its frames.
+        """Each metric of the computed maps; of a video the mean over its frames.
 
         Dims     -> (kept axes), by name of metric
         """
-        found = {row.name: row.function(computed[row.of], *([self.targets[row.against]] if row.against else [])) for row in self.rows}
-        return {name: value.mean("frame", keep_attrs=True) if "frame" in value.dims else value for name, value in found.items()}
+        against = {row.name: [self.targets[row.against]] if row.against else [] for row in self.rows}
+        return {row.name: over_frames(row.function(computed[row.of], *against[row.name])) for row in self.rows}
 
 
 def plan_metrics(
@@ -158,7 +159,7 @@ def _rows(trace: Trace, mask: Any, selection: dict[str, Any]) -> xr.DataArray:
 
 ASK: Final[dict[Of, Callable[[Trace, Any, dict[str, Any]], xr.DataArray]]] = {
     "r2g": lambda trace, mask, selection: r2g(trace, **selection),
-    "g2r": lambda trace, mask, selection: g2r(trace, **selection),
+    "g2r": lambda trace, mask, selection: g2r(trace, **{**selection, "recipe": recipe(selection.get("recipe", "i2am"), query_mask=False)}),
     "g2r_masked": lambda trace, mask, selection: g2r(trace, query_mask=mask, **selection),
     "looks": lambda trace, mask, selection: looks(trace, **selection),
     "rows": _rows,

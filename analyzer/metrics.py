@@ -134,7 +134,14 @@ def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRE
     placed = place(hide(map, inside) if pre_mask else map, (inside.shape[0], inside.shape[1]))
     values = np.where(placed.values > threshold, placed.values, 0.0)
     found = values[..., inside].mean(axis=-1) - penalty * values[..., ~inside].mean(axis=-1)
-    scores = scored(placed, found, "imacs", penalty=penalty, threshold=threshold, pre_mask=pre_mask)
+    return over_frames(scored(placed, found, "imacs", penalty=penalty, threshold=threshold, pre_mask=pre_mask))
+
+
+def over_frames(scores: xr.DataArray) -> xr.DataArray:
+    """Of a video, whose frames are scored one by one, the mean over frames.
+
+    Dims     (..., [frame]) -> (...)
+    """
     return scores.mean("frame", keep_attrs=True) if "frame" in scores.dims else scores
 
 

@@ -6,6 +6,7 @@ answered   sum over steps and heads of G[x,r]     which positions token r speaks
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -75,7 +76,7 @@ def survey_calls(calls: Calls, where: tuple[int, int], steps: list[int], group: 
 
     Raises   CorruptTrace if a file was changed
     """
-    width, positions = calls.layer.grid[1], calls.layer.grid[0] * calls.layer.grid[1]
+    width, positions = calls.layer.grid[1], math.prod(calls.layer.places)
     spatial = group.stop - group.start - group.specials
     even, mass = np.zeros(len(heads)), np.zeros((len(heads), group.tokens))
     looked, answered = np.zeros((positions, spatial)), np.zeros((positions, spatial))
@@ -85,7 +86,7 @@ def survey_calls(calls: Calls, where: tuple[int, int], steps: list[int], group: 
         query_lse, token_lse = (each[heads] for each in calls.normalizers(at))
         top = query_lse.max(1, keepdims=True)
         rows, columns = np.exp(query_lse - top), np.exp(np.minimum(top - token_lse[:, group.start : group.stop], MOST_SHIFT))
-        for start in range(0, calls.layer.grid[0], height):
+        for start in range(0, positions // width, height):  # of a video, rows run through the frames
             part = slice(start * width, min((start + height) * width, positions))
             block = calls.region("probability", at, slice(None), slice(start, start + height), slice(None))[heads]
             block = block[..., group.start : group.stop].astype(np.float64).reshape(len(heads), -1, group.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ def _draw(result: Synthetic, layer: Layer, rng: np.random.Generator, lead: tuple
     k = rng.standard_normal((*lead, layer.heads, tokens, layer.head_dim)).astype(layer.factor_dtype)
     if static:
         k[:] = k[:, :, :1]
-    flat = q.reshape(*lead, layer.heads, -1, layer.head_dim).astype(np.float64)
+    flat = q.reshape(*lead, layer.heads, math.prod(layer.places), layer.head_dim).astype(np.float64)
     s = layer.scale * np.einsum("...xc,...tc->...xt", flat, k.astype(np.float64), optimize=True)
     a = _logsumexp(s, (-1,))
     s = s[..., : layer.tokens]
