@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import MemoryWriter, memory
 from pipelines_text import FAMILIES, LENGTH, clip_tokenizer, prompted, prompted_xl, t5_tokenizer
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from i2am.analyzer import open_trace
 from i2am.recorder import record
@@ -97,6 +99,20 @@ def test_templates_that_are_dropped_and_padding_that_is_zero() -> None:
     assert watch.find(vectors + 1) == ()
     with watch.apart():
         assert watch.find(vectors) == ()
+
+
+def test_a_tokenizer_that_tells_no_places() -> None:
+    torch.manual_seed(0)
+    encoder = T5EncoderModel(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=400)).eval()
+    watch = Texts(SimpleNamespace(components={"tokenizer": ByT5Tokenizer(), "text_encoder": encoder}))
+    with watch.watched(), torch.no_grad():
+        encoded = ByT5Tokenizer()(["a red dog", "cat"], padding=True, return_tensors="pt")
+        assert getattr(encoded, "encodings", None) is None
+        vectors = encoder(encoded.input_ids).last_hidden_state
+    first, second = (watch.find(row)[0].text("text") for row in vectors)
+    assert said(first) == [("a", "a"), ("red", "r e d"), ("dog", "d o g")]
+    assert said(second) == [("cat", "c a t")]
+    assert watch.find(vectors[1])[0].kept == (True,) * 4 + (False,) * 6
 
 
 # -- what recordings say ---------------------------------------------------------------------------------------------------------
