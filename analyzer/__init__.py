@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from .attribution import sram as sram
     from .boxes import box_iou as box_iou
     from .boxes import find_boxes as find_boxes
+    from .comparison import compare as compare
     from .dataset import evaluate as evaluate
     from .headfile import load_heads as load_heads
     from .headfile import save_heads as save_heads
+    from .headtruth import head_truth as head_truth
     from .judgement import METRICS as METRICS
     from .judgement import judge as judge
     from .metrics import imacs as imacs
@@ -28,18 +30,26 @@ if TYPE_CHECKING:
     from .ranking import select_heads as select_heads
     from .reader import Trace as Trace
     from .reader import open_trace as open_trace
+    from .recipes import Recipe as Recipe
+    from .recipes import recipe as recipe
     from .relevance import heads as heads
     from .resampler import carry as carry
+    from .selective import selective_iou as selective_iou
+    from .spoken import words as words
+    from .tokens import token_map as token_map
     from .vocabulary import concept_words as concept_words
     from .vocabulary import concepts as concepts
 
 # Loaded on first use: dask and xarray take seconds, and `i2am --help` needs neither.
 _HOME = {
+    "Recipe": "recipes",
     "Trace": "reader",
     "open_trace": "reader",
+    "recipe": "recipes",
     "r2g": "attribution",
     "g2r": "attribution",
     "sram": "attribution",
+    "compare": "comparison",
     "evaluate": "dataset",
     "box_iou": "boxes",
     "find_boxes": "boxes",
@@ -49,6 +59,8 @@ _HOME = {
     "imacs": "metrics",
     "normalize": "metrics",
     "threshold": "metrics",
+    "token_map": "tokens",
+    "words": "spoken",
     "upsample": "metrics",
     "iou": "overlap",
     "miou": "overlap",
@@ -59,6 +71,8 @@ _HOME = {
     "heads": "relevance",
     "load_heads": "headfile",
     "save_heads": "headfile",
+    "head_truth": "headtruth",
+    "selective_iou": "selective",
     "rank_heads": "ranking",
     "select_heads": "ranking",
 }

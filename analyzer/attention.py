@@ -8,6 +8,7 @@ the rest follows elementwise; with factors, all of it is computed from q and k, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -18,10 +19,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..schema.codec import decode_probability
+from ..schema.layout import ArrayPlan, probe_layout
 from ..schema.trace import Layer
 from .products import product
 from .reader import head_numbers
-from .shards import Blocks
+from .shards import Blocks, read_heads
 
 if TYPE_CHECKING:
     from .reader import Trace
@@ -30,7 +32,7 @@ Kind: TypeAlias = Literal["probability", "score", "generated"]
 At: TypeAlias = tuple[int, int, int]
 Values: TypeAlias = NDArray[Any]
 
-DIMS: Final = ("sample", "branch", "step", "head", "y", "x", "token")
+LEADING: Final = ("sample", "branch", "step", "head")
 ROW_BYTES: Final = 2**21
 """Scores that are worked on at once, in bytes; more would leave the cache."""
 EXACT_SCORE: Final = 32.0
@@ -49,6 +51,8 @@ class Calls:
 
     layer: Layer
     arrays: dict[str, Blocks]
+    probe: ArrayPlan | None = None
+    """Where the keys of the layer's probes are, if it has any."""
 
     @classmethod
     def of(cls, trace: Trace, index: int) -> Calls:
@@ -56,19 +60,22 @@ class Calls:
         layer = trace.layers[index]
         names = ["probability", "query_lse", "token_lse"] if layer.encoding == "probabilities" else ["query", "key"]
         names += ["query_lse"] if layer.encoding == "factors" and layer.partial_keys else []
-        return cls(layer, {name: trace.blocks(index, name) for name in names})
+        arrays = {name: dataclasses.replace(trace.blocks(index, name), flat=True) for name in names}
+        return cls(layer, arrays, probe_layout(trace.record, index))
 
     @property
     def where(self) -> NDArray[np.int32]:
         """(sample, branch, step): negative where the call is absent."""
         return next(iter(self.arrays.values())).where
 
-    def factors(self, at: At) -> tuple[Values, Values]:
-        """q and k with the scale folded into q, in a dtype that holds their products well enough.
+    def factors(self, at: At, probe: bool = False) -> tuple[Values, Values]:
+        """q and k, or the keys of all probes, with the scale folded into q, in a dtype that holds their products well enough.
 
         Dims     (head, position, channel), (head, token, channel)
         """
-        query, key = (self.arrays[name][at].astype(np.float32) for name in ("query", "key"))
+        query = self.arrays["query"][at].astype(np.float32)
+        keys = self.arrays["key"][at] if not probe or self.probe is None else read_heads(self.arrays["query"].root, self.probe)
+        key = keys.astype(np.float32)
         query = query.reshape(self.layer.heads, -1, self.layer.head_dim)
         lengths = [float(np.sqrt(np.einsum("hnc,hnc->hn", v, v, dtype=np.float64).max())) for v in (query, key)]
         if abs(self.layer.scale) * lengths[0] * lengths[1] > EXACT_SCORE:
@@ -88,26 +95,20 @@ class Calls:
         query, key = factors or self.factors(at)
         query_lse, token_lse = np.empty(query.shape[:2]), np.empty(key.shape[:2])
         for head in range(heads):
-            top, total = np.full(key.shape[1], -np.inf), np.zeros(key.shape[1])
-            for positions, scores in score_rows(query[head], key[head]):
-                query_lse[head, positions] = _logsumexp(scores)
-                higher = np.maximum(top, scores.max(0))
-                total = total * np.exp(top - higher) + np.exp(scores - higher.astype(scores.dtype)).sum(0, dtype=np.float64)
-                top = higher
-            token_lse[head] = top + np.log(total)
+            query_lse[head], token_lse[head] = logsumexps(query[head], key[head])
         return query_lse if stored is None else stored, token_lse
 
     def patch(self, at: At, y: int, x: int, kind: Kind = "probability") -> Values:
-        """One generated position's attention; reads one inner chunk of each file.
+        """One generated position's attention, its row counted through the frames of a video; reads one inner chunk of each file.
 
         Dims     (head, token), float64
         """
         return self.region(kind, at, slice(None), slice(y, y + 1), slice(x, x + 1))[:, 0, 0]
 
     def region(self, kind: Kind, at: At, heads: Any, rows: Any, columns: Any) -> Values:
-        """A part of one present call, all tokens.
+        """A part of one present call, all tokens; rows run through the frames of a video, one below the other.
 
-        Dims     (head, y, x, token)
+        Dims     (head, row, x, token)
         """
         if self.layer.encoding == "factors":
             return self._region_of_factors(kind, at, heads, rows, columns)
@@ -120,7 +121,7 @@ class Calls:
                 scores: Values = np.log(probability) + lse
             return scores
         tokens = self.arrays["token_lse"][(*at, heads)][:, None, None, :]
-        return _generated(probability, lse, tokens)
+        return generated_from(probability, lse, tokens)
 
     def _region_of_factors(self, kind: Kind, at: At, heads: Any, rows: Any, columns: Any) -> Values:
         query = self.arrays["query"][(*at, heads, rows, columns)].astype(np.float64)
@@ -148,20 +149,27 @@ class View:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Lengths of `DIMS`."""
+        """Lengths of `LEADING`, of the places that queries lie on, and of token."""
         layer = self.calls.layer
-        return (*self.calls.where.shape, layer.heads, *layer.grid, layer.tokens)
+        return (*self.calls.where.shape, layer.heads, *layer.places, layer.tokens)
 
-    ndim = len(DIMS)
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
     dtype = np.dtype(np.float32)
 
     def __getitem__(self, index: tuple[Any, ...]) -> Values:
         picked = [np.atleast_1d(np.arange(n)[i]) for i, n in zip(index, self.shape, strict=True)]
         out = np.full([len(p) for p in picked], np.nan, np.float32)
+        heads, *frames, rows, columns, tokens = picked[3:]
+        if frames:
+            rows = (frames[0][:, None] * self.calls.layer.grid[0] + rows).ravel()
         for cell in np.ndindex(out.shape[:3]):
             at = (int(picked[0][cell[0]]), int(picked[1][cell[1]]), int(picked[2][cell[2]]))
             if self.calls.where[at] >= 0 and out.size:
-                out[cell] = self.calls.region(self.kind, at, *picked[3:6])[..., picked[6]]
+                out[cell] = self.calls.region(self.kind, at, heads, rows, columns)[..., tokens].reshape(out.shape[3:])
         result: Values = out[tuple(0 if isinstance(i, (int, np.integer)) else slice(None) for i in index)]
         return result
 
@@ -185,10 +193,10 @@ def _lazy(trace: Trace, index: int, kind: Kind) -> xr.DataArray:
     calls = Calls.of(trace, index)
     view, layer = View(calls, kind), calls.layer
     plan = next(iter(calls.arrays.values())).plan
-    rows = plan.file_shape[4] if layer.encoding == "probabilities" else _rows(layer)
-    chunks = (1, 1, 1, layer.heads, rows, layer.grid[1], layer.tokens)
+    rows = plan.file_shape[4 : 3 + len(layer.places)] if layer.encoding == "probabilities" else _rows(layer)
+    chunks = (1, 1, 1, layer.heads, *rows, layer.grid[1], layer.tokens)
     array = da.from_array(  # type: ignore[no-untyped-call]
-        view, chunks=chunks, name=f"i2am-{kind}-{trace.token}-{index}", asarray=False, meta=np.empty((0,) * 7, np.float32)
+        view, chunks=chunks, name=f"i2am-{kind}-{trace.token}-{index}", asarray=False, meta=np.empty((0,) * view.ndim, np.float32)
     )
     coords = {
         "sample": np.arange(trace.record.samples),
@@ -196,12 +204,16 @@ def _lazy(trace: Trace, index: int, kind: Kind) -> xr.DataArray:
         "step": trace.steps["evaluation"],
         "timestep": ("step", trace.steps["timestep"]),
         "head": list(head_numbers(layer)),
-        "y": centres(layer.grid[0]),
-        "x": centres(layer.grid[1]),
+        **{dim: centres(length) for dim, length in zip(place_dims(layer.places), layer.places, strict=True)},
         "group": ("token", [group.name for group in layer.groups for _ in range(group.tokens)]),
     }
     attrs = {"long_name": MEANING[kind], "layer": layer.name, "trace": trace.id}
-    return xr.DataArray(array, dims=DIMS, coords=coords, attrs=attrs, name=kind)
+    return xr.DataArray(array, dims=(*LEADING, *place_dims(layer.places), "token"), coords=coords, attrs=attrs, name=kind)
+
+
+def place_dims(places: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of the axes of the generated places: frame stands before y and x in a video."""
+    return ("frame", "y", "x")[-len(places) :]
 
 
 def score_rows(query: Values, key: Values) -> Iterator[tuple[slice, Values]]:
@@ -224,21 +236,42 @@ def centres(length: int) -> NDArray[np.float64]:
     return (np.arange(length) + 0.5) / length
 
 
-def _rows(layer: Layer) -> int:
-    """Rows of a chunk of P that is computed from factors: at most 64 MB of it."""
+def _rows(layer: Layer) -> tuple[int, ...]:
+    """Rows, frames before them, of a chunk of P that is computed from factors: at most 64 MB of it."""
     row = layer.heads * layer.grid[1] * layer.tokens * 4
-    return max(1, min(layer.grid[0], 2**26 // row))
+    rows = max(1, min(layer.grid[0], 2**26 // row))
+    return (1, rows) if layer.frames else (rows,)
 
 
-def _generated(probability: Values, lse: Values, tokens: Values) -> Values:
+def generated_from(probability: Values, query_lse: Values, token_lse: Values) -> Values:
+    """G from P, and from a and b shaped to multiply it."""
     # In logarithms: exp(a - b) alone may overflow where P is tiny.
     with np.errstate(divide="ignore", invalid="ignore"):
-        result: Values = np.exp(np.log(probability) + (lse - tokens))
+        result: Values = np.exp(np.log(probability) + (query_lse - token_lse))
     result[probability == 0] = 0
     return result
 
 
-def _logsumexp(scores: Values) -> Values:
+def logsumexps(query: Values, key: Values) -> tuple[Values, Values]:
+    """a and b of one head from its factors.
+
+    Dims     query (position, channel), key (token, channel) -> (position,), (token,), float64
+    """
+    query_lse = np.empty(len(query))
+    top, total = np.full(len(key), -np.inf), np.zeros(len(key))
+    for positions, scores in score_rows(query, key):
+        query_lse[positions] = logsumexp(scores)
+        higher = np.maximum(top, scores.max(0))
+        total = total * np.exp(top - higher) + np.exp(scores - higher.astype(scores.dtype)).sum(0, dtype=np.float64)
+        top = higher
+    return query_lse, top + np.log(total)
+
+
+def logsumexp(scores: Values) -> Values:
+    """Over the last axis.
+
+    Dims     (position, token) -> (position,)
+    """
     top = scores.max(1)
     result: Values = top + np.log(np.exp(scores - top[:, None]).sum(1, dtype=np.float64))
     return result

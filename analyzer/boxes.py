@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..schema.errors import InvalidInput
-from .metrics import Map, binarize, fit_mask, scored
+from .metrics import Map, binarize, fit_mask, over_frames, scored
 from .overlap import segment
 
 PERCENTILE: Final = 65.0
@@ -111,4 +111,4 @@ def box_iou(map: Map, mask: Map, percentile: float = PERCENTILE, square: int = S
     """
     inside = fit_mask(map, mask)
     found = find_boxes(map, (inside.shape[0], inside.shape[1]), percentile, square)
-    return scored(found, overlap(found.values, box_of(inside)), "box_iou", axes=1, percentile=percentile)
+    return over_frames(scored(found, overlap(found.values, box_of(inside)), "box_iou", axes=1, percentile=percentile))

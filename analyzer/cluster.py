@@ -11,6 +11,8 @@ import dataclasses
 import logging
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
 ANSWER_SECONDS: Final = 5
 """How long a scheduler may take to answer."""
 WORKER_SECONDS: Final = 30
-"""How long the first worker may take to come."""
+"""How long there may be no worker, at first or after the last one went."""
 ADDRESS: Final = re.compile(r"(?:\w+://)?(?:\[[^\s/\]]+\]|[^\s/:]+):\d{1,5}/?")
+SHARE: Final = "workers read traces themselves, so put them where all machines find them by the same path"
 EXTRA: Final = 'a cluster needs dask.distributed, which is not installed; install it: pip install "i2am[cluster]"'
 
 
@@ -52,7 +55,7 @@ def connected(address: str) -> Iterator[Client]:
         try:
             asyncio.run(_greet(address))
             client = Client(address, timeout=ANSWER_SECONDS, set_as_default=False)
-        except (OSError, ValueError, TimeoutError) as error:
+        except Exception as error:  # what speaks another language, or is another part of a cluster, is met with errors of every kind
             raise NoCluster(
                 f"no dask scheduler answered at {address} within {ANSWER_SECONDS} s{_why(error)}; start one with `dask scheduler`, "
                 f"or leave {option('scheduler')} out to work in this process"
@@ -64,13 +67,16 @@ def connected(address: str) -> Iterator[Client]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Leave out what distributed logs: its complaints about a scheduler that is not there would come beside ours."""
-    log = logging.getLogger("distributed")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    # Each of its loggers has a level and a handler of its own.
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
+    heard = [log for log in loggers if not log.disabled]
+    for log in heard:
+        log.disabled = True
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log in heard:
+            log.disabled = False
 
 
 async def _greet(address: str) -> None:
@@ -92,19 +98,51 @@ def evaluate_there(client: Client, members: Sequence[Member], question: Question
 
     paths = [member.path.resolve() for member in members]
     question = _seen_from_afar(question)
-    require_workers(client, paths[0])
+    require_workers(client, next((path for path in paths if _is_seen(path)), paths[0]))
     futures = client.map(_work, paths, [question] * len(paths), pure=False, retries=0)
     place = {future.key: index for index, future in enumerate(futures)}
-    try:
+    with _watched(client, futures) as deserted:
         for done, future in enumerate(as_completed(futures, loop=client.loop)):
             if future.status == "finished":
-                row = future.result()
+                row = _found_here(future.result(), paths[place[future.key]])
             elif future.status == "error":
                 row = _lost(future.exception(), paths[place[future.key]])
+            elif deserted.is_set():
+                raise NoCluster(
+                    f"the cluster lost its last worker after {done} of {len(paths)} traces, and none came for {WORKER_SECONDS} s; "
+                    "the workers' logs say why, a lack of memory among other things"
+                )
             else:
                 raise NoCluster(f"the dask scheduler went away after {done} of {len(paths)} traces; start it again and repeat the command")
             yield place[future.key], row
+
+
+@contextmanager
+def _watched(client: Client, futures: Sequence[Any]) -> Iterator[threading.Event]:
+    """Cancel what is left at the end, or when no worker has been there for a while, which dask would wait for without end."""
+    over, deserted = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        seen = time.monotonic()
+        while not over.wait(WORKER_SECONDS / 10):
+            try:
+                workers = client.nthreads()
+            except Exception:  # a scheduler that went away ends the futures by itself
+                return
+            if workers:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > WORKER_SECONDS:
+                deserted.set()
+                client.cancel(futures)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield deserted
     finally:
+        over.set()
+        watcher.join()
         client.cancel(futures)
 
 
@@ -126,11 +164,8 @@ def require_workers(client: Client, path: Path) -> None:
         there, sees = found
         if there != version("i2am"):
             raise NoCluster(f"the worker {worker} has i2am {there}, this is {version('i2am')}; install the same release in both places")
-        if not sees and (path / ROOT).is_file():
-            raise NoCluster(
-                f"the worker {worker} does not see {path}; workers read traces themselves, "
-                "so put them where all machines find them by the same path"
-            )
+        if not sees and _is_seen(path):
+            raise NoCluster(f"the worker {worker} does not see {path}; {SHARE}")
 
 
 def look(path: str) -> tuple[str, bool]:
@@ -152,6 +187,17 @@ def _seen_from_afar(question: Question) -> Question:
 def _in_full(name: str) -> str:
     # A bare word is the name of an image in the trace first.
     return str(Path(name).resolve()) if Path(name).suffix and Path(name).is_file() else name
+
+
+def _is_seen(path: Path) -> bool:
+    return (path / ROOT).is_file()
+
+
+def _found_here(row: Row, path: Path) -> Row:
+    """The row, with the true reason if a trace that is here was not there."""
+    if row.kind != "NotATrace" or not _is_seen(path):
+        return row
+    return dataclasses.replace(row, error=f"{path} is here, but the worker that was to read it does not see it; {SHARE}")
 
 
 def _lost(error: Any, path: Path) -> Row:

@@ -10,7 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput
-from .attribution import AXES, kept_axes
+from .assembly import AXES, kept_axes
+from .attention import place_dims
 from .metrics import Map, scored
 from .reader import Trace, head_numbers
 from .selection import choose, split
@@ -60,15 +61,15 @@ def row_entropy(
     kept = kept_axes(keep, time_groups)
     chosen = choose(trace, **selection)
     tables = []
-    for index, tokens in zip(chosen.layers, chosen.groups, strict=True):
+    for index, tokens, selected in zip(chosen.layers, chosen.groups, chosen.pairs, strict=True):
         first = tokens.start if specials else tokens.start + tokens.specials
         if tokens.stop - first < 2:
             name = trace.layers[index].name
             raise InvalidInput(f"layer {name} has {tokens.stop - first} tokens of {tokens.name} to look at; a row needs two to be uneven")
         numbers = head_numbers(trace.layers[index])
-        heads = [place for place, number in enumerate(numbers) if number in chosen.heads]
+        heads = [place for place, number in enumerate(numbers) if number in selected]
         calls = trace.probabilities(index).isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
-        even = _even_rows(calls).mean(("y", "x"))
+        even = _even_rows(calls).mean(place_dims(trace.layers[index].places))
         times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
         tables.append(xr.concat([even.isel(step=list(steps)).mean("step") for steps in times], "time"))
     table = xr.concat(tables, "layer", join="outer").drop_vars(("sample", "branch"))
@@ -80,12 +81,12 @@ def row_entropy(
 
 def _even_rows(calls: xr.DataArray) -> xr.DataArray:
     found: xr.DataArray = xr.apply_ufunc(
-        _row_evenness, calls, input_core_dims=[["token"]], dask="parallelized", output_dtypes=[np.float64], keep_attrs=False
+        row_evenness, calls, input_core_dims=[["token"]], dask="parallelized", output_dtypes=[np.float64], keep_attrs=False
     )
     return found
 
 
-def _row_evenness(rows: NDArray[Any]) -> NDArray[np.float64]:
+def row_evenness(rows: NDArray[Any]) -> NDArray[np.float64]:
     values = rows.astype(np.float64)
     total = values.sum(-1, keepdims=True)
     # A row that the model turned away from these tokens altogether prefers none of them.

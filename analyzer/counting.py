@@ -1,7 +1,7 @@
 """Which concept each head attends to most, call by call: the counts that head relevance vectors are made of.
 
-At each trace, step and layer one word of every concept is drawn. The keys of the first word's specials and of all the drawn words
-stand beside each other, and the softmax of the image's queries over them is averaged over positions and over each word's tokens.
+At each trace, step and layer one word (or picture) of every concept is drawn. The keys of the first word's specials and of all the drawn
+words stand beside each other, and the softmax of the image's queries over them is averaged over positions and over each word's tokens.
 The concept with the most of it is counted for that head.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..schema.trace import TokenGroup
+from ..schema.trace import Layer, TokenGroup
 from ..schema.trace import Trace as Record
 from .attention import EXACT_SCORE, At, Calls, score_rows
 from .products import weighted_sum
@@ -35,11 +35,28 @@ class Span:
     """All pieces of its words."""
 
 
-def find_spans(record: Record, group: TokenGroup) -> dict[str, Span]:
-    """Every text of a probe by what it says; one that two tokenizers cut has the tokens of both."""
-    found: dict[str, Span] = {}
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How words are drawn."""
+
+    seed: int
+    draws: int
+    """Words of each concept for each call."""
+
+
+def is_of(group: TokenGroup, probe: str) -> bool:
+    """Whether a group is a probe, or one picture of a probe of several."""
+    name, _, number = group.name.rpartition("_")
+    return group.name == probe or (name == probe and number.isdecimal() and group.role != "text")
+
+
+def find_spans(record: Record, layer: Layer, probe: str) -> dict[str, Span]:
+    """Every text of a probe by what it says, every picture by its name; a text that two tokenizers cut has the tokens of both."""
+    groups = {group.name: group for group in layer.probes if is_of(group, probe)}
+    found = {group.name: _picture(group) for group in groups.values() if group.role != "text"}
     for text in record.texts:
-        if text.group != group.name or not text.words:
+        group = groups.get(text.group)
+        if group is None or not text.words:
             continue
         start, first, stop = group.start + text.start, min(w.start for w in text.words), max(w.stop for w in text.words)
         before = found.get(text.text, Span((), ()))
@@ -48,23 +65,27 @@ def find_spans(record: Record, group: TokenGroup) -> dict[str, Span]:
     return found
 
 
-def count_layer(trace: Trace, index: int, spans: Sequence[Sequence[Span]], probe: str, branch: int, seed: int, draws: int) -> Counts:
+def _picture(group: TokenGroup) -> Span:
+    first = group.start + min(group.specials, group.tokens - 1)  # a picture of one token is that token
+    return Span(tuple(range(group.start, first)), tuple(range(first, group.stop)))
+
+
+def count_layer(trace: Trace, index: int, spans: Sequence[Sequence[Span]], branch: int, drawing: Drawing) -> Counts:
     """Task: how often each concept wins each head of a layer, over all samples and draws.
 
     Dims     spans (concept, word) -> (step, concept, head); 0 where the call is absent
     Raises   CorruptTrace if a file was changed
     """
     calls, layer = Calls.of(trace, index), trace.layers[index]
-    start = next(group.start for group in layer.probes if group.name == probe)
-    key = np.asarray(trace.probe_key(index, probe))  # (head, probe token, channel)
+    key = np.asarray(trace.probe_key(index))  # (head, probe token, channel)
     counts = np.zeros((calls.where.shape[2], len(spans), layer.heads), np.int64)
     heads = np.arange(layer.heads)
     for sample, step in np.argwhere(calls.where[:, branch] >= 0).tolist():
-        rng = generator(seed, trace.id, layer.name, sample, step)
+        rng = generator(drawing.seed, trace.id, layer.name, sample, step)
         query, keys = _factors(calls, (sample, branch, step), key)
-        for _ in range(draws):
+        for _ in range(drawing.draws):
             drawn = draw(rng, spans)
-            counts[step, winners(query, keys, drawn, start), heads] += 1
+            counts[step, winners(query, keys, drawn), heads] += 1
     return counts
 
 
@@ -80,13 +101,13 @@ def draw(rng: np.random.Generator, spans: Sequence[Sequence[Span]]) -> list[Span
     return [words[i] for words, i in zip(spans, picked, strict=True)]
 
 
-def winners(query: Values, key: Values, drawn: Sequence[Span], start: int = 0) -> NDArray[np.intp]:
+def winners(query: Values, key: Values, drawn: Sequence[Span]) -> NDArray[np.intp]:
     """The concept whose drawn word each head attends to most; of equals, the first.
 
-    Dims     query (head, position, channel) with the scale in it, key (head, probe token, channel) from token `start` on -> (head,)
+    Dims     query (head, position, channel) with the scale in it, key (head, probe token, channel) -> (head,)
     """
     lead = drawn[0].lead
-    tokens = np.array([*lead, *(token for word in drawn for token in word.tokens)]) - start
+    tokens = np.array([*lead, *(token for word in drawn for token in word.tokens)])
     lengths = [len(word.tokens) for word in drawn]
     cuts = np.cumsum([len(lead), *lengths[:-1]])
     attention = np.stack([_attention(query[head], key[head][tokens]) for head in range(len(query))])

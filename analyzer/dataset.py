@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..schema import errors
@@ -21,6 +22,8 @@ from .collection import Member, Source, find_traces
 from .evaluation import Question, Row, Shape, evaluate_trace
 from .intervals import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from .progress import hidden
+from .recipes import Recipe
+from .recipes import recipe as named
 from .wording import option
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ class Evaluation:
 
 def evaluate(
     paths: Source | Iterable[Source],
-    recipe: str = "i2am",
+    recipe: str | Recipe = "i2am",
     metrics: str | Sequence[str] = USUAL,
     client: Client | None = None,
     *,
@@ -85,7 +88,8 @@ def evaluate(
     Raises   NotATrace where there is no trace, InvalidInput; if no trace can be asked, the first one's error
     """
     wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    question = Question(wanted, mask, reference_mask, partial, {"recipe": recipe, **selection})
+    chosen = {name: list(value) if isinstance(value, Iterator) else value for name, value in selection.items()}
+    question = Question(wanted, mask, reference_mask, partial, {"recipe": recipe, **chosen})
     return tabulate(ask(find_traces(paths), question, client, seed))
 
 
@@ -126,9 +130,9 @@ def tabulate(evaluation: Evaluation) -> xr.Dataset:
     """The evaluation as a Dataset; see `evaluate`."""
     good, question = evaluation.good, evaluation.question
     coords = {
-        "trace": [member.name for member, _ in good],
-        "id": ("trace", [row.id for _, row in good]),
-        "path": ("trace", [str(member.path) for member, _ in good]),
+        "trace": _texts(member.name for member, _ in good),
+        "id": ("trace", _texts(row.id for _, row in good)),
+        "path": ("trace", _texts(str(member.path) for member, _ in good)),
     }
     variables = {
         name: (
@@ -139,7 +143,7 @@ def tabulate(evaluation: Evaluation) -> xr.Dataset:
         for name, found in evaluation.means().items()
     }
     attrs = {
-        "recipe": question.selection.get("recipe", "i2am"),
+        "recipe": named(question.recipe).label,
         "resamples": RESAMPLES,
         "seed": evaluation.seed,
         "skipped": json.dumps([skipped_facts(member, row) for member, row in evaluation.skipped]),
@@ -152,6 +156,11 @@ def skipped_facts(member: Member, row: Row) -> dict[str, Any]:
     return {"trace": member.name, "path": str(member.path), "type": row.kind, "message": row.error, "exit_code": row.code}
 
 
+def _texts(values: Iterable[str]) -> NDArray[np.object_]:
+    # Fixed-length unicode has no settled form in Zarr v3; strings of any length do.
+    return np.array(list(values), dtype=object)
+
+
 def _answers(members: Sequence[Member], question: Question, client: Client | None) -> Iterator[tuple[int, Row]]:
     if client is None:
         return ((index, evaluate_trace(member.path, question)) for index, member in enumerate(members))
@@ -161,11 +170,13 @@ def _answers(members: Sequence[Member], question: Question, client: Client | Non
 
 
 def _odd(member: Member, shape: Mapping[str, Any], model: Member, usual: Shape, axis: str) -> Row:
-    how = {
-        "layers": f"its {len(shape['layers'])} layers are not the {len(usual['layers'])} of {model.name}; choose layers by name",
-        "heads": f"its layers and heads are not those of {model.name}; evaluate the two kinds apart",
-        "steps": f"it has {shape['steps'][0]} steps, {model.name} has {usual['steps'][0]}; evaluate the two kinds apart",
-    }[axis]
+    here, there = shape[axis], usual[axis]
+    if axis == "layers":
+        how = f"its {len(here)} layers are not the {len(there)} of {model.name}; choose layers by name"
+    elif axis == "heads":
+        how = f"its layers and heads are not those of {model.name}; evaluate the two kinds apart"
+    else:
+        how = f"it has {here[0]} steps, {model.name} has {there[0]}; evaluate the two kinds apart"
     text = f"{member.path} does not fit the other traces: {option(axis)} chooses by position, and {how}"
     return Row(kind="InvalidInput", error=text, code=InvalidInput.exit_code)
 

@@ -98,7 +98,9 @@ def imacs_command(
     ),
 )
 @traces_argument
-@click.option("--metric", callback=words, metavar="NAMES", help="Metrics, separated by commas.  [default: imacs_g,imacs_r]")
+@click.option(
+    "--metric", callback=words, metavar="NAMES", help="Metrics, separated by commas; an unknown one lists all.  [default: imacs_g,imacs_r]"
+)
 @mask_options
 @selection_options
 @scheduler_option
@@ -138,7 +140,7 @@ def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any]
 
     opened = open_trace(path, partial=partial)
     with shown("imacs"):
-        facts = score(opened, **given(**options))
+        facts = score(opened, **given(opened, **options))
     if as_json:
         click.echo(document(facts))
         return
@@ -163,9 +165,15 @@ def _evaluate(
     from .dataset import ask
     from .evaluation import Question
 
+    ranked = None
+    if (scores := options.get("heads_from")) is not None:
+        from .headfile import load_heads
+
+        ranked = load_heads(scores)
+        ranked = ranked.isel(concept=0) if "concept" in ranked.dims else ranked  # what its heads are is what counts here
     chosen = given(**options)
     mask, reference_mask = chosen.pop("mask", None), chosen.pop("reference_mask", None)
-    question = Question(metrics, mask, reference_mask, partial, chosen, imacs)
+    question = Question(metrics, mask, reference_mask, partial, chosen, imacs, ranked)
     question.check()
     members = find_traces(traces)
     with _client(scheduler) as client:

@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import xarray as xr
 from dask.base import compute
 
 from ..schema.errors import InvalidInput, TraceError
+from .headorder import require_same_heads
 from .judgement import METRICS, metric, plan_metrics
 from .masks import plan_scores
 from .precision import precision_note
 from .reader import Trace, open_trace
-from .recipes import recipe
+from .recipes import Recipe
+from .recipes import recipe as named
 from .selection import choose
 from .wording import is_typed, option, typed
 
@@ -40,6 +43,8 @@ class Question:
     """Keyword arguments of the map functions."""
     imacs: Mapping[str, Any] | None = None
     """Settings of IMACS, where that alone is asked for, and as `i2am imacs` asks: what a trace has no mask for is left out."""
+    ranked: xr.DataArray | None = None
+    """Scores that heads were selected by: a trace of another model than theirs is refused."""
     typed: bool = field(default_factory=is_typed)
 
     def check(self) -> None:
@@ -53,8 +58,16 @@ class Question:
             metric(name)
         if kept := [name for name in ("keep", "time_groups") if self.selection.get(name)]:
             raise InvalidInput(f"an evaluation has one number for each trace and metric, so it cannot take {option(kept[0])}")
-        if "recipe" in self.selection:
-            recipe(self.selection["recipe"])
+        for name, value in (("mask", self.mask), ("reference_mask", self.reference_mask)):
+            if not isinstance(value, (str, type(None))):
+                raise InvalidInput(f"{option(name)} of a dataset is the name of an image that all traces have, or a file, got {value!r}")
+        named(self.recipe)
+
+    @property
+    def recipe(self) -> str | Recipe:
+        """The method."""
+        asked: str | Recipe = self.selection.get("recipe", "i2am")
+        return asked
 
     @property
     def positional(self) -> tuple[str, ...]:
@@ -74,6 +87,7 @@ class Row:
     values: dict[str, float] = field(default_factory=dict)
     """By metric; those that the trace cannot give are left out."""
     shape: Shape = field(default_factory=dict)
+    """Of the axes that the question chooses on by position."""
     note: str | None = None
     kind: str = ""
     """Class of the error; empty if there was none."""
@@ -89,6 +103,8 @@ def evaluate_trace(path: Path, question: Question, scheduler: str | None = None)
     try:
         with typed() if question.typed else nullcontext():
             trace = open_trace(path, partial=question.partial)
+            if question.ranked is not None:
+                require_same_heads(question.ranked, trace)
             return _judged(trace, question, scheduler) if question.imacs is None else _scored(trace, question, scheduler)
     except TraceError as error:
         return Row(kind=type(error).__name__, error=str(error), code=error.exit_code)
@@ -101,7 +117,7 @@ def _judged(trace: Trace, question: Question, scheduler: str | None) -> Row:
     (computed,) = compute(plan.maps, scheduler=scheduler)  # type: ignore[no-untyped-call]
     values = {name: float(value) for name, value in plan.scores(computed).items()}
     exact = "r2g" not in plan.maps or not plan.maps["r2g"].attrs.get("column_mass_lost")
-    return Row(trace.id, values, shape_of(trace), None if exact else precision_note(trace, _layers(trace, question)))
+    return Row(trace.id, values, shape_of(trace, question), None if exact else precision_note(trace, _layers(trace, question)))
 
 
 def _scored(trace: Trace, question: Question, scheduler: str | None) -> Row:
@@ -112,15 +128,21 @@ def _scored(trace: Trace, question: Question, scheduler: str | None) -> Row:
     (computed,) = compute(scoring.maps, scheduler=scheduler)  # type: ignore[no-untyped-call]
     found = scoring.scores(computed, **(question.imacs or {}))
     values = {name: value for name, value in found.items() if value is not None}
-    return Row(trace.id, values, shape_of(trace), scoring.facts["note"] if "imacs_g" in values else None)
+    return Row(trace.id, values, shape_of(trace, question), scoring.facts["note"] if "imacs_g" in values else None)
 
 
 def _layers(trace: Trace, question: Question) -> tuple[int, ...]:
-    return choose(trace, **{name: question.selection[name] for name in ("layers", "group") if name in question.selection}).layers
+    return choose(trace, **{name: question.selection[name] for name in ("layers", "group", "recipe") if name in question.selection}).layers
 
 
-def shape_of(trace: Trace) -> Shape:
-    """What the axes of a trace are, for comparison with another's."""
-    names = tuple(layer.name for layer in trace.layers)
+def shape_of(trace: Trace, question: Question) -> Shape:
+    """What the axes of a trace are on which the question chooses by position, for comparison with another's.
+
+    Of heads that are chosen by layer, it is those of these layers.
+    """
+    chosen = question.selection.get("heads")
     heads = tuple((layer.name, layer.call_heads or layer.heads) for layer in trace.layers)
-    return dict(zip(AXES, (names, heads, (len(trace.present),)), strict=True))
+    if isinstance(chosen, Mapping) and set(chosen) <= {name for name, _ in heads}:
+        heads = tuple(layer for layer in heads if layer[0] in chosen)
+    axes: Shape = {"layers": tuple(layer.name for layer in trace.layers), "heads": heads, "steps": (len(trace.present),)}
+    return {axis: axes[axis] for axis in question.positional}

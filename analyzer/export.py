@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -26,9 +26,20 @@ def save_map(map: xr.DataArray, path: Path, *, overwrite: bool = False) -> None:
 
     Raises   AlreadyExists if the path is taken, InvalidInput for another suffix, MissingExtra if netCDF cannot be written
     """
+    save_maps({str(map.name or "map"): map}, path, overwrite=overwrite)
+
+
+def save_maps(maps: Mapping[str, xr.DataArray], path: Path, *, overwrite: bool = False) -> None:
+    """Write several maps into one file, each under its name.
+
+    Raises   as `save_map`; InvalidInput for .npy, which holds one alone
+    """
     if path.suffix not in WRITERS:
         raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {', '.join(WRITERS)}, or .png for a picture")
-    place_output(path, lambda part: WRITERS[path.suffix](map, part), overwrite=overwrite)
+    if path.suffix == ".npy" and len(maps) > 1:
+        raise InvalidInput(f"{path.name!r} would hold one map, and there are {len(maps)}: {', '.join(maps)}; end it in .nc or .zarr")
+    named = xr.Dataset({name: portable(map).rename(name) for name, map in maps.items()})
+    place_output(path, lambda part: WRITERS[path.suffix](named, part), overwrite=overwrite)
 
 
 def save_bytes(content: bytes, path: Path, *, overwrite: bool = False) -> None:
@@ -88,24 +99,32 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, np.number)) else json.dumps(value)
 
 
-def _npy(map: xr.DataArray, path: Path) -> None:
+def _npy(maps: xr.Dataset, path: Path) -> None:
     # Into memory first: numpy's own writing to a full disk gives an error without its cause.
     buffer = BytesIO()
-    np.save(buffer, map.values)
+    np.save(buffer, next(iter(maps.values())).values)
     path.write_bytes(buffer.getbuffer())
 
 
-def _netcdf(map: xr.DataArray, path: Path) -> None:
+def require_netcdf() -> None:
+    """Say what to install where .nc cannot be written or read.
+
+    Raises   MissingExtra
+    """
     if not all(find_spec(module) for module in NETCDF):
-        raise MissingExtra('writing .nc needs a netCDF library, and none is installed; pip install "i2am[netcdf]", or write .zarr or .npy')
+        raise MissingExtra('.nc needs a netCDF library, and none is installed; pip install "i2am[netcdf]", or take .zarr')
+
+
+def _netcdf(maps: xr.Dataset, path: Path) -> None:
+    require_netcdf()
     # Into memory first: HDF5 crashes the process at its end if it could not flush a file to a full disk.
     buffer = BytesIO()
-    portable(map).to_dataset().to_netcdf(buffer, engine="h5netcdf")
+    maps.to_netcdf(buffer, engine="h5netcdf")
     path.write_bytes(buffer.getbuffer())
 
 
-def _zarr(map: xr.DataArray, path: Path) -> None:
-    portable(map).to_dataset().to_zarr(path, mode="w-", zarr_format=3, consolidated=False)
+def _zarr(maps: xr.Dataset, path: Path) -> None:
+    maps.to_zarr(path, mode="w-", zarr_format=3, consolidated=False)
 
 
 def _is_map(path: Path) -> bool:
@@ -117,4 +136,4 @@ def _is_map(path: Path) -> bool:
     return isinstance(attributes, dict) and "i2am" not in attributes
 
 
-WRITERS: Final[dict[str, Callable[[xr.DataArray, Path], None]]] = {".npy": _npy, ".nc": _netcdf, ".zarr": _zarr}
+WRITERS: Final[dict[str, Callable[[xr.Dataset, Path], None]]] = {".npy": _npy, ".nc": _netcdf, ".zarr": _zarr}

@@ -17,13 +17,15 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ..schema.errors import InvalidInput
-from .metrics import place
+from .metrics import place, place_signed
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Values: TypeAlias = NDArray[np.float64]
 
 TILE: Final = 256
 """A picture is enlarged by a whole factor until its short side has at least this many pixels."""
+LINE: Final = 8
+"""Frames of a video beside each other, where nothing else is kept."""
 MARGIN: Final = 6
 LABEL: Final = 18
 PAPER: Final = (255, 255, 255)
@@ -33,6 +35,7 @@ ABSENT: Final = (225, 225, 225)
 # Equidistant colours, joined by straight lines. The first is perceptual and safe for the colour-blind, after viridis
 # (van der Walt and Smith, CC0); the second is the rainbow that the papers print.
 VIRIDIS: Final = ("440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725")
+BALANCE: Final = ("2166ac", "67a9cf", "f7f7f7", "ef8a62", "b2182b")
 JET: Final = ("000080", "0000ff", "0080ff", "00ffff", "80ff80", "ffff00", "ff8000", "ff0000", "800000")
 
 
@@ -48,6 +51,8 @@ class Style:
     """Share of the colour in the mix; the sum is cut at white."""
     fade: bool = False
     """Whether both shares follow the heat instead: the picture shows where heat is 0."""
+    signed: bool = False
+    """Whether the map is a difference: no change is the middle colour."""
 
 
 STYLES: Final[dict[str, Style]] = {
@@ -55,8 +60,9 @@ STYLES: Final[dict[str, Style]] = {
     "i2am": Style(JET, 0.7, 0.5),
     "daam": Style(JET, 0.0, 0.0, fade=True),
     "plain": Style(VIRIDIS, 0.0, 1.0),
+    "difference": Style(BALANCE, 0.25, 0.75, signed=True),
 }
-"""`i2am` and `daam` mix as those papers' figures do; `plain` shows the map alone."""
+"""`i2am` and `daam` mix as those papers' figures do; `plain` shows the map alone, `difference` less in blue and more in red."""
 
 MarkKind: TypeAlias = Literal["patch", "truth"]
 
@@ -93,22 +99,25 @@ def colour(heat: NDArray[Any], style: str = "viridis") -> Pixels:
 def overlay(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", marks: Sequence[Mark] = ()) -> Image.Image:
     """One map over its picture, at the picture's size times a whole number; without a picture, the map alone.
 
-    Dims     map (row, column); picture (y, x, channel) with 1 or 3 channels
+    Dims     map (row, column); picture (y, x, channel) with 1 or 3 channels, of a video's the middle frame
     """
+    picture = picture[len(picture) // 2] if picture is not None and picture.ndim > 3 else picture
     size = _shape(map) if picture is None else (int(picture.shape[0]), int(picture.shape[1]))
     factor = _factor(size)
-    heat = place(_scaled(map, factor), (size[0] * factor, size[1] * factor)).values
+    look = _style(style)
+    lay = place_signed if look.signed else place
+    heat = lay(_scaled(map, factor), (size[0] * factor, size[1] * factor)).values
     colours = colour(heat, style).astype(np.float64)
-    look = _style(style if picture is not None else "plain")
     below = _enlarge(_rgb(picture), factor).astype(np.float64) if picture is not None else np.zeros_like(colours)
     under, over = (1 - heat[..., None], heat[..., None]) if look.fade else (look.picture, look.heat)
+    over = over if picture is not None else 1.0
     mixed = np.clip(np.rint(below * under + colours * over), 0, 255).astype(np.uint8)
     return draw_marks(Image.fromarray(mixed), marks)
 
 
 def show(picture: Pixels, marks: Sequence[Mark] = ()) -> Image.Image:
-    """A picture at the size that overlays of it have, with marks."""
-    pixels = _rgb(picture)
+    """A picture, of a video the middle frame, at the size that overlays of it have, with marks."""
+    pixels = _rgb(picture[len(picture) // 2] if picture.ndim > 3 else picture)
     return draw_marks(Image.fromarray(_enlarge(pixels, _factor(pixels.shape[:2]))), marks)
 
 
@@ -133,9 +142,10 @@ def draw(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", mark
     """A map with any kept axes: one overlay, a strip along one axis, or a grid whose columns are the last kept axis.
 
     Each tile is normalised on its own, as the papers' figures are: colours compare places within a tile, not tiles. A tile of
-    which nothing was recorded (layers differ in heads) is grey.
+    which nothing was recorded (layers differ in heads) is grey. Frames of a video lie over the picture's own frames, and where nothing
+    else is kept they are set like words, line after line.
 
-    Dims     (..., row, column)
+    Dims     map (..., row, column); picture ([frame,] y, x, channel)
     """
     kept = map.dims[:-2]
     if not kept:
@@ -147,9 +157,18 @@ def draw(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", mark
     for row in rows:
         for column in range(columns):
             tile = map.isel({**row, kept[-1]: column})
-            tiles.append(overlay(tile, picture, style, marks) if tile.notnull().any() else _blank(tile, picture))
+            below = _frame(picture, tile)
+            tiles.append(overlay(tile, below, style, marks) if tile.notnull().any() else _blank(tile, below))
             captions.append(", ".join(_caption(map, dim, at) for dim, at in {**row, kept[-1]: column}.items()))
-    return compose(tiles, columns, captions)
+    return compose(tiles, min(columns, LINE) if kept == ("frame",) else columns, captions)
+
+
+def _frame(picture: Pixels | None, tile: xr.DataArray) -> Pixels | None:
+    """The frame of a video that a map's frame, whose coordinate is a share of its length, lies on."""
+    if picture is None or picture.ndim < 4:
+        return picture
+    share = float(tile.coords["frame"]) if "frame" in tile.coords else 0.5
+    return np.asarray(picture[min(int(share * len(picture)), len(picture) - 1)])
 
 
 def compose(tiles: Sequence[Image.Image], columns: int, captions: Sequence[str]) -> Image.Image:
@@ -191,9 +210,9 @@ def encode_png(image: Image.Image, facts: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def patch_mark(at: tuple[int, int], grid: tuple[int, int]) -> Mark:
-    """The frame around one cell of a grid."""
-    (y, x), (rows, columns) = at, grid
+def patch_mark(at: tuple[int, ...], grid: tuple[int, int]) -> Mark:
+    """The frame around one cell of a grid; of a video's cell, which frame it is in is left aside."""
+    (y, x), (rows, columns) = at[-2:], grid
     return Mark((y + 0.5) / rows, (x + 0.5) / columns, 1 / rows, 1 / columns)
 
 
@@ -243,6 +262,8 @@ def _caption(map: xr.DataArray, dim: Any, at: int) -> str:
         return str(map.coords[f"{dim}_name"].values[at])
     if dim == "time" and "timestep" in map.coords:
         return f"time {at}, t {map.coords['timestep'].values[at]:.0f}"
+    if dim == "frame":
+        return f"frame {map.attrs.get('frames', range(map.sizes['frame']))[at]}"
     return f"{dim} {map.coords[dim].values[at] if dim in map.coords else at}"
 
 

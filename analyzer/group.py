@@ -9,6 +9,10 @@ import click
 
 from .commands import COMMANDS
 from .failures import NobodyReads, missing
+from .head_commands import HEAD_COMMANDS
+from .judging import JUDGING
+from .recipe_commands import RECIPE_COMMANDS
+from .word_commands import words_command
 
 # What lives outside the analyzer says its one line here, so that --help need not load torch to ask.
 SUMMARIES: Final = {
@@ -85,5 +89,5 @@ def i2am() -> None:
     """Ask a recorded diffusion run where its picture came from: R2G, G2R, SRAM maps and IMACS, without the model."""
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, words_command, *RECIPE_COMMANDS, *JUDGING, *HEAD_COMMANDS):
     i2am.add_command(command)

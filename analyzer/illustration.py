@@ -16,10 +16,11 @@ from PIL.Image import Image
 from .export import save_bytes
 from .figures import Mark, compose, draw, encode_png, patch_mark, show
 from .reader import Trace
+from .resize import middle
 
 
 def save_picture(
-    trace: Trace, map: xr.DataArray, path: Path, *, style: str = "viridis", at: tuple[int, int] | None = None, overwrite: bool = False
+    trace: Trace, map: xr.DataArray, path: Path, *, style: str = "viridis", at: tuple[int, ...] | None = None, overwrite: bool = False
 ) -> None:
     """Draw a map over its picture; one of a patch stands beside the generated image, where the patch is framed.
 
@@ -30,15 +31,17 @@ def save_picture(
 
 
 def illustrate(
-    trace: Trace, map: xr.DataArray, style: str = "viridis", *, at: tuple[int, int] | None = None, marks: Sequence[Mark] = ()
+    trace: Trace, map: xr.DataArray, style: str = "viridis", *, at: tuple[int, ...] | None = None, marks: Sequence[Mark] = ()
 ) -> Image:
     """The drawing of a map."""
     drawing = draw(map, picture(trace, map.attrs.get("image")), style, marks)
     generated = picture(trace, f"generated_{map.attrs.get('sample', 0)}")
     if at is None or generated is None:
         return drawing
+    if generated.ndim > 3:
+        generated = generated[middle(len(generated), trace.latent_frames)[at[0]]]
     framed = show(generated, [patch_mark(at, trace.latent_grid)])
-    return compose([framed, drawing], 2, [f"patch {at[0]},{at[1]}", "where it looked"])
+    return compose([framed, drawing], 2, [f"patch {','.join(str(i) for i in at)}", "where it looked"])
 
 
 def picture(trace: Trace, name: str | None) -> NDArray[np.uint8] | None:

@@ -226,13 +226,13 @@ def _require_layer_documents(root: Path, record: Trace, index: int, committed: i
 
 def _require_bounded(record: Trace) -> None:
     """Refuse a record whose numbers alone could exhaust this machine."""
-    lengths = [n for layer in record.layers for n in (layer.heads, layer.head_dim, layer.tokens, layer.probe_tokens, *layer.grid)]
+    lengths = [n for layer in record.layers for n in (layer.heads, layer.head_dim, layer.tokens, layer.probe_tokens, *layer.places)]
     calls = record.samples * len(record.branches) * record.steps * max(len(record.layers), 1)
     if calls > MOST_CALLS or max(lengths, default=0) > MOST_LENGTH:
         raise CorruptTrace(
             f"the trace record plans {calls} calls, with axes of up to {max(lengths, default=0)}, more than this release reads"
         )
     chunks = [math.prod(plan.chunks) * np.dtype(plan.dtype).itemsize for i in range(len(record.layers)) for plan in layer_layout(record, i)]
-    pixels = [image.height * image.width * image.channels for image in record.images]
+    pixels = [max(image.frames, 1) * image.height * image.width * image.channels for image in record.images]
     if max([*chunks, *pixels], default=0) > MOST_CHUNK:
         raise CorruptTrace(f"the trace record plans pieces of {max([*chunks, *pixels])} bytes, more than this release reads")

@@ -15,12 +15,14 @@ from ..schema.trace import ImageRole
 from .attribution import g2r, r2g
 from .boxes import box_iou
 from .concentration import concentration, entropy, row_entropy
-from .masks import find_mask, load_mask
-from .metrics import binarize, fit_mask, imacs
+from .masks import load_mask
+from .metrics import binarize, fit_mask, imacs, over_frames
 from .overlap import iou, miou
 from .pointing import attention_variation, looks, pck, pointing_error
 from .reader import Trace
+from .recipes import recipe
 from .truth import require_truth
+from .weighting import find_mask
 from .wording import option
 
 Of: TypeAlias = Literal["r2g", "g2r", "g2r_masked", "looks", "rows"]
@@ -57,7 +59,7 @@ METRICS: Final = {
         Metric("box_iou_r", "g2r_masked", "reference_mask", box_iou, "higher", "overlap of the boxes of masked G2R and its mask"),
         Metric("pck", "looks", "truth", pck, "higher", "patches that look most at where they truly come from"),
         Metric("pointing_error", "looks", "truth", pointing_error, "lower", "mean distance of where a patch looks from the truth"),
-        Metric("attention_variation", "looks", "mask", attention_variation, "lower", "how far apart neighbouring masked patches look"),
+        Metric("attention_variation", "looks", "mask", attention_variation, "", "how far apart neighbouring masked patches look"),
         Metric("entropy_g", "r2g", "", entropy, "", "evenness of R2G over the generated image"),
         Metric("entropy_r", "g2r", "", entropy, "", "evenness of G2R over the reference"),
         Metric("concentration_g", "r2g", "", concentration, "", "share of R2G in its strongest tenth"),
@@ -89,11 +91,12 @@ class Judgement:
     targets: dict[Against, Any]
 
     def scores(self, computed: Mapping[Of, xr.DataArray]) -> dict[str, xr.DataArray]:
-        """Each metric of the computed maps.
+        """Each metric of the computed maps; of a video the mean over its frames.
 
         Dims     -> (kept axes), by name of metric
         """
-        return {row.name: row.function(computed[row.of], *([self.targets[row.against]] if row.against else [])) for row in self.rows}
+        against = {row.name: [self.targets[row.against]] if row.against else [] for row in self.rows}
+        return {row.name: over_frames(row.function(computed[row.of], *against[row.name])) for row in self.rows}
 
 
 def plan_metrics(
@@ -137,12 +140,12 @@ def judge(trace: Trace, names: Iterable[str], **options: Any) -> dict[str, xr.Da
     return plan.scores(computed)
 
 
-def available(trace: Trace) -> list[str]:
-    """Names of the metrics whose masks and truth the trace itself brings."""
+def available(trace: Trace, **selection: Any) -> list[str]:
+    """Names of the metrics whose masks and truth the trace itself brings; selection as of `plan_metrics`."""
     found = []
     for name in METRICS:
         try:
-            plan_metrics(trace, [name])
+            plan_metrics(trace, [name], **selection)
         except (InvalidInput, LookupError):
             continue
         found.append(name)
@@ -156,7 +159,7 @@ def _rows(trace: Trace, mask: Any, selection: dict[str, Any]) -> xr.DataArray:
 
 ASK: Final[dict[Of, Callable[[Trace, Any, dict[str, Any]], xr.DataArray]]] = {
     "r2g": lambda trace, mask, selection: r2g(trace, **selection),
-    "g2r": lambda trace, mask, selection: g2r(trace, **selection),
+    "g2r": lambda trace, mask, selection: g2r(trace, **{**selection, "recipe": recipe(selection.get("recipe", "i2am"), query_mask=False)}),
     "g2r_masked": lambda trace, mask, selection: g2r(trace, query_mask=mask, **selection),
     "looks": lambda trace, mask, selection: looks(trace, **selection),
     "rows": _rows,

@@ -14,12 +14,13 @@ from PIL import Image as Picture
 from PIL import UnidentifiedImageError
 
 from ..schema.errors import InvalidInput, UnknownSelection
-from ..schema.trace import ImageRole
 from .attribution import g2r, r2g
 from .metrics import PENALTY, THRESHOLD, fit_mask, imacs
 from .precision import precision_note
 from .reader import Trace, listed
+from .recipes import recipe as named
 from .selection import Selection, choose
+from .weighting import find_mask
 from .wording import option
 
 Pixels = NDArray[np.uint8]
@@ -57,21 +58,6 @@ def load_mask(trace: Trace, name: str) -> Pixels:
     return pixels
 
 
-def find_mask(trace: Trace, role: ImageRole, *preferred: str) -> str | None:
-    """Name of the trace's mask of a role: a preferred one, or the only one; None if there is none.
-
-    Raises   UnknownSelection if there are several and none is preferred
-    """
-    names = [image.name for image in trace.images if image.role == role]
-    for name in preferred:
-        if name in names:
-            return name
-    if len(names) > 1:
-        which = option("mask" if role == "mask" else "reference_mask")
-        raise UnknownSelection(f"the trace has several masks of this kind, {listed(names)}; choose one with {which}")
-    return names[0] if names else None
-
-
 @dataclass(frozen=True, slots=True)
 class Scoring:
     """What IMACS needs of a trace, unread: lazy maps, and the mask that each is scored against."""
@@ -97,8 +83,10 @@ def plan_scores(trace: Trace, mask: str | None = None, reference_mask: str | Non
 
     Raises   InvalidInput for masks that cannot be meant, UnknownSelection for what the trace does not have
     """
-    chosen = choose(trace, **{name: value for name, value in selection.items() if name != "recipe"})
-    plain = g2r(trace, **selection) if has_places(chosen) else None
+    chosen = choose(trace, **selection)
+    row = named(selection.get("recipe", "i2am"))
+    on_reference = has_places(chosen) and row.g2r != "none"
+    plain = g2r(trace, **{**selection, "recipe": named(row, query_mask=False)}) if on_reference else None
     whole = r2g(trace, **selection)
     where = mask or find_mask(trace, "mask", f"mask_{chosen.sample}", "mask")
     used = reference_mask or (find_mask(trace, "reference_mask", *_own_masks(plain)) if plain is not None else None)

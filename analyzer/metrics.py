@@ -7,7 +7,7 @@ Every function takes a DataArray or an array whose last two axes are rows and co
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,15 +74,40 @@ def place(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArra
     Range    [0, 1]
     Raises   InvalidInput if the window lies outside the picture or a value is not finite
     """
+
+    def scale(values: Values, covered: Values) -> Values:
+        # Asked of the map as it is: resampling overshoots, and may widen what is only rounding.
+        return _normalize(np.where(_tells(values), covered, 0.0))
+
+    return _lay(map, size, mode, scale, 0.0)
+
+
+def place_signed(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
+    """Lay a difference on its picture: no change is in the middle, and as far from it as the greatest change is 0 and 1.
+
+    Dims     (..., row, column) -> the same, last two of length `size`
+    Range    [0, 1]; 0.5 is no change, and all there is outside the window of the map
+    Raises   InvalidInput if the window lies outside the picture or a value is not finite
+    """
+
+    def scale(values: Values, covered: Values) -> Values:
+        most = np.abs(values).max(axis=(-2, -1), keepdims=True)
+        share: Values = np.divide(covered, most, out=np.zeros_like(covered), where=most > 0)
+        return np.clip(0.5 + share / 2, 0, 1)
+
+    return _lay(map, size, mode, scale, 0.5)
+
+
+def _lay(map: Map, size: tuple[int, int], mode: str, scale: Callable[[Values, Values], Values], outside: float) -> xr.DataArray:
+    """A map on the part of its picture that its window covers; `scale` takes its values and what the picture shows of them."""
     window = map.attrs.get("window") if isinstance(map, xr.DataArray) else None
     top, left, bottom, right = _pixels(window, size)
     inside = np.s_[..., max(top, 0) : min(bottom, size[0]), max(left, 0) : min(right, size[1])]
     seen = np.s_[..., max(-top, 0) : min(bottom, size[0]) - top, max(-left, 0) : min(right, size[1]) - left]
     values = _values(map)
-    # Asked of the map as it is: resampling overshoots, and may widen what is only rounding.
-    covered = np.where(_tells(values), _resize(values, (bottom - top, right - left), mode), 0.0)
-    placed = np.zeros((*covered.shape[:-2], *size))
-    placed[inside] = _normalize(covered[seen])
+    covered = _resize(values, (bottom - top, right - left), mode)
+    placed = np.full((*covered.shape[:-2], *size), outside)
+    placed[inside] = scale(values, covered[seen])
     if not isinstance(map, xr.DataArray):
         return _like(map, placed)
     return upsample(map, size, mode).copy(data=placed).assign_attrs(window=None)
@@ -95,7 +120,9 @@ def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRE
     picture is 0 outside it. `pre_mask` multiplies the map by the mask before all that, as some of the published scores do: what
     lies outside is then hardly counted at all, so scores with and without it must not be compared.
 
-    Dims     map (..., row, column), mask (row, column) -> (...); take float() where no axis was kept
+    Each frame of a video is scored against the mask by itself; the score is the mean over frames.
+
+    Dims     map (..., [frame,] row, column), mask (row, column) -> (...); take float() where no axis was kept
     Range    [-penalty, 1]; 1 where M is 1 all over the mask and 0 elsewhere
     Raises   InvalidInput for a mask of another size than the map's picture, an empty or full mask, a map with NaN
     Source   Park et al. 2024, IMACS; the released code adds 1e-8 for empty masks of the reference alone, here both are errors
@@ -107,7 +134,15 @@ def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRE
     placed = place(hide(map, inside) if pre_mask else map, (inside.shape[0], inside.shape[1]))
     values = np.where(placed.values > threshold, placed.values, 0.0)
     found = values[..., inside].mean(axis=-1) - penalty * values[..., ~inside].mean(axis=-1)
-    return scored(placed, found, "imacs", penalty=penalty, threshold=threshold, pre_mask=pre_mask)
+    return over_frames(scored(placed, found, "imacs", penalty=penalty, threshold=threshold, pre_mask=pre_mask))
+
+
+def over_frames(scores: xr.DataArray) -> xr.DataArray:
+    """Of a video, whose frames are scored one by one, the mean over frames.
+
+    Dims     (..., [frame]) -> (...)
+    """
+    return scores.mean("frame", keep_attrs=True) if "frame" in scores.dims else scores
 
 
 def require_threshold(threshold: float) -> None:
@@ -130,7 +165,7 @@ def scored(map: xr.DataArray, values: NDArray[Any], name: str, axes: int = 2, **
     return xr.DataArray(values, dims=leading, coords=coords, attrs={**facts, **settings}, name=name)
 
 
-def hide(map: Map, inside: NDArray[np.bool_]) -> xr.DataArray:
+def hide(map: Map, inside: NDArray[Any]) -> xr.DataArray:
     """The map times the mask, which is brought to the map's grid without antialiasing as the published code does it.
 
     Dims     map (..., row, column), mask (row, column) of the map's picture -> as the map

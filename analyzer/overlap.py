@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput
-from .metrics import THRESHOLD, Map, fit_mask, place, require_threshold, scored
+from .metrics import THRESHOLD, Map, fit_mask, over_frames, place, require_threshold, scored
 
 THRESHOLDS: Final = (0.3, 0.4, 0.5)
 """Of normalised attention: those of the head relevance papers' tables."""
@@ -42,14 +42,14 @@ def cut(map: Map, percentile: float) -> NDArray[np.float64]:
 def iou(map: Map, mask: Map, threshold: float = THRESHOLD, percentile: float | None = None) -> xr.DataArray:
     """Pixels in both over pixels in either, of the strong part of a map and a mask.
 
-    Dims     map (..., row, column), mask (row, column) -> (...)
+    Dims     map (..., [frame,] row, column), mask (row, column) -> (...)
     Range    [0, 1]; 0 for a map that is constant
     Raises   InvalidInput for a mask of another size than the map's picture, an empty or full mask, a map with NaN
     """
     inside = fit_mask(map, mask)
     strong = segment(map, (inside.shape[0], inside.shape[1]), threshold, percentile)
     both, either = (np.count_nonzero(found, axis=(-2, -1)) for found in (strong.values & inside, strong.values | inside))
-    return scored(strong, both / either, "iou", threshold=threshold, percentile=percentile)
+    return over_frames(scored(strong, both / either, "iou", threshold=threshold, percentile=percentile))
 
 
 def miou(map: Map, mask: Map, thresholds: Sequence[float] = THRESHOLDS) -> xr.DataArray:

@@ -19,7 +19,7 @@ from .reader import Trace, head_numbers
 from .recipes import Recipe
 from .recipes import recipe as named
 from .resize import resize
-from .selection import Selection, cell, choose, split, used
+from .selection import Selection, cell, choose, split
 from .truth import Truth
 
 Values: TypeAlias = NDArray[np.float64]
@@ -32,18 +32,23 @@ PLACES: Final = ("y", "x", "ref_y", "ref_x")
 
 
 def looks(
-    trace: Trace, *, keep: Iterable[str] | str = (), time_groups: int | None = None, recipe: str = "i2am", **selection: Any
+    trace: Trace, *, keep: Iterable[str] | str = (), time_groups: int | None = None, recipe: str | Recipe = "i2am", **selection: Any
 ) -> xr.DataArray:
     """SRAM of every patch of the latent grid at once, in one pass over the trace.
+
+    Sums run over time and means over (layer, head) pairs, whatever the recipe says of sums and means: what is asked of looks is where
+    they are strong.
 
     Dims     kept axes in the order time, layer, head, then (y, x, ref_y, ref_x); lazy
     Range    >= 0; NaN where no call is left to average
     Raises   UnknownSelection; InvalidInput for tokens that have no place on a picture
     """
-    row = named(recipe)
-    chosen = choose(trace, **{**selection, "layers": used(trace, selection.get("layers"), row)})
+    row = named(recipe, query_mask=False)
+    if trace.latent_frames:
+        raise InvalidInput(f"{trace.path} is of a video, and patches point from the places of one image; ask sram for a patch of a frame")
+    chosen = choose(trace, recipe=row, on_reference=True, **selection)
     # The map of G2R knows the axes, their labels, and which picture the tokens lie on; its values are never asked for.
-    like = g2r(trace, keep=keep, time_groups=time_groups, recipe=recipe, **{**selection, "layers": list(chosen.layers)})
+    like = g2r(trace, keep=keep, time_groups=time_groups, recipe=row, **{**selection, "layers": list(chosen.layers)})
     if like.dims[-2:] != ("ref_y", "ref_x"):
         raise InvalidInput(f"the {chosen.groups[0].name} tokens have no place on a picture, so no patch can point at one")
     times = split(chosen.steps, time_groups) if "time" in like.dims else (chosen.steps,)
@@ -163,13 +168,17 @@ def _of_layer(trace: Trace, chosen: Selection, row: Recipe, steps: tuple[int, ..
     calls = (probabilities if row.g2r == "keys" else generated_softmax)(trace, index)
     spatial = slice(tokens.start + tokens.specials, tokens.stop)
     part = calls.isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial).astype(np.float64)
+    if row.renormalize and row.g2r == "keys":
+        part = part / part.sum("token")
     if tokens.grid != to:
+        if "time" in row.before:
+            part = part.sum("step", skipna=True, min_count=1).expand_dims(step=[0], axis=0)
         part = xr.apply_ufunc(
             _resize, part, kwargs={"grid": tokens.grid, "to": to, "row": row}, input_core_dims=[["token"]], output_core_dims=[["cell"]],
             dask="parallelized", dask_gufunc_kwargs={"output_sizes": {"cell": math.prod(to)}}, output_dtypes=[np.float64],
         )  # fmt: skip
     numbers = list(head_numbers(trace.layers[index]))
-    there = [numbers.index(number) if number in numbers else -1 for number in chosen.heads]
+    there = [numbers.index(number) if number in chosen.pairs[which] else -1 for number in chosen.heads]
     rows = [cell((y, 0), latent, grid)[0] for y in range(latent[0])]
     columns = [cell((0, x), latent, grid)[1] for x in range(latent[1])]
     total: da.Array = part.sum("step", skipna=True, min_count=1).data.rechunk(-1)[there][:, rows][:, :, columns]
@@ -179,7 +188,7 @@ def _of_layer(trace: Trace, chosen: Selection, row: Recipe, steps: tuple[int, ..
 
 
 def _resize(rows: Values, grid: Grid, to: Grid, row: Recipe) -> Values:
-    """Task: tokens on the common reference grid, call by call, as maps are.
+    """Task: tokens on the common reference grid, as maps are.
 
     Dims     (..., token) -> (..., cell)
     """

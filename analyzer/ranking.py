@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
 
 from ..schema.errors import InvalidInput, UnknownSelection
-from .reader import Trace, listed
-from .relevance import require_same_heads
+from .enquiry import Sources
+from .headorder import require_same_heads
+from .headtruth import head_truth
+from .reader import Selector, Trace, listed
+from .relevance import heads
 from .selection import whole
 from .wording import option
 
-HeadMap: TypeAlias = dict[str, list[int]]
+By: TypeAlias = Literal["relevance", "truth"]
+"""What a head is scored by: the concept it looks for, or how often it finds the true place."""
+HeadMap: TypeAlias = dict[Selector, list[int]]
 """Head numbers by layer name, as `heads=` of every map takes them."""
 
 
@@ -34,23 +39,26 @@ def rank_heads(scores: xr.DataArray, concept: str | None = None) -> list[tuple[s
 
 
 def select_heads(
-    scores: xr.DataArray,
+    scores: xr.DataArray | Sources,
     concept: str | None = None,
     *,
     top: int | None = None,
     bottom: int | None = None,
+    by: By | None = None,
     trace: Trace | None = None,
 ) -> HeadMap:
     """The heads that rank first, or last, by layer: what `r2g(trace, heads=...)` and every other map takes.
 
-    `scores` are head relevance vectors (`heads`) with the name of a concept, or one score for each head, such as how many patches it
-    sends to their true place (`find_truth`). With a trace, it is first made sure that the scores are of its model.
+    `scores` are head relevance vectors (`heads`) with the name of a concept, or one score for each head, such as the share of patches
+    that it sends to their true place (`head_truth`); or traces, and `by` says what they are scored by. With a trace, it is first made
+    sure that the scores are of its model.
 
     Raises   UnknownSelection for a concept or a number of heads there is not, InvalidInput unless just one of `top` and `bottom` is given
     Source   Park et al. 2026 (arXiv 2604.05906): about 30 of the 128 heads of Stable Diffusion 1.4
     """
     if (top is None) == (bottom is None):
         raise InvalidInput(f"say how many heads: just one of {option('top')} and {option('bottom')}, such as {option('top', '30')}")
+    scores = _scores(scores, by)
     if trace is not None:
         require_same_heads(scores, trace)
     ranked = rank_heads(scores, concept)
@@ -80,6 +88,16 @@ def published_vector(relevance: xr.DataArray) -> xr.DataArray:
     coords = {name: axis for name, axis in relevance.coords.items() if set(axis.dims) <= set(lead)}
     more = {"position": np.arange(there.sum()), "layer": ("position", rows), "head": ("position", columns)}
     return xr.DataArray(relevance.values[..., there], dims=(*lead, "position"), coords={**coords, **more}, attrs=relevance.attrs)
+
+
+def _scores(given: xr.DataArray | Sources, by: By | None) -> xr.DataArray:
+    if by is not None and by not in get_args(By):
+        raise InvalidInput(f"heads cannot be chosen by {by!r}; they are by {' or '.join(get_args(By))}")
+    if not isinstance(given, xr.DataArray):
+        return head_truth(given) if by == "truth" else heads(given)
+    if by is not None and given.attrs.get("kind", by) != by:
+        raise InvalidInput(f"these scores are of {given.attrs['kind']}, not of {by}; leave out {option('by', by)}, or give traces")
+    return given
 
 
 def _row(scores: xr.DataArray, concept: str | None) -> xr.DataArray:

@@ -88,6 +88,16 @@ class Trace:
         """(rows, columns) that maps are brought to: the latent's, or else the largest layer grid."""
         return self.record.latent_grid or max((layer.grid for layer in self.layers if not layer.queries), key=math.prod, default=(1, 1))
 
+    @property
+    def latent_frames(self) -> int:
+        """Frames that maps of a video have: those of the layers that have most; 0 for images, whose maps have no such axis."""
+        return max((layer.frames for layer in self.layers if not layer.queries), default=0)
+
+    @property
+    def latent_places(self) -> tuple[int, ...]:
+        """The latent grid, frames before it in a video."""
+        return (self.latent_frames, *self.latent_grid) if self.latent_frames else self.latent_grid
+
     def layer(self, selector: Selector) -> int:
         """Position of the one layer that `selector` names.
 
@@ -115,7 +125,7 @@ class Trace:
     def image(self, name: str) -> NDArray[np.uint8]:
         """Pixels of a picture.
 
-        Dims     (y, x, channel), 3 channels or 1
+        Dims     ([frame,] y, x, channel), 3 channels or 1
         Raises   UnknownSelection, CorruptTrace
         """
         for image in self.images:
@@ -127,7 +137,7 @@ class Trace:
     def masks(self) -> dict[str, NDArray[np.uint8]]:
         """The masks of the generated image and of the references, by name.
 
-        Dims     (y, x), 0 or 255
+        Dims     ([frame,] y, x), 0 or 255
         """
         return {image.name: self.image(image.name)[..., 0] for image in self.images if image.role in ("mask", "reference_mask")}
 
@@ -170,7 +180,7 @@ class Trace:
     def probabilities(self, layer: Selector) -> xr.DataArray:
         """P, the model's own softmax over keys: NaN where the call is absent.
 
-        Dims     (sample, branch, step, head, y, x, token), float32, lazy
+        Dims     (sample, branch, step, head, [frame,] y, x, token), float32, lazy
         Range    [0, 1], sums to 1 over token if all keys of the call were kept
         """
         from .attention import probabilities
@@ -180,7 +190,7 @@ class Trace:
     def scores(self, layer: Selector) -> xr.DataArray:
         """S = scale * (q . k), with whatever mask the model added: NaN where the call is absent.
 
-        Dims     (sample, branch, step, head, y, x, token), float32, lazy
+        Dims     (sample, branch, step, head, [frame,] y, x, token), float32, lazy
         """
         from .attention import scores
 
@@ -189,8 +199,8 @@ class Trace:
     def generated_softmax(self, layer: Selector) -> xr.DataArray:
         """G, softmax over the generated positions: NaN where the call is absent.
 
-        Dims     (sample, branch, step, head, y, x, token), float32, lazy
-        Range    [0, 1], sums to 1 over y and x
+        Dims     (sample, branch, step, head, [frame,] y, x, token), float32, lazy
+        Range    [0, 1], sums to 1 over y and x, in a video over frame, y and x
         """
         from .attention import generated_softmax
 
@@ -224,6 +234,7 @@ class Trace:
             "index": index,
             "name": layer.name,
             "grid": list(layer.grid),
+            "frames": layer.frames,
             "heads": layer.heads,
             "call_heads": layer.call_heads or layer.heads,
             "head_numbers": list(head_numbers(layer)),
@@ -252,7 +263,7 @@ class Trace:
             ("layers", f"{len(self.layers)} with {sum(x.heads for x in self.layers)} heads"),
             ("encoding", ", ".join(dict.fromkeys(x.encoding for x in self.layers))),
             ("token groups", listed(groups)),
-            ("latent grid", "{} x {}".format(*self.latent_grid)),
+            ("latent grid", " x ".join(map(str, self.latent_places))),
             ("images", listed(image.name for image in self.images)),
         ]
 
@@ -266,8 +277,9 @@ class Trace:
             f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self._summary()
         )
         layers = "".join(
-            f"<tr><td>{index}</td><td>{html.escape(layer.name)}</td><td>{layer.grid[0]} x {layer.grid[1]}</td><td>{count_heads(layer)}</td>"
-            f"<td>{layer.tokens}</td><td>{html.escape(layer.encoding)}</td><td>{int(self.present[:, index].sum())}</td></tr>"
+            f"<tr><td>{index}</td><td>{html.escape(layer.name)}</td><td>{' x '.join(map(str, layer.places))}</td>"
+            f"<td>{count_heads(layer)}</td><td>{layer.tokens}</td><td>{html.escape(layer.encoding)}</td>"
+            f"<td>{int(self.present[:, index].sum())}</td></tr>"
             for index, layer in enumerate(self.layers)
         )
         head = "<tr><th></th><th>layer</th><th>grid</th><th>heads</th><th>tokens</th><th>encoding</th><th>calls</th></tr>"

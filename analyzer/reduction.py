@@ -1,9 +1,10 @@
 """The task graph under every map: calls are scanned once, brought to the common grid, and summed as a tree.
 
-    scan (layer, step) --lift--> (head, row, column) --add--> over the steps of a time group --finish--> mean over (layer, head) pairs
+    scan (layer, step) --lift--> (head, row, column) --add--> over the steps of a time group --finish--> over (layer, head) pairs
 
-Scans are named by what they read and by nothing else, so maps that are computed together share them. Every task returns maps,
-never attention, and adds at most `FAN_IN` of them, so that memory does not grow with steps or layers.
+Where a recipe says so, a layer's calls are added before they are lifted. Scans are named by what they read and by nothing else, so
+maps that are computed together share them. Every task returns maps, never attention, and adds at most `FAN_IN` of them, so that memory
+does not grow with steps or layers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from .resize import resize
+from .recipes import Reduction
+from .resize import matrix, resize
 from .scan import Sums
 
 FAN_IN: Final = 8
@@ -40,33 +42,59 @@ class Lift:
     divisor: float
     tokens: tuple[int, int] | None
     """Stretch of the last axis that counts; None is all of it."""
-    grid: tuple[int, int] | None
-    """Shape of one head's map before it is resampled; None leaves it a row of tokens."""
-    target: tuple[int, int] | None
+    grid: tuple[int, ...] | None
+    """Shape of one head's map before it is resampled, frames first in a video; None leaves it a row of tokens."""
+    target: tuple[int, ...] | None
     resize: str
     clamp: bool
+    add_heads: bool = False
+    """Whether heads are added before resampling."""
 
     def __call__(self, given: Any) -> Values:
         """One call's maps, in float32 as its sums were.
 
-        Dims     -> (head, row, column) or (head, token)
+        Dims     -> (head, [frame,] row, column) or (head, token)
+        """
+        return self.resample(self.select(given))
+
+    def select(self, given: Any) -> Values:
+        """What counts of one call's sums, on the layer's own grid.
+
+        Dims     -> (head, ...)
         """
         values: Values = self.pick(given, self.index)[list(self.heads)] / np.float32(self.divisor)
-        if self.tokens is not None:
-            values = values[..., slice(*self.tokens)]
+        return values if self.tokens is None else values[..., slice(*self.tokens)]
+
+    def resample(self, values: Values) -> Values:
+        """To the common grid.
+
+        Dims     (head, ...) -> (head or 1, [frame,] row, column) or (head or 1, token)
+        """
+        if self.add_heads:
+            values = values.sum(0, dtype=np.float64, keepdims=True)
         if self.grid is None or self.target is None:
             return values
-        values = values.reshape(len(values), *self.grid)
-        if self.grid == self.target:
-            return values
-        values = resize(values, self.target, self.resize)
-        return np.maximum(values, 0, out=values) if self.clamp else values
+        return bring(values.reshape(len(values), *self.grid), self.target, self.resize, self.clamp)
+
+
+def bring(maps: Values, target: tuple[int, ...], mode: str, clamp: bool) -> Values:
+    """Maps resampled and, if asked, clamped at 0; maps that are of that size already, as they are.
+
+    Dims     (..., row, column) or (..., frame, row, column) -> the same
+    """
+    if maps.shape[-len(target) :] == target:
+        return maps
+    values = resize(maps, (target[-2], target[-1]), mode) if maps.shape[-2:] != target[-2:] else maps
+    if len(target) > 2 and values.shape[-3] != target[0]:
+        along = matrix(values.shape[-3], target[0], mode).astype(values.dtype)
+        values = np.einsum("gf,...fyx->...gyx", along, values)
+    return np.maximum(values, 0, out=values) if clamp else values
 
 
 def pick_generated(sums: Sums, index: tuple[int, ...]) -> Values:
     """R2G: the segments of the token group, added.
 
-    Dims     -> (head, y, x)
+    Dims     -> (head, [frame,] y, x)
     """
     picked: Values = sums.generated[list(index)].sum(0)
     return picked
@@ -92,31 +120,56 @@ class Piece:
 
     calls: tuple[Hashable, ...]
     """Tasks that give what `lift` takes."""
-    lift: Lift
+    lift: Lift | None
+    """None where the tasks give maps that are on the common grid already."""
     slots: tuple[int, ...]
     """Where the layer's heads stand among the selected ones."""
+    steps: int
+    """How many calls of the layer the group has, however many tasks they are."""
+    late: bool = False
+    """Whether the calls are added before they are lifted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which axes are averaged; the others are added."""
+
+    time: Reduction
+    heads: Reduction
+    layers: Reduction
+
+    def share(self, piece: Piece, by_head: bool) -> int:
+        """What one piece adds to the divisor of the mean it takes part in."""
+        return (piece.steps if self.time == "mean" else 1) * (1 if by_head or self.heads == "sum" else len(piece.slots))
 
 
 def reduce_maps(
-    name: str, dependencies: dict[str, Graph], groups: Sequence[Sequence[Piece]], heads: int, keep: frozenset[str], cell: tuple[int, ...]
+    name: str,
+    dependencies: dict[str, Graph],
+    groups: Sequence[Sequence[Piece]],
+    heads: int,
+    keep: frozenset[str],
+    cell: tuple[int, ...],
+    rule: Rule,
 ) -> tuple[da.Array, Values]:
-    """Maps over the kept axes, and how many (layer, head) pairs each is the mean of.
+    """Maps over the kept axes, and how many (layer, head) pairs each is made of.
 
     Dims     groups (time, layer) -> (time?, layer?, head?, *cell), (time?, layer?, head?)
     """
     graph: Graph = {}
     rows = [[[piece] for piece in group] if "layer" in keep else [list(group)] for group in groups]
     pairs = np.zeros((len(rows), len(rows[0]), heads), np.int64)
+    by_head = "head" in keep
     for g, group in enumerate(rows):
         for i, pieces in enumerate(group):
-            entries: list[tuple[Hashable, list[int]]] = []
-            for piece in (p for p in pieces if p.calls):
+            used = [piece for piece in pieces if piece.calls]
+            keys = [_tree(graph, (name, "sum", g, i, n), piece, by_head) for n, piece in enumerate(used)]
+            for piece in used:
                 pairs[g, i, list(piece.slots)] += 1
-                entries.append((_tree(graph, (name, "sum", g, i, len(entries)), piece, "head" in keep), list(piece.slots)))
-            counts = pairs[g, i] if "head" in keep else pairs[g, i].sum(keepdims=True)
+            slots, shares = [list(p.slots) if by_head else [0] for p in used], [rule.share(p, by_head) for p in used]
             key = (name, g, i, 0, *(0 for _ in cell))
-            graph[key] = (finish, [k for k, _ in entries], [s for _, s in entries], heads, counts, "head" in keep, cell)
-    counts = pairs if "head" in keep else pairs.sum(-1, keepdims=True)
+            graph[key] = (finish, keys, slots, shares, rule.layers, (heads if by_head else 1, *cell))
+    counts = pairs if by_head else pairs.sum(-1, keepdims=True)
     shape = (*counts.shape, *cell)
     layers = {**dependencies, name: graph}
     array = da.Array(  # type: ignore[no-untyped-call]
@@ -132,9 +185,11 @@ def reduce_maps(
 def _tree(graph: Graph, key: tuple[Hashable, ...], piece: Piece, by_head: bool) -> Hashable:
     """Tasks that lift and add the calls of one piece; returns the last one's key."""
     level: list[Hashable] = []
+    late = piece.lift is not None and piece.late
     for i in range(0, len(piece.calls), FAN_IN):
         level.append((*key, 0, i))
-        graph[level[-1]] = (lift_and_add, piece.lift, by_head, list(piece.calls[i : i + FAN_IN]))
+        calls = list(piece.calls[i : i + FAN_IN])
+        graph[level[-1]] = (select_and_add, piece.lift, calls) if late else (lift_and_add, piece.lift, by_head, calls)
     depth = 0
     while len(level) > 1:
         depth += 1
@@ -143,21 +198,38 @@ def _tree(graph: Graph, key: tuple[Hashable, ...], piece: Piece, by_head: bool) 
             above.append((*key, depth, i))
             graph[above[-1]] = (add, level[i : i + FAN_IN])
         level = above
-    return level[0]
+    if not late:
+        return level[0]
+    graph[(*key, "lift")] = (lift_sum, piece.lift, by_head, level[0])
+    return (*key, "lift")
 
 
-def lift_and_add(lift: Lift, by_head: bool, given: Sequence[Any]) -> Values:
+def lift_and_add(lift: Lift | None, by_head: bool, given: Sequence[Any]) -> Values:
     """Sum over calls of their lifted maps, and over heads unless they are kept.
 
     Dims     -> (head or 1, *cell), float64
     """
     total: Values | None = None
     for item in given:
-        values = lift(item)
+        values = item if lift is None else lift(item)
         values = values if by_head else values.sum(0, dtype=np.float64, keepdims=True)
         total = values.astype(np.float64) if total is None else np.add(total, values, out=total)
     assert total is not None  # every piece has calls
     return total
+
+
+def select_and_add(lift: Lift, given: Sequence[Any]) -> Values:
+    """Sum over calls of what counts of each, on the layer's own grid, in float64."""
+    return add([lift.select(item).astype(np.float64) for item in given])
+
+
+def lift_sum(lift: Lift, by_head: bool, values: Values) -> Values:
+    """What was added, brought to the common grid, and added over heads unless they are kept.
+
+    Dims     -> (head or 1, *cell)
+    """
+    lifted = lift.resample(values)
+    return lifted if by_head else np.asarray(lifted.sum(0, keepdims=True))
 
 
 def add(maps: Sequence[Values]) -> Values:
@@ -169,18 +241,16 @@ def add(maps: Sequence[Values]) -> Values:
 
 
 def finish(
-    maps: Sequence[Values], slots: Sequence[Sequence[int]], heads: int, counts: Values, by_head: bool, cell: tuple[int, ...]
+    maps: Sequence[Values], slots: Sequence[Sequence[int]], shares: Sequence[int], layers: Reduction, shape: tuple[int, ...]
 ) -> Values:
-    """Mean over pairs; NaN where there is none.
+    """The layers' maps together: one mean of all, or the sum of each one's mean; NaN where there is none.
 
     Dims     maps (head of the layer or 1, *cell) each -> (1, 1, head or 1, *cell)
     """
-    total = np.zeros((heads if by_head else 1, *cell))
-    for values, places in zip(maps, slots, strict=True):
-        if by_head:
-            total[list(places)] += values
-        else:
-            total += values
+    total, parts = np.zeros(shape), np.zeros(shape[0], np.int64)
+    for values, places, share in zip(maps, slots, shares, strict=True):
+        total[list(places)] += values if layers == "mean" else values / share
+        parts[list(places)] += share if layers == "mean" else 1
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean: Values = np.where(counts > 0, total.T / counts, np.nan).T
+        mean: Values = np.where(parts > 0, total.T / (parts if layers == "mean" else 1), np.nan).T
     return mean[None, None]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from ..schema.errors import CorruptTrace
+from ..schema.trace import Image as ImageRecord
 from ..schema.trace import ImageRole
 from .attribution import g2r, r2g, sram
 from .export import refuse_existing, save_bytes
@@ -23,6 +24,7 @@ from .illustration import illustrate, provenance
 from .masks import SCORES, Scoring, has_places, plan_scores
 from .metrics import normalize
 from .reader import Trace, open_trace
+from .resize import middle
 from .selection import Selection, choose
 from .summary import size_text
 from .truth import Truth, find_truth
@@ -36,7 +38,8 @@ PLACED: Final = {"r2g": "R2G", "g2r": "G2R", "g2r_masked": "G2R of the masked po
 ROW: Final[tuple[ImageRole, ...]] = ("input", "mask", "reference", "reference_mask", "generated")
 """Pictures as they are shown: what was given, then what came out."""
 
-Cell = tuple[int, int]
+Cell = tuple[int, ...]
+"""(row, column) on the latent grid, the frame before them in a video."""
 
 
 def report(
@@ -98,8 +101,8 @@ def write_report(facts: dict[str, Any]) -> str:
         lines.append(f"G2R, SRAM  none: the {facts['group']} tokens have no place on a picture")
     for patch in facts["sram"]:
         truth = f"; truth {patch['truth'][0]:.2f}, {patch['truth'][1]:.2f}, {patch['distance']:.2f} away" if patch["truth"] else ""
-        (row, column), (y, x) = patch["at"], patch["peak"]
-        lines.append(f"SRAM       patch {row},{column} looked most at {y:.2f}, {x:.2f} of the reference{truth}")
+        at, (y, x) = ",".join(map(str, patch["at"])), patch["peak"]
+        lines.append(f"SRAM       patch {at} looked most at {y:.2f}, {x:.2f} of the reference{truth}")
     lines += [f"{name.upper():<14}{facts[name]:.4f}" for name in SCORES if facts[name] is not None]
     return "\n".join([*lines, f"picture    {facts['out']}"])
 
@@ -125,8 +128,8 @@ def draw_report(
     whole = maps["r2g"]
     frames = [dataclasses.replace(patch_mark(cell, trace.latent_grid), label=str(i + 1)) for i, cell in enumerate(cells)]
     order = sorted(trace.images, key=lambda image: ROW.index(image.role))
-    pictures = [(image.name, show(trace.image(image.name), frames if image.name == whole.attrs["image"] else ())) for image in order]
-    answers = [(_titled("R2G", scores.get("imacs_g")), illustrate(trace, whole))]
+    pictures = [tile for image in order for tile in _shown(trace, image, cells, frames if image.name == whole.attrs["image"] else ())]
+    answers = [(_titled("R2G", scores.get("imacs_g")), illustrate(trace, _spread(whole)))]
     if "g2r_masked" in maps:
         answers.append((_titled(PLACED["g2r_masked"], scores.get("imacs_r")), illustrate(trace, maps["g2r_masked"])))
     elif "g2r" in maps:
@@ -139,7 +142,25 @@ def draw_report(
         meaning += ["G2R: what of it was used", "SRAM: where one patch looked"]
     rows = [("Recorded", pictures), ("; ".join(meaning), answers)]
     parts = [(heading, compose([i for _, i in tiles], COLUMNS, [c for c, _ in tiles])) for heading, tiles in rows if tiles]
-    return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, maps["time"]))])
+    return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, _spread(maps["time"])))])
+
+
+def _shown(trace: Trace, image: ImageRecord, cells: Sequence[Cell], marks: Sequence[Mark]) -> list[tuple[str, Image]]:
+    """A picture with its marks; of a video, the frames that hold the patches, each with its own."""
+    pixels = trace.image(image.name)
+    if not image.frames:
+        return [(image.name, show(pixels, marks))]
+    picked = middle(image.frames, trace.latent_frames)[[cell[0] for cell in cells]] if cells else middle(image.frames, PATCHES)
+    on = {frame: [mark for mark, at in zip(marks, picked, strict=False) if at == frame] for frame in picked.tolist()}
+    return [(f"{image.name}, frame {frame}", show(pixels[frame], there)) for frame, there in on.items()]
+
+
+def _spread(map: xr.DataArray) -> xr.DataArray:
+    """A few frames of a video's map, spread over it: a sheet has no room for all."""
+    if map.sizes.get("frame", 0) <= COLUMNS:
+        return map
+    picked = middle(map.sizes["frame"], COLUMNS).tolist()
+    return map.isel(frame=picked).assign_attrs(frames=picked)
 
 
 def _cross(truth: Truth, at: Cell) -> list[Mark]:
@@ -153,7 +174,7 @@ def _titled(name: str, score: float | None) -> str:
 
 
 def choose_cells(trace: Trace, truth: Truth | None, mask: NDArray[np.bool_] | None) -> list[Cell]:
-    """Three latent cells worth asking about: spread over the inside of the mask, or else over the picture."""
+    """Three latent cells worth asking about: spread over the inside of the mask, or else over the picture, and over a video's frames."""
     rows, columns = trace.latent_grid
     inside = np.ones((rows, columns), bool)
     if mask is not None:
@@ -164,15 +185,16 @@ def choose_cells(trace: Trace, truth: Truth | None, mask: NDArray[np.bool_] | No
         inside &= np.isfinite(truth.position[..., 0])
     cells = np.argwhere(inside)
     chosen = [cells[len(cells) * (2 * i + 1) // (2 * PATCHES)] for i in range(PATCHES)]
-    return list(dict.fromkeys((int(y), int(x)) for y, x in chosen))
+    frames = [(int(frame),) for frame in middle(trace.latent_frames, PATCHES)] if trace.latent_frames else [()] * PATCHES
+    return list(dict.fromkeys((*frame, int(y), int(x)) for frame, (y, x) in zip(frames, chosen, strict=True)))
 
 
 def locate(map: xr.DataArray) -> dict[str, Any]:
     """Where a map is greatest and how spread out it is, in shares of the picture from its top left."""
-    values = normalize(map).values
+    values = np.asarray(normalize(map.values.reshape(-1, map.shape[-1]))).reshape(map.shape)
     peak = np.unravel_index(int(values.argmax()), values.shape)
     total = values.sum()
-    centre = [float((values * axis).sum() / total) if total else None for axis in np.ogrid[: values.shape[0], : values.shape[1]]]
+    centre = [float((values * axis).sum() / total) if total else None for axis in np.ogrid[tuple(slice(n) for n in values.shape)]]
     return {
         "shape": list(values.shape),
         "least": float(map.min()),
@@ -193,6 +215,7 @@ def patch_facts(map: xr.DataArray, at: Cell, truth: Truth | None) -> dict[str, A
 
 
 def _place(name: str, where: str, facts: dict[str, Any]) -> str:
-    y, x = facts["peak"]
+    *frame, y, x = facts["peak"]
+    where += f", frame {int(frame[0] * facts['shape'][0])} of {facts['shape'][0]}" if frame else ""
     values = f"{facts['least']:.3g} to {facts['greatest']:.3g} over {facts['calls']} calls"
     return f"{name:<10} peak at {y:.2f}, {x:.2f} of the {where} (down, right); {values}"

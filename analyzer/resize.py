@@ -41,6 +41,14 @@ def resize(picture: Any, size: tuple[int, int], mode: str = "bicubic") -> Values
     return product(down, wide)
 
 
+def middle(source: int, target: int) -> Values:
+    """Which of some frames is in the middle of each of fewer, or more, frames of the same video.
+
+    Dims     (target,)
+    """
+    return (2 * np.arange(target) + 1) * source // (2 * target)
+
+
 @lru_cache(maxsize=256)
 def matrix(source: int, target: int, mode: str = "bicubic") -> Values:
     """What resampling does to an axis.

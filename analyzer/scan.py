@@ -38,7 +38,7 @@ class Sums:
     """What one call adds to maps on its own grids. Divide by counts for means."""
 
     generated: NDArray[np.float32]
-    """(segment, head, y, x): softmax values summed over the tokens of each segment."""
+    """(segment, head, [frame,] y, x): softmax values summed over the tokens of each segment."""
     token: NDArray[np.float32]
     """(weighting, head, token): softmax values summed over generated positions, weighted."""
 
@@ -52,7 +52,7 @@ def segments(calls: Calls) -> tuple[slice, ...]:
 def scan(calls: Calls, sample: int, branch: int, step: int, r2g: Softmax, g2r: Softmax, weights: Values) -> Sums:
     """All sums of one present call.
 
-    Dims     weights (weighting, y, x)
+    Dims     weights (weighting, [frame,] y, x)
     Raises   CorruptTrace if a file was changed
     """
     at, layer, parts = (sample, branch, step), calls.layer, segments(calls)
@@ -73,7 +73,7 @@ def scan(calls: Calls, sample: int, branch: int, step: int, r2g: Softmax, g2r: S
     with np.errstate(invalid="ignore"):
         generated *= per_position
         token *= per_token
-    return Sums(generated.reshape(-1, layer.heads, *layer.grid).astype(np.float32), token.astype(np.float32))
+    return Sums(generated.reshape(-1, layer.heads, *layer.places).astype(np.float32), token.astype(np.float32))
 
 
 def _stored(calls: Calls, at: At) -> Iterator[Block]:

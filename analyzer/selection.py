@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..schema.errors import InvalidInput, UnknownSelection
-from ..schema.trace import Layer, TokenGroup
+from ..schema.trace import Layer, Role, TokenGroup
 from .reader import Selector, Trace, head_numbers, listed
 from .recipes import Recipe
+from .recipes import recipe as named
 from .wording import option
 
 Positions: TypeAlias = int | slice | Iterable[int] | None
 """Positions on an axis, Python's way: one, a range, several, a boolean each; None is all."""
+
+
+Heads: TypeAlias = Positions | Mapping[Selector, Positions]
+"""Heads by the model's numbers: the same in each layer, or those of each layer that is named, and no other layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +35,13 @@ class Selection:
     """The token group as each of those layers has it."""
     steps: tuple[int, ...]
     heads: tuple[int, ...]
-    """The model's head numbers; a layer with fewer heads gives those it has."""
+    """The model's head numbers, of all layers together."""
+    pairs: tuple[tuple[int, ...], ...]
+    """Those of each layer: what is selected, of what it has."""
     sample: int
     branch: int
+    picked: str = ""
+    """Short form of the heads, if they were picked layer by layer: `3:0,2 7:1` is heads 0 and 2 of layer 3 and head 1 of layer 7."""
 
 
 def choose(
@@ -40,32 +49,50 @@ def choose(
     *,
     layers: Selector | Iterable[Selector] | None = None,
     steps: Positions = None,
-    heads: Positions = None,
+    heads: Heads = None,
     sample: int = 0,
     branch: str | None = None,
     group: str | None = None,
+    recipe: str | Recipe | None = None,
+    on_reference: bool = False,
+    role: Role = "reference",
+    probe: str | None = None,
 ) -> Selection:
     """Turn the public selections into positions.
 
+    The recipe says which layers and branch count where none is named; `on_reference`, whether the map lies there. Without a group it
+    is the only one of the role. A `probe` stands in the place of a group.
+
     Raises   UnknownSelection naming what the trace has, InvalidInput for something that selects nothing
     """
-    record, asked = trace.record, _places(trace, trace.select(layers))
-    name = group or _only_reference(trace, asked)
-    found = [(i, g) for i in asked for g in trace.layers[i].groups if g.name == name]
-    if not found:
-        raise UnknownSelection(f"no selected layer has the token group {name!r}; there are {listed(_groups(trace, asked))}")
+    record, row = trace.record, None if recipe is None else named(recipe)
+    if group is not None and probe is not None:
+        raise InvalidInput(f"keys are those of a group or a probe; leave out {option('group')} or {option('probe')}")
+    by_layer = _by_layer(trace, heads) if isinstance(heads, Mapping) else None
+    if by_layer is None and row is not None and row.choose_heads and heads is None:
+        raise InvalidInput(f"recipe {row.name} is a mean over chosen heads; choose them with {option('heads')}")
+    plain = layers is None and by_layer is None and row is not None
+    asked = recipe_layers(trace, row, on_reference) if plain and row is not None else trace.select(layers)
+    if by_layer is not None and not (asked := tuple(i for i in asked if i in by_layer)):
+        raise InvalidInput(f"{option('heads')} names none of the layers that {option('layers')} selects")
+    asked = _places(trace, asked)
+    found = find_groups(trace, asked, group, role) if probe is None else _find_probe(trace, asked, probe)
     if not 0 <= whole(sample, "a sample") < record.samples:
         raise UnknownSelection(f"the trace has no sample {sample}; it has {_range(record.samples)}")
     if branch is not None and branch not in record.branches:
         raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(record.branches)}")
-    wanted = branch or ("cond" if "cond" in record.branches else record.branches[0])
+    usual = row.branch if row else "cond"
+    wanted = branch or (usual if usual in record.branches else record.branches[0])
+    pairs, numbers = _pairs(trace, [i for i, _ in found], heads, by_layer)
     return Selection(
         tuple(i for i, _ in found),
         tuple(g for _, g in found),
-        _positions(steps, len(trace.present), "step"),
-        _heads(heads, [trace.layers[i] for i, _ in found]),
+        pick_positions(steps, len(trace.present), "step"),
+        numbers,
+        pairs,
         whole(sample, "a sample"),
         record.branches.index(wanted),
+        " ".join(f"{i}:{','.join(map(str, p))}" for (i, _), p in zip(found, pairs, strict=True)) if by_layer is not None else "",
     )
 
 
@@ -81,11 +108,86 @@ def _places(trace: Trace, asked: tuple[int, ...]) -> tuple[int, ...]:
     return found
 
 
-def used(trace: Trace, layers: Selector | Iterable[Selector] | None, row: Recipe) -> Selector | Iterable[Selector] | None:
-    """The layers a recipe takes where the caller names none: all but those it skips."""
-    if layers is not None or not row.skip:
-        return layers
-    return [i for i, layer in enumerate(trace.layers) if not fnmatch.fnmatchcase(layer.name, row.skip)]
+def recipe_layers(trace: Trace, row: Recipe, on_reference: bool) -> tuple[int, ...]:
+    """The layers a recipe takes where the caller names none.
+
+    Raises   InvalidInput if it leaves out all of them
+    """
+    names = [layer.name for layer in trace.layers]
+    only = tuple(i for i, name in enumerate(names) if on_reference and fnmatch.fnmatchcase(name, row.reference_layers))
+    if only:
+        return only
+    skipped = [glob.strip() for glob in row.skip.split(",") if glob.strip()]
+    found = [i for i, name in enumerate(names) if not any(fnmatch.fnmatchcase(name, glob) for glob in skipped)]
+    if row.factors:
+        found = [i for i in found if _factor(trace, trace.layers[i]) in row.factors]
+    if not found:
+        there = sorted({_factor(trace, layer) for layer in trace.layers if not layer.queries})
+        sizes = f", and takes those {_either(row.factors)} times coarser than the latent, of which there are {_either(there)}"
+        raise InvalidInput(
+            f"recipe {row.name} leaves out every layer of the trace: it skips {row.skip or 'none'}{sizes if row.factors else ''}; "
+            f"name layers with {option('layers')}, or change the recipe's fields skip and factors"
+        )
+    return tuple(found)
+
+
+def _either(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def _factor(trace: Trace, layer: Layer) -> int:
+    """How many times coarser a layer's rows and columns are than the latent's."""
+    latent = trace.latent_grid
+    return round(max(latent[0] / layer.grid[0], latent[1] / layer.grid[1]))
+
+
+def find_groups(trace: Trace, layers: Sequence[int], group: str | None, role: Role) -> list[tuple[int, TokenGroup]]:
+    """The layers whose keys have the group, and the group as each has it.
+
+    Raises   UnknownSelection listing the groups there are
+    """
+    name = group or _only(trace, layers, role)
+    found = [(i, g) for i in layers for g in trace.layers[i].groups if g.name == name]
+    if not found:
+        raise UnknownSelection(f"no selected layer has the token group {name!r}; there are {listed(_groups(trace, layers))}")
+    return found
+
+
+def _find_probe(trace: Trace, layers: Sequence[int], probe: str) -> list[tuple[int, TokenGroup]]:
+    found = [(i, g) for i in layers for g in trace.layers[i].probes if g.name == probe]
+    if not found:
+        names = list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].probes))
+        there = f"there are {listed(names)}" if names else "it was recorded without any; give recording() some with probes="
+        raise UnknownSelection(f"no selected layer has the probe {probe!r}; {there}")
+    stored = [trace.layers[i].name for i, _ in found if trace.layers[i].encoding != "factors"]
+    if stored:
+        raise InvalidInput(
+            f"probes need the queries, and layer {stored[0]} keeps probabilities; record with encoding factors, or select layers that do"
+        )
+    return found
+
+
+def _by_layer(trace: Trace, heads: Mapping[Selector, Positions]) -> dict[int, set[int]]:
+    """Head numbers of each layer that the mapping names."""
+    if not heads:
+        raise InvalidInput(f"the selection of heads names no layer; the trace has {listed(layer.name for layer in trace.layers)}")
+    picked: dict[int, set[int]] = {}
+    for selector, numbers in heads.items():
+        for index in trace.select([selector]):
+            picked.setdefault(index, set()).update(_heads(numbers, [trace.layers[index]]))
+    return picked
+
+
+def _pairs(
+    trace: Trace, layers: Sequence[int], heads: Heads, by_layer: dict[int, set[int]] | None
+) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Selected head numbers of each layer, and of all together."""
+    if by_layer is not None:
+        chosen = [tuple(sorted(by_layer[i])) for i in layers]
+        return tuple(chosen), tuple(sorted({number for numbers in chosen for number in numbers}))
+    assert not isinstance(heads, Mapping)
+    wanted = _heads(heads, [trace.layers[i] for i in layers])
+    return tuple(tuple(n for n in head_numbers(trace.layers[i]) if n in wanted) for i in layers), wanted
 
 
 def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ...]:
@@ -99,20 +201,25 @@ def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ..
     return tuple(tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count))
 
 
-def cell(at: Any, latent: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
-    """The cell of a layer's grid that contains a latent patch's centre.
+def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The cell of a layer's grid that contains a latent patch's centre; frames stand before rows and columns in both, or in neither.
 
     Raises   UnknownSelection if the latent has no such patch
     """
+    names = ("frame", "row", "column")[-len(latent) :]
     try:
-        y, x = (operator.index(i) for i in at)
+        place = tuple(operator.index(i) for i in at)
+        if len(place) != len(latent):
+            raise ValueError
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"a patch is (row, column) on the latent grid of {latent[0]} x {latent[1]}, got {at!r}") from error
-    if not (0 <= y < latent[0] and 0 <= x < latent[1]):
-        raise UnknownSelection(
-            f"the latent grid has no patch ({y}, {x}); rows are {_range(latent[0])} from the top, columns {_range(latent[1])} from the left"
-        )
-    return (2 * y + 1) * grid[0] // (2 * latent[0]), (2 * x + 1) * grid[1] // (2 * latent[1])
+        size = " x ".join(map(str, latent))
+        raise InvalidInput(f"a patch is ({', '.join(names)}) on the latent grid of {size}, got {at!r}") from error
+    if not all(0 <= i < n for i, n in zip(place, latent, strict=True)):
+        from_where = {"frame": "from the start", "row": "from the top", "column": "from the left"}
+        are = ("are ", "", "")
+        ranges = (f"{name}s {verb}{_range(n)} {from_where[name]}" for name, n, verb in zip(names, latent, are, strict=False))
+        raise UnknownSelection(f"the latent grid has no patch ({', '.join(map(str, place))}); {', '.join(ranges)}")
+    return tuple((2 * i + 1) * n // (2 * m) for i, n, m in zip(place, grid, latent, strict=True))
 
 
 def whole(number: Any, what: str) -> int:
@@ -132,13 +239,13 @@ def _heads(wanted: Positions, layers: Sequence[Layer]) -> tuple[int, ...]:
     """Selected heads by the model's numbers; those named one by one must have been kept, of a range those that were."""
     kept = sorted({number for layer in layers for number in head_numbers(layer)})
     most = max(layer.call_heads or layer.heads for layer in layers)
-    found = _positions(wanted, most, "head", kept)
+    found = pick_positions(wanted, most, "head", kept)
     if gone := [number for number in found if number not in kept]:
         raise UnknownSelection(f"head {gone[0]} was not recorded; of {most} the trace has {listed(map(str, kept))}")
     return found
 
 
-def _positions(wanted: Positions, length: int, what: str, kept: Sequence[int] | None = None) -> tuple[int, ...]:
+def pick_positions(wanted: Positions, length: int, what: str, kept: Sequence[int] | None = None) -> tuple[int, ...]:
     """Positions in order, each once; a range or None takes those `kept`, or all."""
     if wanted is None or isinstance(wanted, slice):
         try:
@@ -177,12 +284,12 @@ def _groups(trace: Trace, layers: Iterable[int]) -> list[str]:
     return list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].groups))
 
 
-def _only_reference(trace: Trace, layers: Iterable[int]) -> str:
-    names = list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].groups if g.role == "reference"))
+def _only(trace: Trace, layers: Iterable[int], role: Role) -> str:
+    """Name of the only token group of a role."""
+    what = {"reference": "a reference", "text": "a text", "self": "the picture itself"}[role]
+    names = list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].groups if g.role == role))
     if len(names) == 1:
         return names[0]
     if names:
-        raise UnknownSelection(f"the trace has {len(names)} references, {listed(names)}; say which with {option('group')}")
-    raise UnknownSelection(
-        f"no selected layer sees a reference; say which tokens with {option('group')}, of {listed(_groups(trace, layers))}"
-    )
+        raise UnknownSelection(f"the trace has {len(names)} {role}s, {listed(names)}; say which with {option('group')}")
+    raise UnknownSelection(f"no selected layer sees {what}; say which tokens with {option('group')}, of {listed(_groups(trace, layers))}")

@@ -30,7 +30,7 @@ BLOSC_HEADER_BYTES: Final = 16
 LEADING: Final = 3
 """Axes before the heads: sample, branch, step. One position of them is one block: one file, or several along the rows."""
 ROWS: Final = 4
-"""The only axis that files and chunks may cut inside a block: y, or token where there is no y."""
+"""The only axis that files and chunks may cut inside a block: y, or token where there is no y. In a video it is frame and y as one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +43,24 @@ class Blocks:
     """Which block on disk serves each (sample, branch, step): a position on the stored step axis, -1 where absent."""
     layer: str = ""
     """Name of the layer, for messages."""
+    flat: bool = False
+    """Whether the frames of a video, one below the other, are rows of one axis, so that it is indexed as an image."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Lengths of all axes; the step axis has the steps that count."""
-        return (*self.where.shape, *self.plan.shape[LEADING:])
+        lengths = _merged(self.plan, self.plan.shape) if self.flat else self.plan.shape
+        return (*self.where.shape, *lengths[LEADING:])
 
     @property
     def ndim(self) -> int:
         """Number of axes."""
-        return len(self.plan.shape)
+        return len(self.shape)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of an inner chunk, those of all its frames together."""
+        return _merged(self.plan, self.plan.chunks)[ROWS]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -62,33 +70,36 @@ class Blocks:
     def __getitem__(self, index: Any) -> NDArray[Any]:
         picked, kept = _orthogonal(index, self.shape)
         out = np.empty([len(p) for p in picked], self.dtype)
+        cell = picked[LEADING:]
+        if not self.flat and _has_frames(self.plan):
+            cell = [cell[0], (cell[1][:, None] * self.plan.shape[ROWS + 1] + cell[2]).ravel(), *cell[3:]]
         for i, sample in enumerate(picked[0]):
             for j, branch in enumerate(picked[1]):
                 for k, step in enumerate(picked[2]):
-                    self._fill(out[i, j, k], (sample, branch, step), picked[LEADING:])
+                    self._fill(out[i, j, k].reshape([len(p) for p in cell]), (sample, branch, step), cell)
         result: NDArray[Any] = out[kept]
         return result
 
     def chunks(self, at: tuple[int, int, int], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
         """The inner chunks of one present call that hold rows `start` to `stop`, in order.
 
-        Dims     (first row, (head, row, ...)); the array is overwritten by the next one
+        Dims     (first row, (head, row, ...)), frames being rows; the array is overwritten by the next one
         Raises   CorruptTrace naming file, layer and step
         """
         position = (at[0], at[1], int(self.where[at]))
-        file_rows, chunk_rows = self.plan.file_shape[ROWS], self.plan.chunks[ROWS]
-        stop = self.plan.shape[ROWS] if stop is None else stop
-        tail = (0,) * (self.ndim - ROWS - 1)
-        buffer = np.empty(math.prod(self.plan.chunks), self.dtype)
+        shape, files, chunks = (_merged(self.plan, lengths) for lengths in (self.plan.shape, self.plan.file_shape, self.plan.chunks))
+        file_rows, chunk_rows = files[ROWS], chunks[ROWS]
+        stop = shape[ROWS] if stop is None else stop
+        buffer = np.empty(math.prod(chunks), self.dtype)
         for part in range(start // file_rows, -(-stop // file_rows)):
-            name = self.plan.key(*position, 0, part, *tail)
+            name = self.plan.key(*position, 0, *_file_index(self.plan, part))
             try:
                 with open(Path(self.root, name), "rb", buffering=0) as file:
                     first = part * file_rows
                     low, high = max(start - first, 0) // chunk_rows, -(-min(stop - first, file_rows) // chunk_rows)
                     for chunk, (offset, length) in enumerate(_extents(file, self.plan)[low:high], low):
                         _decode(_read(file, offset, length), self.plan, buffer)
-                        yield first + chunk * chunk_rows, buffer.reshape(self.plan.chunks[LEADING:])
+                        yield first + chunk * chunk_rows, buffer.reshape(chunks[LEADING:])
             except (OSError, ValueError, RuntimeError) as error:
                 raise self._corrupt(name, at[2], error) from error
 
@@ -110,8 +121,27 @@ class Blocks:
         )
 
 
+def _has_frames(plan: ArrayPlan) -> bool:
+    return plan.dims[ROWS] == "frame"
+
+
+def _merged(plan: ArrayPlan, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Lengths of axes with frame and y as one: pieces of files are some whole frames, or some rows of one."""
+    if not _has_frames(plan):
+        return lengths
+    return (*lengths[:ROWS], lengths[ROWS] * lengths[ROWS + 1], *lengths[ROWS + 2 :])
+
+
+def _file_index(plan: ArrayPlan, part: int) -> tuple[int, ...]:
+    """Where the `part`-th file along the rows stands in the grid of files, from the axis of rows on."""
+    tail = (0,) * (len(plan.shape) - ROWS - 1)
+    if not _has_frames(plan):
+        return (part, *tail)
+    return (*divmod(part, plan.shape[ROWS + 1] // plan.file_shape[ROWS + 1]), *tail[1:])
+
+
 def read_table(root: str, plan: ArrayPlan) -> NDArray[Any]:
-    """An array that is one chunk, such as a coordinate or a picture; its fill value if there is no file.
+    """An array that is one file, such as a coordinate or a picture; its fill value if there is no file.
 
     Raises   CorruptTrace naming the file
     """
@@ -121,13 +151,15 @@ def read_table(root: str, plan: ArrayPlan) -> NDArray[Any]:
         return out
     try:
         with open(Path(root, name), "rb", buffering=0) as file:
-            flat = np.empty(math.prod(plan.chunks), plan.dtype)
-            _decode(_read(file, 0, os.fstat(file.fileno()).st_size), plan, flat)
+            flat = np.empty((math.prod(plan.file_shape) // math.prod(plan.chunks), math.prod(plan.chunks)), plan.dtype)
+            extents = _extents(file, plan) if plan.shards else [(0, os.fstat(file.fileno()).st_size)]
+            for part, (offset, length) in zip(flat, extents, strict=True):
+                _decode(_read(file, offset, length), plan, part)
     except FileNotFoundError:
         return out
     except (OSError, ValueError, RuntimeError) as error:
         raise CorruptTrace(f"{name} of the trace {root} cannot be read ({error}); the file was changed after the recording") from error
-    table: NDArray[Any] = flat.reshape(plan.chunks)
+    table: NDArray[Any] = flat.reshape(plan.file_shape)
     return table
 
 
@@ -152,7 +184,7 @@ def _extents(file: io.FileIO, plan: ArrayPlan) -> list[tuple[int, int]]:
     size = os.fstat(file.fileno()).st_size
     if plan.shards is None:
         return [(0, size)]
-    count = plan.shards[ROWS] // plan.chunks[ROWS]
+    count = math.prod(plan.shards) // math.prod(plan.chunks)
     length = 16 * count + CRC_BYTES
     if size < length:
         raise ValueError(f"{size} bytes are too few for its index")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,17 @@ def describe(trace: Trace) -> dict[str, Any]:
         "samples": record.samples,
         "branches": list(record.branches),
         "latent_grid": list(record.latent_grid) if record.latent_grid else None,
+        "latent_frames": trace.latent_frames,
         "layers": [{**row, "column_mass_lost": share} for row, share in zip(trace.layer_table(), lost, strict=True)],
-        "images": [{"name": image.name, "role": image.role, "height": image.height, "width": image.width} for image in record.images],
+        "images": [
+            {"name": image.name, "role": image.role, "frames": image.frames, "height": image.height, "width": image.width}
+            for image in record.images
+        ],
+        "texts": [
+            {"group": text.group, "branch": text.branch, "sample": text.sample, "text": text.text, "tokenizer": text.tokenizer}
+            for text in record.texts
+        ],
+        "probes": _probes(trace),
         "timesteps": _ends(trace.steps["timestep"]),
         "bytes": disk,
         "bytes_raw_float16": raw,
@@ -55,7 +65,8 @@ def write_summary(facts: dict[str, Any]) -> str:
         ("status", facts["status"] + (f" ({facts['reason']})" if facts["reason"] else "")),
         ("model", str(facts["model"].get("pipeline", facts["model"].get("class", "unknown")))),
         ("recorded", f"{done}, {facts['samples']} sample(s), {' and '.join(facts['branches'])}, timesteps {_arrow(facts['timesteps'])}"),
-        ("images", ", ".join(f"{i['name']} {i['height']}x{i['width']}" for i in facts["images"]) or "none"),
+        ("images", ", ".join(f"{i['name']} {_by(i['frames'], i['height'], i['width'])}" for i in facts["images"]) or "none"),
+        *_said(facts),
         ("size", _size(facts)),
         ("precision", f"at most {facts['column_mass_lost']:.2g} of one token's column lost by the encoding"),
     ]
@@ -63,7 +74,7 @@ def write_summary(facts: dict[str, Any]) -> str:
     rows = [
         (
             f"{row['index']}: {row['name']}",
-            "{}x{}".format(*row["grid"]),
+            _by(row["frames"], *row["grid"]),
             f"{row['heads']} of {row['call_heads']}" if row["call_heads"] > row["heads"] else row["heads"],
             row["tokens"],
             row["calls"],
@@ -75,6 +86,29 @@ def write_summary(facts: dict[str, Any]) -> str:
     return "\n".join([*(f"{name:<10}{text}" for name, text in head), "", *_table([columns, *rows])])
 
 
+def _by(frames: int, rows: int, columns: int) -> str:
+    """Rows x columns, frames before them in a video."""
+    return f"{frames}x{rows}x{columns}" if frames else f"{rows}x{columns}"
+
+
+def _probes(trace: Trace) -> dict[str, dict[str, Any]]:
+    """Each probe with its role, its tokens (the most that a layer has), and in how many layers it has keys."""
+    found: dict[str, dict[str, Any]] = {}
+    for layer in trace.layers:
+        for group in layer.probes:
+            row = found.setdefault(group.name, {"role": group.role, "tokens": 0, "layers": 0})
+            row.update(tokens=max(row["tokens"], group.tokens), layers=row["layers"] + 1)
+    return found
+
+
+def _said(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Prompts and probes, where the trace has any."""
+    prompts = [text for text in facts["texts"] if text["group"] not in facts["probes"]]
+    rows = [(f"{text['branch'] or 'text'}", repr(text["text"])) for text in prompts]
+    probes = ", ".join(f"{name} ({row['tokens']} tokens)" for name, row in facts["probes"].items())
+    return [*dict.fromkeys(rows), *([("probes", probes)] if probes else [])]
+
+
 def disk_bytes(path: Path) -> int:
     """Bytes of every file under a folder."""
     return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
@@ -84,7 +118,7 @@ def raw_bytes(trace: Trace) -> int:
     """Bytes of the recorded calls' attention as bare float16 numbers."""
     record = trace.record
     calls = trace.present.sum(axis=0)
-    sizes = [layer.heads * layer.grid[0] * layer.grid[1] * layer.tokens * HALF for layer in record.layers]
+    sizes = [layer.heads * math.prod(layer.places) * layer.tokens * HALF for layer in record.layers]
     return int(sum(int(n) * size for n, size in zip(calls, sizes, strict=True))) * record.samples * len(record.branches)
 
 

@@ -68,7 +68,7 @@ def _sums(calls: Calls, at: At) -> tuple[NDArray[np.float64], NDArray[np.float64
     weight = np.exp(query_lse - top)  # (head, position)
     rows, columns = np.empty(query_lse.shape), np.zeros(token_lse.shape)
     height = _height(calls)
-    for start in range(0, layer.grid[0], height):
+    for start in range(0, query_lse.shape[1] // layer.grid[1], height):
         block = calls.region("probability", at, slice(None), slice(start, start + height), slice(None))
         block = block.reshape(layer.heads, -1, layer.tokens)
         part = slice(start * layer.grid[1], start * layer.grid[1] + block.shape[1])
@@ -84,7 +84,7 @@ def _height(calls: Calls) -> int:
     """Rows of a block: whole inner chunks, so that none is unpacked twice."""
     layer = calls.layer
     most = max(1, BLOCK_BYTES // (8 * layer.heads * layer.grid[1] * layer.tokens))
-    chunk = calls.arrays["probability"].plan.chunks[4] if "probability" in calls.arrays else 1
+    chunk = calls.arrays["probability"].chunk_rows if "probability" in calls.arrays else 1
     return max(chunk, most // chunk * chunk)
 
 

@@ -15,6 +15,7 @@ from .dataset import Evaluation, skipped_facts
 from .export import refuse_existing, save_bytes
 from .intervals import LEVEL, RESAMPLES
 from .reader import SHOWN
+from .recipes import recipe
 
 Record = dict[str, Any]
 
@@ -43,9 +44,8 @@ def write_notes(evaluation: Evaluation) -> str | None:
 
 def facts_of(evaluation: Evaluation) -> Record:
     """The evaluation as one JSON document."""
-    question = evaluation.question
     return {
-        "recipe": question.selection.get("recipe", "i2am"),
+        "recipe": recipe(evaluation.question.recipe).label,
         "traces": _records(evaluation),
         "mean": {
             name: {"mean": found.mean, "low": found.low, "high": found.high, "count": found.count}

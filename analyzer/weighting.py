@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,29 +10,109 @@ from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput, UnknownSelection
 from ..schema.layout import ArrayPlan
-from ..schema.trace import Image
+from ..schema.trace import Image, ImageRole
 from .metrics import require_shares
 from .reader import Trace, listed
-from .resize import resize
+from .recipes import Recipe
+from .resize import middle, resize
+from .selection import Positions, pick_positions
 from .shards import read_table
+from .wording import option
 
 Mask: TypeAlias = str | NDArray[Any] | None
-"""Name of a mask in the trace, or an array (y, x) of shares 0..1 or 0..255; None counts all positions alike."""
+"""Name of a mask in the trace, or an array ([frame,] y, x) of shares 0..1 or 0..255; None counts all positions alike."""
 
 
-def query_weights(root: str, masks: tuple[ArrayPlan, ...], extra: NDArray[Any] | None, grid: tuple[int, int]) -> NDArray[np.float64]:
+def query_weights(root: str, masks: tuple[ArrayPlan, ...], extra: NDArray[Any] | None, places: tuple[int, ...]) -> NDArray[np.float64]:
     """Task: how much each generated position counts: all alike, then each mask of the trace, then the caller's.
 
-    Dims     (weighting, y, x)
-    Range    [0, 1]
+    Dims     (weighting, [frame,] y, x)
+    Range    [0, 1], but for the caller's
     """
     pictures = [read_table(root, plan)[..., 0] / 255 for plan in masks] + ([] if extra is None else [extra])
-    return np.stack([np.ones(grid), *(resize(picture, grid, "nearest") for picture in pictures)])
+    return np.stack([np.ones(places), *(_spread(picture, places) for picture in pictures)])
+
+
+def _spread(picture: NDArray[Any], places: tuple[int, ...]) -> NDArray[Any]:
+    """A mask on a layer's places: one picture serves all frames, a mask of frames is brought to those of the layer.
+
+    Dims     ([frame,] y, x) -> places
+    """
+    values = resize(picture, (places[-2], places[-1]), "nearest")
+    if values.ndim > 2:
+        values = values[middle(len(values), places[0])] if len(places) > 2 else values.mean(0)
+    return np.broadcast_to(values, places)
+
+
+def only_frames(
+    trace: Trace, layers: Iterable[int], frames: Positions, chosen: tuple[int, NDArray[Any] | None]
+) -> tuple[int, NDArray[Any] | None]:
+    """A weighting that counts some frames of a video alone; scaled so that a sum over all positions, divided by them, is theirs.
+
+    Raises   UnknownSelection; InvalidInput for images, or layers with other frames than maps have
+    """
+    if frames is None:
+        return chosen
+    count, (which, extra) = trace.latent_frames, chosen
+    picked = pick_frames(trace, frames)
+    for index in layers:
+        if trace.layers[index].frames != count:
+            name = trace.layers[index].name
+            raise InvalidInput(
+                f"frames are counted in those of the map, {count}, and layer {name} has {trace.layers[index].frames}; "
+                f"select layers that have all of them with {option('layers')}"
+            )
+    names = [image.name for image in masks(trace)]
+    base = extra if extra is not None else np.ones((1, 1)) if which == 0 else trace.image(names[which - 1])[..., 0] / 255
+    counted = np.zeros((count, 1, 1))
+    counted[list(picked)] = count / len(picked)
+    base = base[middle(len(base), count)] if base.ndim > 2 else base
+    return 1 + len(names), base * counted
+
+
+def pick_frames(trace: Trace, frames: Positions) -> tuple[int, ...]:
+    """Selected frames of a map, in order.
+
+    Raises   UnknownSelection for one that it does not have, InvalidInput for images
+    """
+    if not trace.latent_frames:
+        raise InvalidInput(f"the trace is of an image, which has no frames; leave out {option('frames')}")
+    return pick_positions(frames, trace.latent_frames, "frame")
 
 
 def masks(trace: Trace) -> list[Image]:
     """The trace's masks of the generated image."""
     return [image for image in trace.images if image.role == "mask"]
+
+
+def recipe_mask(trace: Trace, sample: int, row: Recipe) -> str | None:
+    """The trace's own mask of the generated image, if the recipe counts positions by it.
+
+    Raises   UnknownSelection if there are several masks, or none
+    """
+    if not row.query_mask:
+        return None
+    if name := find_mask(trace, "mask", f"mask_{sample}", "mask"):
+        return name
+    raise UnknownSelection(
+        f"recipe {row.name} counts generated positions by a mask (v1, Eq. 17), and the trace has none of the generated image; "
+        f"give one with {option('query_mask')}, or change the recipe's field query_mask"
+    )
+
+
+def find_mask(trace: Trace, role: ImageRole, *preferred: str) -> str | None:
+    """Name of the trace's mask of a role: a preferred one, or the only one; None if there is none.
+
+    Raises   UnknownSelection if there are several and none is preferred
+    """
+    names = [image.name for image in trace.images if image.role == role]
+    for name in preferred:
+        if name in names:
+            return name
+    if len(names) > 1:
+        which = option("mask" if role == "mask" else "reference_mask")
+        raise UnknownSelection(f"the trace has several masks of this kind, {listed(names)}; choose one with {which}")
+    return names[0] if names else None
 
 
 def weighting(trace: Trace, mask: Mask) -> tuple[int, NDArray[Any] | None]:
@@ -57,10 +138,12 @@ def weighting(trace: Trace, mask: Mask) -> tuple[int, NDArray[Any] | None]:
 
 def _require_mask(trace: Trace, values: NDArray[Any]) -> None:
     sizes = {(image.height, image.width) for image in trace.images if image.role in ("generated", "mask")} | {trace.latent_grid}
-    if values.shape not in sizes:
+    frames = {trace.latent_frames, *(image.frames for image in trace.images if image.role in ("generated", "mask"))} - {0}
+    if values.shape not in sizes | {(count, *size) for count in frames for size in sizes}:
         known = " or ".join(f"{h} x {w}" for h, w in sorted(sizes))
         raise InvalidInput(
             f"the query mask has shape {values.shape}; expected (rows, columns) of the generated image or the latent grid, {known}"
+            + (f", for all frames or with as many as {' or '.join(map(str, sorted(frames)))} before them" if frames else "")
         )
     require_shares(values, "the query mask")
     if not values.any():

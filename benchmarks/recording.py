@@ -1,4 +1,5 @@
-"""(a) Recorded over unrecorded sampling time, for both encodings, next to the naive way; and the host memory that recording adds.
+"""(a) Recorded over unrecorded sampling time, for both encodings, next to the naive way; the host memory that recording adds; and where
+the recorder's own time goes.
 
     python benchmarks/recording.py            # the demo model and an SD-1.5-shaped U-Net
     python benchmarks/recording.py --model demo
@@ -22,6 +23,7 @@ import click
 import numpy as np
 import torch
 from measure import interleave, machine, peak_memory, size_on_disk, table
+from shares import shares
 
 from i2am.recorder import record
 
@@ -111,6 +113,7 @@ def compare(model: str, repeats: int, steps: int | None) -> str:
         scratch = Path(folder)
         runs = candidates(*build(steps or default), scratch)
         seconds = interleave(runs, repeats)
+        profiles = [profile(f"{model}, {way}", runs[way]) for way in ("factors", "probabilities")]
         paths = {"factors": "factors.zarr", "probabilities": "probabilities.zarr", "naive": "naive"}
         rows = [
             (
@@ -124,7 +127,14 @@ def compare(model: str, repeats: int, steps: int | None) -> str:
     title = (
         f"{model}: {steps or default} steps, {threads} torch threads, unrecorded {seconds['unrecorded'] / (steps or default):.3f} s a step"
     )
-    return table(title, ("way", "time over unrecorded", "MB on disk", "peak host MB over unrecorded"), rows)
+    ratios = table(title, ("way", "time over unrecorded", "MB on disk", "peak host MB over unrecorded"), rows)
+    return "\n".join([ratios, *profiles])
+
+
+def profile(title: str, recorded: Callable[[], None]) -> str:
+    """Markdown table of where one recorded run's time went."""
+    head = ("part", "thread", "ms", "share of the recorded run")
+    return table(f"{title}: where the time of one recorded run goes; writing runs beside sampling", head, shares(recorded))
 
 
 def added_memory(model: str, way: str, steps: int | None) -> float:

@@ -1,131 +1,76 @@
-"""How true the demo model's attention is: painting error, where SRAM points, and IMACS, over held-out pairs.
+"""What the demo model's attention is worth against known truth: layers, heads, steps, methods, aggregations, metrics.
 
-    python benchmarks/truth.py                # 64 pairs, 50 steps
-    python benchmarks/truth.py --pairs 8 --steps 20
+    python benchmarks/truth.py --cache out/truth                                        # 64 pairs, 50 steps
+    python benchmarks/truth.py --cache out/truth --checkpoints out/run -o docs/truth.md # and a training run's checkpoints
 
-Everything but the painting error is computed from recorded traces alone. The control is the same network with random weights.
+Everything but what the pictures themselves are worth is computed from recorded traces. The control is the same network with random
+weights. Checkpoints are those of `python -m i2am.recorder.demo.train --keep 14 --out out/run`. With -o the tables go into a page, between
+its marks; the words around them stay.
 """
 
 from __future__ import annotations
 
-import tempfile
+import inspect
+import re
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import click
-import dask
-import numpy as np
-import torch
-from measure import machine, table
+from checkpoints import follow
+from extraction import FIFTHS, extract
+from measure import machine
+from recordings import pipelines, recordings
+from truth_tables import Study, report
 
-from i2am.analyzer import g2r, imacs, open_trace, r2g
-from i2am.recorder import record
-from i2am.recorder.demo.evaluation import found, held_out_pairs, painting_error
-from i2am.recorder.demo.pairs import Pair
-from i2am.recorder.demo.pipeline import TryOnPipeline, load_shipped
+MARKS: Final = ("<!-- printed by benchmarks/truth.py: begin -->", "<!-- end -->")
 
 
-def with_random_weights(pipeline: TryOnPipeline) -> TryOnPipeline:
-    """The same configuration, never trained."""
-    torch.manual_seed(0)
-    parts = {
-        name: type(part).from_config(part.config).eval() for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)
+def collect(cache: Path, pairs: int, steps: int, stride: int, checkpoints: Path | None, few: int, short: int) -> Study:
+    """Record what is not in the cache yet, and extract it."""
+    models = pipelines()
+    sets = {
+        name: [(pair, extract(path, stride)) for pair, path in recordings(model, cache / name, pairs, steps)]
+        for name, model in models.items()
     }
-    random = TryOnPipeline(**{**pipeline.components, **parts}, scaling_factor=pipeline.config.scaling_factor)
-    random.set_progress_bar_config(disable=True)
-    return random
+    run = follow(checkpoints, cache, few, short) if checkpoints else []
+    return Study([pair for pair, _ in sets["trained"]], *([finding for _, finding in sets[name]] for name in ("trained", "random")), run)
 
 
-def run(pipeline: TryOnPipeline, pair: Pair, steps: int, path: Path) -> np.ndarray:
-    """Record one pair; the generated image in [0, 1]."""
-    inputs = {"image": pair.agnostic, "mask_image": pair.mask, "example_image": pair.reference}
-    generator = torch.Generator().manual_seed(pair.seed)
-    output = record(
-        pipeline, path, reference_mask=pair.reference_mask, progress=False, overwrite=True,
-        num_inference_steps=steps, generator=generator, output_type="np", **inputs,
-    )  # fmt: skip
-    return np.asarray(output.images[0])
-
-
-def imacs_of(path: Path) -> tuple[float, float]:
-    """IMACS_g and IMACS_r (query mask of v1 Eq. 17) of the unified maps, from the trace alone."""
-    trace = open_trace(path)
-    generated, reference = dask.compute(r2g(trace), g2r(trace, query_mask=trace.image("mask")))
-    return float(imacs(generated, trace.image("mask"))), float(imacs(reference, trace.image("reference_mask")))
-
-
-def shares_found(path: Path, pair: Pair) -> dict[str, float]:
-    """Share of torso patches whose SRAM, mean over heads and steps, is brightest near the true place, per layer."""
-    trace = open_trace(path)
-    shares = {}
-    for layer in trace.layers:
-        group = next(g for g in layer.groups if g.role == "reference")
-        patches = trace.probabilities(layer.name).isel(sample=0, branch=0, token=slice(group.start + group.specials, group.stop))
-        hits, of = found(patches.mean(("head", "step")).compute().to_numpy(), pair, group.grid)
-        shares[f"{layer.path}, {layer.grid[0]}x{layer.grid[1]}"] = hits / of
-    return shares
-
-
-def chance(pair: Pair, grid: tuple[int, int] = (16, 16)) -> float:
-    """Share that a blind guess among the reference's patches finds."""
-    guesses = np.random.default_rng(0).random((64, *grid, grid[0] * grid[1]), np.float32)
-    return float(np.mean([np.divide(*found(guess, pair, grid)) for guess in guesses]))
+def write_page(page: Path, printed: str) -> None:
+    """Put what was printed between the marks of a page, which is made where there is none."""
+    text = page.read_text() if page.exists() else "\n\n".join(["# Known truth", *MARKS]) + "\n"
+    begin, end = (re.escape(mark) for mark in MARKS)
+    replaced, count = re.subn(f"({begin}).*?({end})", lambda match: f"{match[1]}\n\n{printed}\n{match[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{page} has no place for the tables; it needs one line {MARKS[0]} and, below it, one line {MARKS[1]}")
+    page.write_text(replaced)
 
 
 @click.command()
 @click.option("--pairs", default=64, show_default=True)
 @click.option("--steps", default=50, show_default=True)
-def main(pairs: int, steps: int) -> None:
-    """Print what the shipped weights reach, beside their targets."""
-    torch.set_num_threads(1)  # so small a model gains nothing from more
-    trained = load_shipped()
-    random = with_random_weights(trained)
-    errors, shares, chances, scores = [], [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pair.zarr"
-        for pair in held_out_pairs(pairs):
-            errors.append(painting_error(run(trained, pair, steps, path), pair))
-            shares.append(shares_found(path, pair))
-            chances.append(chance(pair))
-            ours = imacs_of(path)
-            run(random, pair, steps, path)
-            scores.append((*ours, *imacs_of(path)))
-    click.echo(f"{machine()}; {pairs} held-out pairs, {steps} DDIM steps, guidance {trained_guidance(trained)}\n")
-    click.echo(report(np.array(errors), shares, float(np.mean(chances)), np.array(scores)))
+@click.option("--stride", default=5, show_default=True, help="Of so many steps one is looked at.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("out/truth"), show_default=True, help="Folder of the recordings.")
+@click.option("--checkpoints", type=click.Path(path_type=Path, exists=True), help="Folder of a training run that kept its checkpoints.")
+@click.option("--checkpoint-pairs", "few", default=16, show_default=True)
+@click.option("--checkpoint-steps", "short", default=20, show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Page to write the tables into; printed without it.")
+def main(pairs: int, steps: int, stride: int, cache: Path, checkpoints: Path | None, few: int, short: int, out: Path | None) -> None:
+    """Print what attention is worth against known truth."""
+    study = collect(cache, pairs, steps, stride, checkpoints, few, short)
+    printed = f"{conditions(pairs, steps, stride, (few, short) if checkpoints else None)}\n\n{report(study)}"
+    if out:
+        write_page(out, printed)
+    else:
+        click.echo(printed)
 
 
-def trained_guidance(pipeline: TryOnPipeline) -> Any:
-    import inspect
-
-    return inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
-
-
-def report(errors: np.ndarray, shares: list[dict[str, float]], chance: float, scores: np.ndarray) -> str:
-    """Three tables: painting, finding, IMACS."""
-    mean = {name: float(np.mean([share[name] for share in shares])) for name in shares[0]}
-    best = max(mean, key=lambda name: mean[name])
-    ahead_g, ahead_r = (int((scores[:, i] > scores[:, i + 2]).sum()) for i in (0, 1))
-    ratio = errors[:, 0].mean() / errors[:, 1].mean()
-    painted = f"{ratio:.3f} (median pair {np.median(errors[:, 0] / errors[:, 1]):.3f})"
-    rows = [
-        (
-            "(a) squared error inside the mask over the mean colour's",
-            "< 0.333",
-            painted,
-        ),
-        (f"(b) torso patches found by SRAM, best layer ({best})", ">= 0.90", f"{mean[best]:.3f} (chance {chance:.3f})"),
-        ("(c) pairs with a higher IMACS_g than random weights", f"{len(scores)}", f"{ahead_g}"),
-        ("(c) pairs with a higher IMACS_r than random weights", f"{len(scores)}", f"{ahead_r}"),
-    ]
-    layers = table("Torso patches found, by layer", ("layer", "share"), [(name, f"{value:.3f}") for name, value in mean.items()])
-    averages = [(name, *(f"{scores[:, i + j].mean():.3f}" for j in (0, 1))) for name, i in (("trained", 0), ("random weights", 2))]
-    return "\n".join(
-        [
-            table("Against known truth", ("what", "target", "measured"), rows),
-            layers,
-            table("IMACS, mean", ("weights", "IMACS_g", "IMACS_r"), averages),
-        ]
-    )
+def conditions(pairs: int, steps: int, stride: int, run: tuple[int, int] | None) -> str:
+    """One line: what was measured, and on what."""
+    guidance = inspect.signature(pipelines()["trained"].__call__).parameters["guidance_scale"].default
+    text = f"{machine()}; {pairs} held-out pairs, {steps} DDIM steps, of which every {stride}th is looked at, in {FIFTHS} groups; "
+    checkpoints = f"; checkpoints: {run[0]} pairs, {run[1]} steps" if run else ""
+    return f"{text}guidance {guidance}{checkpoints}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Record the attention of a diffusers pipeline to a trace. Needs the extra `record`."""
+"""Record the attention of a diffusers pipeline, or of any torch sampler, to a trace. Needs the extra `record`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from .storage import check_output, read_record
 
 Result: TypeAlias = Literal["recorded", "skipped", "failed", "not tried"]
 """What became of a row."""
-DECIDING: Final = ("layers", "steps", "branches", "encoding", "keys", "heads", "keep_bits")
+DECIDING: Final = ("layers", "steps", "branches", "encoding", "keys", "heads", "keep_bits", "probes")
 """Options that decide what a trace holds."""
 
 

@@ -6,25 +6,24 @@ which projection the values of a call came from.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..schema.errors import UnsupportedModel
+from .factors import Factors, projects_attention
+from .mode import Mode
+from .origins import FollowingMode
 from .projections import Projections
 from .resampler import resampler_of, watch_resampler
 from .scores import default_scale
 
 ROOTS: Final = ("unet", "transformer", "transformer_2")
 """Attributes of a pipeline that hold a denoiser."""
-ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +51,18 @@ class Call:
     """Whether `to_v` reads the sequence that the queries come from."""
     joined: bool = False
     """Whether a module that is made for the image's own tokens was given a reference's behind them."""
+    context: Tensor | None = None
+    """What the values' projection read; None where it is not known, or several did."""
     resampler: int | None = None
     """Number of the IP-Adapter whose tokens the queries are; None where they are places of an image."""
+    around: tuple[int, int] | None = None
+    """(rows, columns) that the nearest enclosing module works on, whether x runs over them or not."""
+    frames: int = 0
+    """Frames that x runs over before rows and columns, once a call stands for a whole video."""
+    uneven: Tensor | None = None
+    """How far keys that stood in rows of their own lay apart before they were made into one; on the device."""
+    ordinal: int = 0
+    """How many calls came before it in this run of the module."""
 
     @property
     def segments(self) -> tuple[tuple[str, int], ...]:
@@ -138,44 +147,43 @@ def strip(path: str) -> str:
     return path.replace("_orig_mod.", "")
 
 
-@contextmanager
-def replaced(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Wrap a method on its class for a while; the signature, which pipelines inspect, stays.
-
-    On the class, because copies of an instance would carry a wrapper that points at the original.
-    """
-    original, own = getattr(owner, name), name in owner.__dict__
-    setattr(owner, name, functools.wraps(original)(wrap(original)))
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, original)
-        else:
-            delattr(owner, name)
-
-
 class Capture:
-    """Hooks on the chosen attention modules of a pipeline, for as long as the context lasts."""
+    """Hooks on the chosen attention modules of denoisers, for as long as the context lasts.
 
-    def __init__(self, pipeline: Any, modules: Mapping[str, nn.Module], listener: Listener) -> None:
-        self._pipeline = pipeline
+    `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
+    what their projections made stands for it. `shapes_only` is for modules on the meta device, whose values cannot tell where they
+    came from.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, nn.Module],
+        modules: Mapping[str, nn.Module],
+        listener: Listener,
+        outside: bool = False,
+        shapes_only: bool = False,
+    ) -> None:
+        self._roots = roots
         self._modules = modules
+        self._outside = outside
         self._listener = listener
         self._handles: list[Any] = []
-        self._mode = _Mode(self._attend)
+        self._projections = Projections()
+        seen = self._attend, self._take_softmax if outside else None
+        self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
         self._wanted = False
         self._shapes: dict[str, tuple[int, int] | None] = {}
         self._path = ""
-        self._projections = Projections()
+        self.factors = Factors()
+        """Of modules that multiply matrices themselves."""
         self._calls: list[str] = []
 
     def __enter__(self) -> Capture:
-        for name, root in denoisers(self._pipeline).items():
+        for name, root in self._roots.items():
             self._watch_root(name, root)
         for path, module in self._modules.items():
-            if (adapter := resampler_of(path)) is not None:
+            if not self._outside and (adapter := resampler_of(path)) is not None:
                 self._watch_resampler(path, adapter, module)
             else:
                 self._watch_attention(path, module)
@@ -189,6 +197,16 @@ class Capture:
             handle.remove()
         self._handles.clear()
         self._projections.forget()
+        self.factors.forget()
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Keep what modules compute inside from the listener."""
+        wanted, self._wanted = self._wanted, False
+        try:
+            yield
+        finally:
+            self._wanted = wanted
 
     def _watch_root(self, name: str, root: nn.Module) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -218,10 +236,12 @@ class Capture:
 
     def _watch_attention(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._wanted and (single or _has_context(args, kwargs)):
+            if self._wanted and (self._outside or single or _has_context(args, kwargs)):
                 see(module, args, kwargs)
                 self._path = path
                 self._projections.forget()
+                self.factors.begin(path, module, args, kwargs)
+                self._mode.worked = False
                 self._calls.clear()
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
                 self._entered += 1
@@ -233,14 +253,33 @@ class Capture:
             # torch calls this with None when forward failed; that error is the one to hear of.
             # A cache hook gives an earlier output again without projecting anything: that call is absent, not hidden.
             cached = not self._projections.ran and hasattr(module, "_diffusers_hook")
-            self._projections.forget()
-            if output is not None and not self._calls and not cached:
+            cached = cached or (skips and not self._mode.worked)
+            if output is not None and not self._calls and not cached and not self._hear_factors():
                 self._listener.silence(path, module)
+            self._projections.forget()
+            self.factors.forget()
 
         see, single = self._shape_hook(path), is_single_stream(module)
+        # One that could attend and multiplies nothing was put there to skip attention, as CatVTON does.
+        skips = self._outside and projects_attention(module)
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         self._handles.append(module.register_forward_hook(leave, always_call=True))
         self._handles += self._projections.hooks(module, lambda: self._entered > 0)
+        self._handles += self.factors.hooks(module, lambda: self._entered > 0) if self._outside else []
+
+    def _hear_factors(self) -> bool:
+        """Tell of attention that no call showed; whether there was any."""
+        found = self.factors.read() if self._outside else None
+        if found is None:
+            return False
+        query, key, scale, mask = found
+        grid, around = self._grid(query.shape[2])
+        self._listener.hear(Call(self._path, "", 0, query, key, scale, mask, grid, (), self._projections.own, around=around))
+        return True
+
+    def _take_softmax(self, scores: Tensor) -> None:
+        if not self._calls:
+            self.factors.compare(scores)
 
     def _leave_mode(self) -> None:
         self._entered -= 1
@@ -259,42 +298,35 @@ class Capture:
     ) -> None:
         if is_causal:
             raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; leave it out through layers=")
+        if query.ndim == 3 and self._outside:
+            query, key = self.factors.unfold(query, key)
         if query.ndim != 4:
             raise UnsupportedModel(
                 f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); leave it out through layers="
             )
-        segments = self._projections.segments(self._path, len(self._calls), value)
+        # Outside diffusers the caller says what keys are, whatever made them.
+        known = () if self._outside else self._projections.segments(self._path, len(self._calls), value)
+        segments = known or (("", key.shape[2]),)
         projection = "+".join(name for name, _ in segments)
         repeat = self._calls.count(projection)
+        ordinal = len(self._calls)
         self._calls.append(projection)
         module = self._modules[self._path]
-        joined = is_self_attention(module)
-        if is_muted(module, projection, repeat) or (joined and key.shape[2] == query.shape[2]):
+        joined = not self._outside and is_self_attention(module)
+        if (not self._outside and is_muted(module, projection, repeat)) or (joined and key.shape[2] == query.shape[2]):
             return
         scale = default_scale(query.shape[-1]) if scale is None else float(scale)
         parts = tuple(tokens for _, tokens in segments)
-        grid = self._grid(query.shape[2])
-        self._listener.hear(Call(self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, self._projections.own, joined))
+        grid, around = self._grid(query.shape[2])
+        own, read = self._projections.own, self._projections.input(projection)
+        what = (self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, read)
+        self._listener.hear(Call(*what, around=around, ordinal=ordinal))
 
-    def _grid(self, positions: int) -> tuple[int, int] | None:
-        for path in (self._path, *_ancestors(self._path)):
-            if (grid := self._shapes.get(path)) is not None:
-                return grid if grid[0] * grid[1] == positions else None
-        return None
-
-
-class _Mode(TorchFunctionMode):
-    """Shows each attention call to a function, then runs it."""
-
-    def __init__(self, attend: Callable[..., None]) -> None:
-        super().__init__()
-        self._attend = attend
-
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is ATTENTION:
-            self._attend(*args, **kwargs)
-        return func(*args, **kwargs)
+    def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
+        shapes = (self._shapes.get(path) for path in (self._path, *_ancestors(self._path)))
+        around = next((shape for shape in shapes if shape is not None), None)
+        return (around if around is not None and around[0] * around[1] == positions else None), around
 
 
 def _has_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

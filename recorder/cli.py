@@ -17,6 +17,7 @@ import click
 from ..schema.errors import MissingExtra
 from .budget import check_budget
 from .manifest import read_manifest
+from .probe_file import read_probe_file
 from .ranks import find_place, gather
 from .selection import Options
 from .sizes import encoded, free_bytes, human, parse_bytes
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--keys", help="auto, all, reference or text.")
 @click.option("--max-bytes", help="Most that a trace may hold before compression, such as 5GB; refused beforehand if it would hold more.")
 @click.option("--keep-bits", type=int, help="Round probabilities to so many of float16's 10 mantissa bits, to pack better.")
+@click.option("--probes", type=click.Path(path_type=Path), help="A TOML file with a table [probes]: texts and images to keep keys of.")
 @click.option("--codec", help="lz4 or zstd.")
 @click.option("--level", type=int, help="Of the codec, 0 to 9.")
 @click.option("--queue-mb", type=float, help="Most that waits to be written, in MiB.")
@@ -65,6 +67,7 @@ def record_command(
       i2am record examples/demo.toml --dry-run
       i2am record examples/demo.toml -o run.zarr --encoding factors --steps every=5
       i2am record examples/demo.toml -o run.zarr --max-bytes 5GB --heads every=2 --layers "*up_blocks*"
+      i2am record examples/demo.toml -o run.zarr --encoding factors --probes probes.toml
       i2am record examples/demo.toml --manifest pairs/pairs.csv -o traces
     """
     if output is None and not dry_run:
@@ -88,6 +91,8 @@ def with_options(spec: Spec, options: dict[str, Any]) -> Spec:
         text = given.get(name)
         if text is not None and all(part.strip().isdigit() for part in text.split(",")):
             given[name] = [int(part) for part in text.split(",")]
+    if options.get("probes") is not None:
+        given["probes"] = {**(spec.options.get("probes") or {}), **read_probe_file(options["probes"])}
     merged = {**spec.options, **given}
     Options(**merged)
     return dataclasses.replace(spec, options=merged)

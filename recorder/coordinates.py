@@ -48,6 +48,8 @@ def _layer(trace: Trace, index: int, table: Columns, entries: Sequence[Mapping[s
         "y": _centres(layer.grid[0]),
         "x": _centres(layer.grid[1]),
     }
+    if layer.frames:
+        arrays["frame"] = _centres(layer.frames)
     if layer.head_numbers:
         arrays["head"] = np.array(layer.head_numbers, dtype=np.int32)
     if layer.encoding == "factors":

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from ..schema.record import JSON
 from ..schema.trace import ENCODINGS, Codec, Encoding, Layer, Trace
-from .capture import Call, Capture, attention_modules
-from .labels import describe
+from .capture import Call, Capture, attention_modules, denoisers
+from .grids import Canvases
+from .images import EDITS
+from .inputs import call_argument
+from .inputs_sequence import denoiser_inputs
 from .loading import check_call, find_class
 from .refusals import hidden_attention, refuse_pipeline
-from .selection import ENCODINGS_WANTED, Options, keep_heads, select_layers, select_steps
-from .sites import resampler_layer
+from .scenes import read_scene
+from .selection import ENCODINGS_WANTED, Options, select_layers, select_steps
+from .sites import Sites
 from .sizes import Size, choose_encoding, encoded, layer_bytes, weigh
-from .skeleton import build_skeleton, denoiser_inputs
+from .skeleton import build_skeleton
 from .spec import Spec
-from .tokens import Context, Scene, adapter_images, adapter_labels, keep_groups, token_groups
+from .tokens import Context, Scene
+
+PACKED_AXES: Final = 3
+"""Axes of a latent whose rows and columns are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,69 +92,72 @@ def estimate(spec: Spec) -> Estimate:
         steps=len(select_steps(options.steps, evaluations)),
         layers=tuple(call_sites(pipeline, inputs, options)),
         codec=Codec(options.codec, options.level, options.keep_bits),  # type: ignore[arg-type]
-        latent_grid=tuple(inputs["sample"].shape[2:]),
+        latent_grid=_latent_grid(inputs),
     )
     made = {choice: encoded(trace, choice) for choice in ENCODINGS_WANTED}
     layers = tuple({choice: layer_bytes(made[choice], index) for choice in ENCODINGS} for index in range(len(trace.layers)))
     return Estimate(trace, evaluations, {choice: weigh(made[choice]) for choice in made}, layers)
 
 
+def _latent_grid(inputs: dict[str, Any]) -> tuple[int, int] | None:
+    """(rows, columns) of the latent that the scheduler steps; none where it is packed."""
+    latent = inputs.get("sample", inputs.get("hidden_states"))
+    return (latent.shape[-2], latent.shape[-1]) if latent is not None and latent.ndim > PACKED_AXES else None
+
+
 def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[Layer]:
     """Every attention call that would be recorded, found by one forward pass of shapes."""
     modules = attention_modules(pipeline)
     chosen = {path: modules[path] for path in select_layers(options.layers, list(modules))}
-    listener = _Shapes(pipeline, inputs, options)
-    with torch.no_grad(), Capture(pipeline, chosen, listener):
-        pipeline.unet(**inputs)
+    listener = _Shapes(pipeline, options)
+    with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener, shapes_only=True):
+        for denoiser in denoisers(pipeline).values():
+            denoiser(**inputs)
     return listener.layers
 
 
 def count_evaluations(pipeline: Any, spec: Spec) -> int:
     """Denoiser evaluations of the whole run: Heun and PNDM need more than steps, image-to-image starts in the middle."""
-    parameters = inspect.signature(type(pipeline).__call__).parameters
-
-    def argument(name: str, otherwise: Any) -> Any:
-        known = parameters.get(name)
-        return spec.call.get(name, otherwise if known is None or known.default is inspect.Parameter.empty else known.default)
-
-    steps, scheduler = int(argument("num_inference_steps", 50)), pipeline.scheduler
-    scheduler.set_timesteps(steps)
+    steps, scheduler = int(call_argument(pipeline, spec, "num_inference_steps", 50)), pipeline.scheduler
+    shifted = {"mu": 1.0} if getattr(scheduler.config, "use_dynamic_shifting", False) else {}  # of whatever size: their number is asked
+    scheduler.set_timesteps(steps, **shifted)
     total = len(scheduler.timesteps)
-    if "strength" in parameters:
-        skipped = steps - min(int(steps * float(argument("strength", 1.0))), steps)
+    if "strength" in inspect.signature(type(pipeline).__call__).parameters:
+        skipped = steps - min(int(steps * float(call_argument(pipeline, spec, "strength", 1.0))), steps)
         total -= skipped * int(getattr(scheduler, "order", 1))
     return max(total, 1)
 
 
 def count_samples(spec: Spec) -> int:
     """Generated images."""
-    prompt = spec.call.get("prompt")
-    several = next((value for value in (prompt, spec.images.get("image")) if isinstance(value, list)), [None])
+    edits = any(fnmatch.fnmatchcase(spec.pipeline, pattern) for pattern in EDITS)  # several references make one image
+    given = (spec.call.get("prompt"), None if edits else spec.images.get("image"))
+    several = next((value for value in given if isinstance(value, list)), [None])
     return len(several) * int(spec.call.get("num_images_per_prompt", 1))
 
 
 class _Shapes:
     """Listens to a capture and keeps what each call site is."""
 
-    def __init__(self, pipeline: Any, inputs: dict[str, Any], options: Options) -> None:
-        self._context = Context.of(pipeline)
-        self._scene = Scene(adapter_images(inputs))
-        self._options = options
+    def __init__(self, pipeline: Any, options: Options) -> None:
+        self._denoisers, self._canvases = denoisers(pipeline), Canvases()
+        self._sites = Sites(Context.of(pipeline), replace(options, encoding="probabilities"), self._add)
+        self._scene = Scene()
         self.layers: list[Layer] = []
 
+    def _add(self, layer: Layer) -> int:
+        self.layers.append(layer)
+        return len(self.layers) - 1
+
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        self._scene, _ = read_scene(self._denoisers[root], self._canvases, args, kwargs)
         return True
 
     def hear(self, call: Call) -> None:
         if call.resampler is not None:
-            labels = adapter_labels(call.resampler, self._context, self._scene) if self._options.keys != "text" else []
-            self.layers += [resampler_layer(call, i, label, self._context, self._options) for i, label in enumerate(labels)]
-            return
-        groups = keep_groups(token_groups(call, self._context, self._scene), self._options.keys)
-        if groups:
-            # The ordinals of a recording: 0 the module's own keys, 1 + i adapter i.
-            ordinal = 0 if call.projection == "to_v" else 1 + int(call.projection.rpartition(".")[2])
-            self.layers.append(keep_heads(describe(call, ordinal, groups, "probabilities"), self._options.heads))
+            self._sites.find_resampler(call, self._scene)
+        else:
+            self._sites.find(call, self._scene)
 
     def end(self, root: str) -> None:
         pass

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from ..schema.errors import UnsupportedModel
 from ..schema.trace import Role
+from .frames import VIDEO_AXES, frames_in_rows
 
-VIDEO_AXES: Final = 5
 IMAGE_AXES: Final = 4
+
+Places: TypeAlias = tuple[int, ...]
+"""(rows, columns), frames before them in a video."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One image in a denoiser's sequence, or a stretch of text between images."""
+    """One image or video in a denoiser's sequence, or a stretch of text between images."""
 
     role: Role
     """`self`, the image being made, `reference`, or `text`."""
@@ -26,11 +29,18 @@ class Part:
     """(rows, columns), row-major."""
     name: str = ""
     """Of a stretch that its role does not name, such as `time`."""
+    frames: int = 0
+    """Frames of a video, which run slower than rows; 0 for an image."""
 
     @property
     def tokens(self) -> int:
         """How many tokens."""
-        return self.grid[0] * self.grid[1]
+        return max(self.frames, 1) * self.grid[0] * self.grid[1]
+
+    @property
+    def places(self) -> Places:
+        """(rows, columns), frames before them in a video."""
+        return (self.frames, *self.grid) if self.frames else self.grid
 
 
 Canvas: TypeAlias = tuple[Part, ...]
@@ -47,7 +57,7 @@ class Canvases:
     def read(self, denoiser: nn.Module, sample: Any, kwargs: dict[str, Any]) -> Canvas:
         """The canvas of a pass; empty where the denoiser keeps rows and columns apart itself, as UNets do.
 
-        Raises   UnsupportedModel for more than one frame, or for ids that are no images
+        Raises   UnsupportedModel for ids that are no images, or a video in a layout that is not known
         """
         if isinstance(ids := kwargs.get("img_ids"), Tensor):
             canvas = self._by_ids(ids)
@@ -88,35 +98,30 @@ def by_positions(ids: Sequence[Sequence[float]]) -> Canvas:
 
 
 def by_shapes(shapes: Any) -> Canvas:
-    """Parts from (frames, rows, columns) of each image, the generated one first; a batch repeats its first entry.
-
-    Raises   UnsupportedModel for more than one frame
-    """
+    """Parts from (frames, rows, columns) of each image, the generated one first; a batch repeats its first entry."""
     first = shapes[0] if isinstance(shapes[0], (list, tuple)) and isinstance(shapes[0][0], (list, tuple)) else shapes
-    if any(frames != 1 for frames, *_ in first):
-        raise video(max(frames for frames, *_ in first))
-    return tuple(Part("reference" if index else "self", (int(rows), int(columns))) for index, (_, rows, columns) in enumerate(first))
+    return tuple(_part("reference" if index else "self", *map(int, shape)) for index, shape in enumerate(first))
 
 
 def by_patches(denoiser: nn.Module, sample: Any) -> Canvas:
-    """The one image of a denoiser that cuts its latent into patches; empty for one that does not say so.
+    """The one image, or video, of a denoiser that cuts its latent into patches; empty for one that does not say so.
 
-    Raises   UnsupportedModel for more than one frame
+    Raises   UnsupportedModel for a video in a layout that is not known
     """
     patch = getattr(getattr(denoiser, "config", None), "patch_size", None)
     axes = sample.ndim if isinstance(sample, Tensor) else 0
-    if axes == VIDEO_AXES:
-        if not isinstance(patch, (list, tuple)) or sample.shape[2] != 1:
-            raise video(None if patch is None else int(sample.shape[2]))
-        return (Part("self", (sample.shape[3] // patch[1], sample.shape[4] // patch[2])),)
+    if axes == VIDEO_AXES and not frames_in_rows(denoiser, sample):
+        if not isinstance(patch, (list, tuple)) or len(patch) != len(sample.shape[2:]):
+            raise UnsupportedModel(
+                f"{type(denoiser).__name__} makes a video and does not say how it is cut into patches, so its frames, rows and columns are "
+                "not known; record a pipeline whose denoiser says so (Wan, Stable Video Diffusion)"
+            )
+        return (_part("self", *(length // size for length, size in zip(sample.shape[2:], patch, strict=True))),)
     if axes == IMAGE_AXES and isinstance(patch, int):
         return (Part("self", (sample.shape[2] // patch, sample.shape[3] // patch)),)
     return ()
 
 
-def video(frames: int | None) -> UnsupportedModel:
-    """The error for a denoiser that makes more than one frame."""
-    return UnsupportedModel(
-        f"the denoiser makes {'a video' if frames is None else f'{frames} frames'}; a layer of a trace has rows and columns and no frame "
-        "axis, so only single images are recorded; use num_frames=1 where the pipeline allows it"
-    )
+def _part(role: Role, frames: int, rows: int, columns: int) -> Part:
+    """A video of one frame is an image."""
+    return Part(role, (rows, columns), frames=frames if frames > 1 else 0)

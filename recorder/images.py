@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..schema.errors import InvalidInput
 from ..schema.record import NAME
 from ..schema.trace import Image, ImageRole, Role
+from .capture import denoisers
 from .interleaved import cropped_window
 
 Picture: TypeAlias = tuple[Image, NDArray[np.uint8]]
@@ -27,21 +28,36 @@ EDITS: Final = ("FluxKontext*", "Flux2*", "QwenImageEdit*")
 """Globs over pipelines whose `image` joins the denoiser's sequence as the reference."""
 WHOLE_CELLS: Final = "Flux2*"
 """Glob over those that cut it to whole cells of tokens; the others stretch it."""
+STRETCHED: Final = "StableVideoDiffusion*"
+"""Glob over pipelines whose image encoder is given all of the picture, and tensors in [0, 1], whatever its processor is set to."""
+PRIOR: Final = "Flux"
+"""Begins the names of pipelines whose embedded references a prior made of all of the picture."""
+ENDS: Final = ("image", "last_image")
+"""Arguments of the pictures that a video begins and ends with, in the order of their tokens."""
 
 
-def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, reference_mask: Any = None) -> list[Picture]:
+def input_pictures(
+    pipeline: Any, arguments: Mapping[str, Any], context: Role, reference_mask: Any = None, reference_image: Any = None
+) -> list[Picture]:
     """The images that a pipeline's call is given, named by what they are: `reference`, `mask`, `input`.
 
-    Raises   InvalidInput if the reference mask is no image
+    `reference_image` stands for references that the call is given as embeddings; it comes after those that it is given as pictures.
+
+    Raises   InvalidInput if the reference mask or image is none
     """
     pictures, most = [], arguments.get("max_input_image_size")
-    for role, base, values in _roles(arguments, context, type(pipeline).__name__):
-        flat = list(_single(values))
+    encoded = list(_single(reference_image))
+    if any(to_pixels(value) is None for value in encoded):
+        raise InvalidInput("reference_image is no picture; give a PIL image, an array or a tensor, or several in a list")
+    whole = encoded if type(pipeline).__name__.startswith(PRIOR) else []
+    for role, base, values in _roles(pipeline, arguments, context):
+        flat = list(_single(values)) + (encoded if role == "reference" else [])
         # Reference names count across adapters, as token groups do.
         for index, value in enumerate(flat):
             name = base if len(flat) == 1 else f"{base}_{index}"
             if (pixels := to_pixels(_undo_encoder(pipeline, value, role), mask=role == "mask")) is not None:
-                pictures.append(_picture(name, role, pixels, reference_window(pipeline, value, most) if role == "reference" else None))
+                cropped = role == "reference" and not any(value is one for one in whole)
+                pictures.append(_picture(name, role, pixels, reference_window(pipeline, value, most) if cropped else None))
     if reference_mask is not None:
         pixels = to_pixels(reference_mask, mask=True)
         if pixels is None:
@@ -52,30 +68,81 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
     return pictures
 
 
+def probe_picture(pipeline: Any, name: str, value: Any) -> Picture | None:
+    """A picture that is encoded as a reference is, though the run is not given it; None if it is none."""
+    pixels = to_pixels(_undo_encoder(pipeline, value, "reference"))
+    return None if pixels is None else _picture(name, "input", pixels, reference_window(pipeline, value))
+
+
 def generated_pictures(output: Any, output_type: Any = None) -> list[Picture]:
-    """The images of a pipeline's output, `generated_0` and on; none if it holds latents."""
+    """The images or videos of a pipeline's output, `generated_0` and on; none if it holds latents."""
     if output_type == "latent":
         return []
-    images = getattr(output, "images", None)
-    if images is None and isinstance(output, tuple) and output:
-        images = output[0]
-    found = [pixels for value in _single(images) if (pixels := to_pixels(value)) is not None]
+    videos, images = getattr(output, "frames", None), getattr(output, "images", None)
+    if videos is None and images is None:
+        bare = output[0] if isinstance(output, tuple) and output else output
+        videos, images = (bare, None) if _holds_videos(bare) else (None, bare)
+    values = _single(images) if videos is None else videos
+    found = [pixels for value in values if (pixels := _stack(value)) is not None]
     return [_picture(f"generated_{index}", "generated", pixels, None) for index, pixels in enumerate(found)]
 
 
-def _roles(arguments: Mapping[str, Any], context: Role, pipeline: str) -> Iterator[tuple[ImageRole, str, Any]]:
+def named_pictures(name: str, value: Any, role: ImageRole, window: Window | None = None) -> list[Picture]:
+    """The pictures that a caller hands over under one name; several are numbered, and so is what was generated, one for each sample.
+
+    Raises   InvalidInput for what is no picture
+    """
+    flat = list(_single(value))
+    mask = role in ("mask", "reference_mask")
+    pictures = []
+    for index, one in enumerate(flat):
+        pixels = to_pixels(one, mask=mask)
+        if pixels is None:
+            raise InvalidInput(f"images: {name} is a {type(one).__name__}, expected a PIL image, an array (y, x, 3) or a tensor (3, y, x)")
+        numbered = name if len(flat) == 1 and role != "generated" else f"{name}_{index}"
+        pictures.append(_picture(numbered, role, pixels, window))
+    return pictures
+
+
+def _holds_videos(values: Any) -> bool:
+    if isinstance(values, (np.ndarray, torch.Tensor)):
+        return values.ndim == 5
+    return isinstance(values, (list, tuple)) and len(values) > 0 and isinstance(values[0], (list, tuple))
+
+
+def _stack(value: Any) -> NDArray[np.uint8] | None:
+    """An image, or a video as one array; a video of one frame is an image.
+
+    Dims     image, or (frame, y, x, channel), or (frame, channel, y, x) -> ([frame,] y, x, channel)
+    """
+    frames = [pixels for frame in _single(value) if (pixels := to_pixels(frame)) is not None]
+    if len({frame.shape for frame in frames}) != 1:
+        return None
+    return np.stack(frames) if len(frames) > 1 else frames[0]
+
+
+def _roles(pipeline: Any, arguments: Mapping[str, Any], context: Role) -> Iterator[tuple[ImageRole, str, Any]]:
     references = [arguments[name] for name in REFERENCES if arguments.get(name) is not None]
     image = arguments.get("image")
-    read = context == "reference" or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in EDITS)
-    if read and image is not None and arguments.get("example_image") is None:
+    ends = [arguments[name] for name in ENDS if arguments.get(name) is not None] if reads_ends(pipeline) else []
+    read = context == "reference" or any(fnmatch.fnmatchcase(type(pipeline).__name__, pattern) for pattern in EDITS)
+    if ends:
+        references, image = [*references, *ends], None
+    elif read and image is not None and arguments.get("example_image") is None:
         references, image = [*references, image], None
     yield "reference", "reference", references
     yield "input", "input", image
     for name in MASKS:
         yield "mask", "mask", arguments.get(name)
     for name, value in arguments.items():
-        if name not in (*REFERENCES, *MASKS, "image") and isinstance(value, PIL.Image.Image) and NAME.fullmatch(name):
+        taken = name in (*REFERENCES, *MASKS, "image") or (ends and name in ENDS)
+        if not taken and isinstance(value, PIL.Image.Image) and NAME.fullmatch(name):
             yield "input", name, value
+
+
+def reads_ends(pipeline: Any) -> bool:
+    """Whether a denoiser has keys of the pictures that its video begins and ends with (Wan 2.1); else they are in its channels only."""
+    return any(getattr(getattr(root, "config", None), "image_dim", None) is not None for root in denoisers(pipeline).values())
 
 
 def _single(values: Any) -> Iterator[Any]:
@@ -130,8 +197,9 @@ def _to_channels(pixels: NDArray[np.uint8], mask: bool) -> NDArray[np.uint8] | N
 
 
 def _picture(name: str, role: ImageRole, pixels: NDArray[np.uint8], window: Window | None) -> Picture:
-    height, width, channels = pixels.shape
-    return Image(name, role, height, width, channels, window), np.ascontiguousarray(pixels)
+    height, width, channels = pixels.shape[-3:]
+    frames = pixels.shape[0] if pixels.ndim > 3 else 0
+    return Image(name, role, height, width, channels, window, frames), np.ascontiguousarray(pixels)
 
 
 def _undo_encoder(pipeline: Any, value: Any, role: ImageRole) -> Any:
@@ -139,6 +207,8 @@ def _undo_encoder(pipeline: Any, value: Any, role: ImageRole) -> Any:
     processor = getattr(pipeline, "feature_extractor", None)
     mean, deviation = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if role != "reference" or not isinstance(value, torch.Tensor) or value.ndim != 3 or mean is None or deviation is None:
+        return value
+    if fnmatch.fnmatchcase(type(pipeline).__name__, STRETCHED):
         return value
     shape = (-1, 1, 1)
     numbers = value.detach().to("cpu", torch.float32) * torch.tensor(deviation).view(shape) + torch.tensor(mean).view(shape)
@@ -156,10 +226,18 @@ def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Wind
         return _whole_cells(value.height, value.width, 2 * pipeline.vae_scale_factor)
     if most is not None and isinstance(value, PIL.Image.Image):
         return cropped_window(value.height, value.width, most)
-    processor = getattr(pipeline, "feature_extractor", None)
-    if processor is None or isinstance(value, torch.Tensor) or not getattr(processor, "do_center_crop", False):
+    if fnmatch.fnmatchcase(type(pipeline).__name__, STRETCHED):
         return None
-    height, width = (value.height, value.width) if isinstance(value, PIL.Image.Image) else value.shape[:2]
+    processor, encoded = getattr(pipeline, "feature_extractor", None), isinstance(value, torch.Tensor)
+    if processor is None and reads_ends(pipeline):
+        # Elsewhere this name is the VAE's.
+        processor, encoded = getattr(pipeline, "image_processor", None), False
+    if processor is None or encoded or not getattr(processor, "do_center_crop", False):
+        return None
+    if isinstance(value, PIL.Image.Image):
+        height, width = value.height, value.width
+    else:
+        height, width = value.shape[-2:] if isinstance(value, torch.Tensor) else value.shape[:2]
     tall, wide = _resized(processor, height, width)
     crop = processor.crop_size
     top, left = (tall - crop["height"]) // 2, (wide - crop["width"]) // 2
@@ -168,14 +246,18 @@ def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Wind
     return None if window == (0, 0, height, width) else window
 
 
+def whole_cells(height: int, width: int, cell: int) -> tuple[int, int]:
+    """(rows, columns) in pixels of what Flux 2 makes of a reference: at most a million of them, in whole cells of tokens."""
+    shrink = min(1.0, math.sqrt(1024 * 1024 / (height * width)))
+    return max(1, int(height * shrink) // cell) * cell, max(1, int(width * shrink) // cell) * cell
+
+
 def _whole_cells(height: int, width: int, cell: int) -> Window | None:
     """The part of an image that is left once it is scaled to whole cells of tokens and what is over is cut off on both sides.
 
     Source   diffusers, VaeImageProcessor with resize_mode "crop"
     """
-    area = 1024 * 1024
-    shrink = min(1.0, math.sqrt(area / (height * width)))
-    tall, wide = (max(1, int(edge * shrink) // cell) * cell for edge in (height, width))
+    tall, wide = whole_cells(height, width, cell)
     scale = max(tall / height, wide / width)
     top, left = (height - tall / scale) / 2, (width - wide / scale) / 2
     window = (top, left, height - top, width - left)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ..schema.trace import Layer, Trace
 from .blocks import Block, Outbox
 from .budget import check_budget
 from .capture import Call
+from .frames import same_keys, uneven_keys
 from .images import Picture
 from .labels import Row
 from .passes import Evaluation
@@ -43,6 +46,8 @@ class Intake:
         """Of the whole run, as planned."""
         self.steps = 0
         """Those of them that are selected."""
+        self.planned = True
+        """Whether it is known how many there will be; else `evaluations` and `steps` are the most there can be."""
         self.kept = 0
         """Evaluations handed to the writer."""
         self.progress: Callable[[int, int], None] = lambda kept, planned: None
@@ -69,21 +74,33 @@ class Intake:
             self._waiting.append(evaluation)
         else:
             self._commit(evaluation)
-        self.progress(self.kept, self.steps)
+        self.progress(self.kept, self.steps if self.planned else 0)
 
     def _commit(self, evaluation: Evaluation) -> None:
         time, sigma = self._clock(evaluation)
         assert self.writer is not None
-        if evaluation.position == 0:  # every layer is known; where no estimate was to be had, this is the first that can be said
-            check_budget(self.writer.trace, self.evaluations, self._path, parse_bytes(self._options.max_bytes), free_bytes(self._path))
+        self._check_budget(evaluation.position)
         self.writer.commit(
             evaluation.position, evaluation=evaluation.ordinal, timestep=time, sigma=sigma, scheduler_step=evaluation.scheduler_step
         )
 
-    def _blocks(self, call: Call, site: Site, row: int) -> tuple[Mapping[str, Block], float | Callable[[], float]]:
+    def _check_budget(self, position: int) -> None:
+        """At the first step every layer is known; a run of unknown length is held against the limits step by step."""
+        assert self.writer is not None
+        trace, evaluations = self.writer.trace, self.evaluations
+        if not self.planned:
+            trace, evaluations = dataclasses.replace(trace, steps=position + 1), position + 1
+        if position == 0 or not self.planned:
+            # What is on disk already is no longer free, so only the limit counts for it.
+            free = free_bytes(self._path) if position == 0 else sys.maxsize
+            check_budget(trace, evaluations, self._path, parse_bytes(self._options.max_bytes), free)
+
+    def _blocks(self, call: Call, site: Site, row: int) -> tuple[Mapping[str, Block], Callable[[], float]]:
         layer, columns = site.layer, site.columns
         mask = part_of_mask(mask_of(call.mask, row), site.generated)
-        query, key, mask = heads_of(call.query[row][:, site.generated], call.key[row], mask, layer.head_numbers)
+        # Keys of one row serve all where a pipeline leaves its embeddings unrepeated.
+        own_key = call.key[row if call.key.shape[0] > 1 else 0]
+        query, key, mask = heads_of(call.query[row][:, site.generated], own_key, mask, layer.head_numbers)
         if layer.encoding == "factors":
             if call.mask is not None and hides(mask_of(call.mask, row), site.generated, columns):
                 raise UnsupportedModel(
@@ -93,15 +110,27 @@ class Intake:
             factors = {"query": self._block(query, layer), "key": self.outbox.block(kept)}
             if layer.partial_keys:
                 factors["query_lse"] = self._block(sum_rows(query, key, call.scale, mask), layer)
-            return factors, 0.0
+            return factors, self._even(call, 0.0)
         encoded = encode_scores(query, key, call.scale, mask, self._options.keep_bits, columns)
         lost = self.outbox.block(encoded.lost)
         blocks = {"probability": encoded.probability, "query_lse": encoded.query_lse}
         return (
             {**{name: self._block(t, layer) for name, t in blocks.items()}, "token_lse": self.outbox.block(encoded.token_lse)},
-            lambda: float(lost()),
+            self._even(call, lost),
         )
+
+    def _even(self, call: Call, lost: float | Block) -> Callable[[], float]:
+        """What was lost, once it is known that one row's keys were those of all frames."""
+        unevenness = None if call.uneven is None else self.outbox.block(call.uneven)
+        path, dtype = call.path, call.key.dtype  # not the call: its tensors would live until the block is written
+
+        def look() -> float:
+            if unevenness is not None and not same_keys(dtype, float(unevenness())):
+                raise uneven_keys(path)
+            return float(lost() if isinstance(lost, Block) else lost)
+
+        return look
 
     def _block(self, tensor: Tensor, layer: Layer) -> Block:
         numbers = exact(tensor)
-        return self.outbox.block(numbers.reshape(numbers.shape[0], *layer.grid, *numbers.shape[2:]))  # (head, y, x, ...)
+        return self.outbox.block(numbers.reshape(numbers.shape[0], *layer.places, *numbers.shape[2:]))  # (head, [frame,] y, x, ...)

@@ -16,6 +16,7 @@ from ..schema.codec import factor_dtype
 from ..schema.errors import UnsupportedModel
 from ..schema.trace import Layer, TokenGroup
 from .capture import Call
+from .grids import Places
 from .sizes import choose_encoding
 
 BRANCHES_OF_ROWS: Final[dict[str, tuple[str | None, ...]]] = {
@@ -185,18 +186,18 @@ def _place(scheduler: Any, timestep: float) -> int:
 
 
 def describe(
-    call: Call, ordinal: int, groups: tuple[TokenGroup, ...], encoding: str, grid: tuple[int, int] | None = None, masked: bool | None = None
+    call: Call, ordinal: int, groups: tuple[TokenGroup, ...], encoding: str, places: Places | None = None, masked: bool | None = None
 ) -> Layer:
-    """The layer that a call site is; needs shapes only. `groups` are those that are stored, `masked` whether a mask hides any of them.
+    """The layer that a call site is; needs shapes only. `groups` are those that are stored, `masked` whether factors cannot say them.
 
     Raises   UnsupportedModel if its queries have no grid or its heads cannot be shared
     """
     _, heads, positions, head_dim = call.query.shape
-    grid = call.grid if grid is None else grid
-    if grid is None:
+    places = call.grid if places is None else places
+    if places is None:
         raise UnsupportedModel(
             f"{call.path} attends from {positions} positions, which no enclosing module lays out as rows and columns "
-            "(temporal attention, or a packed sequence); leave it out through layers="
+            "(attention over time alone, or a packed sequence); leave it out through layers="
         )
     if heads % call.key.shape[1]:
         raise UnsupportedModel(f"{call.path} has {heads} query heads on {call.key.shape[1]} key heads; leave it out through layers=")
@@ -208,7 +209,8 @@ def describe(
         heads=heads,
         head_dim=head_dim,
         scale=call.scale,
-        grid=grid,
+        grid=(places[-2], places[-1]),
+        frames=places[0] if len(places) > 2 else 0,
         tokens=tokens,
         groups=groups,
         encoding=choose_encoding(encoding, tokens, head_dim, call.mask is not None if masked is None else masked),

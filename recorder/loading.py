@@ -16,9 +16,9 @@ import torch
 import transformers
 
 from ..schema.errors import InvalidInput, TraceError
-from .spec import Images, Spec, check_keys, nearest
+from .spec import Adapter, Images, Spec, check_keys, nearest
 
-RECORDER_IMAGES = ("reference_mask",)
+RECORDER_IMAGES = ("reference_mask", "reference_image")
 """Images that are the recorder's, not the pipeline's."""
 
 
@@ -97,6 +97,8 @@ def check_call(spec: Spec, cls: Any) -> None:
         check_keys(spec.path.name, "images", spec.images, names | set(RECORDER_IMAGES))
     if spec.adapters and not hasattr(cls, "load_ip_adapter"):
         raise InvalidInput(f"{spec.pipeline} takes no IP-Adapters; remove [[adapters]] from {spec.path.name}")
+    if len(spec.adapters) > 1 and takes_one_adapter(cls):
+        raise InvalidInput(f"{spec.pipeline} takes one IP-Adapter; {spec.path.name} has {len(spec.adapters)} [[adapters]]")
     twice = sorted(set(spec.call) & set(spec.images))
     if twice:
         raise InvalidInput(f"{spec.path.name}: {twice[0]} stands both in [call] and in [images]")
@@ -184,17 +186,40 @@ def _moved_classes(spec: Spec, cls: Any) -> Iterator[None]:
         yield
 
 
+def takes_one_adapter(cls: Any) -> bool:
+    """Whether a pipeline can be given a single IP-Adapter only."""
+    return issubclass(cls, diffusers.loaders.SD3IPAdapterMixin)
+
+
+def encoder_place(adapter: Adapter, cls: Any) -> tuple[str, str] | None:
+    """Folder or hub id, and folder in it, of the image encoder that an adapter brings; None if it brings none."""
+    folder = adapter.image_encoder_folder
+    if folder is None:
+        return None
+    if "/" in folder:  # adapters of Flux and SD3 come without an encoder: it is another model's
+        apart = issubclass(cls, (diffusers.loaders.FluxIPAdapterMixin, diffusers.loaders.SD3IPAdapterMixin))
+        return (folder, "") if apart else (adapter.source, folder)
+    return adapter.source, f"{adapter.subfolder}/{folder}".lstrip("/")
+
+
 def _load_adapters(pipeline: Any, spec: Spec) -> None:
-    adapters = spec.adapters
-    options = {"local_files_only": True} if spec.arguments.get("local_files_only") else {}
-    pipeline.load_ip_adapter(
-        [adapter.source for adapter in adapters],
-        subfolder=[adapter.subfolder for adapter in adapters],
-        weight_name=[adapter.weight_name for adapter in adapters],
-        image_encoder_folder=adapters[0].image_encoder_folder,
-        **options,
-    )
-    pipeline.set_ip_adapter_scale([adapter.scale for adapter in adapters])
+    adapters, place = spec.adapters, encoder_place(spec.adapters[0], type(pipeline))
+    options: dict[str, Any] = {"local_files_only": True} if spec.arguments.get("local_files_only") else {}
+    if issubclass(type(pipeline), diffusers.loaders.FluxIPAdapterMixin):
+        source, folder = place or (None, "")
+        options |= {"image_encoder_pretrained_model_name_or_path": source, "image_encoder_subfolder": folder}
+    elif takes_one_adapter(type(pipeline)):  # whose loader wants all of the encoder's path
+        options["image_encoder_folder"] = place and "/".join(part for part in place if part)
+    else:
+        options["image_encoder_folder"] = adapters[0].image_encoder_folder
+    given: dict[str, Any] = {
+        name: [getattr(adapter, name) for adapter in adapters] for name in ("source", "subfolder", "weight_name", "scale")
+    }
+    if takes_one_adapter(type(pipeline)):
+        given = {name: values[0] for name, values in given.items()}
+    scale = given.pop("scale")
+    pipeline.load_ip_adapter(given.pop("source"), **given, **options)
+    pipeline.set_ip_adapter_scale(scale)
 
 
 def _open(name: str, image: Images) -> Any:

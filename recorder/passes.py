@@ -13,9 +13,10 @@ from torch import nn
 from ..schema.errors import UnsupportedModel
 from ..schema.record import BRANCHES
 from .blocks import Block
-from .capture import Call, denoisers, replaced
+from .capture import Call, denoisers
 from .labels import Row
 from .tokens import Scene
+from .wrapping import replaced
 
 SEQUENTIAL: Final = ("Flux*", "Qwen*", "Wan*", "Chroma*")
 """Globs over the classes of denoisers whose pipelines guide in one pass for each branch, cond first."""

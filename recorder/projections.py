@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-PROJECTION: Final = re.compile(r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_qkv)")
-FUSED: Final = {"to_kv": ("to_v", 1), "to_qkv": ("to_v", 2), "to_qkv_mlp_proj": ("to_v", 2), "to_added_qkv": ("add_v_proj", 2)}
+from .origins import Origins, Segments
+
+PROJECTION: Final = re.compile(r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_q?kv)")
+FUSED: Final = {
+    "to_kv": ("to_v", 1),
+    "to_qkv": ("to_v", 2),
+    "to_qkv_mlp_proj": ("to_v", 2),
+    "to_added_kv": ("add_v_proj", 1),
+    "to_added_qkv": ("add_v_proj", 2),
+}
 """Projections that make several things at once: the one they stand for, and how many others lie before the values."""
 
 UNKNOWN: Final = "?"
 """Stands for keys of which no projection is known, such as those that were kept from an earlier pass."""
-Segments: TypeAlias = tuple[tuple[str, int], ...]
-"""Projections and how many keys each made, in order."""
 
 
 class Projections:
@@ -26,6 +32,8 @@ class Projections:
         self._values: list[tuple[str, Tensor]] = []
         self._inputs: dict[str, Any] = {}
         self._proven: dict[tuple[Any, ...], Segments] = {}
+        self.origins = Origins()
+        """Of tensors on the meta device."""
 
     def hooks(self, module: nn.Module, running: Callable[[], bool]) -> list[Any]:
         """Watch a module's projections while `running` says so; returns the handles."""
@@ -36,6 +44,8 @@ class Projections:
                     self._inputs[name] = args[0] if args else None
                     if name != "to_q":
                         self._values.append((name, output))
+                        if output.is_meta:
+                            self.origins.name(output, ((_unfused(name), _tokens(output)),))
 
             return keep
 
@@ -49,6 +59,7 @@ class Projections:
         """Let go of everything that was made."""
         self._values.clear()
         self._inputs.clear()
+        self.origins.forget()
 
     @property
     def ran(self) -> bool:
@@ -63,12 +74,20 @@ class Projections:
         source = self._inputs.get("to_v")
         return source is not None and source is self._inputs.get("to_q")
 
+    def input(self, name: str) -> Tensor | None:
+        """What a projection read."""
+        source = self._inputs.get(name)
+        return source if isinstance(source, Tensor) else None
+
     def segments(self, path: str, ordinal: int, value: Tensor) -> Segments:
         """Which projections' outputs the values of a module's n-th call are, one after another along the keys.
 
         Outputs are held while the module runs, so memory shared with one of them is proof; a copy is compared by content,
         and what was proven once is not compared again for values of the same shapes.
         """
+        if value.is_meta:
+            found, whole = self.origins.of(value), {(_unfused(name), _tokens(output)) for name, output in self._values}
+            return found if found is not None and whole.issuperset(found) else ((UNKNOWN, value.shape[2]),)
         memory = value.untyped_storage().data_ptr()
         for name, output in reversed(self._values):
             if output.untyped_storage().data_ptr() == memory and _tokens(output) == value.shape[2]:
@@ -109,3 +128,19 @@ def _values_of(name: str, output: Tensor, width: int) -> Tensor:
 def _begins(flat: Tensor, values: Tensor) -> bool:
     rows, tokens, width = values.shape
     return (rows, width) == (flat.shape[0], flat.shape[2]) and 0 < tokens <= flat.shape[1] and torch.equal(flat[:, :tokens], values)
+
+
+def make_keys(module: nn.Module, name: str, context: Tensor, heads: int) -> Tensor | None:
+    """Keys as an attention module makes them, without positions; None if it has no projection for them.
+
+    Dims     context (row, token, channel) -> (row, head, token, channel)
+    """
+    path = name.replace("to_v", "to_k")
+    try:
+        projection = module.get_submodule(path if name == "to_v" else f"processor.{path}")
+    except AttributeError:
+        return None
+    key: Tensor = projection(context)
+    key = key.view(key.shape[0], -1, heads, key.shape[-1] // heads).transpose(1, 2)
+    norm: Any = getattr(module, "norm_k", None)
+    return norm(key) if norm is not None and name == "to_v" else key

@@ -45,6 +45,18 @@ def model_record(pipeline: Any) -> dict[str, Any]:
     }
 
 
+def outside_record(model: Any, denoisers: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """A model that is no pipeline, and its denoisers: classes, hashes of configs where there are any, device and dtype of the first."""
+    parameter = next((p for denoiser in denoisers.values() for p in denoiser.parameters()), None)
+    return {
+        "pipeline": type(model).__name__,
+        "name": str(getattr(model, "name_or_path", "") or ""),
+        "components": {name: _component(denoiser) for name, denoiser in denoisers.items()},
+        "device": "" if parameter is None else str(parameter.device),
+        "dtype": "" if parameter is None else str(parameter.dtype).removeprefix("torch."),
+    }
+
+
 def sampler_record(scheduler: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The scheduler's class and config, its timesteps and sigmas in this run, and the call's guidance."""
     return {

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..schema.errors import UnsupportedModel
 from .capture import attention_modules, denoisers, reads_adapter
-from .images import EDITS
+from .images import EDITS, reads_ends
 from .tokens import context_role
 
 CHANNELS: Final = "is concatenated to the latent's channels"
@@ -30,6 +30,9 @@ REFERENCE_ELSEWHERE: Final = (
     ("FluxControlImg2ImgPipeline", CHANNELS),
     ("FluxControlInpaintPipeline", CHANNELS),
 )
+
+UNREAD_ENDS: Final = ("Wan*ImageToVideo*", "goes into the latent, as channels or as its first frame")
+"""The same for denoisers that may have keys of their first and last frame, but here have none (Wan 2.2)."""
 
 INPUT_ELSEWHERE: Final = (
     # The same for inputs that are no references: refused only where a reference is asked for.
@@ -75,7 +78,8 @@ def refuse_pipeline(pipeline: Any, keys: str) -> None:
     adapter = any(reads_adapter(module) for module in attention_modules(pipeline).values())
     edits = any(fnmatch.fnmatchcase(name, pattern) for pattern in EDITS)
     inputs = INPUT_ELSEWHERE if keys == "reference" and context_role(pipeline) == "text" else ()
-    for pattern, where in () if adapter or edits else (*REFERENCE_ELSEWHERE, *inputs):
+    ends = () if reads_ends(pipeline) else (UNREAD_ENDS,)
+    for pattern, where in () if adapter or edits else (*REFERENCE_ELSEWHERE, *ends, *inputs):
         if fnmatch.fnmatchcase(name, pattern):
             raise UnsupportedModel(
                 f"{name} has no reference in its attention: the image {where}, so no attention map can show what is taken from it; "

@@ -6,6 +6,7 @@ import datetime
 import math
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 
 from ..schema.errors import InvalidInput, UnsupportedModel
 from ..schema.record import JSON
-from ..schema.trace import Codec, Trace
+from ..schema.trace import Codec, Layer, TokenGroup, Trace
 from .blocks import Block
 from .capture import Call, denoisers, reads_features
+from .frames import VIDEO_AXES, whole_video
 from .grids import Canvases
 from .images import input_pictures
 from .intake import Intake
-from .interleaved import interleaved
 from .labels import (
     Row,
     Rows,
@@ -33,11 +34,17 @@ from .labels import (
     unknown_batch,
 )
 from .passes import Evaluation, Pass, is_sequential, pass_branch, rows_of_call
+from .probes import read_probes
+from .probing import Probing
 from .provenance import input_record, model_record, sampler_record
 from .refusals import hidden_attention
+from .scenes import read_scene
 from .selection import Options, select_steps
 from .sites import Sites
-from .tokens import Context, Scene, adapter_images, context_role, row_scenes
+from .texts import Texts
+from .tokens import Context, context_role
+from .transcript import Transcript
+from .writer import Writer
 
 LATENT_AXES: Final = 4
 
@@ -50,12 +57,17 @@ class Run:
     ) -> None:
         self._pipeline, self._path, self._options, self._arguments = pipeline, path, options, arguments
         self._provenance = provenance
-        self.pictures = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask)
+        self.pictures = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask, options.reference_image)
         self._context = Context.of(pipeline, [image.name for image, _ in self.pictures if image.role == "reference"])
         self._model, self._inputs = model_record(pipeline), input_record(arguments)
-        self._rows = Rows()
+        self._rows, self.texts = Rows(), Texts(pipeline)
+        self.transcript = Transcript(self.texts)
+        self.probing = Probing(pipeline, read_probes(options.probes), self.texts)
+        self.pictures += self.probing.pictures
+        self._heard: Call | None = None
+        self._probed = False
         self.intake = Intake(path, options, self._record, self.pictures, self._clock)
-        self._sites = Sites(self._context, options, lambda layer: self.intake.open().add_layer(layer))
+        self._sites = Sites(self._context, options, self._add_layer)
         self._canvases = Canvases()
         self._pass_name: str | None = None
         self._evaluation: Evaluation | None = None
@@ -77,7 +89,7 @@ class Run:
             return False  # the reference's own pass, whose features the next one reads
         denoiser = denoisers(self._pipeline)[root]
         sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
-        canvas = self._canvases.read(denoiser, sample, kwargs)
+        scene, scenes = read_scene(denoiser, self._canvases, args, kwargs)
         sequential = is_sequential(denoiser)
         before = self._evaluation
         if before is not None and before.kept and not sequential:
@@ -94,14 +106,12 @@ class Run:
                 f"denoiser evaluation {before.ordinal} was not planned: {self.intake.steps} evaluations of {self._samples} samples were; "
                 "a pipeline that guides in separate denoiser passes in a way of its own is not recorded yet; use guidance_scale=1"
             )
-        context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
-        text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 and canvas else 0
-        separate = "ip_adapter_masks" in (kwargs.get("cross_attention_kwargs") or {})
-        scene = Scene(adapter_images(kwargs), separate, canvas, text, kwargs.get("kv_cache_mode") is not None)
-        scenes = row_scenes(scene, interleaved(denoiser, sample, kwargs))
         before.passes.append(Pass(len(sample), order, kept, scene, scenes))
         before.branches |= branches
         before.done = False
+        context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
+        self.transcript.hear(context, kept)
+        self.probing.begin(denoiser, context)
         return bool(kept)
 
     def _label(
@@ -145,10 +155,22 @@ class Run:
         if call.resampler is not None:
             self._hear_resampler(call, this, now.position)
             return
+        self._heard = call
+        call = whole_video(call, this.scene.frames) if this.scene.frames else call
         for row in rows_of_call(call, this):
             site = self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)
             if site is not None:
                 self.intake.put(call, row.index, site, row, now.position)
+
+    def _add_layer(self, layer: Layer) -> int:
+        """Give the trace a layer that was met, with the keys that its module makes of the probes."""
+        probes: tuple[TokenGroup, ...] = ()
+        keys = None
+        if self._heard is not None and self._evaluation is not None and not layer.queries:
+            this = self._evaluation.passes[-1]
+            part = this.order.index("cond") if "cond" in this.order else 0
+            probes, keys = self.probing.keys(self._heard, layer, part * (this.rows // len(this.order)))
+        return self.intake.open().add_layer(replace(layer, probes=probes), keys)
 
     def _hear_resampler(self, call: Call, this: Pass, position: int) -> None:
         sites = self._sites.find_resampler(call, this.scene) if this.kept else ()
@@ -177,8 +199,8 @@ class Run:
             expected = len(sample) * len(one.order)  # type: ignore[arg-type]
             if one.kept and one.rows != expected:
                 raise unknown_batch(one.rows, f"{expected} for {expected // len(one.order)} images", one.order)
-        if sample is not None and sample.ndim == LATENT_AXES:
-            self._latent_grid = (sample.shape[2], sample.shape[3])
+        if sample is not None and sample.ndim in (LATENT_AXES, VIDEO_AXES):
+            self._latent_grid = (sample.shape[-2], sample.shape[-1])
         self._close_evaluation()
         self._written = False
 
@@ -228,7 +250,7 @@ class Run:
     def _timestep(self, value: Any) -> float | Block:
         """A timestep on a GPU is fetched beside the denoiser's work, not before it."""
         if isinstance(value, Tensor):
-            value = value.reshape(-1)[0]
+            value = value.amax()  # a frame that is given has a noise of its own, which is none
             if value.device.type == "cuda":
                 return self.intake.outbox.block(value)
         return scheduler_timestep(self._pipeline.scheduler, float(value))
@@ -254,6 +276,8 @@ class Run:
             self._check_branches(now.branches)
         if now is None or not now.done or not now.kept:
             return
+        if self.intake.writer is not None:
+            self._tell(self.intake.writer)
         self.intake.close(now)
 
     def _clock(self, evaluation: Evaluation) -> tuple[float, float]:
@@ -263,3 +287,12 @@ class Run:
             time = scheduler_timestep(self._pipeline.scheduler, float(time()))
             sigma = noise_level(self._pipeline.scheduler, time)
         return time, sigma
+
+    def _tell(self, writer: Writer) -> None:
+        """Say in the trace, once it has layers, what text tokens and probes are."""
+        if not self._probed:
+            self._probed = True
+            self.probing.check(writer.trace)
+            writer.add_texts(self.probing.tell())
+        if said := self.transcript.tell(writer.trace):
+            writer.add_texts(said)

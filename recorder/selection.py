@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 from ..schema.errors import InvalidInput, UnknownSelection
 from ..schema.record import BRANCHES
 from ..schema.trace import Codec, Layer
+from .probes import read_probes
 from .sizes import parse_bytes
 
 Layers: TypeAlias = str | Sequence[str] | None
@@ -163,8 +164,12 @@ class Options:
     progress: bool = True
     reference_mask: Any = None
     """Where the reference shows what matters; kept with the images."""
+    reference_image: Any = None
+    """Pictures of references that the pipeline is given as embeddings, as Flux Redux is; kept with the images."""
     facts: Mapping[str, Any] | None = None
     """Anything JSON can say, kept under provenance."""
+    probes: Mapping[str, Any] | None = None
+    """Texts and pictures that the run is not given, by name; their keys are kept."""
 
     def __post_init__(self) -> None:
         select_branches(self.branches)
@@ -175,6 +180,11 @@ class Options:
         Codec(self.codec, self.level, self.keep_bits)  # type: ignore[arg-type]
         if self.keep_bits < WHOLE and self.encoding == "factors":
             raise InvalidInput('keep_bits rounds probabilities, but factors are kept exactly; use encoding="probabilities" or "auto"')
+        if read_probes(self.probes) and self.encoding != "factors":
+            raise InvalidInput(
+                f'probes are asked of queries, which encoding="{self.encoding}" does not keep in every layer; '
+                'record with encoding="factors"'
+            )
         parse_bytes(self.max_bytes)
         if not isinstance(self.queue_mb, (int, float)) or not self.queue_mb > 0:
             raise InvalidInput(f"queue_mb={self.queue_mb!r}; give a number of MiB above 0")
@@ -191,9 +201,10 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """The options as provenance keeps them."""
-        names = [f.name for f in fields(self) if f.name not in ("reference_mask", "facts")]
+        names = [f.name for f in fields(self) if f.name not in ("reference_mask", "reference_image", "facts", "probes")]
         values = ((name, getattr(self, name)) for name in names)
-        return {name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value for name, value in values}
+        plain = {name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value for name, value in values}
+        return {**plain, "probes": {probe.name: probe.to_json() for probe in read_probes(self.probes)}}
 
 
 def _choice(name: str, value: str, choices: Sequence[str]) -> None:

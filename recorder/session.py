@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from tqdm import tqdm
 
-from ..schema.errors import AlreadyExists, InvalidInput, NoSpace, UnsupportedModel
+from ..schema.errors import InvalidInput, UnsupportedModel
 from ..schema.record import JSON
 from ..schema.trace import Trace
-from .capture import Capture, attention_modules, denoisers, replaced
+from .capture import Capture, attention_modules, denoisers
+from .declaration import declare
+from .guard import interrupt, progress_bar, refuse_taken, terminated, uncompiled, warn_of_losses
 from .images import Picture, generated_pictures
 from .labels import bind_arguments
+from .outside import OutsideRecording
 from .passes import named_passes
 from .provenance import versions
 from .refusals import refuse_hijack, refuse_pipeline
 from .run import Run
 from .selection import Heads, Layers, Options, Steps, select_layers
+from .wrapping import replaced
+
+DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
+"""What is said of a model that is no pipeline."""
 
 
 def record(
@@ -47,7 +49,9 @@ def record(
     overwrite: bool = False,
     progress: bool = True,
     reference_mask: Any = None,
+    reference_image: Any = None,
     facts: dict[str, Any] | None = None,
+    probes: Mapping[str, Any] | None = None,
     **call: Any,
 ) -> Any:
     """Run a pipeline once with the arguments `call`, write its attention to `path`, and return its output.
@@ -55,23 +59,31 @@ def record(
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
     kept = Options(layers, steps, branches, encoding, keys, codec, level, queue_mb, heads, keep_bits, max_bytes)
-    options = replace(kept, overwrite=overwrite, progress=progress, reference_mask=reference_mask, facts=facts)
+    pictures = {"reference_mask": reference_mask, "reference_image": reference_image}
+    options = replace(kept, overwrite=overwrite, progress=progress, facts=facts, probes=probes, **pictures)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
 
 
-@contextmanager
-def recording(pipeline: Any, path: str | PathLike[str], **options: Any) -> Iterator[Recording]:
-    """Write the attention of the one call that the block makes to the pipeline; options as `record`.
+def recording(model: Any, path: str | PathLike[str], **options: Any) -> Recording | OutsideRecording:
+    """Write the attention of one run to `path`: of the one call that the block makes to a diffusers pipeline, with options as `record`.
+
+    With `denoisers={"unet": model.diffusion_model}` it is that of any torch sampler that runs in the block. What cannot be told of
+    such a model is said: `groups` of tokens, one list or one for each glob over layers; `order` of the branches in the batch, or,
+    with `sequential`, of the passes; `grid` of the image being made; the number of `evaluations`; further modules of `attention`.
 
     Raises   as `record`
     """
+    said = {name: options.pop(name) for name in DECLARED if name in options}
     try:
         chosen = Options(**options)
     except TypeError as error:
         raise InvalidInput(f"recording() does not take this: {error}; arguments of the pipeline go into its own call") from None
-    with Recording(pipeline, Path(path), chosen) as running:
-        yield running
+    if "denoisers" in said:
+        return OutsideRecording(declare(model, **said), Path(path), chosen)
+    if said:
+        raise InvalidInput(f"recording() takes {', '.join(said)} with denoisers=, which names the modules of a model that is no pipeline")
+    return Recording(model, Path(path), chosen)
 
 
 class Recording:
@@ -94,15 +106,15 @@ class Recording:
     def __enter__(self) -> Recording:
         if not denoisers(self._pipeline) or not hasattr(self._pipeline, "scheduler"):
             raise UnsupportedModel(
-                f"{type(self._pipeline).__name__} has no unet or transformer with a scheduler; i2am records diffusers pipelines with both"
+                f"{type(self._pipeline).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
+                'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
             )
-        if self.path.exists() and not self._options.overwrite:
-            raise AlreadyExists(f"{self.path} exists already; choose another path, or pass overwrite=True to replace it")
+        refuse_taken(self.path, self._options.overwrite)
         refuse_hijack()
         refuse_pipeline(self._pipeline, self._options.keys)
         with ExitStack() as stack:
             stack.enter_context(replaced(type(self._pipeline), "__call__", self._wrap_call))
-            stack.enter_context(_terminated())
+            stack.enter_context(terminated())
             self._restore = stack.pop_all()
         return self
 
@@ -110,7 +122,7 @@ class Recording:
         self._restore.close()
         if self._generated is not None and self._run is not None:
             self.trace = self._finish(self._run, self._generated)
-            self._warn(self.trace)
+            warn_of_losses(self.trace, self.path, 3)
         elif error is None:
             raise InvalidInput("the pipeline was not called while recording, so nothing was recorded; call it once inside the block")
 
@@ -136,11 +148,12 @@ class Recording:
             raise UnsupportedModel(f"{type(pipeline).__name__} has no cross-attention in its denoiser, so there is nothing to record")
         self._run, self._running = run, True
         try:
-            with Capture(pipeline, {path: modules[path] for path in chosen}, run), self._watched(run):
+            with Capture(denoisers(pipeline), {path: modules[path] for path in chosen}, run) as capture, self._watched(run):
+                run.probing.unheard = capture.unheard
                 output = original(pipeline, *args, **kwargs)
                 run.close()
         except BaseException as error:
-            self._interrupt(run, error)
+            interrupt(run.intake, self.path, error)
             raise
         finally:
             self._running = False
@@ -167,86 +180,35 @@ class Recording:
             return step
 
         watched = replaced(type(scheduler), "step", wrap), named_passes(self._pipeline, run.name_pass)
-        with watched[0], watched[1], _uncompiled(self._pipeline), self._bar(run):
+        roots = [getattr(self._pipeline, name) for name in denoisers(self._pipeline)]  # in the wrapper of torch.compile, if there is one
+        with watched[0], watched[1], run.texts.watched(), run.probing.watched(), uncompiled(roots), self._bar(run):
             yield
 
     @contextmanager
     def _bar(self, run: Run) -> Iterator[None]:
         """One bar on stderr if that is a terminal; the pipeline's own stays quiet meanwhile."""
-        if not (self._options.progress and sys.stderr.isatty()):
-            yield
-            return
-        own = getattr(self._pipeline, "_progress_bar_config", None)
-        self._pipeline._progress_bar_config = {**(own or {}), "disable": True}
-        try:
-            with tqdm(desc=f"recording {self.path.name}", unit="step", file=sys.stderr) as bar:
-
-                def show(kept: int, planned: int) -> None:
-                    bar.total = planned
-                    bar.update(kept - bar.n)
-
-                run.intake.progress = show
+        with progress_bar(self.path, self._options.progress) as show:
+            if show is None:
                 yield
-        finally:
-            if own is None:
-                del self._pipeline._progress_bar_config
-            else:
-                self._pipeline._progress_bar_config = own
+                return
+            run.intake.progress = show
+            own = getattr(self._pipeline, "_progress_bar_config", None)
+            self._pipeline._progress_bar_config = {**(own or {}), "disable": True}
+            try:
+                yield
+            finally:
+                if own is None:
+                    del self._pipeline._progress_bar_config
+                else:
+                    self._pipeline._progress_bar_config = own
 
     def _provenance(self) -> dict[str, JSON]:
-        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": list(self._notes)}
+        notes = self._run.transcript.notes if self._run is not None else []
+        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": [*self._notes, *notes]}
 
     def _finish(self, run: Run, generated: list[Picture]) -> Trace:
         try:
             return run.finish(generated)
         except BaseException as error:
-            self._interrupt(run, error)
+            interrupt(run.intake, self.path, error)
             raise
-
-    def _warn(self, trace: Trace) -> None:
-        """Say where float16 was too coarse; the trace says so too."""
-        lossy = [layer.column_mass_lost for layer in trace.layers if layer.lossy]
-        if lossy:
-            warnings.warn(
-                f"float16 lost up to {max(lossy):.0%} of one token's column of G in {len(lossy)} of {len(trace.layers)} layers of "
-                f'{self.path}: R2G maps of these layers are approximate; encoding="auto" or "factors" keeps them exact',
-                stacklevel=4,
-            )
-
-    def _interrupt(self, run: Run, error: BaseException) -> None:
-        """Keep what was committed, and tell how to open it."""
-        writer = run.intake.writer
-        if writer is None:
-            return
-        # What the operating system said of a full disk, not our own sentence about what is kept.
-        what = str(error.__cause__ if isinstance(error, NoSpace) else error).strip().splitlines()
-        writer.interrupt(f"{type(error).__name__}{': ' + what[0] if what else ''} after {run.intake.kept} recorded evaluations")
-        if writer.committed and not isinstance(error, NoSpace):
-            steps = f"{writer.committed} of {writer.trace.steps} steps are recorded and readable"
-            error.add_note(f"{steps}: `i2am info {self.path} --partial`, or open_trace({str(self.path)!r}, partial=True)")
-
-
-def _uncompiled(pipeline: Any) -> AbstractContextManager[Any]:
-    """Run compiled denoisers eagerly: compiled code would be traced anew with the hooks in it."""
-    modules = [module for name in denoisers(pipeline) for module in getattr(pipeline, name).modules()]
-    compiled = any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None for module in modules)
-    if not compiled or not hasattr(torch.compiler, "set_stance"):
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """Turn a polite kill into an exit that can be cleaned up after, where nobody else has."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def leave(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..schema.errors import UnsupportedModel
 from ..schema.trace import Layer
 from .capture import Call
+from .frames import same_keys, uneven_keys
 from .labels import describe
 from .projections import UNKNOWN
 from .scores import additive, mask_of
@@ -55,7 +56,8 @@ class Sites:
 
         Raises   UnsupportedModel if the call is not what it was before
         """
-        key = (call.path, call.segments, call.repeat, call.own, call.grid, call.scale, call.query.shape[1:], call.key.shape[1:], scene)
+        shapes = (call.grid, call.frames, call.query.shape[1:], call.key.shape[1:])
+        key = (call.path, call.segments, call.repeat, call.own, call.scale, shapes, scene)
         if key not in self._sites:
             self._sites[key] = self._make(call, scene, row)
         return self._sites[key]
@@ -83,18 +85,18 @@ class Sites:
         groups = token_groups(call, self._context, scene)
         if not groups:
             return None  # references among themselves
-        generated, grid = generated_queries(call, groups, scene)
-        if grid is None and scene.canvas and not call.own:
+        generated, places = generated_queries(call, groups, scene)
+        if places is None and scene.canvas and not call.own:
             return None  # asked by text or reference tokens alone
         self.roles |= {group.role for group in groups} - {"self"}
         kept = keep_groups(groups, self._options.keys, scene.referenced)
         if not kept:
             return None
         columns = () if kept == groups else columns_of(kept)
-        masked = hides(call.mask if row is None else mask_of(call.mask, row), generated, columns)
+        masked = hides(call.mask if row is None else mask_of(call.mask, row), generated, columns) or _differ(call)
         encoding = self._options.encoding
         layer = keep_heads(
-            describe(call, self._ordinal(call), moved_together(kept), encoding, grid, masked),
+            describe(call, self._ordinal(call), moved_together(kept), encoding, places, masked),
             self._options.heads,
         )
         index, layer = self._place(call, layer)
@@ -107,13 +109,7 @@ class Sites:
             self._layers[site] = self._add_layer(layer), layer
             return self._layers[site]
         index, known = self._layers[site]
-        same = all(getattr(known, name) == getattr(layer, name) for name in ("groups", "grid", "scale", "heads", "call_heads"))
-        if not same:
-            raise UnsupportedModel(
-                f"{known.name} changed during the run: {known.tokens} keys on grid {known.grid} before, {layer.tokens} on {layer.grid}; "
-                'a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
-                "or leave it out through layers="
-            )
+        require_same(known, layer)
         return index, known
 
     def _same(self, call: Call) -> tuple[str, str, int]:
@@ -132,6 +128,24 @@ class Sites:
         while ordinal in taken:
             ordinal += 1
         return ordinal
+
+
+def require_same(known: Layer, layer: Layer) -> None:
+    """Raise UnsupportedModel if a layer is not what it was before."""
+    if any(getattr(known, name) != getattr(layer, name) for name in ("groups", "grid", "frames", "scale", "heads", "call_heads")):
+        raise UnsupportedModel(
+            f"{known.name} changed during the run: {known.tokens} keys on grid {known.places} before, {layer.tokens} on {layer.places};"
+            ' a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
+            "or leave it out through layers="
+        )
+
+
+def _differ(call: Call) -> bool:
+    """Whether the keys of a video's rows differ by their rounding, so that one row's are not exactly all; asks the device."""
+    unevenness = 0.0 if call.uneven is None else float(call.uneven)
+    if not same_keys(call.key.dtype, unevenness):
+        raise uneven_keys(call.path)
+    return unevenness > 0
 
 
 def resampler_layer(call: Call, ordinal: int, label: str, context: Context, options: Options) -> Layer:

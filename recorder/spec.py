@@ -7,8 +7,9 @@
     [scheduler]           class
     [scheduler.config]    what to change in its config
     [call]                arguments of the pipeline's call
-    [images]              argument = path, or list of paths; reference_mask = path
+    [images]              argument = path, or list of paths; reference_mask, reference_image = path
     [record]              layers, steps, heads, branches, encoding, keys, keep_bits, max_bytes, codec, level, queue_mb
+    [probes]              texts and pictures that the run is not given, by name: see probe_file.py
     [dry_run]             tokens, for a pipeline whose number of reference tokens is not known
 
 Paths are relative to the spec's own folder.
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from ..schema.errors import InvalidInput
+from .probe_file import probe_table
 from .selection import Options
 
 Images: TypeAlias = Path | list["Images"]
@@ -32,7 +34,7 @@ Images: TypeAlias = Path | list["Images"]
 OPTIONS: Final = ("layers", "steps", "heads", "branches", "encoding", "keys", "keep_bits", "max_bytes", "codec", "level", "queue_mb")
 TABLES: Final[dict[str, Collection[str] | None]] = {
     # Keys of each table; None takes any key, to be checked against what it is passed to.
-    "": ("seed", "pipeline", "adapters", "scheduler", "call", "images", "record", "dry_run"),
+    "": ("seed", "pipeline", "adapters", "scheduler", "call", "images", "record", "probes", "dry_run"),
     "pipeline": ("class", "from_pretrained", "device", "without", "arguments"),
     "pipeline.arguments": ("torch_dtype", "variant", "revision", "local_files_only", "use_safetensors", "cache_dir", "custom_pipeline"),
     "adapters": ("from_pretrained", "subfolder", "weight_name", "image_encoder_folder", "scale"),
@@ -80,7 +82,7 @@ class Spec:
     call: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Images] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    """Of `record`."""
+    """Of `record`, probes among them."""
     seed: int | list[int] | None = None
     tokens: int | None = None
     """Reference tokens to reckon with in a dry run."""
@@ -113,7 +115,7 @@ def read_spec(path: str | PathLike[str]) -> Spec:
         scheduler_config=_table(path, scheduler, "config", "scheduler.config"),
         call=_table(path, document, "call"),
         images={name: _images(path, name, value) for name, value in _table(path, document, "images").items()},
-        options=record,
+        options={**record, "probes": probe_table(path, document["probes"])} if "probes" in document else record,
         seed=_seed(path, document.get("seed")),
         tokens=_tokens(path, _table(path, document, "dry_run").get("tokens")),
     )

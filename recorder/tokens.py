@@ -12,7 +12,7 @@ from torch import Tensor
 from ..schema.errors import UnsupportedModel
 from ..schema.trace import Role, TokenGroup
 from .capture import Call, denoisers
-from .grids import Canvas, Part
+from .grids import Canvas, Part, Places
 from .projections import UNKNOWN
 
 PLACELESS: Final = (
@@ -99,6 +99,8 @@ class Scene:
     """Whether the references' keys are made in one pass and used again in later ones."""
     referenced: bool = False
     """Whether other rows of the batch have references in their sequence, if not this one."""
+    frames: int = 0
+    """Frames that stand in the rows of the denoiser's batch."""
 
 
 def row_scenes(scene: Scene, canvases: Sequence[Canvas]) -> tuple[Scene, ...]:
@@ -154,16 +156,16 @@ def _kept_groups(call: Call, start: int, stop: int, context: Context, scene: Sce
 
 def _context_groups(start: int, stop: int, context: Context) -> list[TokenGroup]:
     """Keys made from what the pipeline conditions on: text, an image, or text with an image behind it."""
+    only = context.references[0] if len(context.references) == 1 else None
     if context.role != "text":
-        image = context.references[0] if len(context.references) == 1 else None
-        return [_patch_group("reference", start, stop, context.patches, image)]
+        return [_patch_group("reference", start, stop, context.patches, only)]
     longest = context.longest_text
     if longest is None or stop - start <= longest:
         return [TokenGroup("text", "text", start, stop)]
     split = start + longest
     return [
         TokenGroup("text", "text", start, split),
-        TokenGroup("reference", "reference", split, stop, grid=REDUX_GRIDS.get(stop - split)),
+        TokenGroup("reference", "reference", split, stop, grid=REDUX_GRIDS.get(stop - split), image=only),
     ]
 
 
@@ -221,12 +223,14 @@ def _sequence_groups(call: Call, start: int, stop: int, context: Context, scene:
     for i, part in enumerate(canvas):
         name = names[i] if names.count(names[i]) == 1 else f"{names[i]}_{names[:i].count(names[i])}"
         image = name if name in context.references else None
-        yield TokenGroup(name, part.role, start, start + part.tokens, grid=None if part.role == "text" else part.grid, image=image)
+        # A group has rows and columns only: text has no place in them, nor have the keys of a video.
+        grid = None if part.role == "text" or part.frames else part.grid
+        yield TokenGroup(name, part.role, start, start + part.tokens, grid=grid, image=image)
         start += part.tokens
 
 
 def _canvas(call: Call, scene: Scene) -> Canvas:
-    return scene.canvas or (() if call.grid is None else (Part("self", call.grid),))
+    return scene.canvas or (() if call.grid is None else (Part("self", call.grid, frames=call.frames),))
 
 
 def _joined_groups(call: Call, start: int, stop: int, context: Context) -> Iterator[TokenGroup]:
@@ -254,8 +258,8 @@ def _patch_group(name: str, start: int, stop: int, patches: tuple[int, int] | No
     return TokenGroup(name, "reference", start, stop, specials, patches, image)
 
 
-def generated_queries(call: Call, groups: Sequence[TokenGroup], scene: Scene) -> tuple[slice, tuple[int, int] | None]:
-    """Which queries of a call are places of the generated image, and their rows and columns; None if they are none.
+def generated_queries(call: Call, groups: Sequence[TokenGroup], scene: Scene) -> tuple[slice, Places | None]:
+    """Which queries of a call are places of the generated image, and their frames, rows and columns; None if they are none.
 
     Queries run over a call's own keys in the same order, with or without the text, with or without the references.
     """
@@ -263,7 +267,7 @@ def generated_queries(call: Call, groups: Sequence[TokenGroup], scene: Scene) ->
     own = [part for part in canvas if part.role == "self"]
     if len(own) != 1:
         return slice(0, positions), call.grid
-    size, grid = own[0].tokens, own[0].grid
+    size, grid = own[0].tokens, own[0].places
     before = sum(part.tokens for part in canvas[: canvas.index(own[0])])
     images = sum(part.tokens for part in canvas)
     joint = sum(count for name, count in call.segments if not name.startswith("to_v_ip"))

@@ -202,16 +202,20 @@ class Writer:
         except OSError as error:
             self._raise(error)
 
-    def interrupt(self, reason: str) -> None:
-        """Keep what can be kept and say in the trace why it ended; never raises."""
+    def interrupt(self, reason: str, *, cut: bool = False) -> None:
+        """Keep what can be kept and say in the trace why it ended; never raises.
+
+        `cut` shortens the step axis to what is committed, where its length was no plan but a bound.
+        """
         if self._trace.status != "recording":
             return
         try:
             self._workers.drain()
             self._workers.close()
             self._remove_uncommitted()
-            self._trace = dataclasses.replace(self._trace, status="interrupted", reason=reason)
-            if self._completing:  # `finish` had begun to shorten the arrays
+            steps = self.committed if cut else self._trace.steps
+            self._trace = dataclasses.replace(self._trace, status="interrupted", reason=reason, steps=steps)
+            if cut or self._completing:  # `finish` had begun to shorten the arrays
                 self._write_documents(self._trace)
             self._write_root()
             self._storage.settle()

@@ -165,9 +165,11 @@ def image_layout(image: Image) -> ArrayPlan:
     """One picture, uint8, row-major, y down; its axes bear its name, so that pictures of any sizes open as one dataset."""
     dims: tuple[str, ...] = (f"{image.name}_y", f"{image.name}_x", "rgb" if image.channels == 3 else "grey")
     shape: tuple[int, ...] = (image.height, image.width, image.channels)
-    if image.frames:
-        dims, shape = (f"{image.name}_frame", *dims), (image.frames, *shape)
-    return ArrayPlan(f"images/{image.name}", dims, shape, "uint8", shape, codec=Codec("zstd", 5), attributes={"role": image.role})
+    chunks, shards = shape, None
+    if image.frames:  # one file, of which a frame can be read alone
+        dims, shape, chunks = (f"{image.name}_frame", *dims), (image.frames, *shape), (1, *shape)
+        shards = shape if image.frames > 1 else None
+    return ArrayPlan(f"images/{image.name}", dims, shape, "uint8", chunks, shards, codec=Codec("zstd", 5), attributes={"role": image.role})
 
 
 def documents(trace: Trace) -> dict[str, dict[str, Any]]:
@@ -257,15 +259,27 @@ def _axes(layer: Layer) -> tuple[str, ...]:
 def _blocks(
     trace: Trace, layer: Layer, path: str, dtype: str, dims: tuple[str, ...], cell: tuple[int, ...], attributes: dict[str, Any]
 ) -> ArrayPlan:
-    """An array of which one (sample, branch, step) is one file, or several along the first axis of `cell` if it is large."""
+    """An array of which one (sample, branch, step) is one file, or several along the first axis of `cell` if it is large.
+
+    Frames and rows count as one axis of rows: a piece is some whole frames, or some rows of one frame.
+    """
     shape = (trace.samples, len(trace.branches), trace.steps, layer.heads, *cell)
-    row = layer.heads * math.prod(cell[1:]) * _ITEMSIZE[dtype]
-    shard_rows = _split(cell[0], SHARD_BYTES // row)
+    lead = 2 if dims[0] == "frame" else 1
+    row = layer.heads * math.prod(cell[lead:]) * _ITEMSIZE[dtype]
+    shard_rows = _split_rows(cell[:lead], SHARD_BYTES // row)
     low, high = CHUNK_BYTES
-    chunk_rows = _split(shard_rows, min(max(shard_rows * row // 8, low), high) // row)
-    shard, chunk = ((1, 1, 1, layer.heads, rows, *cell[1:]) for rows in (shard_rows, chunk_rows))
+    chunk_rows = _split_rows(shard_rows, min(max(math.prod(shard_rows) * row // 8, low), high) // row)
+    shard, chunk = ((1, 1, 1, layer.heads, *rows, *cell[lead:]) for rows in (shard_rows, chunk_rows))
     axes = ("sample", "branch", "step", "head", *dims)
     return ArrayPlan(path, axes, shape, dtype, chunk, shard if chunk != shard else None, math.nan, trace.codec, attributes)
+
+
+def _split_rows(lengths: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """The largest piece of (rows,) or (frames, rows) that has at most `most` rows, at least 1, and divides evenly."""
+    *frames, rows = lengths
+    if not frames or most < rows:
+        return (*(1 for _ in frames), _split(rows, most))
+    return _split(frames[0], most // rows), rows
 
 
 def _split(length: int, most: int) -> int:
@@ -288,6 +302,9 @@ def _coordinates(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
         column("y", "y", layer.grid[0], "float64", nan, {"long_name": "centre of the row as a share of the height, from the top"}),
         column("x", "x", layer.grid[1], "float64", nan, {"long_name": "centre of the column as a share of the width, from the left"}),
     ]
+    if layer.frames:
+        meaning = {"long_name": "centre of the frame as a share of the video, from its start"}
+        plans.append(column("frame", "frame", layer.frames, "float64", nan, meaning))
     if layer.head_numbers:
         plans.append(column("head", "head", layer.heads, "int32", -1, {"long_name": "number of the head in the model, from 0"}))
     if layer.probes:

@@ -99,3 +99,40 @@ def picture(file: Path, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> 
     """A blank image, (width, height)."""
     PIL.Image.new(mode, size).save(file)
     return file
+
+
+KONTEXT = {
+    # As published for Flux Kontext dev.
+    "transformer": {
+        "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
+        "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+        "guidance_embeds": True, "axes_dims_rope": [16, 56, 56],
+    },
+    "vae": {
+        "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "latent_channels": 16, "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "sample_size": 1024,
+        "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
+    },
+    "scheduler": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True,
+        "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096,
+    },
+}  # fmt: skip
+
+
+def save_kontext(folder: Path) -> Path:
+    """A spec of Flux Kontext at its published size, with one reference of a million pixels."""
+    index: dict[str, Any] = {"_class_name": "FluxKontextPipeline", "_diffusers_version": "0.42.1"}
+    index |= dict.fromkeys(
+        ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor"), (None, None)
+    )
+    for name, config in KONTEXT.items():
+        index[name] = ["diffusers", config["_class_name"]]
+        (folder / "model" / name).mkdir(parents=True)
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        (folder / "model" / name / file).write_text(json.dumps(config))
+    (folder / "model" / "model_index.json").write_text(json.dumps(index))
+    picture(folder / "reference.png", (1024, 1024))
+    text = '[pipeline]\nclass = "FluxKontextPipeline"\nfrom_pretrained = "model"\narguments = { torch_dtype = "bfloat16" }\n'
+    (folder / "kontext.toml").write_text(text + '[call]\nprompt = "in a coat"\n[images]\nimage = "reference.png"\n')
+    return folder / "kontext.toml"

@@ -73,14 +73,14 @@ class MemoryWriter:
         self.images |= {image.name: pixels for image, pixels in images}
         self.trace = dataclasses.replace(self.trace, images=(*self.trace.images, *(image for image, _ in images)))
 
-    def finish(self, *, images: Any, **updates: Any) -> Trace:
+    def finish(self, *, images: Any = (), **updates: Any) -> Trace:
         self.images = {image.name: pixels for image, pixels in images} | self.images
         self.trace = dataclasses.replace(self.trace, images=(*(image for image, _ in images), *self.trace.images))
         changes = {**updates, "steps": self.committed, "status": "complete"}
         self.trace = dataclasses.replace(self.trace, **changes)
         return self.trace
 
-    def interrupt(self, reason: str) -> None:
+    def interrupt(self, reason: str, *, cut: bool = False) -> None:
         self.reason = reason
 
     def layer(self, name: str) -> int:

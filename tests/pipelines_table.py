@@ -17,7 +17,8 @@ with warnings.catch_warnings():
     import pipelines_adapters
     import pipelines_sequences
     import pipelines_transformers
-    from diffusers import StableDiffusionInstructPix2PixPipeline
+    import pipelines_video
+    from diffusers import MarigoldDepthPipeline, StableDiffusionInstructPix2PixPipeline, StableUnCLIPImg2ImgPipeline
 
     import pipelines
 
@@ -25,14 +26,14 @@ from memory import MemoryWriter
 
 from i2am.recorder import intake, record, sites
 from i2am.schema.errors import UnsupportedModel
-from i2am.schema.trace import TokenGroup
+from i2am.schema.trace import Layer, TokenGroup
 from pipelines import Built
 
 TITLE = """# Pipelines
 
 What a recording sees of each family, with the tests' tiny random components: token counts and grids are theirs, not those of published
 models. The images were equal, bit by bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`,
-`test_sequences.py`).
+`test_sequences.py`, `test_video_recording.py`).
 
 This page is printed by `python tests/pipelines_table.py > docs/pipelines.md`; a test compares them.
 
@@ -40,6 +41,7 @@ This page is printed by `python tests/pipelines_table.py > docs/pipelines.md`; a
 - **softmax shared with**: what else the model weighs against the reference in the same softmax. With `keys="auto"` only the reference's
   part of such a call is stored; P stays the model's own, because `query_lse` runs over all of its keys.
 - **steps**: evaluations in this run, and how many denoiser passes make one where there are several.
+- **frames**: of a layer, which may be fewer than the video's, as several frames of a picture may share one of the latent.
 """
 HEAD = ("family", "pipeline", "reference tokens", "grid", "softmax shared with", "steps", "branches", "what is stored, or why nothing")
 
@@ -49,17 +51,33 @@ def instructions() -> Built:
     return pipeline, lambda: {**pipelines.text_arguments(), "image": pipelines.picture(1), "generator": pipelines.generator()}
 
 
+def unclip() -> Built:
+    plain = pipelines.stable_diffusion()
+    absent = ("feature_extractor", "image_encoder", "image_normalizer", "image_noising_scheduler", "tokenizer", "text_encoder")
+    pipeline = StableUnCLIPImg2ImgPipeline(**dict.fromkeys(absent), unet=plain.unet, scheduler=plain.scheduler, vae=plain.vae)
+    return pipeline, lambda: {"image": pipelines.picture(1), **pipelines.text_arguments()}
+
+
+def marigold() -> Built:
+    plain = pipelines.stable_diffusion(channels=8)
+    pipeline = MarigoldDepthPipeline(plain.unet, plain.vae, plain.scheduler, None, None)
+    return pipeline, lambda: {"image": pipelines.picture(1)}
+
+
 PLAIN = ("text", "text-heun", "inpaint", "ip-plain", "ip-plus", "ip-full", "ip-two", "sdxl", "paint-by-example", "image-variation")
 REFUSED: dict[str, Callable[[], Built]] = {
     "flux-fill": pipelines_transformers.flux_fill,
     "instruct-pix2pix": instructions,
-    "video": lambda: pipelines_transformers.wan(frames=5),
+    "stable-unclip": unclip,
+    "marigold": marigold,
+    "wan-channels": pipelines_video.wan_channels,
 }
 ROWS: dict[str, Callable[[], Built]] = {
     **{name: pipelines.FAMILIES[name] for name in PLAIN},
     **pipelines_adapters.ADAPTED,
     **pipelines_transformers.SHARED,
     **pipelines_sequences.SEQUENCES,
+    **pipelines_video.VIDEO,
     **REFUSED,
 }
 
@@ -109,8 +127,14 @@ def row(family: str) -> str:
         else "",
         f"{steps}, each of {len(passes) // steps} passes" if len(passes) > steps else str(steps),
         ", ".join(branches),
-        stored if references else f"{stored}: no reference here",
+        (stored if references else f"{stored}: no reference here") + places(trace.layers),
     )
+
+
+def places(layers: tuple[Layer, ...]) -> str:
+    """The frames of a video's layers, in words."""
+    frames = list(dict.fromkeys(layer.frames for layer in layers if layer.frames))
+    return f"; {', '.join(map(str, frames))} frames" if frames else ""
 
 
 def count(group: TokenGroup) -> str:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from i2am.analyzer import open_trace
-from i2am.analyzer.attention import DIMS, EXACT_SCORE, Calls
+from i2am.analyzer.attention import EXACT_SCORE, Calls
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -42,7 +42,7 @@ def expected(made: Synthetic, view: str, layer: int) -> np.ndarray:
 def test_views_equal_the_oracle(made: Synthetic, view: str, layer: int) -> None:
     found = getattr(open_trace(made.path), view)(layer)
     truth = expected(made, view, layer)
-    assert found.dims == DIMS
+    assert found.dims == ("sample", "branch", "step", "head", "y", "x", "token")
     assert found.dtype == np.float32
     assert found.chunks is not None
     np.testing.assert_array_equal(np.isnan(found.values), np.isnan(truth))

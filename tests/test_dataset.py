@@ -16,19 +16,20 @@ import xarray as xr
 from PIL import Image
 
 import traces
-from i2am.analyzer import evaluate, evaluation, g2r, imacs, open_trace, r2g, shards
+from i2am.analyzer import evaluate, evaluation, g2r, head_truth, imacs, open_trace, r2g, save_heads, shards
 from i2am.analyzer.cli import run
 from i2am.analyzer.collection import find_traces
 from i2am.analyzer.dataset import ask
 from i2am.analyzer.evaluation import Question
 from i2am.analyzer.intervals import bootstrap_mean
-from i2am.analyzer.judgement import available, judge
+from i2am.analyzer.judgement import METRICS, judge
+from i2am.analyzer.recipes import recipe
 from i2am.schema.errors import CorruptTrace, InvalidInput, NotATrace, UnknownSelection
 from traces import default_layers, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
 
-METRICS = ("imacs_g", "imacs_r", "imacs_r_plain")
+SCORES = ("imacs_g", "imacs_r", "imacs_r_plain")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sound traces of one model."""
     folder = tmp_path_factory.mktemp("good")
     for seed in range(3):
-        synthetic_trace(folder / f"pair-{seed}.zarr", steps=2, seed=seed)
+        position = np.random.default_rng(seed).random((8, 6, 2)).tolist()
+        synthetic_trace(folder / f"pair-{seed}.zarr", steps=2, seed=seed, facts={"demo": {"position": position}})
     return folder
 
 
@@ -79,20 +81,18 @@ def scores(path: Path) -> dict[str, float]:
 
 
 def test_an_evaluation_is_what_each_trace_says_alone(good: Path) -> None:
-    table = evaluate(good, metrics=METRICS)
+    table = evaluate(good, metrics=SCORES)
     assert dict(table.sizes) == {"trace": 3}
     for name in table["trace"].values:
         alone = scores(good / f"{name}.zarr")
-        assert {metric: float(table[metric].sel(trace=name)) for metric in METRICS} == alone
+        assert {metric: float(table[metric].sel(trace=name)) for metric in SCORES} == alone
         assert str(table["id"].sel(trace=name).values) == open_trace(good / f"{name}.zarr").id
 
 
 def test_every_metric_of_the_table_can_be_asked_for(good: Path) -> None:
     trace = open_trace(good / "pair-1.zarr")
-    names = available(trace)
-    assert {"iou_g", "box_iou_r", "entropy_g", "row_entropy", "attention_variation"} < set(names)
-    table = evaluate(good, metrics=names)
-    assert {name: float(table[name][1]) for name in names} == {name: float(value) for name, value in judge(trace, names).items()}
+    table = evaluate(good, metrics=list(METRICS))
+    assert {name: float(table[name][1]) for name in METRICS} == {name: float(value) for name, value in judge(trace, METRICS).items()}
 
 
 def test_means_and_intervals_are_attributes(good: Path) -> None:
@@ -110,11 +110,22 @@ def test_selections_and_recipes_reach_the_maps(good: Path) -> None:
     assert float(table["imacs_g"][1]) == float(imacs(map, trace.image("mask")))
 
 
+def test_a_changed_recipe_is_named_by_its_label(good: Path) -> None:
+    row = recipe("i2am", resize="bilinear")
+    table = evaluate(good, recipe=row, metrics="imacs_g")
+    assert table.attrs["recipe"] == row.label == "i2am(resize=bilinear)"
+    trace = open_trace(good / "pair-0.zarr")
+    assert float(table["imacs_g"][0]) == float(imacs(r2g(trace, recipe=row), trace.image("mask")))
+    xr.testing.assert_identical(evaluate(good, recipe=row.label, metrics="imacs_g"), table)
+
+
 def test_a_dataset_can_be_saved(good: Path) -> None:
     table = evaluate(good)
     table.to_netcdf("table.nc", engine="h5netcdf")
-    with xr.open_dataset("table.nc", engine="h5netcdf") as read:
-        xr.testing.assert_equal(read.load(), table)
+    table.to_zarr("table.zarr", zarr_format=3, consolidated=False)
+    for name, options in (("table.nc", {"engine": "h5netcdf"}), ("table.zarr", {"engine": "zarr", "consolidated": False})):
+        with xr.open_dataset(name, **options) as read:
+            xr.testing.assert_equal(read.load(), table)
 
 
 def test_bad_traces_are_listed_with_the_reason_and_the_rest_is_untouched(mixed: Path, good: Path) -> None:
@@ -177,6 +188,25 @@ def test_positions_must_mean_the_same_in_every_trace(good: Path, tmp_path: Path)
     assert "it has 3 steps, heads has 2" in found["other"]
 
 
+def test_heads_chosen_by_layer_need_only_these_layers_to_agree(good: Path, tmp_path: Path) -> None:
+    layers = default_layers()
+    other = synthetic_trace(tmp_path / "other.zarr", layers=layers[1:], steps=3, seed=8).path
+    table = evaluate([good, other], metrics="imacs_g", heads={layers[1].path: [0, 3]})
+    assert list(table["trace"].values) == ["pair-0", "pair-1", "pair-2", "other"]
+    (row,) = json.loads(evaluate([good, other], metrics="imacs_g", heads={1: [0]}).attrs["skipped"])
+    assert row["trace"] == "other"
+
+
+def test_heads_of_a_file_refuse_traces_of_another_model(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layers = (*default_layers()[:2], reference_layer(default_layers()[2].path, (8, 6), heads=3))
+    synthetic_trace(tmp_path / "other.zarr", layers=layers, steps=2, seed=8)
+    save_heads(head_truth([good / "pair-0.zarr"]), tmp_path / "heads.zarr")
+    given = ["--heads-from", tmp_path / "heads.zarr", "--top", 1, "--metric", "imacs_g"]
+    (row,) = answer(capsys, 4, "evaluate", good, tmp_path / "other.zarr", *given)["skipped"]
+    assert row["trace"] == "other"
+    assert "made of another model" in row["message"]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "reason"),
     [
@@ -185,6 +215,7 @@ def test_positions_must_mean_the_same_in_every_trace(good: Path, tmp_path: Path)
         ({"recipe": "nope"}, InvalidInput, "no recipe 'nope'"),
         ({"keep": "time"}, InvalidInput, "one number for each trace"),
         ({"layers": "*nope*"}, UnknownSelection, "none of the 3 traces can be evaluated; the first, pair-0: no layer"),
+        ({"mask": np.eye(3)}, InvalidInput, "mask= of a dataset is the name of an image"),
         ({"mask": "nope.png"}, UnknownSelection, "nope.png is neither"),
     ],
 )
@@ -224,7 +255,7 @@ def test_imacs_of_several_traces_has_a_row_each_and_their_mean(good: Path, capsy
     facts = answer(capsys, 0, "imacs", *paths)
     for row, path in zip(facts["traces"], paths, strict=True):
         alone = answer(capsys, 0, "imacs", path)
-        assert {name: row[name] for name in METRICS} == {name: alone[name] for name in METRICS}
+        assert {name: row[name] for name in SCORES} == {name: alone[name] for name in SCORES}
         assert (row["id"], row["path"]) == (alone["trace"], str(path))
     mean = facts["mean"]["imacs_g"]
     assert mean["mean"] == np.mean([row["imacs_g"] for row in facts["traces"]])

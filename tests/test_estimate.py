@@ -180,7 +180,9 @@ def test_what_a_dry_run_refuses(sd15: Path, tmp_path: Path) -> None:
     text = head + '[call]\nprompt = "x"\n[images]\nimage = "p.png"'
     with pytest.raises(UnsupportedModel, match="has no reference in its attention"):
         estimate(spec(tmp_path, text))
-    index = '{"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}'
+    index = '{"_class_name": "StableCascadeDecoderPipeline", "decoder": ["diffusers", "StableCascadeUNet"]}'
     (tmp_path / "model/model_index.json").write_text(index)
-    with pytest.raises(UnsupportedModel, match="record a few steps instead"):
-        estimate(spec(tmp_path, '[pipeline]\nclass = "FluxPipeline"\nfrom_pretrained = "model"'))
+    with pytest.raises(UnsupportedModel, match=r"has neither unet nor transformer.*record a few steps instead"):
+        estimate(
+            spec(tmp_path, '[pipeline]\nclass = "StableCascadeDecoderPipeline"\nfrom_pretrained = "model"\n[call]\nimage_embeddings = 0')
+        )

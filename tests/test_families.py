@@ -165,7 +165,7 @@ def test_the_kept_block_is_the_models_own(family: str, encoding: str, memory: ty
 
 
 def check_factors(blocks: Any, layer: Layer, query: torch.Tensor, every: torch.Tensor, kept: torch.Tensor) -> None:
-    assert np.array_equal(blocks["query"], query.unflatten(1, layer.grid).numpy())
+    assert np.array_equal(blocks["query"], query.unflatten(1, layer.places).numpy())
     assert np.array_equal(blocks["key"], kept.numpy())
     assert ("query_lse" in blocks) == (every.shape[1] > kept.shape[1])
     if "query_lse" in blocks:
@@ -182,8 +182,8 @@ def check_probabilities(blocks: Any, layer: Layer, query: torch.Tensor, every: t
     np.testing.assert_allclose(found.reshape(truth.shape), truth, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(blocks["query_lse"].reshape(a.shape), a, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(blocks["token_lse"], torch.logsumexp(part, 1), rtol=1e-5, atol=1e-5)
-    generated = found * np.exp(blocks["query_lse"][..., None] - blocks["token_lse"][:, None, None, :])
-    np.testing.assert_allclose(generated.sum((1, 2)), 1, atol=1e-3)
+    generated = found.reshape(truth.shape) * np.exp(a.numpy()[..., None] - blocks["token_lse"][:, None, :])
+    np.testing.assert_allclose(generated.sum(1), 1, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -238,12 +238,6 @@ def test_two_denoisers_take_turns(memory: type[MemoryWriter]) -> None:
     assert names == ["transformer", "transformer_2"]
     # 1000 is above 0.9 of the noise, the others are below.
     assert [(index, step) for index, _, _, step in memory.last.blocks] == [(0, 0), (1, 1), (1, 2)]
-
-
-def test_several_frames_are_refused() -> None:
-    pipeline, call = wan(frames=5)
-    with pytest.raises(UnsupportedModel, match=r"makes 2 frames; a layer of a trace has rows and columns and no frame axis.*num_frames=1"):
-        record(pipeline, PATH, **call())
 
 
 @pytest.mark.parametrize("family", ROWS)

@@ -41,8 +41,8 @@ def test_shapes_name_the_generated_image_first() -> None:
     parts = (Part("self", (4, 2)), Part("reference", (4, 6)))
     assert by_shapes([[(1, 4, 2), (1, 4, 6)]] * 2) == parts
     assert by_shapes([(1, 4, 2), (1, 4, 6)]) == parts
-    with pytest.raises(UnsupportedModel, match="makes 3 frames"):
-        by_shapes([[(3, 4, 2)]])
+    assert by_shapes([[(3, 4, 2)]]) == (Part("self", (4, 2), frames=3),)
+    assert by_shapes([[(3, 4, 2)]])[0].tokens == 24
 
 
 def test_patches_cut_a_latent() -> None:
@@ -51,9 +51,10 @@ def test_patches_cut_a_latent() -> None:
     assert by_patches(model, torch.empty(1, 4, 8, 6)) == (Part("self", (4, 3)),)
     assert by_patches(video, torch.empty(1, 4, 1, 8, 6)) == (Part("self", (4, 3)),)
     assert by_patches(torch.nn.Linear(1, 1), torch.empty(1, 4, 8, 6)) == ()
-    with pytest.raises(UnsupportedModel, match="makes 5 frames"):
-        by_patches(video, torch.empty(1, 4, 5, 8, 6))
-    with pytest.raises(UnsupportedModel, match="makes a video"):
+    assert by_patches(video, torch.empty(1, 4, 5, 8, 6)) == (Part("self", (4, 3), frames=5),)
+    pairs: Any = SimpleNamespace(config=SimpleNamespace(patch_size=(2, 2, 2)))
+    assert by_patches(pairs, torch.empty(1, 4, 6, 8, 6))[0].places == (3, 4, 3)
+    with pytest.raises(UnsupportedModel, match="Linear makes a video and does not say how it is cut into patches"):
         by_patches(torch.nn.Linear(1, 1), torch.empty(1, 4, 5, 8, 6))
 
 

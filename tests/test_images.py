@@ -10,9 +10,11 @@ import PIL.Image
 import pytest
 import torch
 from memory import MemoryWriter, memory
+from pipelines_transformers import redux
 
 from i2am.recorder import record
 from i2am.recorder.images import generated_pictures, reference_window, to_pixels
+from i2am.schema.errors import InvalidInput
 from pipelines import build, ip_adapter, processor, square_mask, text_to_image
 
 __all__ = ["memory"]
@@ -113,3 +115,24 @@ def test_what_is_no_image_is_none() -> None:
     assert to_pixels("reference.png") is None
     assert to_pixels(np.zeros(3)) is None
     assert generated_pictures(object()) == []
+
+
+def test_references_that_are_given_as_embeddings_are_kept_and_tied(memory: type[MemoryWriter]) -> None:
+    pipeline, call = redux()
+    picture = PIL.Image.new("RGB", (20, 30), (200, 10, 10))
+    record(pipeline, PATH, reference_image=picture, **call())
+    (image,) = [image for image in memory.last.trace.images if image.role == "reference"]
+    # Redux's prior stretches the whole picture.
+    assert (image.name, image.height, image.width, image.window) == ("reference", 30, 20, None)
+    assert {group.image for layer in memory.last.trace.layers for group in layer.groups} == {"reference"}
+    assert "reference_image" not in memory.last.trace.provenance["options"]
+
+    pipeline, call = ip_adapter("full")
+    embedded = pipeline.prepare_ip_adapter_image_embeds(call()["ip_adapter_image"], None, "cpu", 1, True)
+    arguments = {name: value for name, value in call().items() if name != "ip_adapter_image"}
+    record(pipeline, PATH, reference_image=picture, keys="reference", ip_adapter_image_embeds=embedded, **arguments)
+    (image,) = [image for image in memory.last.trace.images if image.role == "reference"]
+    assert image.window == (5, 0, 25, 20)
+    assert {group.image for layer in memory.last.trace.layers for group in layer.groups} == {"reference"}
+    with pytest.raises(InvalidInput, match="reference_image is no picture; give a PIL image"):
+        record(pipeline, PATH, reference_image="reference.png", **call())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,13 @@ def test_masking_first_touches_the_reference_alone(trace: Trace, capsys: pytest.
         assert hidden[name] > plain[name]
     assert run(["imacs", str(trace.path), "--pre-mask", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["imacs_r"] == pytest.approx(hidden["imacs_r"])
+
+
+def test_the_page_names_every_metric() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    table = page.split("\n\n")[2]
+    named = [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert named == list(METRICS)
+    for line in table.splitlines()[2:]:
+        for name in re.findall(r"`(\w+)`", line.split("|")[1]):
+            assert line.split("|")[5].strip() == METRICS[name].better

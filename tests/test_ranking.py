@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from probed import CONCEPTS, LAYERS, ORDER, trace_of
 
 from i2am.analyzer import heads, load_heads, open_trace, rank_heads, save_heads, select_heads
+from i2am.analyzer.headorder import head_coordinates
 from i2am.analyzer.ranking import published_vector
-from i2am.analyzer.relevance import head_coordinates
-from i2am.schema.errors import AlreadyExists, InvalidInput, UnknownSelection
+from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, UnknownSelection
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -156,6 +156,10 @@ def test_files_of_something_else_are_refused(tmp_path: Path, found: xr.DataArray
         (tmp_path / "nowhere.nc", "there is no .*nowhere.nc; scores of heads are a .nc or .zarr that `i2am heads -o` wrote"),
         (plain, r"holds no scores of heads \(its attributes lack i2am_heads = 1\)"),
         (empty, "empty.nc cannot be read as scores of heads"),
+        (
+            synthetic_trace(tmp_path / "run.zarr", steps=1).path,
+            "run.zarr is a trace and holds no scores of heads",
+        ),
         (folder, "folder.zarr cannot be read as scores of heads"),
         (damaged, "damaged.zarr is damaged: it lacks what tells one head from another"),
     ):
@@ -163,3 +167,13 @@ def test_files_of_something_else_are_refused(tmp_path: Path, found: xr.DataArray
             load_heads(path)
     with pytest.raises(InvalidInput, match=r"cannot keep the names of layers and concepts in 'h.npy'; end it in .nc or .zarr"):
         save_heads(found, tmp_path / "h.npy")
+
+
+def test_a_missing_library_is_named_before_anything_is_counted(
+    found: xr.DataArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_heads(found, tmp_path / "h.nc")
+    monkeypatch.setattr("i2am.analyzer.export.find_spec", lambda name: None)
+    for ask in (lambda: save_heads(found, tmp_path / "other.nc"), lambda: load_heads(tmp_path / "h.nc")):
+        with pytest.raises(MissingExtra, match=r'pip install "i2am\[netcdf\]", or take .zarr'):
+            ask()

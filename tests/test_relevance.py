@@ -17,7 +17,9 @@ from probed import CONCEPTS, LAYERS, ORDER, PIECES, TEXTS, probed, trace_of, wor
 
 from i2am.analyzer import concept_words, concepts, heads, open_trace
 from i2am.analyzer.counting import Span, draw, winners
-from i2am.analyzer.relevance import published_order, vectors
+from i2am.analyzer.enquiry import Enquiry
+from i2am.analyzer.headorder import published_order
+from i2am.analyzer.relevance import vectors
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from i2am.schema.text import Text, Word
 from i2am.schema.trace import Layer, TokenGroup
@@ -106,6 +108,13 @@ def test_branches_are_counted_apart(made: list[Synthetic]) -> None:
         heads(made[1].path, concepts=CONCEPTS, branch="both")
 
 
+def test_traces_of_the_same_words_share_what_is_known_of_them(made: list[Synthetic]) -> None:
+    first, second = (open_trace(each.path) for each in made[:2])
+    enquiry = Enquiry(first, concepts(CONCEPTS), "concepts", None, None)
+    rows = [spans for trace in (first, second) for _, spans in enquiry.rows(trace)]
+    assert len(rows) == 6 and all(spans is rows[0] for spans in rows)
+
+
 def test_order_workers_and_company_do_not_matter(made: list[Synthetic]) -> None:
     found = heads([each.path for each in made], concepts=CONCEPTS)
     with dask.config.set(scheduler="synchronous"):
@@ -178,6 +187,31 @@ def test_a_text_of_two_tokenizers_has_the_tokens_of_both(tmp_path: Path) -> None
     made = synthetic_trace(tmp_path / "t.zarr", layers=[layer], encoding="factors", texts=texts, plant=plant)
     found = heads(made.path, concepts={"Animals": ["dog"], "Color": ["red"]})
     assert found["count"].sel(concept="Animals", head=0).item() == 4
+
+
+def test_pictures_are_words_too(tmp_path: Path) -> None:
+    """Four garments of six tokens, the first CLS: two are dots, and one head was made for dots."""
+    garments = tuple(TokenGroup(f"garments_{i}", "reference", 6 * i, 6 * i + 6, 1, (1, 5)) for i in range(4))
+    layer = reference_layer(ORDER[0], heads=2, probes=garments)
+
+    def plant(index: int, key: np.ndarray) -> None:
+        key[1, [*range(7, 12), *range(19, 24)]] *= 8
+
+    made = synthetic_trace(tmp_path / "t.zarr", layers=[layer], encoding="factors", plant=plant, steps=6)
+    kinds = {"stripes": ["garments_0", "garments_2"], "dots": ["garments_1", "garments_3"]}
+    found = heads(made.path, concepts=kinds, probe="garments", keep="time")
+    assert found["count"].sel(concept="dots", head=1).sum() == 6
+    for step in range(6):
+        name = f"0/{made.trace.id}/{layer.name}/0/{step}"
+        picked = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest())).integers([2, 2])
+        stripes, dots = 2 * picked[0], 2 * picked[1] + 1
+        keys = made.probe_key[0][0][[6 * stripes, *(6 * stripes + 1 + i for i in range(5)), *(6 * dots + 1 + i for i in range(5))]]
+        scores = layer.scale * (made.query[0][0, 0, step, 0].reshape(-1, 8).astype(np.float64) @ keys.T.astype(np.float64))
+        shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        first = shares[:, 1:6].mean() > shares[:, 6:].mean()
+        assert found["count"].sel(head=0).values[step, :, 0].tolist() == [int(first), int(not first)]
+    with pytest.raises(UnknownSelection, match="lacks 1 of the concepts' words: garments_4; it has garments_0, garments_1"):
+        heads(made.path, concepts={**kinds, "logo": ["garments_4"]}, probe="garments")
 
 
 def test_layers_come_in_the_published_order() -> None:

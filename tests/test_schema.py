@@ -28,13 +28,16 @@ def layers(draw: st.DrawFn) -> Layer:
     encoding = draw(st.sampled_from(["probabilities", "factors"]))
     heads, depth = draw(st.integers(1, 20)), draw(st.integers(1, 160))
     more = draw(st.sampled_from([0, stop, stop + 7]))
-    return Layer("unet.attn2", draw(st.integers(0, 3)), heads, depth, 0.5, grid, stop, tuple(groups), encoding, call_tokens=more)
+    frames = draw(st.sampled_from([0, 0, 1, 2, 21]))
+    return Layer(
+        "unet.attn2", draw(st.integers(0, 3)), heads, depth, 0.5, grid, stop, tuple(groups), encoding, call_tokens=more, frames=frames
+    )
 
 
 @st.composite
 def traces(draw: st.DrawFn) -> Trace:
     layer = draw(layers())
-    images = (Image("reference", "reference", 8, 6, 3, (0.0, 0.0, 6.0, 6.0)),)
+    images = (Image("reference", "reference", 8, 6, 3, (0.0, 0.0, 6.0, 6.0)), Image("generated_0", "generated", 8, 6, 3, frames=2))
     branches = draw(st.sampled_from([("cond",), ("uncond",), ("cond", "uncond")]))
     status = draw(st.sampled_from(["recording", "interrupted", "complete"]))
     codec = Codec(draw(st.sampled_from(["lz4", "zstd"])), draw(st.integers(0, 9)))
@@ -54,8 +57,10 @@ def test_the_plan_is_made_of_whole_pieces_within_their_bounds(trace: Trace) -> N
         assert len(plan.dims) == len(plan.shape) == len(plan.chunks) == len(plan.file_shape)
         assert all(file % chunk == 0 for file, chunk in zip(plan.file_shape, plan.chunks, strict=True))
     for plan in data_plans(trace, 0).values():
+        assert "frame" not in plan.dims or 1 in (plan.chunks[4], plan.shape[5] // plan.chunks[5]), "a piece is frames, or rows of one"
         assert plan.file_shape[:3] == (1, 1, 1), "one file is one sample, branch and step"
-        row = math.prod(plan.shape[3:]) // plan.shape[4] * np.dtype(plan.dtype).itemsize
+        lead = 2 if "frame" in plan.dims else 1
+        row = math.prod((plan.shape[3], *plan.shape[4 + lead :])) * np.dtype(plan.dtype).itemsize
         assert math.prod(plan.file_shape) * np.dtype(plan.dtype).itemsize <= max(SHARD_BYTES, row)
         assert math.prod(plan.chunks) * np.dtype(plan.dtype).itemsize <= max(CHUNK_BYTES[1], row)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from i2am.schema.trace import Codec, Image, Layer, TokenGroup, Trace
 
 @dataclass
 class Synthetic:
-    """A trace on disk and what it must answer; arrays have axes (sample, branch, step, head, y, x, token), NaN where absent."""
+    """A trace on disk and what it must answer; arrays have axes (sample, branch, step, head, [frame,] y, x, token), NaN where absent."""
 
     path: Path
     trace: Trace
@@ -33,9 +34,9 @@ class Synthetic:
     query_lse: list[np.ndarray] = field(default_factory=list)
     """a, without the token axis; over all keys of the call."""
     token_lse: list[np.ndarray] = field(default_factory=list)
-    """b, without the axes y and x."""
+    """b, without the axes of places."""
     query: list[np.ndarray] = field(default_factory=list)
-    """(sample, branch, step, head, y, x, channel), as the model had it."""
+    """(sample, branch, step, head, [frame,] y, x, channel), as the model had it."""
     key: list[np.ndarray] = field(default_factory=list)
     """(sample, branch, step, head, token, channel)."""
     probe_key: list[np.ndarray | None] = field(default_factory=list)
@@ -95,16 +96,18 @@ def synthetic_trace(
     latent_grid: tuple[int, int] | None = (8, 6),
     image_size: tuple[int, int] = (64, 48),
     reference_size: tuple[int, int] = (30, 50),
+    frames: int = 0,
     status: str = "complete",
     codec: Codec | None = None,
     texts: Sequence[Text] = (),
     plant: Callable[[int, np.ndarray], None] | None = None,
+    facts: dict[str, Any] | None = None,
     **writer_options: Any,
 ) -> Synthetic:
     """Write a trace; `absent` holds (step, layer) pairs without a call, `encoding` None keeps each layer's own.
 
     `status` other than `complete` leaves it `interrupted`, or `recording` as a killed process would. `plant` may change the keys of a
-    layer's probes, given its index, before they are written.
+    layer's probes, given its index, before they are written. `frames` makes the generated picture a video; layers say their own.
     """
     rng = np.random.default_rng(seed)
     chosen = tuple(layers if layers is not None else default_layers())
@@ -126,9 +129,14 @@ def synthetic_trace(
         result.writer.add_layer(layer, result.probe_key[-1])
     result.writer.add_texts(texts)
     _write(result, chosen, branches, steps, set(absent))
-    result.images = _pictures(rng, samples, image_size, reference_size)
+    result.images = _pictures(rng, samples, image_size, reference_size, **({"frames": frames} if frames else {}))
     if status == "complete":
-        result.trace = result.writer.finish(images=_images(result.images), model={"pipeline": "synthetic"}, inputs={"seed": seed})
+        result.trace = result.writer.finish(
+            images=_images(result.images),
+            model={"pipeline": "synthetic"},
+            inputs={"seed": seed},
+            provenance={"facts": facts} if facts else {},
+        )
     elif status == "interrupted":
         result.writer.interrupt("stopped by the test")
         result.trace = result.writer.trace
@@ -141,21 +149,23 @@ def synthetic_trace(
 def _draw(result: Synthetic, layer: Layer, rng: np.random.Generator, lead: tuple[int, int, int], sharpness: float, static: bool) -> None:
     """Random q and k of one layer, and S, P, G in float64."""
     tokens = layer.call_tokens or layer.tokens
-    q = (sharpness * rng.standard_normal((*lead, layer.heads, *layer.grid, layer.head_dim))).astype(layer.factor_dtype)
+    q = (sharpness * rng.standard_normal((*lead, layer.heads, *layer.places, layer.head_dim))).astype(layer.factor_dtype)
     k = rng.standard_normal((*lead, layer.heads, tokens, layer.head_dim)).astype(layer.factor_dtype)
     if static:
         k[:] = k[:, :, :1]
-    s = layer.scale * np.einsum("...yxc,...tc->...yxt", q.astype(np.float64), k.astype(np.float64), optimize=True)
+    flat = q.reshape(*lead, layer.heads, math.prod(layer.places), layer.head_dim).astype(np.float64)
+    s = layer.scale * np.einsum("...xc,...tc->...xt", flat, k.astype(np.float64), optimize=True)
     a = _logsumexp(s, (-1,))
     s = s[..., : layer.tokens]
+    b = _logsumexp(s, (-2,))
+    shape = (*lead, layer.heads, *layer.places, layer.tokens)
     result.query.append(q)
     result.key.append(np.ascontiguousarray(k[..., : layer.tokens, :]))
-    result.scores.append(s)
-    result.probabilities.append(np.exp(s - a))
-    b = _logsumexp(s, (-3, -2))
-    result.generated.append(np.exp(s - b))
-    result.query_lse.append(a[..., 0])
-    result.token_lse.append(b[..., 0, 0, :])
+    result.scores.append(s.reshape(shape))
+    result.probabilities.append(np.exp(s - a).reshape(shape))
+    result.generated.append(np.exp(s - b).reshape(shape))
+    result.query_lse.append(a.reshape(shape[:-1]))
+    result.token_lse.append(b[..., 0, :])
 
 
 def _logsumexp(s: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
@@ -183,13 +193,17 @@ def _blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, int, int
         blocks = {"query": result.query[index][at], "key": result.key[index][at]}
         return (blocks | {"query_lse": a.astype(np.float32)} if layer.partial_keys else blocks), 0.0
     stored = encode_probability(result.probabilities[index][at])
-    kept = (decode_probability(stored) * np.exp(a[..., None] - b[:, None, None])).sum((1, 2))
+    found = decode_probability(stored).reshape(layer.heads, -1, layer.tokens)
+    kept = (found * np.exp(a.reshape(layer.heads, -1)[..., None] - b[:, None])).sum(1)
     lost = float(np.clip(1 - kept, 0, 1).max())
     return {"probability": stored, "query_lse": a.astype(np.float32), "token_lse": b.astype(np.float32)}, lost
 
 
-def _pictures(rng: np.random.Generator, samples: int, size: tuple[int, int], reference: tuple[int, int]) -> dict[str, np.ndarray]:
-    pictures = {f"generated_{i}": rng.integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(samples)}
+def _pictures(
+    rng: np.random.Generator, samples: int, size: tuple[int, int], reference: tuple[int, int], frames: int = 0
+) -> dict[str, np.ndarray]:
+    shape = (frames, *size, 3) if frames else (*size, 3)
+    pictures = {f"generated_{i}": rng.integers(0, 256, shape, dtype=np.uint8) for i in range(samples)}
     pictures["reference"] = rng.integers(0, 256, (*reference, 3), dtype=np.uint8)
     for name, (height, width) in {"mask": size, "reference_mask": reference}.items():
         mask = np.zeros((height, width, 1), dtype=np.uint8)
@@ -200,4 +214,7 @@ def _pictures(rng: np.random.Generator, samples: int, size: tuple[int, int], ref
 
 def _images(pictures: dict[str, np.ndarray]) -> list[tuple[Image, np.ndarray]]:
     roles = {"reference": "reference", "mask": "mask", "reference_mask": "reference_mask"}
-    return [(Image(name, roles.get(name, "generated"), *pixels.shape), pixels) for name, pixels in pictures.items()]
+    return [
+        (Image(name, roles.get(name, "generated"), *pixels.shape[-3:], frames=len(pixels) if pixels.ndim > 3 else 0), pixels)
+        for name, pixels in pictures.items()
+    ]

@@ -1,0 +1,83 @@
+"""The rows of methods as tables: names for a terminal, every field of some, and the table of `docs/methods.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from .recipes import FIELDS, MIDDLE, RECIPES, Recipe, write
+
+AXES: Final = {"generated": "positions", "keys": "keys"}
+HEADINGS: Final[tuple[tuple[str, Callable[[Recipe], str]], ...]] = (
+    ("recipe", lambda row: f"`{row.name}`"),
+    ("softmax under R2G, tokens", lambda row: f"over {AXES[row.r2g]}"),
+    ("under G2R, SRAM", lambda row: "no such maps" if row.g2r == "none" else f"over {AXES[row.g2r]}"),
+    ("branch", lambda row: row.branch),
+    ("layers", lambda row: _layers(row)),
+    ("CLS in R2G", lambda row: "counts" if row.specials else "left out"),
+    ("tokens; positions", lambda row: f"{row.tokens}; {row.queries}{' x mask' if row.query_mask else ''}"),
+    ("steps", lambda row: row.time if row.time == row.time_groups else f"{row.time}; of a group {row.time_groups}"),
+    ("heads; layers", lambda row: f"{'chosen, ' if row.choose_heads else ''}{row.heads}; {row.layers}"),
+    ("resampling", lambda row: f"{row.resize}{', clamp at 0' if row.clamp else ''}"),
+    ("after", lambda row: _before(row)),
+    ("grid", lambda row: _grids(row)),
+    ("picture", lambda row: _picture(row)),
+    ("source", lambda row: row.source),
+)
+
+
+def write_names(rows: Sequence[Recipe]) -> str:
+    """One line a row."""
+    width = max(len(row.label) for row in rows)
+    return "\n".join(f"{row.label:<{width}}  {row.source}" for row in rows)
+
+
+def write_fields(rows: Sequence[Recipe]) -> str:
+    """Every field of some rows, with a star where it is not that of `i2am`."""
+    usual = RECIPES["i2am"]
+    blocks = []
+    for row in rows:
+        lines = [f"  {'*' if getattr(row, f) != getattr(usual, f) else ' '} {f}={write(getattr(row, f))}" for f in FIELDS]
+        blocks.append("\n".join([f"{row.label}: {row.source}", *lines]))
+    return "\n\n".join(blocks)
+
+
+def write_markdown(rows: Sequence[Recipe]) -> str:
+    """Methods and their choices, one method a column: there are more choices than methods."""
+    lines = ["| " + " | ".join([HEADINGS[0][0], *(HEADINGS[0][1](row) for row in rows)]) + " |", "|---" * (len(rows) + 1) + "|"]
+    lines += ["| " + " | ".join([heading, *(cell(row) for row in rows)]) + " |" for heading, cell in HEADINGS[1:]]
+    return "\n".join(lines)
+
+
+def _layers(row: Recipe) -> str:
+    skipped = row.skip.removeprefix(MIDDLE).strip(",")
+    found = ["no middle block" if row.skip.startswith(MIDDLE) else "" if skipped else "all", f"not `{skipped}`" if skipped else ""]
+    if row.factors:
+        found.append(f"latent / {', '.join(map(str, row.factors))}")
+    if row.reference_layers:
+        found.append(f"G2R of `{row.reference_layers}` where there are such")
+    return ", ".join(each for each in found if each)
+
+
+def _before(row: Recipe) -> str:
+    names = {"token": "tokens", "query": "positions", "time": "steps", "head": "heads"}
+    return ", ".join(names[axis] for axis in row.before) or "nothing"
+
+
+def _grids(row: Recipe) -> str:
+    return _grid(row.target) if row.g2r == "none" else f"{_grid(row.target)}; {_grid(row.reference_target)}"
+
+
+def _grid(target: Any) -> str:
+    names = {"latent": "latent", "largest": "largest layer", "first": "first layer", "image": "image"}
+    return names[target] if isinstance(target, str) else "{} x {}".format(*target)
+
+
+def _picture(row: Recipe) -> str:
+    steps = ["x reference mask" if row.pre_mask else "", _scaling(row.scale_before), row.upsample, _scaling(row.scale_after)]
+    steps += ["complement of R2G" if row.invert else "", f"> {row.threshold:g}" if row.threshold else ""]
+    return ", ".join(step for step in steps if step)
+
+
+def _scaling(scaling: str) -> str:
+    return {"none": "", "minmax": "min-max", "max": "/ max"}[scaling]

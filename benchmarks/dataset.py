@@ -1,0 +1,185 @@
+"""(e) All levels of both directions of a trace larger than memory, in one pass; and what a worker of a cluster holds.
+
+    python benchmarks/dataset.py --gigabytes 20 --folder /somewhere/roomy
+
+Writes a trace of the shape of SD 1.5 with an image adapter (16 layers, 257 keys), reads all of it, and removes it. Each run is a
+fresh process of two threads; times are over zarr's own reading and decoding of the same files, run in turn. Files that are opened
+are counted where the reader opens them.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import zarr
+from measure import machine, peak_memory, size_on_disk, table
+
+from i2am.recorder.writer import Writer
+from i2am.schema import Layer, TokenGroup, Trace, encode_probability
+from i2am.schema.layout import data_plans
+from i2am.schema.trace import Image
+
+HEADS, TOKENS, DEPTH, THREADS, SIDE = 8, 257, 40, 2, 64
+GRIDS = {64: 5, 32: 5, 16: 5, 8: 1}
+"""Side of a layer's grid -> how many layers have it."""
+LEVELS = {"ULAM": (), "TLAM": ("time",), "HLAM": ("head",), "LLAM": ("layer",)}
+TIME_GROUPS = 5
+BLOCKS = 2
+"""Different steps that are drawn; the rest repeat them."""
+
+
+def attention(side: int, seed: int) -> dict[str, np.ndarray]:
+    """One call: spatially smooth queries, so that it packs as real attention does."""
+    random = np.random.default_rng(seed)
+    coarse = random.standard_normal((HEADS, side // 8, side // 8, DEPTH), np.float32)
+    query = coarse.repeat(8, 1).repeat(8, 2) + 0.3 * random.standard_normal((HEADS, side, side, DEPTH), np.float32)
+    key = random.standard_normal((HEADS, TOKENS, DEPTH), np.float32)
+    scores = 2 * np.einsum("hyxc,htc->hyxt", query, key, optimize=True) / DEPTH**0.5
+    query_lse, token_lse = np.log(np.exp(scores).sum(-1)), np.log(np.exp(scores).sum((1, 2)))
+    return {"probability": encode_probability(np.exp(scores - query_lse[..., None])), "query_lse": query_lse, "token_lse": token_lse}
+
+
+def layers() -> list[Layer]:
+    """The call sites, largest grids first."""
+    group = (TokenGroup("reference", "reference", 0, TOKENS, 1, (16, 16), "reference"),)
+    sides = [side for side, count in GRIDS.items() for _ in range(count)]
+    return [Layer(f"unet.{i}.attn2", 0, HEADS, DEPTH, DEPTH**-0.5, (side, side), TOKENS, group) for i, side in enumerate(sides)]
+
+
+def write(path: Path, gigabytes: float) -> Trace:
+    """A complete trace of at least this many GB of raw float16 attention, with masks."""
+    sites = layers()
+    steps = max(TIME_GROUPS, round(gigabytes * 1e9 / sum(HEADS * layer.grid[0] ** 2 * TOKENS * 2 for layer in sites)))
+    blocks = {side: [attention(side, seed) for seed in range(BLOCKS)] for side in GRIDS}
+    writer = Writer(path, Trace("dataset", "recording", 1, ("cond",), steps, latent_grid=(SIDE, SIDE)))
+    places = [writer.add_layer(layer) for layer in sites]
+    for step in range(steps):
+        for place, layer in zip(places, sites, strict=True):
+            writer.put(place, 0, "cond", step, blocks[layer.grid[0]][(step + place) % BLOCKS])
+        writer.commit(step, evaluation=step, timestep=float(steps - step), sigma=float("nan"), scheduler_step=step)
+    mask = np.zeros((8 * SIDE, 8 * SIDE, 1), np.uint8)
+    mask[100:300, 100:300] = 255
+    pictures = [("generated_0", "generated", mask.repeat(3, 2)), ("mask", "mask", mask), ("reference_mask", "reference_mask", mask)]
+    pictures.append(("reference", "reference", mask.repeat(3, 2)))
+    return writer.finish(images=[(Image(name, role, *pixels.shape), pixels) for name, role, pixels in pictures])
+
+
+def calls(trace: Trace) -> list[tuple[int, int]]:
+    """(layer, step) of every call."""
+    return [(layer, step) for layer in range(len(trace.layers)) for step in range(trace.steps)]
+
+
+def read_with_zarr(path: Path) -> None:
+    """Every block of attention read and decoded by zarr, nothing else; as many threads as the scan has."""
+    root = zarr.open_group(str(path), mode="r")
+    trace = Trace.from_json(root.attrs["i2am"])
+    arrays = [root[f"layers/{i:03d}/probability"] for i in range(len(trace.layers))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda at: arrays[at[0]][0, 0, at[1]].shape, calls(trace)))
+
+
+def all_levels(path: Path) -> None:
+    """ULAM, TLAM, HLAM and LLAM of R2G and of G2R."""
+    import dask
+
+    from i2am.analyzer import g2r, open_trace, r2g
+
+    trace = open_trace(path)
+    groups = {"TLAM": {"time_groups": TIME_GROUPS}}
+    maps = [ask(trace, keep=keep, **groups.get(level, {})) for ask in (r2g, g2r) for level, keep in LEVELS.items()]
+    found = dask.compute(maps, scheduler="threads", num_workers=THREADS)[0]
+    assert all(np.isfinite(map.values).all() for map in found)
+
+
+def lowest_level(path: Path) -> None:
+    """ULAM of R2G and of G2R."""
+    import dask
+
+    from i2am.analyzer import g2r, open_trace, r2g
+
+    trace = open_trace(path)
+    dask.compute(r2g(trace), g2r(trace), scheduler="threads", num_workers=THREADS)
+
+
+def one_task(path: Path) -> None:
+    """What a worker of a cluster does with one trace: three scores, in one thread."""
+    from i2am.analyzer.evaluation import Question, evaluate_trace
+
+    row = evaluate_trace(path, Question(("imacs_g", "imacs_r", "imacs_r_plain")), "synchronous")
+    assert not row.error, row.error
+
+
+def measured(path: Path, what: str) -> dict[str, Any]:
+    """Seconds, peak GB and opened files of a fresh process that does `what`."""
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import dataset; dataset.report({str(path)!r}, {what!r})"
+    return dict(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
+
+
+def report(path: str, what: str) -> None:
+    """Do it in this process and print what it took as JSON."""
+    from i2am.analyzer import shards
+
+    opened: collections.Counter[str] = collections.Counter()
+
+    def counted(name: Any, *given: Any, **more: Any) -> Any:
+        opened[str(name)] += 1
+        return builtins.open(name, *given, **more)
+
+    shards.open = counted  # type: ignore[attr-defined]
+    begin = time.perf_counter()
+    globals()[what](Path(path))
+    seconds = time.perf_counter() - begin
+    times = [count for name, count in opened.items() if "/probability/" in name]
+    print(json.dumps({"seconds": seconds, "peak": peak_memory(), "files": len(times), "most": max(times, default=0)}))
+
+
+@click.command()
+@click.option("--gigabytes", default=2.0, show_default=True, help="Raw float16 attention in the trace.")
+@click.option("--repeats", default=2, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to put the trace; a temporary folder if not given.")
+def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
+    """Print times and peak memory of one pass over a large trace."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path, small = Path(scratch) / "large.zarr", Path(scratch) / "small.zarr"
+        trace = write(path, gigabytes)
+        write(small, gigabytes / 20)
+        raw = sum(data_plans(trace, i)["probability"].nbytes for i in range(len(trace.layers)))
+        files = sum(data_plans(trace, i)["probability"].files for i in range(len(trace.layers)))
+        click.echo(
+            f"{machine()}; {raw / 1e9:.1f} GB raw in {len(trace.layers)} layers, {trace.steps} steps, {files} files of attention, "
+            f"{size_on_disk(path) / 1e9:.1f} GB on disk\n"
+        )
+        names = ("read_with_zarr", "all_levels", "lowest_level", "one_task")
+        runs = [{name: measured(path, name) for name in names} for _ in range(repeats)]
+        seconds = {name: statistics.median(run[name]["seconds"] for run in runs) for name in names}
+        peaks = {name: max(run[name]["peak"] for run in runs) for name in names}
+        rows = [
+            (what, f"{seconds[name] / seconds['read_with_zarr']:.2f}", f"{peaks[name]:.2f}", f"{measured(small, name)['peak']:.2f}")
+            for what, name in (
+                ("ULAM, TLAM, HLAM and LLAM of R2G and G2R", "all_levels"),
+                ("ULAM of both alone", "lowest_level"),
+                ("one task of a cluster, in one thread: IMACS_g and IMACS_r", "one_task"),
+                (f"zarr's own read and decode ({raw / 1e6 / seconds['read_with_zarr']:.0f} MB/s of float16)", "read_with_zarr"),
+            )
+        ]
+        title = f"Reducing a {raw / 1e9:.1f} GB trace, {THREADS} threads"
+        click.echo(table(title, ("what", "time ratio", "peak GB", f"peak GB of a trace of {gigabytes / 20:.1f} GB"), rows))
+        last = runs[-1]["all_levels"]
+        click.echo(f"All eight maps opened {last['files']} files of attention of {files}, each {last['most']} time(s).")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The table of `docs/methods.md` is the one that the rows make."""
+
+from pathlib import Path
+
+import pytest
+
+import i2am
+from i2am.analyzer.method_table import write_fields, write_markdown, write_names
+from i2am.analyzer.recipes import FIELDS, RECIPES, recipe
+
+pytestmark = pytest.mark.analyzer
+
+PAGE = Path(i2am.__file__).parent / "docs" / "methods.md"
+
+
+def test_the_page_has_the_table_that_the_command_prints() -> None:
+    table = [line for line in PAGE.read_text().split("\n\nHow to read it:")[0].splitlines() if line.startswith("|")]
+    assert table == write_markdown(list(RECIPES.values())).splitlines(), "print it with `i2am recipes --markdown`"
+
+
+def test_a_changed_row_is_shown_as_such() -> None:
+    row = recipe("daam", target=(64, 48), skip="*x*", factors=())
+    assert write_names([row]).startswith("daam(skip=*x*, factors=, target=64+48)  Tang")
+    assert "not `*x*`" in write_markdown([row])
+    assert "| grid | 64 x 48 |" in write_markdown([row])
+    lines = write_fields([row]).splitlines()
+    assert len(lines) == 1 + len(FIELDS)
+    assert "  * target=64+48" in lines
+    assert "    clamp=yes" in lines
