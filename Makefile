@@ -30,7 +30,7 @@ laptop: $(LAPTOP)/installed
 	$(LAPTOP)/bin/pytest -q -m analyzer
 
 bench: $(VENV)/installed
-	for each in recording packing scan truth precision custom; do $(BIN)/python benchmarks/$$each.py || exit 1; done
+	for each in recording packing scan dataset truth precision custom; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 # --prefer-binary keeps a fresh machine from compiling anything.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -11,6 +11,8 @@ import dataclasses
 import logging
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 ANSWER_SECONDS: Final = 5
 """How long a scheduler may take to answer."""
 WORKER_SECONDS: Final = 30
-"""How long the first worker may take to come."""
+"""How long there may be no worker, at first or after the last one went."""
 ADDRESS: Final = re.compile(r"(?:\w+://)?(?:\[[^\s/\]]+\]|[^\s/:]+):\d{1,5}/?")
 SHARE: Final = "workers read traces themselves, so put them where all machines find them by the same path"
 EXTRA: Final = 'a cluster needs dask.distributed, which is not installed; install it: pip install "i2am[cluster]"'
@@ -99,16 +101,48 @@ def evaluate_there(client: Client, members: Sequence[Member], question: Question
     require_workers(client, next((path for path in paths if _is_seen(path)), paths[0]))
     futures = client.map(_work, paths, [question] * len(paths), pure=False, retries=0)
     place = {future.key: index for index, future in enumerate(futures)}
-    try:
+    with _watched(client, futures) as deserted:
         for done, future in enumerate(as_completed(futures, loop=client.loop)):
             if future.status == "finished":
                 row = _found_here(future.result(), paths[place[future.key]])
             elif future.status == "error":
                 row = _lost(future.exception(), paths[place[future.key]])
+            elif deserted.is_set():
+                raise NoCluster(
+                    f"the cluster lost its last worker after {done} of {len(paths)} traces, and none came for {WORKER_SECONDS} s; "
+                    "the workers' logs say why, a lack of memory among other things"
+                )
             else:
                 raise NoCluster(f"the dask scheduler went away after {done} of {len(paths)} traces; start it again and repeat the command")
             yield place[future.key], row
+
+
+@contextmanager
+def _watched(client: Client, futures: Sequence[Any]) -> Iterator[threading.Event]:
+    """Cancel what is left at the end, or when no worker has been there for a while, which dask would wait for without end."""
+    over, deserted = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        seen = time.monotonic()
+        while not over.wait(WORKER_SECONDS / 10):
+            try:
+                workers = client.nthreads()
+            except Exception:  # a scheduler that went away ends the futures by itself
+                return
+            if workers:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > WORKER_SECONDS:
+                deserted.set()
+                client.cancel(futures)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield deserted
     finally:
+        over.set()
+        watcher.join()
         client.cancel(futures)
 
 

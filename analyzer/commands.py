@@ -91,6 +91,7 @@ def _blame(trace: Path, report: Report) -> str:
         "i2am map run.zarr --g2r --keep layer -o g2r.nc",
         "i2am map run.zarr --tokens 4,5 --recipe daam -o word.png   where two text tokens are attended to",
         "i2am map run.zarr --r2g --recipe i2am-official --set resize=bilinear -o r2g.png",
+        "i2am map run.zarr --g2r --recipe i2am-official --as-published --style plain -o figure.png",
         "i2am map run.zarr --r2g --heads-from hrv.nc --concept Animals --top 30",
     ),
 )
@@ -111,6 +112,7 @@ def _blame(trace: Path, report: Report) -> str:
 @click.option("--frames", callback=numbers, metavar="N,N|A:B", help="Frames of a video's map: shown (R2G), averaged (G2R).")
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
 @click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
+@click.option("--as-published", is_flag=True, help="Scale, invert and cut the map as its recipe does, at its image's size.")
 @click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
 @overwrite_option
 @json_option
@@ -124,6 +126,7 @@ def map_command(
     tokens: list[int] | slice | None,
     out: Path | None,
     patches: bool,
+    as_published: bool,
     style: str,
     overwrite: bool,
     as_json: bool,
@@ -152,11 +155,7 @@ def map_command(
     options = given(opened, **options)
     asked = ask(opened, direction, given_as[direction], options)
     with shown("map"):
-        map = asked.compute()
-    if patches:
-        from .resampler import carry
-
-        map = carry(opened, map)
+        map = refine(opened, asked.compute(), patches, as_published)
     if path.suffix == ".png":
         save_picture(opened, map, path, style=style, at=at, overwrite=overwrite)
     else:
@@ -168,6 +167,15 @@ def map_command(
         click.echo(document(facts))
         return
     answer(f"{path}: {direction} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}", facts["note"])
+
+
+def refine(trace: Trace, map: xr.DataArray, patches: bool, as_published: bool) -> xr.DataArray:
+    """A computed map, carried to patches and made the picture of its recipe, if that was typed."""
+    from .pictures import published
+    from .resampler import carry
+
+    map = carry(trace, map) if patches else map
+    return published(trace, map) if as_published else map
 
 
 def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str | None:

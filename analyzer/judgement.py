@@ -20,6 +20,7 @@ from .metrics import binarize, fit_mask, imacs, over_frames
 from .overlap import iou, miou
 from .pointing import attention_variation, looks, pck, pointing_error
 from .reader import Trace
+from .recipes import recipe
 from .truth import require_truth
 from .weighting import find_mask
 from .wording import option
@@ -158,7 +159,7 @@ def _rows(trace: Trace, mask: Any, selection: dict[str, Any]) -> xr.DataArray:
 
 ASK: Final[dict[Of, Callable[[Trace, Any, dict[str, Any]], xr.DataArray]]] = {
     "r2g": lambda trace, mask, selection: r2g(trace, **selection),
-    "g2r": lambda trace, mask, selection: g2r(trace, **selection),
+    "g2r": lambda trace, mask, selection: g2r(trace, **{**selection, "recipe": recipe(selection.get("recipe", "i2am"), query_mask=False)}),
     "g2r_masked": lambda trace, mask, selection: g2r(trace, query_mask=mask, **selection),
     "looks": lambda trace, mask, selection: looks(trace, **selection),
     "rows": _rows,

@@ -84,8 +84,9 @@ def plan_scores(trace: Trace, mask: str | None = None, reference_mask: str | Non
     Raises   InvalidInput for masks that cannot be meant, UnknownSelection for what the trace does not have
     """
     chosen = choose(trace, **selection)
-    on_reference = has_places(chosen) and named(selection.get("recipe", "i2am")).g2r != "none"
-    plain = g2r(trace, **selection) if on_reference else None
+    row = named(selection.get("recipe", "i2am"))
+    on_reference = has_places(chosen) and row.g2r != "none"
+    plain = g2r(trace, **{**selection, "recipe": named(row, query_mask=False)}) if on_reference else None
     whole = r2g(trace, **selection)
     where = mask or find_mask(trace, "mask", f"mask_{chosen.sample}", "mask")
     used = reference_mask or (find_mask(trace, "reference_mask", *_own_masks(plain)) if plain is not None else None)

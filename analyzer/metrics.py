@@ -165,7 +165,7 @@ def scored(map: xr.DataArray, values: NDArray[Any], name: str, axes: int = 2, **
     return xr.DataArray(values, dims=leading, coords=coords, attrs={**facts, **settings}, name=name)
 
 
-def hide(map: Map, inside: NDArray[np.bool_]) -> xr.DataArray:
+def hide(map: Map, inside: NDArray[Any]) -> xr.DataArray:
     """The map times the mask, which is brought to the map's grid without antialiasing as the published code does it.
 
     Dims     map (..., row, column), mask (row, column) of the map's picture -> as the map

@@ -9,10 +9,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..schema.errors import InvalidInput
-from .metrics import require_shares, upsample
+from .metrics import hide, require_shares, upsample
+from .reader import Trace
 from .recipes import Recipe, Scaling
 from .recipes import recipe as named
-from .resize import resize
+from .weighting import find_mask
 
 EPSILON: Final = 1e-8
 """Keeps the released code's scaling from dividing by 0."""
@@ -21,7 +22,7 @@ EPSILON: Final = 1e-8
 def heatmap(
     map: xr.DataArray, shape: tuple[int, int] | None = None, *, recipe: str | Recipe | None = None, mask: NDArray[Any] | None = None
 ) -> xr.DataArray:
-    """The picture that the map's recipe draws and scores; by default of the size of the image that the map lies on.
+    """The picture that the map's recipe draws and scores; by default of the size of what the map covers of its image.
 
     `mask` (row, column) is the reference's own, by which some recipes multiply G2R and SRAM first; without one this is left out.
 
@@ -31,26 +32,43 @@ def heatmap(
     Source   of i2am-official, the released code's hook; the paper mentions neither the complement nor the first scaling
     """
     row = named(recipe if recipe is not None else map.attrs.get("recipe", "i2am"))
-    size = shape or map.attrs.get("image_shape")
-    if size is None:
-        raise InvalidInput("the trace holds no image that the map lies on; say which size its picture shall have")
+    size = shape or _covered(map)
     on_reference = map.attrs.get("direction") in ("g2r", "sram")
     if row.pre_mask and mask is not None and on_reference:
-        map = map * _weights(mask, (map.shape[-2], map.shape[-1]))
+        map = hide(map, _shares(mask))
     scaled = _scale(upsample(_scale(map, row.scale_before), (int(size[0]), int(size[1])), row.upsample), row.scale_after)
     if row.invert and not on_reference:
         scaled = 1 - scaled
-    return scaled.where(scaled > row.threshold, 0.0).assign_attrs(map.attrs) if row.threshold else scaled
+    return scaled.where(scaled > row.threshold, 0.0).assign_attrs(map.attrs) if row.threshold else scaled.assign_attrs(map.attrs)
 
 
-def _weights(mask: NDArray[Any], grid: tuple[int, int]) -> NDArray[Any]:
-    """The mask on the map's grid, as the released code brings it there."""
+def published(trace: Trace, map: xr.DataArray) -> xr.DataArray:
+    """The picture of a map with all that its recipe needs of the trace; attribute `pre_mask` names the mask, if one was used.
+
+    Raises   as `heatmap`; UnknownSelection if the trace has several masks of the reference
+    """
+    row, name = named(map.attrs.get("recipe", "i2am")), None
+    if row.pre_mask and map.attrs.get("direction") in ("g2r", "sram"):
+        name = find_mask(trace, "reference_mask", f"{map.attrs.get('image')}_mask", "reference_mask")
+    return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs(pre_mask=name)
+
+
+def _covered(map: xr.DataArray) -> tuple[int, int]:
+    """Height and width of the part of its image that a map covers, in pixels."""
+    size = map.attrs.get("image_shape")
+    if size is None:
+        raise InvalidInput("the trace holds no image that the map lies on; say which size its picture shall have")
+    top, left, bottom, right = (round(edge) for edge in map.attrs.get("window") or (0, 0, *size))
+    return bottom - top, right - left
+
+
+def _shares(mask: NDArray[Any]) -> NDArray[np.float64]:
     values = np.asarray(mask)
     values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
     if values.ndim != 2:
         raise InvalidInput(f"the reference's mask has shape {values.shape}; expected (rows, columns)")
     require_shares(values, "the reference's mask")
-    return resize(values.astype(np.float64) / (255 if values.max() > 1 else 1), grid, "bicubic")
+    return values.astype(np.float64) / (255 if values.max() > 1 else 1)
 
 
 def _scale(map: xr.DataArray, scaling: Scaling) -> xr.DataArray:

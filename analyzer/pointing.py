@@ -43,12 +43,12 @@ def looks(
     Range    >= 0; NaN where no call is left to average
     Raises   UnknownSelection; InvalidInput for tokens that have no place on a picture
     """
-    row = named(recipe)
+    row = named(recipe, query_mask=False)
     if trace.latent_frames:
         raise InvalidInput(f"{trace.path} is of a video, and patches point from the places of one image; ask sram for a patch of a frame")
     chosen = choose(trace, recipe=row, on_reference=True, **selection)
     # The map of G2R knows the axes, their labels, and which picture the tokens lie on; its values are never asked for.
-    like = g2r(trace, keep=keep, time_groups=time_groups, recipe=recipe, **{**selection, "layers": list(chosen.layers)})
+    like = g2r(trace, keep=keep, time_groups=time_groups, recipe=row, **{**selection, "layers": list(chosen.layers)})
     if like.dims[-2:] != ("ref_y", "ref_x"):
         raise InvalidInput(f"the {chosen.groups[0].name} tokens have no place on a picture, so no patch can point at one")
     times = split(chosen.steps, time_groups) if "time" in like.dims else (chosen.steps,)
@@ -171,6 +171,8 @@ def _of_layer(trace: Trace, chosen: Selection, row: Recipe, steps: tuple[int, ..
     if row.renormalize and row.g2r == "keys":
         part = part / part.sum("token")
     if tokens.grid != to:
+        if "time" in row.before:
+            part = part.sum("step", skipna=True, min_count=1).expand_dims(step=[0], axis=0)
         part = xr.apply_ufunc(
             _resize, part, kwargs={"grid": tokens.grid, "to": to, "row": row}, input_core_dims=[["token"]], output_core_dims=[["cell"]],
             dask="parallelized", dask_gufunc_kwargs={"output_sizes": {"cell": math.prod(to)}}, output_dtypes=[np.float64],
@@ -186,7 +188,7 @@ def _of_layer(trace: Trace, chosen: Selection, row: Recipe, steps: tuple[int, ..
 
 
 def _resize(rows: Values, grid: Grid, to: Grid, row: Recipe) -> Values:
-    """Task: tokens on the common reference grid, call by call, as maps are.
+    """Task: tokens on the common reference grid, as maps are.
 
     Dims     (..., token) -> (..., cell)
     """

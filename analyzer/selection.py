@@ -216,8 +216,9 @@ def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, 
         raise InvalidInput(f"a patch is ({', '.join(names)}) on the latent grid of {size}, got {at!r}") from error
     if not all(0 <= i < n for i, n in zip(place, latent, strict=True)):
         from_where = {"frame": "from the start", "row": "from the top", "column": "from the left"}
-        ranges = ", ".join(f"{name}s are {_range(n)} {from_where[name]}" for name, n in zip(names, latent, strict=True))
-        raise UnknownSelection(f"the latent grid has no patch ({', '.join(map(str, place))}); {ranges}")
+        are = ("are ", "", "")
+        ranges = (f"{name}s {verb}{_range(n)} {from_where[name]}" for name, n, verb in zip(names, latent, are, strict=False))
+        raise UnknownSelection(f"the latent grid has no patch ({', '.join(map(str, place))}); {', '.join(ranges)}")
     return tuple((2 * i + 1) * n // (2 * m) for i, n, m in zip(place, grid, latent, strict=True))
 
 

@@ -147,7 +147,7 @@ def report(path: str, what: str) -> None:
 
 
 @click.command()
-@click.option("--gigabytes", default=20.0, show_default=True, help="Raw float16 attention in the trace.")
+@click.option("--gigabytes", default=2.0, show_default=True, help="Raw float16 attention in the trace.")
 @click.option("--repeats", default=2, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to put the trace; a temporary folder if not given.")
 def main(gigabytes: float, repeats: int, folder: Path | None) -> None:

@@ -196,8 +196,9 @@ def encoder_place(adapter: Adapter, cls: Any) -> tuple[str, str] | None:
     folder = adapter.image_encoder_folder
     if folder is None:
         return None
-    if "/" in folder:  # Flux's adapters come without an encoder, so it may be another model's
-        return (folder, "") if issubclass(cls, diffusers.loaders.FluxIPAdapterMixin) else (adapter.source, folder)
+    if "/" in folder:  # adapters of Flux and SD3 come without an encoder: it is another model's
+        apart = issubclass(cls, (diffusers.loaders.FluxIPAdapterMixin, diffusers.loaders.SD3IPAdapterMixin))
+        return (folder, "") if apart else (adapter.source, folder)
     return adapter.source, f"{adapter.subfolder}/{folder}".lstrip("/")
 
 
@@ -207,6 +208,8 @@ def _load_adapters(pipeline: Any, spec: Spec) -> None:
     if issubclass(type(pipeline), diffusers.loaders.FluxIPAdapterMixin):
         source, folder = place or (None, "")
         options |= {"image_encoder_pretrained_model_name_or_path": source, "image_encoder_subfolder": folder}
+    elif takes_one_adapter(type(pipeline)):  # whose loader wants all of the encoder's path
+        options["image_encoder_folder"] = place and "/".join(part for part in place if part)
     else:
         options["image_encoder_folder"] = adapters[0].image_encoder_folder
     given: dict[str, Any] = {

@@ -68,7 +68,7 @@ def find_way(call: Call, module: nn.Module, layer: Layer, given: Tensor | None, 
 
     Raises   UnsupportedModel naming the module and what lies between
     """
-    if call.own or "+" in call.projection:
+    if (call.own and given is not None) or "+" in call.projection:
         raise refused(layer, "its keys are made in each step from a sequence that the image changes")
     if call.context is None:
         raise refused(layer, "its key projection is fused with others")

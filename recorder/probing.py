@@ -240,7 +240,7 @@ class Probing:
 
 def _encoder(pipeline: Any, probe: Probe) -> Encoder:
     cls = type(pipeline)
-    adapters = any(reads_adapter(module) for module in attention_modules(pipeline).values())
+    adapters = bool(_adapter_projections(pipeline)) and any(reads_adapter(module) for module in attention_modules(pipeline).values())
     for encoder in ENCODERS:
         if encoder.role == probe.role and hasattr(cls, encoder.method) and (adapters or not encoder.adapter):
             return encoder

@@ -31,7 +31,7 @@ REFERENCE_ELSEWHERE: Final = (
     ("FluxControlInpaintPipeline", CHANNELS),
 )
 
-UNREAD_ENDS: Final = ("Wan*ImageToVideo*", CHANNELS)
+UNREAD_ENDS: Final = ("Wan*ImageToVideo*", "goes into the latent, as channels or as its first frame")
 """The same for denoisers that may have keys of their first and last frame, but here have none (Wan 2.2)."""
 
 INPUT_ELSEWHERE: Final = (

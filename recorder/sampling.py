@@ -277,7 +277,7 @@ class Sampling:
             )
 
     def _too_many(self, time: float | Block) -> InvalidInput:
-        again = (float(time()) if isinstance(time, Block) else time) == self._times[0]
+        again = self._times[:1] == [float(time()) if isinstance(time, Block) else time]
         self.over = again and self._declaration.evaluations is not None
         self._exceeded = not self.over
         why = " were planned" if self._declaration.evaluations else " are the most unless said"

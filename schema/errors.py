@@ -5,7 +5,7 @@
     |-- UnknownVersion   ValueError         3   a trace of a format this release cannot read
     |-- CorruptTrace     ValueError         4   a file is missing, changed, or not what the layout plans
     |-- IncompleteTrace  ValueError         4   the recording did not finish; `partial` opens what is there
-    |-- UnknownSelection LookupError        2   a layer, step, head, patch, group or image that the trace does not have
+    |-- UnknownSelection LookupError        2   a layer, step, head, patch, group, word, probe or image that the trace does not have
     |-- InvalidInput     ValueError         2   an argument, mask or spec that cannot be meant
     |-- UnsupportedModel TypeError          2   nothing to see in this pipeline, or attention that cannot be seen
     |-- AlreadyExists    FileExistsError    2   the output path is taken
@@ -54,7 +54,7 @@ class IncompleteTrace(TraceError, ValueError):
 
 
 class UnknownSelection(TraceError, LookupError):
-    """The trace has no such layer, step, head, patch, branch, sample, token group or image."""
+    """The trace has no such layer, step, head, patch, branch, sample, token group, word, probe or image."""
 
     exit_code = 2
 

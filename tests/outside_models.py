@@ -160,20 +160,17 @@ class WarpBlock(nn.Module):
 
 
 class ReferenceBlock(nn.Module):
-    """Super-resolution's extra block: text, then the reference's feature map through attention of its own."""
+    """Super-resolution's blocks, as SeeSR pairs them: a transformer that reads text, then one that reads the reference's features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.text = SpatialTransformer(width, FusedAttention, CONTEXT)
-        self.norm = nn.LayerNorm(width)
-        self.image_attention = FoldedAttention(width, width)
+        self.attentions = SpatialTransformer(width, FusedAttention, CONTEXT)
+        self.image_attentions = SpatialTransformer(width, FoldedAttention, width)
 
     def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
-        x = self.text(x, conditions)
         assert conditions.controls is not None
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = tokens + self.image_attention(self.norm(tokens), conditions.controls[0].flatten(2).transpose(1, 2))
-        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+        features = conditions.controls[0].flatten(2).transpose(1, 2)
+        return self.image_attentions(self.attentions(x, conditions), Conditions(features))
 
 
 class Residual(nn.Module):

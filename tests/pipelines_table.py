@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     import pipelines_sequences
     import pipelines_transformers
     import pipelines_video
-    from diffusers import StableDiffusionInstructPix2PixPipeline
+    from diffusers import MarigoldDepthPipeline, StableDiffusionInstructPix2PixPipeline, StableUnCLIPImg2ImgPipeline
 
     import pipelines
 
@@ -51,10 +51,25 @@ def instructions() -> Built:
     return pipeline, lambda: {**pipelines.text_arguments(), "image": pipelines.picture(1), "generator": pipelines.generator()}
 
 
+def unclip() -> Built:
+    plain = pipelines.stable_diffusion()
+    absent = ("feature_extractor", "image_encoder", "image_normalizer", "image_noising_scheduler", "tokenizer", "text_encoder")
+    pipeline = StableUnCLIPImg2ImgPipeline(**dict.fromkeys(absent), unet=plain.unet, scheduler=plain.scheduler, vae=plain.vae)
+    return pipeline, lambda: {"image": pipelines.picture(1), **pipelines.text_arguments()}
+
+
+def marigold() -> Built:
+    plain = pipelines.stable_diffusion(channels=8)
+    pipeline = MarigoldDepthPipeline(plain.unet, plain.vae, plain.scheduler, None, None)
+    return pipeline, lambda: {"image": pipelines.picture(1)}
+
+
 PLAIN = ("text", "text-heun", "inpaint", "ip-plain", "ip-plus", "ip-full", "ip-two", "sdxl", "paint-by-example", "image-variation")
 REFUSED: dict[str, Callable[[], Built]] = {
     "flux-fill": pipelines_transformers.flux_fill,
     "instruct-pix2pix": instructions,
+    "stable-unclip": unclip,
+    "marigold": marigold,
     "wan-channels": pipelines_video.wan_channels,
 }
 ROWS: dict[str, Callable[[], Built]] = {

@@ -91,19 +91,19 @@ def wan_video(first: bool = False, last: bool = False, samples: int = 1, two: bo
     return pipeline, lambda: {**call(), **texts(512, 512, pooled=False), **ends, **several}
 
 
-def wan_channels() -> Built:
-    """Wan 2.2: the first frame is in the channels and in nothing else."""
+def wan_channels(latent: bool = False) -> Built:
+    """Wan 2.2: the first frame is in the channels and in nothing else, or stands in the latent, as a frame without noise."""
     base, call = wan(frames=5)
     torch.manual_seed(1)
-    config = {**base.transformer.config, "in_channels": 36}
+    config = {**base.transformer.config, "in_channels": 16 if latent else 36}
     config.pop("_use_default_values", None)
     parts = {name: part for name, part in base.components.items() if not name.startswith("transformer")}
-    transformer = WanTransformer3DModel.from_config(config).eval()
-    pipeline = quiet(diffusers.WanImageToVideoPipeline(**parts, transformer=transformer, image_encoder=None, image_processor=None))
+    parts |= {"transformer": WanTransformer3DModel.from_config(config).eval(), "image_encoder": None, "image_processor": None}
+    pipeline = quiet(diffusers.WanImageToVideoPipeline(**parts, expand_timesteps=latent))
     return pipeline, lambda: {**call(), "image": picture(10, 48, 32)}
 
 
-def animate() -> Built:
+def animate(kind: str = "full") -> Built:
     """An image pipeline's UNet with motion modules between its blocks, and an IP-Adapter."""
     torch.manual_seed(0)
     still = stable_diffusion(encoder=True)
@@ -116,7 +116,7 @@ def animate() -> Built:
     )
     parts = {name: getattr(still, name) for name in ("vae", "unet", "scheduler", "feature_extractor", "image_encoder")}
     pipeline = quiet(diffusers.AnimateDiffPipeline(**parts, text_encoder=None, tokenizer=None, motion_adapter=motion.eval()))
-    pipeline.unet._load_ip_adapter_weights([adapter_weights(still.unet, "full")], low_cpu_mem_usage=False)
+    pipeline.unet._load_ip_adapter_weights([adapter_weights(still.unet, kind)], low_cpu_mem_usage=False)
     pipeline.unet.eval()
     given = {"num_frames": FRAMES, "height": 32, "width": 24, "ip_adapter_image": picture(10, 48, 32)}
     return pipeline, lambda: {**text_arguments(), **given, "generator": generator()}

@@ -252,6 +252,21 @@ def test_workers_that_cannot_do_the_work_are_named(traces: Path) -> None:
         require_workers(client_of(here, workers=False), trace)
 
 
+def test_work_that_every_worker_has_left_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.2)
+    cancelled: list[Any] = []
+    there = {"tcp://w:2": 1}
+    client: Any = SimpleNamespace(nthreads=lambda: dict(there), cancel=cancelled.append)
+    with cluster._watched(client, ["future"]) as deserted:
+        assert not deserted.wait(0.5)
+        there.clear()
+        assert deserted.wait(10)
+        assert cancelled == [["future"]]
+    client.nthreads = lambda: 1 / 0
+    with cluster._watched(client, []) as deserted:
+        assert not deserted.wait(0.5), "a scheduler that is gone is another matter"
+
+
 def test_a_trace_that_only_the_client_sees_says_so(traces: Path) -> None:
     gone = Row(kind="NotATrace", error="there is no such folder", code=3)
     assert (

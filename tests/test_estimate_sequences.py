@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 import time
@@ -14,18 +15,19 @@ import torch
 from click.testing import CliRunner
 from configs import save_kontext
 from memory import MemoryWriter, memory
-from pipelines_transformers import DEPTH, HEADS, INNER, TEXT, WIDE, build, noise, quiet, sd3
+from pipelines_transformers import DEPTH, HEADS, INNER, TEXT, WIDE, build, flux_text, noise, quiet, sd3
 from safetensors.torch import save_file
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import CLIPVisionModelWithProjection, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from i2am.recorder import record
 from i2am.recorder.cli import record_command
 from i2am.recorder.estimate import Estimate, estimate
+from i2am.recorder.loading import load_pipeline
 from i2am.recorder.sizes import encoded, weigh
 from i2am.recorder.spec import Spec, read_spec
 from i2am.schema.errors import InvalidInput, NoSpace, UnsupportedModel
 from i2am.schema.trace import Layer
-from pipelines import Built, picture
+from pipelines import Built, picture, vision_config
 
 __all__ = ["memory"]
 
@@ -86,7 +88,9 @@ def write_spec(folder: Path, pipeline: Any, call: str, pictures: dict[str, tuple
         picture(1, height, width).save(folder / f"{name}.png")
     names = [f'"{name}.png"' for name in pictures]
     images = f"image = {names[0] if len(names) == 1 else '[' + ', '.join(names) + ']'}" if names else ""
-    text = f'[pipeline]\nclass = "{type(pipeline).__name__}"\nfrom_pretrained = "model"\n[call]\n{call}\n[images]\n{images}\n{more}'
+    absent = [name for name, part in pipeline.components.items() if part is None]
+    head = f'[pipeline]\nclass = "{type(pipeline).__name__}"\nfrom_pretrained = "model"\nwithout = {json.dumps(absent)}\n'
+    text = f"{head}[call]\n{call}\n[images]\n{images}\n{more}"
     (folder / "spec.toml").write_text(text)
     return read_spec(folder / "spec.toml")
 
@@ -151,7 +155,8 @@ def adapter_file(folder: Path, embedding: int) -> None:
     config = SiglipVisionConfig(
         hidden_size=embedding, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=6, patch_size=2
     )
-    config.save_pretrained(folder / "image_encoder")
+    SiglipVisionModel(config).save_pretrained(folder / "image_encoder")
+    SiglipImageProcessor(size={"height": 6, "width": 6}).save_pretrained(folder / "image_encoder")
 
 
 def test_sd3_with_an_adapter_from_its_file(tmp_path: Path, memory: type[MemoryWriter]) -> None:
@@ -159,8 +164,8 @@ def test_sd3_with_an_adapter_from_its_file(tmp_path: Path, memory: type[MemoryWr
     adapter_file(tmp_path / "adapter", embedding=4)
     more = '[[adapters]]\nfrom_pretrained = "adapter"\nweight_name = "ip.safetensors"\nscale = 0.7\n'
     found = estimate(write_spec(tmp_path, pipeline, SIZE + SHORT, {}, more))
-    pipeline.load_ip_adapter(str(tmp_path / "adapter"), weight_name="ip.safetensors", image_encoder_folder=None)
-    pipeline.register_modules(image_encoder=SiglipVisionModel(SiglipVisionConfig.from_pretrained(tmp_path / "adapter/image_encoder")))
+    pipeline.save_pretrained(tmp_path / "model")
+    pipeline = load_pipeline(read_spec(tmp_path / "spec.toml"))
     texts = {name: noise(i, 1, 77 + TEXT, WIDE) for i, name in enumerate(("prompt_embeds", "negative_prompt_embeds"))}
     record(pipeline, PATH, **{**call(), **texts, "ip_adapter_image_embeds": noise(5, 2, 9, 4)})
     check(found, memory)
@@ -171,6 +176,53 @@ def test_sd3_with_an_adapter_from_its_file(tmp_path: Path, memory: type[MemoryWr
     (tmp_path / "spec.toml").write_text(two)
     with pytest.raises(InvalidInput, match=r"takes one IP-Adapter; spec.toml has 2 \[\[adapters\]\]"):
         estimate(read_spec(tmp_path / "spec.toml"))
+
+
+def flux_adapter_file(folder: Path) -> None:
+    """An IP-Adapter of the published Flux layout for the tiny transformer, and its encoder beside it."""
+    shapes = {"ip_adapter_proj_model.proj.weight": (4 * WIDE, 8), "ip_adapter_proj_model.proj.bias": (4 * WIDE,)}
+    shapes |= {f"ip_adapter_proj_model.norm.{name}": (WIDE,) for name in ("weight", "bias")}
+    for part in ("k", "v"):
+        block = f"double_blocks.0.processor.ip_adapter_double_stream_{part}_proj"
+        shapes |= {f"{block}.weight": (INNER, WIDE), f"{block}.bias": (INNER,)}
+    folder.mkdir()
+    save_file({name: noise(i, *shape) for i, (name, shape) in enumerate(shapes.items())}, folder / "ip.safetensors")
+    CLIPVisionModelWithProjection(vision_config(8)).save_pretrained(folder / "image_encoder")
+
+
+@pytest.mark.parametrize("folder", ["image_encoder", "{}/adapter/image_encoder"])
+def test_flux_with_an_adapter_from_its_file(folder: str, tmp_path: Path, memory: type[MemoryWriter]) -> None:
+    pipeline, call = flux_text()
+    pipeline.save_pretrained(tmp_path / "model")
+    flux_adapter_file(tmp_path / "adapter")
+    picture(1, 32, 24).save(tmp_path / "p.png")
+    text = f"""
+        [pipeline]
+        class = "FluxPipeline"
+        from_pretrained = "model"
+        device = "cpu"
+        without = {json.dumps([name for name, part in pipeline.components.items() if part is None])}
+        [[adapters]]
+        from_pretrained = "adapter"
+        weight_name = "ip.safetensors"
+        image_encoder_folder = "{folder.format(tmp_path)}"
+        scale = 0.7
+        [call]
+        {SIZE}
+        {SHORT}
+        [images]
+        ip_adapter_image = "p.png"
+    """
+    (tmp_path / "spec.toml").write_text(text)
+    spec = read_spec(tmp_path / "spec.toml")
+    found = estimate(spec)
+    loaded = load_pipeline(spec)
+    record(loaded, PATH, **{**call(), "ip_adapter_image": picture(1, 32, 24)})
+    check(found, memory)
+    assert [(layer.call, layer.groups[0].role, layer.tokens) for layer in found.trace.layers[:2]] == [
+        (0, "text", TEXT),
+        (1, "reference", 4),
+    ]
 
 
 def test_what_is_not_known_is_said_before_anything_is_made(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ CASES = {
         lambda **o: garment_network(adapter=False, chunked=True, **o),
         {"*attn1": [{"name": "self"}, {"name": "reference", "rows": 1}], "*attn2": ["text"]},
         {"attn1": GARMENT, "attn2": TEXT_KEYS},
+        order=("cond", "uncond"),
     ),
     "cat-vton": Case(
         cat_vton, [{"name": "self", "rows": 0.5}, {"name": "reference", "rows": 0.5}], {"attn1": GARMENT}, order=("uncond", "cond")
@@ -146,10 +147,10 @@ CASES = {
     ),
     "super-resolution": Case(
         super_resolution,
-        {"*image_attention": [{"name": "reference", "grid": REFERENCE}], "*": ["text"]},
+        {"*image_attentions*": [{"name": "reference", "grid": REFERENCE}], "*": ["text"]},
         {
             "attn2": TEXT_KEYS,
-            "image_attention": Attention("reference", everything(REFERENCE[0] * REFERENCE[1]), grid=lambda grid: REFERENCE),
+            "image": Attention("reference", everything(REFERENCE[0] * REFERENCE[1]), grid=lambda grid: REFERENCE),
         },
     ),
 }
@@ -191,8 +192,8 @@ def record_case(case: Case, path: Path, samples: int = 1, **options: Any) -> tup
 
 
 def attention_of(case: Case, name: str) -> Attention:
-    kind = "warp" if "warp_flow_blks" in name and "warp" in case.layers else name.rpartition(".")[2]
-    return case.layers[kind]
+    kinds = {"warp_flow_blks": "warp", "image_attentions": "image"}
+    return case.layers[next((kind for block, kind in kinds.items() if block in name), name.rpartition(".")[2])]
 
 
 def block_grid(name: str) -> tuple[int, int]:
@@ -298,7 +299,7 @@ def test_maps_equal_an_oracle_of_the_models_own_tensors(family: str, encoding: s
 def test_token_groups_may_be_the_schemas_own(memory: type[MemoryWriter]) -> None:
     model, cond, uncond = super_resolution()
     row = TokenGroup("low", "reference", 0, 15, 0, REFERENCE)
-    groups = {"*image_attention": [row], "*": [{"name": "text", "start": 0, "stop": TEXT}]}
+    groups = {"*image_attentions*": [row], "*": [{"name": "text", "start": 0, "stop": TEXT}]}
     with recording(model, PATH, denoisers={"unet": "model.diffusion_model"}, groups=groups, order=("uncond", "cond"), layers="*image*"):
         sample(model, cond, uncond)
     assert [layer.groups for layer in memory.last.trace.layers] == [(row,)] * 5

@@ -33,7 +33,7 @@ MODELS: dict[str, tuple[Callable[[], Any], dict[str, Any], set[str]]] = {
     "DCI-VTON": (lambda: paint_by_example(extra=4), {}, {"reference"}),
     "StableVITON": (stable_viton, {"order": ("cond", "uncond"), "sequential": True}, {"reference", "cls"}),
     "IDM-VTON": (lambda: garment_network(adapter=True, chunked=False), {}, {"reference", "text", "tokens"}),
-    "OOTDiffusion": (lambda: garment_network(adapter=False, chunked=True), {}, {"reference", "text"}),
+    "OOTDiffusion": (lambda: garment_network(adapter=False, chunked=True), {"order": ("cond", "uncond")}, {"reference", "text"}),
     "CatVTON": (cat_vton, {}, {"reference"}),
     "Super-resolution with a reference": (super_resolution, {}, {"reference", "text"}),
 }

@@ -328,7 +328,7 @@ def test_a_taken_path(tmp_path: Path) -> None:
 def test_a_run_of_unknown_length_is_held_against_its_limit_step_by_step(tmp_path: Path) -> None:
     model, cond, uncond = super_resolution()
     path = tmp_path / "run.zarr"
-    said = {"groups": {"*image_attention": "reference", "*": "text"}, "order": GUIDED, "max_bytes": 60_000}
+    said = {"groups": {"*image_attentions*": "reference", "*": "text"}, "order": GUIDED, "max_bytes": 60_000}
 
     def long() -> None:
         with recording(model, path, denoisers=UNET, **said):
@@ -358,8 +358,8 @@ def with_attention(make: Callable[[int, int | None], nn.Module]) -> Any:
     model, cond, uncond = super_resolution()
     torch.manual_seed(1)
     for module in list(model.modules()):
-        if hasattr(module, "attn2"):
-            module.attn2 = make(8, CONTEXT)
+        if hasattr(module, "image_attentions"):
+            module.attentions.transformer_blocks[0].attn2 = make(8, CONTEXT)
     return model.eval(), cond, uncond
 
 
@@ -371,7 +371,7 @@ def with_attention(make: Callable[[int, int | None], nn.Module]) -> Any:
     ],
 )
 def test_scores_that_are_not_the_projections(change: Any, match: str, memory: type[MemoryWriter]) -> None:
-    said = {"layers": "*attn2", "groups": "text"}
+    said = {"layers": "*.attentions*attn2", "groups": "text"}
     refused(UnsupportedModel, match, lambda: run_example(said, lambda: with_attention(lambda w, c: Changed(w, c, change))))
 
 
@@ -394,7 +394,7 @@ def hide(module: nn.Module) -> nn.Module:
 
 
 def test_a_kernel_of_its_own_is_taken_on_trust_and_that_is_said(memory: type[MemoryWriter]) -> None:
-    run_example({"layers": "*attn2", "groups": "text"}, lambda: with_attention(lambda w, c: hide(EinsumAttention(w, c))))
+    run_example({"layers": "*.attentions*attn2", "groups": "text"}, lambda: with_attention(lambda w, c: hide(EinsumAttention(w, c))))
     trace = memory.last.trace
     assert len(trace.layers) == len(trace.provenance["notes"]) == 5
     assert "kernel of its own" in trace.provenance["notes"][0]
@@ -405,7 +405,8 @@ def test_a_kernel_of_its_own_is_taken_on_trust_and_that_is_said(memory: type[Mem
         return module
 
     match = "normalises its queries or keys after they are projected"
-    refused(UnsupportedModel, match, lambda: run_example({"layers": "*attn2", "groups": "text"}, lambda: with_attention(normed)))
+    said = {"layers": "*.attentions*attn2", "groups": "text"}
+    refused(UnsupportedModel, match, lambda: run_example(said, lambda: with_attention(normed)))
 
 
 def test_projections_that_have_no_heads_or_run_twice(memory: type[MemoryWriter]) -> None:
@@ -417,7 +418,7 @@ def test_projections_that_have_no_heads_or_run_twice(memory: type[MemoryWriter])
         def fold(self, tokens: Tensor) -> Tensor:
             return super().fold(tokens.flatten(2))
 
-    said = {"layers": "*attn2", "groups": "text"}
+    said = {"layers": "*.attentions*attn2", "groups": "text"}
     match = r"projects to 2 x 48 x 2 x 4, expected \(row, token, head \* channel\) with 2 heads"
     refused(UnsupportedModel, match, lambda: run_example(said, lambda: with_attention(Folded)))
 
@@ -437,7 +438,7 @@ def test_a_layer_that_runs_twice_in_one_pass(memory: type[MemoryWriter]) -> None
         unet.output_blocks[1] = unet.input_blocks[0]
         return model, cond, uncond
 
-    said = {"layers": "*attn2", "groups": "text"}
+    said = {"layers": "*.attentions*attn2", "groups": "text"}
     refused(UnsupportedModel, "attn2 ran twice in one pass of its denoiser", lambda: run_example(said, shared))
 
 
@@ -507,7 +508,7 @@ class Unprojected(EinsumAttention):
 
 
 def test_attention_that_shows_nowhere(memory: type[MemoryWriter]) -> None:
-    said = {"layers": "*attn2", "groups": "text"}
+    said = {"layers": "*.attentions*attn2", "groups": "text"}
     match = r"attn2 \(Unprojected\) ran, but neither scaled_dot_product_attention nor its own to_q and to_k showed its attention"
     refused(UnsupportedModel, match, lambda: run_example(said, lambda: with_attention(Unprojected)))
 
@@ -520,5 +521,5 @@ class Turned(FoldedAttention):
 
 
 def test_folded_queries_that_are_not_the_projections(memory: type[MemoryWriter]) -> None:
-    said = {"layers": "*attn2", "groups": "text"}
+    said = {"layers": "*.attentions*attn2", "groups": "text"}
     refused(UnsupportedModel, "attends with 3-D queries", lambda: run_example(said, lambda: with_attention(Turned)))

@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 PATH = Path("nowhere.zarr")
 UNET = {"unet": "model.diffusion_model"}
 GUIDED = ("uncond", "cond")
-SR = {"*image_attention": "reference", "*": "text"}
+SR = {"*image_attentions*": "reference", "*": "text"}
 
 
 def record(build: Any, said: dict[str, Any], **run: Any) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def test_every_option_means_what_it_means_for_pipelines(memory: type[MemoryWrite
     trace = memory.last.trace
     assert [commit["evaluation"] for commit in memory.last.commits] == [0, 2, 4]
     assert (trace.steps, trace.codec.name, trace.codec.keep_bits) == (3, "zstd", 6)
-    assert [layer.path.rpartition(".")[2] for layer in trace.layers] == ["attn2", "image_attention"] * 2
+    assert [layer.path.split(".")[-4] for layer in trace.layers] == ["attentions", "image_attentions"] * 2
     assert {(layer.head_numbers, layer.call_heads, layer.encoding) for layer in trace.layers} == {((1,), HEADS, "factors")}
     assert trace.provenance["facts"] == {"pair": 7}
     assert trace.model["components"]["unet"]["class"] == "UNet"
@@ -236,10 +236,11 @@ def test_a_mask_hides_keys(memory: type[MemoryWriter]) -> None:
     model, cond, _ = super_resolution()
     mask = torch.tensor([[True, True, False, True, False]])
     for module in list(model.modules()):
-        if hasattr(module, "attn2"):
-            module.attn2 = EinsumAttention(8, CONTEXT)
-            module.attn2.register_forward_pre_hook(lambda this, args, kwargs: (args, {**kwargs, "mask": mask}), with_kwargs=True)
-    said = {"denoisers": UNET, "groups": "text", "layers": "*attn2"}
+        if hasattr(module, "image_attentions"):
+            block = module.attentions.transformer_blocks[0]
+            block.attn2 = EinsumAttention(8, CONTEXT)
+            block.attn2.register_forward_pre_hook(lambda this, args, kwargs: (args, {**kwargs, "mask": mask}), with_kwargs=True)
+    said = {"denoisers": UNET, "groups": "text", "layers": "*.attentions*attn2"}
     plain = sample(model, cond)
     with recording(model, PATH, **said):
         assert torch.equal(plain, sample(model, cond))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import xarray as xr
 from methods import method_trace, resample
 
 from i2am.analyzer import g2r, open_trace, r2g, recipe
+from i2am.analyzer.cli import run
+from i2am.analyzer.metrics import place
 from i2am.analyzer.pictures import heatmap
 from i2am.analyzer.recipes import RECIPES
 from i2am.schema.errors import InvalidInput
@@ -98,3 +101,31 @@ def test_what_has_no_picture_is_said(made: Synthetic, tmp_path: Path) -> None:
         heatmap(xr.DataArray(np.ones(3), dims="token"), (4, 4))
     with pytest.raises(InvalidInput, match="there is no recipe 'mine'"):
         heatmap(r2g(trace).assign_attrs(recipe="mine"))
+
+
+def test_a_picture_covers_what_its_map_covers(made: Synthetic) -> None:
+    """A processor may have cropped the image before it cut it into tokens: the picture is of the crop, and so is the mask."""
+    trace = open_trace(made.path)
+    map = g2r(trace, recipe="i2am-official").assign_attrs(window=(2, 0, 12, 15))
+    mask = np.zeros(REFERENCE)
+    mask[4:, :9] = 1
+    found = heatmap(map, mask=mask)
+    assert found.shape == (10, 15)
+    seen = minmax(resample(minmax(map.values * resample(mask[2:, :15], map.shape, "bicubic")), (10, 15), "bicubic"))  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, seen * (seen > 0.4), rtol=1e-6, atol=1e-9)
+    laid = place(found, REFERENCE)
+    np.testing.assert_allclose(laid[2:, :15], found, atol=1e-6)
+    assert not laid[:2].any()
+    assert not laid[:, 15:].any()
+
+
+@pytest.mark.parametrize("direction", ["--r2g", "--g2r"])
+def test_the_command_gives_it(made: Synthetic, tmp_path: Path, direction: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, out = open_trace(made.path), tmp_path / "picture.npy"
+    assert run(["map", str(made.path), direction, "--recipe", "i2am-official", "--as-published", "-o", str(out), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    map = (g2r if direction == "--g2r" else r2g)(trace, recipe="i2am-official")
+    mask = trace.masks()["reference_mask"]
+    np.testing.assert_allclose(np.load(out), heatmap(map, mask=mask), rtol=1e-9)
+    assert facts["pre_mask"] == ("reference_mask" if direction == "--g2r" else None)
+    assert run(["map", str(made.path), direction, "--recipe", "daam(g2r=keys)", "--as-published", "-o", str(tmp_path / "p.png")]) == 0

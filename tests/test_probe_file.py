@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from pipelines_text import prompted
 
-from i2am.analyzer import open_trace, words
+from i2am.analyzer import concept_words, open_trace, words
 from i2am.recorder.cli import record_command
 from i2am.recorder.probe_file import read_probe_file
 from i2am.recorder.spec import read_spec
@@ -105,3 +106,12 @@ def test_the_command_records_probes(folder: Path) -> None:
     assert "probes are asked of queries" in str(refused.exception)
     options = json.loads((folder / "run.zarr/zarr.json").read_text())["attributes"]["i2am"]["provenance"]["options"]
     assert options["probes"] == {"scene": "a zebra", "words": ["mouse", "red hat"]}
+
+
+def test_the_shipped_example_asks_for_the_words_of_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = Path(__file__).parent.parent / "examples"
+    monkeypatch.syspath_prepend(str(examples))
+    mouse = importlib.import_module("mouse")
+    spec = read_spec(examples / "mouse.toml")
+    assert spec.options["probes"] == {mouse.PROBE: concept_words(mouse.MEANINGS)}
+    assert spec.call["prompt"] == "a photo of a mouse"

@@ -82,6 +82,7 @@ PICTURES: dict[str, Callable[[], pipelines.Built]] = {
     "ip-full": lambda: pipelines.build("ip-full"),
     "ip-plus": lambda: pipelines.build("ip-plus"),
     "ip-plain": lambda: pipelines.build("ip-plain"),
+    "flux-ip": lambda: pipelines_transformers.build("flux-ip"),
     "paint-by-example": lambda: pipelines.build("paint-by-example"),
     "image-variation": lambda: pipelines.build("image-variation"),
 }
@@ -123,8 +124,17 @@ def test_a_picture_that_is_the_reference_has_its_keys(memory: type[MemoryWriter]
             assert not np.array_equal(probe_of(made, index, "others_0"), key_of(made, index))
             assert [(group.grid, group.specials) for group in layer.probes] == 3 * [(layer.groups[0].grid, layer.groups[0].specials)]
             found += 1
-    assert found >= 4
+    assert found >= (1 if name == "flux-ip" else 4)
     assert {"probe_same", "probe_others_0", "probe_others_1"} <= {image.name for image in made.trace.images}
+
+
+@pytest.mark.parametrize("family", ["several-images", "several-images-masked"])
+def test_each_of_several_references_can_be_probed(memory: type[MemoryWriter], family: str) -> None:
+    _, made = run(pipelines_adapters.build(family), {"pic": [pipelines.picture(seed) for seed in (1, 2, 3)]})
+    for index, layer in enumerate(made.trace.layers):
+        for group in layer.groups if layer.groups[0].role == "reference" else ():
+            own = key_of(made, index)[:, group.start : group.stop]
+            np.testing.assert_allclose(probe_of(made, index, f"pic_{group.name[-1]}"), own, rtol=1e-5, atol=1e-6)
 
 
 def test_the_demo_model_takes_garments_as_probes(memory: type[MemoryWriter]) -> None:
@@ -287,6 +297,8 @@ def test_keys_with_positions_are_refused_by_name(memory: type[MemoryWriter]) -> 
     (lambda: prompted("a dog", kinds=("full",)), {"a": ["dog"]}, {"keys": "reference"}, "no recorded layer attends to text, so"),
     (lambda: pipelines.build("text"), {"a": ["dog"]}, {}, r"cannot encode the probe 'a': .+"),
     (lambda: prompted("a dog", kinds=("full",)), {"a": object()}, {}, "probe 'a' holds a object; it takes texts or images"),
+    (lambda: pipelines_transformers.build("sd3-ip"), {"a": [pipelines.picture(1)]}, {}, "has no way of its own to encode reference"),
+    (lambda: pipelines_adapters.build("faceid"), {"a": [pipelines.picture(1)]}, {}, "cannot encode the probe 'a'"),
     (lambda: pipelines_transformers.build("qwen-edit"), {"a": ["dog"]}, {}, "cannot encode the probe 'a'"),
 ])  # fmt: skip
 def test_probes_that_a_pipeline_cannot_make(

@@ -16,7 +16,7 @@ from probed import CONCEPTS, LAYERS, ORDER, trace_of
 from i2am.analyzer import heads, load_heads, open_trace, rank_heads, save_heads, select_heads
 from i2am.analyzer.headorder import head_coordinates
 from i2am.analyzer.ranking import published_vector
-from i2am.schema.errors import AlreadyExists, InvalidInput, UnknownSelection
+from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, UnknownSelection
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -167,3 +167,13 @@ def test_files_of_something_else_are_refused(tmp_path: Path, found: xr.DataArray
             load_heads(path)
     with pytest.raises(InvalidInput, match=r"cannot keep the names of layers and concepts in 'h.npy'; end it in .nc or .zarr"):
         save_heads(found, tmp_path / "h.npy")
+
+
+def test_a_missing_library_is_named_before_anything_is_counted(
+    found: xr.DataArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_heads(found, tmp_path / "h.nc")
+    monkeypatch.setattr("i2am.analyzer.export.find_spec", lambda name: None)
+    for ask in (lambda: save_heads(found, tmp_path / "other.nc"), lambda: load_heads(tmp_path / "h.nc")):
+        with pytest.raises(MissingExtra, match=r'pip install "i2am\[netcdf\]", or take .zarr'):
+            ask()

@@ -24,7 +24,8 @@ from methods import (
     synthetic_calls,
 )  # fmt: skip
 
-from i2am.analyzer import Recipe, Trace, g2r, open_trace, r2g, recipe, sram, token_map
+from i2am.analyzer import Recipe, Trace, g2r, imacs, judge, looks, open_trace, r2g, recipe, sram, token_map
+from i2am.analyzer.masks import score
 from i2am.analyzer.recipes import CHOICES, FIELDS, RECIPES, Axis, read_changes, write
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from traces import Synthetic
@@ -293,3 +294,22 @@ def test_heads_are_chosen_layer_by_layer(made: Synthetic, ask: Callable[..., Any
     assert apart.notnull().any(apart.dims[2:]).values.tolist() == [[False, True, False], [True, False, True], [False, False, True]]
     every = {i: slice(None) for i in range(5)}
     np.testing.assert_allclose(ask(trace, recipe="i2am", heads=every), ask(trace, recipe="i2am"), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["i2am", "i2am-official", "i2am-custom"])
+def test_looks_are_the_row_s_sram_of_every_patch(made: Synthetic, name: str) -> None:
+    trace = open_trace(made.path)
+    found = looks(trace, recipe=name)
+    for at in ((0, 0), AT, (15, 11)):
+        close(found[at], sram(trace, at, recipe=name))
+
+
+def test_scores_of_all_positions_count_all_positions_whatever_the_recipe(made: Synthetic) -> None:
+    trace = open_trace(made.path)
+    options: dict[str, Any] = {"recipe": "i2am-custom", "layers": [0, 1, 4]}
+    found = score(trace, **options)
+    plain = imacs(g2r(trace, query_mask=np.ones(LATENT), **options), trace.masks()["reference_mask"])
+    assert found["imacs_r_plain"] == pytest.approx(float(plain), rel=1e-6)
+    assert found["imacs_r"] == pytest.approx(float(imacs(g2r(trace, **options), trace.masks()["reference_mask"])), rel=1e-6)
+    assert judge(trace, ["imacs_r_plain"], **options)["imacs_r_plain"] == pytest.approx(float(plain), rel=1e-6)
+    assert found["imacs_r"] != pytest.approx(found["imacs_r_plain"], rel=1e-3)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from diffusers import StableDiffusionInstructPix2PixPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from memory import MemoryWriter, memory
 from pipelines_transformers import flux_fill, kandinsky, kontext
 from torch import nn
@@ -105,4 +106,21 @@ def test_a_backend_chosen_for_all_is_named() -> None:
 
     pipeline, call = kontext()
     with attention_backend("flex"), pytest.raises(UnsupportedModel, match="backend is 'flex'"):
+        record(pipeline, PATH, **call())
+
+
+@pytest.mark.parametrize(
+    ("hide", "words"),
+    [
+        (lambda pipeline: pipeline.enable_attention_slicing(1), r"slice by slice.*disable_attention_slicing\(\)"),
+        (
+            lambda pipeline: pipeline.unet.set_attn_processor(AttnProcessor()),
+            r"AttnProcessor multiplies matrices itself; call .*AttnProcessor2_0",
+        ),
+    ],
+)
+def test_a_pipeline_that_hides_its_attention_stops_at_the_first_module(hide: Any, words: str, memory: type[MemoryWriter]) -> None:
+    pipeline, call = build("text")
+    hide(pipeline)
+    with pytest.raises(UnsupportedModel, match=rf"unet\.down_blocks\.1\..*attn2 ran, but made no scaled_dot.*{words}.*layers="):
         record(pipeline, PATH, **call())

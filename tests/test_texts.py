@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import MemoryWriter, memory
 from pipelines_text import FAMILIES, LENGTH, clip_tokenizer, prompted, prompted_xl, t5_tokenizer
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from i2am.analyzer import open_trace
 from i2am.recorder import record
+from i2am.recorder.texts import Texts
 from i2am.recorder.words import align, find_words, lettered
 from i2am.schema.text import Text
 
@@ -76,6 +79,40 @@ def test_letters_whose_lower_case_is_longer_are_not_guessed() -> None:
     assert align("İstanbul dog", ["İstanbul", "dog"]) == ((0, 0), (0, 0))
     assert align("a dog", ["a</w>", "cat</w>", "dog</w>"]) == ((0, 1), (0, 0), (2, 5))
     assert align("▁ a", ["▁", "</w>", "▁a"])[:2] == ((0, 0), (0, 0))
+
+
+def test_templates_that_are_dropped_and_padding_that_is_zero() -> None:
+    pipeline, _ = prompted()
+    watch = Texts(pipeline)
+    with watch.watched(), torch.no_grad():
+        ids = pipeline.tokenizer("in the hat a red zebra", padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+        vectors = pipeline.text_encoder(ids).last_hidden_state[0, 4:]  # from "a" on
+    masked = vectors.clone()
+    masked[5:] = 0
+    for shown in (vectors, masked):
+        (stretch,) = watch.find(shown)
+        text = stretch.text("text")
+        assert said(text) == [("a", "a</w>"), ("red", "red</w>"), ("zebra", "zeb ra</w>")]
+        assert len(text.tokens) == LENGTH - 4
+    assert watch.find(vectors.half())[0].text("text") == watch.find(vectors)[0].text("text")
+    assert watch.find(vectors.flip(0))[0].count < LENGTH - 4
+    assert watch.find(vectors + 1) == ()
+    with watch.apart():
+        assert watch.find(vectors) == ()
+
+
+def test_a_tokenizer_that_tells_no_places() -> None:
+    torch.manual_seed(0)
+    encoder = T5EncoderModel(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=400)).eval()
+    watch = Texts(SimpleNamespace(components={"tokenizer": ByT5Tokenizer(), "text_encoder": encoder}))
+    with watch.watched(), torch.no_grad():
+        encoded = ByT5Tokenizer()(["a red dog", "cat"], padding=True, return_tensors="pt")
+        assert getattr(encoded, "encodings", None) is None
+        vectors = encoder(encoded.input_ids).last_hidden_state
+    first, second = (watch.find(row)[0].text("text") for row in vectors)
+    assert said(first) == [("a", "a"), ("red", "r e d"), ("dog", "d o g")]
+    assert said(second) == [("cat", "c a t")]
+    assert watch.find(vectors[1])[0].kept == (True,) * 4 + (False,) * 6
 
 
 # -- what recordings say ---------------------------------------------------------------------------------------------------------

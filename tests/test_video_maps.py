@@ -218,7 +218,7 @@ def calls_of(made: Synthetic, steps: int) -> list[tuple[int, int, np.ndarray]]:
 def test_what_a_video_has_not_is_said(trace: Trace, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"a patch is \(frame, row, column\) on the latent grid of 3 x 6 x 4, got \(1, 2\)"):
         sram(trace, (1, 2))
-    with pytest.raises(UnknownSelection, match=r"no patch \(3, 0, 0\); frames are 0 to 2 from the start, rows are"):
+    with pytest.raises(UnknownSelection, match=r"no patch \(3, 0, 0\); frames are 0 to 2 from the start, rows 0 to 5 from the top"):
         sram(trace, (3, 0, 0))
     with pytest.raises(UnknownSelection, match="the trace has no frame 7; it has 0 to 2"):
         g2r(trace, frames=7)

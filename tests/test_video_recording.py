@@ -16,6 +16,7 @@ from pipelines_video import FRAMES, IMAGE_TOKENS, LATENT_FRAMES, VIDEO, animate,
 from test_families import Spy, check_factors, check_probabilities
 
 from i2am.analyzer import g2r, open_trace, r2g
+from i2am.analyzer.resampler import carry
 from i2am.analyzer.resize import resize
 from i2am.analyzer.verification import verify
 from i2am.recorder import record
@@ -245,12 +246,29 @@ def test_a_layer_that_nothing_lays_out_is_left_to_say_so() -> None:
 
 def test_a_first_frame_that_is_in_the_channels_only_is_refused(memory: type[MemoryWriter]) -> None:
     pipeline, call = wan_channels()
-    with pytest.raises(UnsupportedModel, match=r"the image is concatenated to the latent's channels.*keys=\"text\""):
+    with pytest.raises(UnsupportedModel, match=r"the image goes into the latent, as channels or as its first frame.*keys=\"text\""):
         record(pipeline, PATH, **call())
     record(pipeline, PATH, keys="text", **call())
     (layer,) = memory.last.trace.layers
     assert (layer.places, layer.groups[0].role) == ((2, 2, 3), "text")
     assert {image.name: image.role for image in memory.last.trace.images} == {"generated_0": "generated", "input": "input"}
+
+
+def test_a_frame_that_is_given_does_not_hide_the_timestep(memory: type[MemoryWriter]) -> None:
+    pipeline, call = wan_channels(latent=True)
+    plain = pipeline(**call()).frames
+    assert np.array_equal(plain, record(pipeline, PATH, keys="text", encoding="factors", **call()).frames)
+    assert [commit["timestep"] for commit in memory.last.commits] == pipeline.scheduler.timesteps.tolist()
+
+
+def test_tokens_of_a_video_are_carried_back_to_patches(tmp_path: Path) -> None:
+    pipeline, call = animate("plus")
+    plain = pipeline(**call()).frames
+    assert np.array_equal(plain, record(pipeline, tmp_path / "run.zarr", keys="reference", **call()).frames)
+    trace = open_trace(tmp_path / "run.zarr")
+    assert trace.latent_places == (FRAMES, 16, 12)
+    used = g2r(trace, frames=[0, 2]).compute()
+    assert (used.dims, carry(trace, used).dims) == (("token",), ("ref_y", "ref_x"))
 
 
 def test_fused_projections_are_told_apart(memory: type[MemoryWriter]) -> None:
