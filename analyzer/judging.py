@@ -85,7 +85,7 @@ def diff_command(
         refuse_existing(out, overwrite=overwrite)
     one, other = (open_trace(path, partial=partial) for path in (first, second))
     with shown("diff"):
-        found = differ(one, other, metrics, **given(**options))
+        found = differ(one, other, metrics, **given(one, **options))
     if out:
         save_difference(found, out, overwrite=overwrite)
     facts = {**found.facts, "out": str(out) if out else None}
