@@ -18,6 +18,7 @@ HEAD = ("word", "tokens", "pieces", "in", "branch", "sample")
 
 @click.command(
     "words",
+    short_help="List the words of the run, or of a probe, and their tokens.",
     epilog=example(
         "i2am words run.zarr",
         "i2am words run.zarr --probe concepts",

@@ -1,5 +1,6 @@
-"""Where torch is not installed, only the files with tests of the analyzer are collected."""
+"""Where torch is not installed, only the files with tests of the analyzer are collected; Ctrl-C reaches tests that run behind a shell."""
 
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,3 +9,7 @@ HERE = Path(__file__).parent
 collect_ignore = (
     [] if find_spec("torch") else [path.name for path in HERE.glob("test_*.py") if "pytest.mark.analyzer" not in path.read_text()]
 )
+
+# A shell hides Ctrl-C from what it runs in the background, and what is hidden is inherited; some tests are about Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
