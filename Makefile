@@ -27,7 +27,7 @@ unit: $(VENV)/installed
 # The analyzer's own tests where torch is not installed: a laptop needs none.
 laptop: $(LAPTOP)/installed
 	! $(LAPTOP)/bin/python -c "import torch" 2>/dev/null
-	$(LAPTOP)/bin/pytest -q -m analyzer
+	$(LAPTOP)/bin/pytest -q -n auto -m analyzer
 
 bench: $(VENV)/installed
 	for each in recording packing scan dataset truth precision custom; do $(BIN)/python benchmarks/$$each.py || exit 1; done
@@ -40,7 +40,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(LAPTOP)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LAPTOP)
-	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf,parquet,cluster]' pytest hypothesis
+	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf,parquet,cluster]' pytest pytest-xdist hypothesis
 	@touch $@
 
 clean:
