@@ -121,11 +121,7 @@ def synthetic_trace(
     result = Synthetic(Path(path), record, Writer(path, record, **writer_options))
     for layer in chosen:
         _draw(result, layer, rng, (samples, len(branches), steps), sharpness, static_keys)
-        shape = (layer.heads, layer.probe_tokens, layer.head_dim)
-        drawn = np.random.default_rng([seed, len(result.probe_key)]).standard_normal(shape).astype(layer.factor_dtype)
-        if plant and layer.probes:
-            plant(len(result.probe_key), drawn)
-        result.probe_key.append(drawn if layer.probes else None)
+        _draw_probes(result, layer, seed, plant)
         result.writer.add_layer(layer, result.probe_key[-1])
     result.writer.add_texts(texts)
     _write(result, chosen, branches, steps, set(absent))
@@ -144,6 +140,15 @@ def synthetic_trace(
         result.writer._workers.drain()
         result.trace = result.writer.trace
     return result
+
+
+def _draw_probes(result: Synthetic, layer: Layer, seed: int, plant: Callable[[int, np.ndarray], None] | None) -> None:
+    """Random keys of one layer's probes, or what `plant` makes of them."""
+    shape = (layer.heads, layer.probe_tokens, layer.head_dim)
+    drawn = np.random.default_rng([seed, len(result.probe_key)]).standard_normal(shape).astype(layer.factor_dtype)
+    if plant and layer.probes:
+        plant(len(result.probe_key), drawn)
+    result.probe_key.append(drawn if layer.probes else None)
 
 
 def _draw(result: Synthetic, layer: Layer, rng: np.random.Generator, lead: tuple[int, int, int], sharpness: float, static: bool) -> None:
