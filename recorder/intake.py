@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import sys
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..schema.errors import UnsupportedModel
-from ..schema.trace import Layer, Trace
+from ..schema.trace import Codec, Layer, Trace
 from .blocks import Block, Outbox
 from .budget import check_budget
 from .capture import Call
@@ -51,6 +54,20 @@ class Intake:
         self.kept = 0
         """Evaluations handed to the writer."""
         self.progress: Callable[[int, int], None] = lambda kept, planned: None
+
+    def begin(self, samples: int, **facts: Any) -> Trace:
+        """The record that a trace starts from; `facts` are what it says of model, sampler, inputs and provenance."""
+        options = self._options
+        return Trace(
+            id=str(uuid.uuid4()),
+            status="recording",
+            samples=samples,
+            branches=options.axis,
+            steps=self.steps,
+            codec=Codec(options.codec, options.level, options.keep_bits),  # type: ignore[arg-type]
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **facts,
+        )
 
     def open(self) -> Writer:
         """The writer, made when there is something to write."""

@@ -11,13 +11,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
 from ..schema.errors import InvalidInput
 from .probes import read_probes
+from .toml_file import read_toml
 
 FORM: Final = 'name = "one text", name = ["a text", "another"], name = { lines = "words.txt" } or name = { images = ["a.png"] }'
 
@@ -28,12 +28,7 @@ def read_probe_file(path: str | PathLike[str]) -> dict[str, Any]:
     Raises   InvalidInput
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput(f"cannot read the probes {path}: {error.strerror}; give a TOML file with a table [probes]") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not TOML: {error}") from error
+    document = read_toml(path, "probes", "a TOML file with a table [probes]")
     others = [key for key in document if key != "probes"]
     if others or not isinstance(document.get("probes"), dict):
         wrong = f"has {others[0]!r} beside its" if others else "has no"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 from ..schema.errors import InvalidInput, UnsupportedModel
 from ..schema.record import JSON
-from ..schema.trace import Codec, Layer, TokenGroup, Trace
+from ..schema.trace import Layer, TokenGroup, Trace
 from .blocks import Block
 from .capture import Call, denoisers, reads_features
 from .frames import VIDEO_AXES, whole_video
@@ -256,14 +254,8 @@ class Run:
         return scheduler_timestep(self._pipeline.scheduler, float(value))
 
     def _record(self) -> Trace:
-        return Trace(
-            id=str(uuid.uuid4()),
-            status="recording",
-            samples=self._samples,
-            branches=self._options.axis,
-            steps=self.intake.steps,
-            codec=Codec(self._options.codec, self._options.level, self._options.keep_bits),  # type: ignore[arg-type]
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        return self.intake.begin(
+            self._samples,
             model=self._model,
             sampler=sampler_record(self._pipeline.scheduler, self._arguments),
             inputs=self._inputs,

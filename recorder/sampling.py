@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from ..schema.errors import InvalidInput, UnsupportedModel
 from ..schema.record import JSON
-from ..schema.trace import Codec, Trace
+from ..schema.trace import Trace
 from .blocks import Block
 from .capture import Call
 from .declaration import Declaration
@@ -291,14 +289,8 @@ class Sampling:
         return {"order": list(said.order), "sequential": said.sequential, "evaluations": self._seen}
 
     def _record(self) -> Trace:
-        return Trace(
-            id=str(uuid.uuid4()),
-            status="recording",
-            samples=self._samples,
-            branches=self._options.axis,
-            steps=self.intake.steps,
-            codec=Codec(self._options.codec, self._options.level, self._options.keep_bits),  # type: ignore[arg-type]
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        return self.intake.begin(
+            self._samples,
             model=outside_record(self._declaration.model, self._declaration.denoisers),
             sampler=self._sampler(),
             provenance=self._provenance(),

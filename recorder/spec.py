@@ -18,7 +18,6 @@ Paths are relative to the spec's own folder.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -28,6 +27,7 @@ from typing import Any, Final, TypeAlias
 from ..schema.errors import InvalidInput
 from .probe_file import probe_table
 from .selection import Options
+from .toml_file import read_toml
 
 Images: TypeAlias = Path | list["Images"]
 
@@ -94,12 +94,7 @@ def read_spec(path: str | PathLike[str]) -> Spec:
     Raises   InvalidInput naming the key, its table and the nearest key there is
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput(f"cannot read the spec {path}: {error.strerror}; give the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not TOML: {error}") from error
+    document = read_toml(path, "spec", "the path of a TOML file")
     check_keys(path.name, "", document, TABLES[""] or ())
     pipeline, scheduler, record = (_table(path, document, name) for name in ("pipeline", "scheduler", "record"))
     Options(**record)
