@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+torch.set_num_threads(1)
+
+PATH = Path("nowhere.zarr")
+"""Of recordings that stay in memory."""
+UNET = {"unet": "model.diffusion_model"}
+GUIDED = ("uncond", "cond")
 
 WIDTH = 8
 HEADS = 2

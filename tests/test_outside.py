@@ -15,6 +15,7 @@ from outside_models import (
     HEADS,
     IMAGE_TOKENS,
     LATENT,
+    PATH,
     REFERENCE,
     TEXT,
     Diffusion,
@@ -35,9 +36,6 @@ from i2am.schema.trace import TokenGroup
 
 __all__ = ["memory"]
 
-torch.set_num_threads(1)
-
-PATH = Path("nowhere.zarr")
 STEPS = 3
 TIMES = [999.0, 666.0, 333.0]
 SMALL = (LATENT[0] // 2, LATENT[1] // 2)

@@ -12,7 +12,10 @@ import torch
 from memory import MemoryWriter, memory
 from outside_models import (
     CONTEXT,
+    GUIDED,
     LATENT,
+    PATH,
+    UNET,
     Diffusion,
     EinsumAttention,
     FoldedAttention,
@@ -30,12 +33,6 @@ from i2am.recorder import recording
 from i2am.schema.errors import AlreadyExists, InvalidInput, NoSpace, TraceError, UnknownSelection, UnsupportedModel
 
 __all__ = ["memory"]
-
-torch.set_num_threads(1)
-
-PATH = Path("nowhere.zarr")
-UNET = {"unet": "model.diffusion_model"}
-GUIDED = ("uncond", "cond")
 
 
 def one_line(error: BaseException) -> str:

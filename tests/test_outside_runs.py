@@ -12,9 +12,12 @@ import torch
 from memory import MemoryWriter, memory
 from outside_models import (
     CONTEXT,
+    GUIDED,
     HEADS,
     LATENT,
+    PATH,
     TEXT,
+    UNET,
     Conditions,
     Diffusion,
     EinsumAttention,
@@ -35,11 +38,6 @@ from i2am.schema.trace import Trace
 
 __all__ = ["memory"]
 
-torch.set_num_threads(1)
-
-PATH = Path("nowhere.zarr")
-UNET = {"unet": "model.diffusion_model"}
-GUIDED = ("uncond", "cond")
 SR = {"*image_attentions*": "reference", "*": "text"}
 
 
