@@ -13,12 +13,12 @@ import numpy as np
 import xarray as xr
 from extraction import Finding
 
-from i2am.analyzer.metrics import imacs, normalize
-from i2am.analyzer.overlap import iou
-from i2am.analyzer.pictures import heatmap
-from i2am.analyzer.pointing import PLACES, RADIUS, pck, pointing_error
-from i2am.analyzer.recipes import RECIPES
-from i2am.analyzer.truth import Truth
+from i2am.analyzer.maps.heatmap import heatmap
+from i2am.analyzer.methods.recipes import RECIPES
+from i2am.analyzer.metrics.imacs import imacs
+from i2am.analyzer.metrics.overlap import iou
+from i2am.analyzer.metrics.placement import normalize
+from i2am.analyzer.metrics.pointing import PLACES, RADIUS, Truth, pck, pointing_error
 
 Kind = Literal["looks", "r2g", "g2r"]
 KINDS: Final[tuple[Kind, ...]] = ("looks", "r2g", "g2r")

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from i2am.analyzer import g2r, imacs, looks, open_trace, pck, r2g
-from i2am.analyzer.truth import require_truth
+from i2am.analyzer.inspection.truth import require_truth
 from i2am.recorder.demo.pairs import Pair
 from i2am.recorder.demo.pipeline import TryOnPipeline, load_shipped
 

@@ -21,8 +21,8 @@ from measure import interleave, machine, peak_memory, size_on_disk, table
 
 from i2am.recorder import record
 from i2am.recorder.custom.pipeline import build_custom
-from i2am.recorder.estimate import estimate
-from i2am.recorder.spec import read_spec
+from i2am.recorder.dryrun.estimate import estimate
+from i2am.recorder.specs.spec import read_spec
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ENCODINGS = ("factors", "probabilities")

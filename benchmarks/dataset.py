@@ -26,7 +26,7 @@ import numpy as np
 import zarr
 from measure import machine, peak_memory, size_on_disk, table
 
-from i2am.recorder.writer import Writer
+from i2am.recorder.store.writer import Writer
 from i2am.schema import Layer, TokenGroup, Trace, encode_probability
 from i2am.schema.layout import data_plans
 from i2am.schema.trace import Image
@@ -115,7 +115,7 @@ def lowest_level(path: Path) -> None:
 
 def one_task(path: Path) -> None:
     """What a worker of a cluster does with one trace: three scores, in one thread."""
-    from i2am.analyzer.evaluation import Question, evaluate_trace
+    from i2am.analyzer.evaluation.rows import Question, evaluate_trace
 
     row = evaluate_trace(path, Question(("imacs_g", "imacs_r", "imacs_r_plain")), "synchronous")
     assert not row.error, row.error
@@ -130,7 +130,7 @@ def measured(path: Path, what: str) -> dict[str, Any]:
 
 def report(path: str, what: str) -> None:
     """Do it in this process and print what it took as JSON."""
-    from i2am.analyzer import shards
+    from i2am.analyzer.store import chunks as shards
 
     opened: collections.Counter[str] = collections.Counter()
 

@@ -15,11 +15,11 @@ import numpy as np
 import xarray as xr
 
 from i2am.analyzer import g2r, looks, open_trace, r2g
-from i2am.analyzer.concentration import row_entropy
-from i2am.analyzer.reader import Trace
-from i2am.analyzer.recipes import RECIPES, recipe
-from i2am.analyzer.tokens import token_map
-from i2am.analyzer.truth import require_truth
+from i2am.analyzer.inspection.truth import require_truth
+from i2am.analyzer.maps.looks import row_entropy
+from i2am.analyzer.maps.tokens import token_map
+from i2am.analyzer.methods.recipes import RECIPES, recipe
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput
 
 EVERY = ("time", "layer", "head")

@@ -18,11 +18,11 @@ from measure import machine, table
 from recordings import pipelines, recordings
 
 from i2am.analyzer import head_truth, heads, load_heads, open_trace, r2g, save_heads
-from i2am.analyzer.masks import load_mask
-from i2am.analyzer.overlap import THRESHOLDS, iou
-from i2am.analyzer.ranking import rank_heads
-from i2am.analyzer.reader import Trace
-from i2am.analyzer.selective import deal, published_count, selective_iou
+from i2am.analyzer.heads.ranking import rank_heads
+from i2am.analyzer.heads.selective import deal, published_count, selective_iou
+from i2am.analyzer.metrics.overlap import THRESHOLDS, iou
+from i2am.analyzer.trace.images import load_mask
+from i2am.analyzer.trace.reader import Trace
 from i2am.recorder import record
 from i2am.recorder.demo.pairs import DRAW, HELD_OUT, Pair, draw_pair
 from i2am.recorder.demo.pipeline import TryOnPipeline

@@ -1,6 +1,6 @@
 """Measure what each failure signature says of healthy attention and of its control: the ranges of `i2am diagnose`.
 
-    python benchmarks/ranges.py --pairs 64 --cache out -o analyzer/ranges.toml
+    python benchmarks/ranges.py --pairs 64 --cache out -o analyzer/diagnosis/ranges.toml
 
 Healthy is the shipped model on held-out pairs. The control shows what failure looks like: the same network with random weights
 where that fails by itself; for inconsistency, maps of other pairs; for a sink, all attention on one token.
@@ -18,8 +18,9 @@ import numpy as np
 from recordings import pipelines, record_pair, recordings
 
 from i2am.analyzer import open_trace
-from i2am.analyzer.diagnosis import gather
-from i2am.analyzer.signatures import SIGNATURES, Evidence, correlation
+from i2am.analyzer.diagnosis.diagnose import gather
+from i2am.analyzer.diagnosis.signatures import SIGNATURES, Evidence
+from i2am.analyzer.numerics.statistics import correlation
 from i2am.recorder.demo.pairs import Pair
 from i2am.recorder.demo.pipeline import TryOnPipeline
 from i2am.schema.trace import LOSSY
@@ -56,7 +57,7 @@ def ranges(healthy: dict[str, np.ndarray], control: dict[str, np.ndarray], pairs
     """The file that `i2am diagnose` reads."""
     lines = [
         "# What each failure signature measures on healthy recordings and on its control: 5, 50, 95 % of the pairs, and a limit between.",
-        "# Measured and written by `python benchmarks/ranges.py -o analyzer/ranges.toml`; more is worse, of every one.",
+        "# Measured and written by `python benchmarks/ranges.py -o analyzer/diagnosis/ranges.toml`; more is worse, of every one.",
         f"pairs = {pairs}",
         f"steps = {steps}",
     ]

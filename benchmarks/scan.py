@@ -20,7 +20,7 @@ import numpy as np
 import zarr
 from measure import interleave, machine, size_on_disk, table
 
-from i2am.recorder.writer import Writer
+from i2am.recorder.store.writer import Writer
 from i2am.schema import Layer, TokenGroup, Trace, encode_probability
 from i2am.schema.layout import data_plans
 

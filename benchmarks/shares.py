@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from i2am.recorder import blocks, capture, intake, run, storage, workers, writer
+from i2am.recorder.capture import hooks as capture
+from i2am.recorder.encoding import transfer as blocks
+from i2am.recorder.session import intake, run
+from i2am.recorder.store import files as storage
+from i2am.recorder.store import workers, writer
 
 SAMPLING = (
     # (what it is, where it lives, names) in the thread that samples

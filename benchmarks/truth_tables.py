@@ -12,9 +12,9 @@ from checkpoints import QUALITIES, SCORES, Checkpoint, over_checkpoints, over_pa
 from extraction import Finding
 from measure import table
 
-from i2am.analyzer.intervals import bootstrap_mean
-from i2am.analyzer.metrics import imacs
-from i2am.analyzer.recipes import RECIPES
+from i2am.analyzer.methods.recipes import RECIPES
+from i2am.analyzer.metrics.imacs import imacs
+from i2am.analyzer.numerics.statistics import bootstrap_mean
 from i2am.recorder.demo.evaluation import found, painting_error
 from i2am.recorder.demo.pairs import Pair
 

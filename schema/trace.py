@@ -10,6 +10,8 @@ from .errors import CorruptTrace, InvalidInput, UnknownVersion
 from .record import BRANCHES, FORMAT_VERSION, JSON, NAME, pick, require
 from .text import Text
 
+Softmax: TypeAlias = Literal["generated", "keys"]
+
 Encoding: TypeAlias = Literal["probabilities", "factors"]
 Role: TypeAlias = Literal["text", "reference", "self"]
 ImageRole: TypeAlias = Literal["generated", "reference", "mask", "reference_mask", "input"]
@@ -308,3 +310,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def head_numbers(layer: Layer) -> tuple[int, ...]:
+    """The model's own numbers of the heads on a layer's head axis."""
+    return layer.head_numbers or tuple(range(layer.heads))
+
+
+def count_heads(layer: Layer) -> str:
+    """How many heads there are, and of how many where some were not kept."""
+    return f"{layer.heads} of {layer.call_heads}" if layer.call_heads > layer.heads else str(layer.heads)

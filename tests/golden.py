@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from i2am.recorder.writer import Writer
+from i2am.recorder.store.writer import Writer
 from i2am.schema import Image, Layer, TokenGroup, Trace, encode_probability
 
 FOLDER = Path(__file__).parent / "data"

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from i2am.analyzer import g2r, r2g, sram
-from i2am.analyzer.reader import Trace
-from i2am.analyzer.resize import resize
+from i2am.analyzer.numerics.resize import resize
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.codec import decode_probability, encode_probability
 from i2am.schema.trace import TokenGroup
 from traces import Synthetic, reference_layer, synthetic_trace

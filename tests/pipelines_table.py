@@ -24,7 +24,9 @@ with warnings.catch_warnings():
 
 from memory import MemoryWriter
 
-from i2am.recorder import intake, record, sites
+from i2am.recorder import record
+from i2am.recorder.labels import layers as sites
+from i2am.recorder.session import intake
 from i2am.schema.errors import UnsupportedModel
 from i2am.schema.trace import Layer, TokenGroup
 from pipelines import Built

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from i2am.recorder.writer import Writer
+from i2am.recorder.store.writer import Writer
 from i2am.schema.trace import Trace
 from traces import Synthetic, _blocks, _images, _logsumexp, reference_layer
 

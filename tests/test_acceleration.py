@@ -16,7 +16,7 @@ from peft import LoraConfig
 from pipelines_transformers import flux_adapter, flux_guided, kandinsky, kontext, sd3, wan
 
 from i2am.recorder import record
-from i2am.recorder.capture import denoisers
+from i2am.recorder.capture.modules import denoisers
 from i2am.schema.errors import UnsupportedModel
 from pipelines import Built, ip_adapter
 

@@ -13,8 +13,8 @@ from pipelines_adapters import ADAPTED, build, several_images, with_scales
 from pipelines_transformers import flux_adapter
 
 from i2am.recorder import record
-from i2am.recorder.capture import attention_modules
-from i2am.recorder.tokens import Context
+from i2am.recorder.capture.modules import attention_modules
+from i2am.recorder.labels.tokens import Context
 from i2am.schema.errors import UnsupportedModel
 
 __all__ = ["memory"]

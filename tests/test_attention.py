@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from i2am.analyzer import open_trace
-from i2am.analyzer.attention import EXACT_SCORE, Calls
+from i2am.analyzer.trace.calls import EXACT_SCORE, Calls
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -94,7 +94,7 @@ def test_one_patch_reads_one_inner_chunk(tmp_path: Path, monkeypatch: pytest.Mon
     layer = reference_layer(grid=(64, 48), heads=4, reference=(16, 16))
     made = synthetic_trace(tmp_path / "t.zarr", layers=[layer], steps=2, latent_grid=None)
     found = open_trace(made.path).probabilities(0).isel(sample=0, branch=0, step=1, y=40, x=7)
-    from i2am.analyzer import shards
+    from i2am.analyzer.store import chunks as shards
 
     sizes: list[int] = []
     decode = shards._decode

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import AT, DIRECTIONS, KEEPS, LATENT, LAYERS, ask, assert_close, attribution_trace, oracle
 
-from i2am.analyzer import g2r, open_trace, r2g, shards, sram
-from i2am.recorder.writer import Writer
+from i2am.analyzer import g2r, open_trace, r2g, sram
+from i2am.analyzer.store import chunks as shards
+from i2am.recorder.store.writer import Writer
 from i2am.schema.codec import encode_probability
 from i2am.schema.errors import CorruptTrace
 from i2am.schema.trace import Layer, Trace
@@ -73,8 +74,8 @@ def test_any_selection_and_scheduler_equals_the_oracle(
 
 @pytest.mark.parametrize("rows", [16, 48, 4096])
 def test_the_size_of_blocks_does_not_matter(made: Synthetic, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr("i2am.analyzer.scan.BLOCK_BYTES", 4 * 6 * 20 * rows // 6)
-    monkeypatch.setattr("i2am.analyzer.attention.ROW_BYTES", 4 * 20 * rows // 6)
+    monkeypatch.setattr("i2am.analyzer.trace.scan.BLOCK_BYTES", 4 * 6 * 20 * rows // 6)
+    monkeypatch.setattr("i2am.analyzer.trace.calls.ROW_BYTES", 4 * 20 * rows // 6)
     trace = open_trace(made.path)
     assert_close(r2g(trace), oracle(made, "r2g"))
     assert_close(g2r(trace), oracle(made, "g2r"))

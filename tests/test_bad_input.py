@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from i2am.analyzer.cli import run
+from i2am.analyzer.cli.main import run
 from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer

@@ -15,9 +15,9 @@ import torch
 import zarr
 from click.testing import CliRunner, Result
 
-from i2am.recorder import batch
-from i2am.recorder.cli import record_command
-from i2am.recorder.ranks import Place, find_place, gather
+from i2am.recorder.cli import batch
+from i2am.recorder.cli.ranks import Place, find_place, gather
+from i2am.recorder.cli.record import record_command
 from i2am.schema.errors import InvalidInput, NoSpace, TraceError
 from pipelines import paint_by_example, picture, square_mask
 
@@ -213,7 +213,7 @@ def test_two_processes_of_torchrun_record_the_example(tmp_path: Path) -> None:
     assert drawn.returncode == 0, drawn.stderr
     with open(tmp_path / "pairs/pairs.csv", "a") as file:
         file.write("missing,0,no.png,no.png,no.png,no.png\n")
-    record = [sys.executable, "-c", "from i2am.recorder.cli import record_command; record_command()", ROOT / "examples/demo.toml"]
+    record = [sys.executable, "-c", "from i2am.recorder.cli.record import record_command; record_command()", ROOT / "examples/demo.toml"]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--no-python", *record]
     made = python(*launch, "--manifest", tmp_path / "pairs/pairs.csv", "-o", tmp_path / "traces", "--json", "--steps", "0")
     documents = [json.loads(line) for line in made.stdout.splitlines() if line.startswith("{")]

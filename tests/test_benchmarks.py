@@ -13,7 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from i2am.recorder import intake, record, storage
+from i2am.recorder import record
+from i2am.recorder.session import intake
+from i2am.recorder.store import files as storage
 from pipelines import build
 
 pytestmark = [

@@ -24,8 +24,8 @@ def test_the_schema_needs_numpy_alone() -> None:
 
 @pytest.mark.analyzer
 def test_the_writer_needs_neither_half() -> None:
-    assert not modules_after("import i2am.recorder.writer") & {"torch", "dask", "xarray"}
+    assert not modules_after("import i2am.recorder.store.writer") & {"torch", "dask", "xarray"}
 
 
 def test_the_recorder_needs_no_dask() -> None:
-    assert not modules_after("import i2am.recorder.session") & {"dask", "xarray"}
+    assert not modules_after("import i2am.recorder.session.recording") & {"dask", "xarray"}

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from i2am.recorder.budget import check_budget
-from i2am.recorder.selection import keep_heads, select_heads, select_layers, select_steps
-from i2am.recorder.sizes import encoded, human, layer_bytes, parse_bytes, weigh
+from i2am.recorder.plan.budget import check_budget
+from i2am.recorder.plan.options import keep_heads, select_heads, select_layers, select_steps
+from i2am.recorder.plan.sizes import encoded, human, layer_bytes, parse_bytes, weigh
 from i2am.schema.errors import InvalidInput, NoSpace, UnknownSelection
 from i2am.schema.layout import layout
 from i2am.schema.trace import Codec, Layer, TokenGroup, Trace

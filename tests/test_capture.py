@@ -13,7 +13,7 @@ from memory import MemoryWriter, memory
 from torch import nn
 
 from i2am.recorder import record, recording
-from i2am.recorder.capture import attention_modules, denoisers
+from i2am.recorder.capture.modules import attention_modules, denoisers
 from i2am.schema.codec import decode_probability
 from i2am.schema.errors import UnsupportedModel
 from pipelines import FAMILIES, SCHEDULERS, build, text_to_image

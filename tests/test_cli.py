@@ -15,11 +15,11 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from i2am.analyzer import group
-from i2am.analyzer.cli import run
-from i2am.analyzer.commands import COMMANDS
-from i2am.analyzer.failures import DEBUG
-from i2am.analyzer.group import i2am
+from i2am.analyzer.cli import group
+from i2am.analyzer.cli.commands.maps import COMMANDS
+from i2am.analyzer.cli.failures import DEBUG
+from i2am.analyzer.cli.group import i2am
+from i2am.analyzer.cli.main import run
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -46,7 +46,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, 
 
 
 def test_help_lists_every_command_and_loads_neither_torch_nor_dask() -> None:
-    code = "from i2am.analyzer.cli import run; import sys; run(['--help']); print(*sorted(sys.modules))"
+    code = "from i2am.analyzer.cli.main import run; import sys; run(['--help']); print(*sorted(sys.modules))"
     shown = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
     for name in ("info", "verify", "map", "imacs", "report", "record", "demo"):
         assert f"\n  {name} " in shown
@@ -216,7 +216,7 @@ def test_a_reader_that_has_had_enough_is_no_error(made: Synthetic) -> None:
 def test_without_a_netcdf_library_the_line_names_it(
     made: Synthetic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("i2am.analyzer.export.NETCDF", ("no_such_module",))
+    monkeypatch.setattr("i2am.analyzer.output.files.NETCDF", ("no_such_module",))
     assert run(["map", str(made.path), "--r2g", "-o", "m.nc"]) == 5
     assert 'pip install "i2am[netcdf]"' in capsys.readouterr().err
     assert os.listdir() == []

@@ -20,10 +20,12 @@ from typing import Any
 import pytest
 import xarray as xr
 
-from i2am.analyzer import cluster, evaluate, shards
-from i2am.analyzer.cli import run
-from i2am.analyzer.cluster import connected, require_workers
-from i2am.analyzer.evaluation import Question, Row, evaluate_trace
+from i2am.analyzer import evaluate
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.evaluation import cluster
+from i2am.analyzer.evaluation.cluster import connected, require_workers
+from i2am.analyzer.evaluation.rows import Question, Row, evaluate_trace
+from i2am.analyzer.store import chunks as shards
 from i2am.schema.errors import InvalidInput, NoCluster
 from traces import synthetic_trace
 

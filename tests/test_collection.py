@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from i2am.analyzer.collection import find_traces, is_dataset
+from i2am.analyzer.store.discovery import find_traces, is_dataset
 from i2am.schema.errors import InvalidInput, NotATrace
 
 pytestmark = pytest.mark.analyzer

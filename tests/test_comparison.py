@@ -17,10 +17,11 @@ from methods import LAYERS, method_trace
 from PIL import Image
 from scipy import stats
 
-from i2am.analyzer import Trace, compare, g2r, gathering, open_trace, r2g, recipe, sram, token_map
-from i2am.analyzer.cli import run
-from i2am.analyzer.recipes import RECIPES
-from i2am.analyzer.resize import resize
+from i2am.analyzer import Trace, compare, g2r, open_trace, r2g, recipe, sram, token_map
+from i2am.analyzer.aggregation import build as gathering
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.methods.recipes import RECIPES
+from i2am.analyzer.numerics.resize import resize
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from traces import Synthetic, reference_layer, synthetic_trace
 

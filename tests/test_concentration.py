@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from oracles import attribution_trace, softmaxes
 
 from i2am.analyzer import open_trace
-from i2am.analyzer.concentration import concentration, entropy, row_entropy
+from i2am.analyzer.maps.looks import row_entropy
+from i2am.analyzer.metrics.entropy import concentration, entropy
 from i2am.schema.errors import InvalidInput
 from traces import reference_layer, synthetic_trace
 

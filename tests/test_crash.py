@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import zarr
 
-from i2am.recorder import storage
-from i2am.recorder.writer import Writer
+from i2am.recorder.store import files as storage
+from i2am.recorder.store.writer import Writer
 from i2am.schema.codec import decode_probability
 from i2am.schema.errors import NoSpace
 from i2am.schema.journal import decode_lines
@@ -33,7 +33,7 @@ STEPS = 6
 CHILD = """
 import os, signal, sys
 path, point, nth, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-from i2am.recorder import storage
+from i2am.recorder.store import files as storage
 from traces import default_layers, synthetic_trace
 
 def die(*_, **__):
@@ -146,7 +146,7 @@ def test_killed_at_random(tmp_path: Path, whole: list[np.ndarray]) -> None:
 def test_interrupted_from_the_keyboard(tmp_path: Path) -> None:
     script = f"""
 import time, numpy as np
-from i2am.recorder.writer import Writer
+from i2am.recorder.store.writer import Writer
 from i2am.schema.trace import Trace
 from traces import reference_layer
 writer = Writer({str(tmp_path / "t")!r}, Trace("id", "recording", 1, ("cond",), 1000))
@@ -217,7 +217,7 @@ def test_a_file_size_limit_of_the_system(tmp_path: Path) -> None:
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 import numpy as np
-from i2am.recorder.writer import Writer
+from i2am.recorder.store.writer import Writer
 from i2am.schema.errors import NoSpace
 from i2am.schema.trace import Trace
 from traces import reference_layer

@@ -15,8 +15,8 @@ from transformers import Dinov2Config, Dinov2Model
 from i2am.analyzer import g2r, open_trace, r2g, sram
 from i2am.recorder import record
 from i2am.recorder.custom.pipeline import CONFIGS, CustomTryOnPipeline, build_custom
-from i2am.recorder.estimate import estimate
-from i2am.recorder.spec import read_spec
+from i2am.recorder.dryrun.estimate import estimate
+from i2am.recorder.specs.spec import read_spec
 from i2am.schema.errors import InvalidInput
 from pipelines import picture, square_mask
 

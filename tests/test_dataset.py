@@ -16,14 +16,16 @@ import xarray as xr
 from PIL import Image
 
 import traces
-from i2am.analyzer import evaluate, evaluation, g2r, head_truth, imacs, open_trace, r2g, save_heads, shards
-from i2am.analyzer.cli import run
-from i2am.analyzer.collection import find_traces
-from i2am.analyzer.dataset import ask
-from i2am.analyzer.evaluation import Question
-from i2am.analyzer.intervals import bootstrap_mean
-from i2am.analyzer.judgement import METRICS, judge
-from i2am.analyzer.recipes import recipe
+from i2am.analyzer import evaluate, g2r, head_truth, imacs, open_trace, r2g, save_heads
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.evaluation import rows as evaluation
+from i2am.analyzer.evaluation.dataset import ask
+from i2am.analyzer.evaluation.metric_table import METRICS, judge
+from i2am.analyzer.evaluation.rows import Question
+from i2am.analyzer.methods.recipes import recipe
+from i2am.analyzer.numerics.statistics import bootstrap_mean
+from i2am.analyzer.store import chunks as shards
+from i2am.analyzer.store.discovery import find_traces
 from i2am.schema.errors import CorruptTrace, InvalidInput, NotATrace, UnknownSelection
 from traces import default_layers, reference_layer, synthetic_trace
 

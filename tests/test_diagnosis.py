@@ -11,11 +11,12 @@ from oracles import attribution_trace, softmaxes
 from planted import PLANTS, planted_trace
 
 from i2am.analyzer import open_trace
-from i2am.analyzer.cli import run
-from i2am.analyzer.diagnosis import diagnose, gather, ranges
-from i2am.analyzer.selection import choose
-from i2am.analyzer.signatures import SIGNATURES, correlation
-from i2am.analyzer.survey import survey
+from i2am.analyzer.aggregation.selection import choose
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.diagnosis.diagnose import diagnose, gather, ranges
+from i2am.analyzer.diagnosis.signatures import SIGNATURES
+from i2am.analyzer.diagnosis.survey import survey
+from i2am.analyzer.numerics.statistics import correlation
 from i2am.schema.errors import InvalidInput
 from traces import reference_layer, synthetic_trace
 

@@ -11,12 +11,12 @@ import xarray as xr
 from PIL import Image
 
 from i2am.analyzer import g2r, judge, open_trace, r2g
-from i2am.analyzer.cli import run
-from i2am.analyzer.difference import differ, draw_difference, write_difference
-from i2am.analyzer.figures import BALANCE, colour, overlay
-from i2am.analyzer.metrics import place_signed
-from i2am.analyzer.reader import Trace
-from i2am.analyzer.resize import resize
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.evaluation.difference import differ, draw_difference, write_difference
+from i2am.analyzer.metrics.placement import place_signed
+from i2am.analyzer.numerics.resize import resize
+from i2am.analyzer.output.figures import BALANCE, colour, overlay
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput
 from traces import default_layers, reference_layer, synthetic_trace
 

@@ -11,8 +11,8 @@ import torch
 from configs import SD15, SDXL, picture, save_adapter, save_model
 from diffusers import HeunDiscreteScheduler, PNDMScheduler
 
-from i2am.recorder.estimate import Estimate, estimate
-from i2am.recorder.spec import Spec, read_spec
+from i2am.recorder.dryrun.estimate import Estimate, estimate
+from i2am.recorder.specs.spec import Spec, read_spec
 from i2am.schema.errors import InvalidInput, UnknownSelection, UnsupportedModel
 
 torch.set_num_threads(1)

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionModelWithProjection, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from i2am.recorder import record
-from i2am.recorder.cli import record_command
-from i2am.recorder.estimate import Estimate, estimate
-from i2am.recorder.loading import load_pipeline
-from i2am.recorder.sizes import encoded, weigh
-from i2am.recorder.spec import Spec, read_spec
+from i2am.recorder.cli.record import record_command
+from i2am.recorder.dryrun.estimate import Estimate, estimate
+from i2am.recorder.plan.sizes import encoded, weigh
+from i2am.recorder.specs.loading import load_pipeline
+from i2am.recorder.specs.spec import Spec, read_spec
 from i2am.schema.errors import InvalidInput, NoSpace, UnsupportedModel
 from i2am.schema.trace import Layer
 from pipelines import Built, picture, vision_config

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from methods import LATENT, method_trace
 
-from i2am.analyzer import Recipe, exact, g2r, open_trace, r2g, recipe, sram, token_map
-from i2am.analyzer.reader import Trace
+from i2am.analyzer import Recipe, g2r, open_trace, r2g, recipe, sram, token_map
+from i2am.analyzer.aggregation import exact
+from i2am.analyzer.trace.reader import Trace
 from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer

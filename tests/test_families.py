@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from i2am.recorder import record
-from i2am.recorder.capture import attention_modules
+from i2am.recorder.capture.modules import attention_modules
 from i2am.schema.codec import decode_probability
 from i2am.schema.errors import InvalidInput, UnsupportedModel
 from i2am.schema.trace import Layer

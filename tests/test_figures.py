@@ -11,7 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from i2am.analyzer.figures import ABSENT, MARGIN, STYLES, TILE, Mark, colour, compose, draw, encode_png, overlay, patch_mark, show, stack
+from i2am.analyzer.output.figures import (
+    ABSENT,
+    MARGIN,
+    STYLES,
+    TILE,
+    Mark,
+    colour,
+    compose,
+    draw,
+    encode_png,
+    overlay,
+    patch_mark,
+    show,
+    stack,
+)
 from i2am.schema.errors import InvalidInput
 
 pytestmark = pytest.mark.analyzer

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.recorder.capture import Call
-from i2am.recorder.grids import Canvases, Part, by_patches, by_positions, by_shapes
-from i2am.recorder.images import reference_window
-from i2am.recorder.tokens import Context, Scene, columns_of, generated_queries, keep_groups, moved_together, token_groups
+from i2am.recorder.capture.call import Call
+from i2am.recorder.images.windows import reference_window
+from i2am.recorder.labels.grids import Canvases, Part, by_patches, by_positions, by_shapes
+from i2am.recorder.labels.tokens import Context, Scene, columns_of, generated_queries, keep_groups, moved_together, token_groups
 from i2am.schema.errors import UnsupportedModel
 from i2am.schema.trace import TokenGroup
 

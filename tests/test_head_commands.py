@@ -14,9 +14,9 @@ import pytest
 from probed import CONCEPTS, TEXTS, probed
 
 from i2am.analyzer import g2r, head_truth, heads, load_heads, open_trace, r2g, select_heads, selective_iou
-from i2am.analyzer.cli import run
-from i2am.analyzer.head_commands import HEAD_COMMANDS
-from i2am.analyzer.vocabulary import concepts
+from i2am.analyzer.cli.commands.heads import HEAD_COMMANDS
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.heads.concepts import concepts
 from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer

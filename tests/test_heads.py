@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
-from i2am.analyzer.cli import run
+from i2am.analyzer.cli.main import run
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from traces import Synthetic, reference_layer, synthetic_trace
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from i2am.analyzer import intervals
-from i2am.analyzer.intervals import bootstrap_mean
+from i2am.analyzer.numerics import statistics as intervals
+from i2am.analyzer.numerics.statistics import bootstrap_mean
 
 pytestmark = pytest.mark.analyzer
 

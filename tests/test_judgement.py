@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from i2am.analyzer import g2r, imacs, open_trace, r2g
-from i2am.analyzer.cli import run
-from i2am.analyzer.judgement import ASK, METRICS, available, judge, metric, plan_metrics
-from i2am.analyzer.masks import score
-from i2am.analyzer.pointing import looks, pck
-from i2am.analyzer.reader import Trace
-from i2am.analyzer.truth import require_truth
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.evaluation.imacs import score
+from i2am.analyzer.evaluation.metric_table import ASK, METRICS, available, judge, metric, plan_metrics
+from i2am.analyzer.inspection.truth import require_truth
+from i2am.analyzer.maps.looks import looks
+from i2am.analyzer.metrics.pointing import pck
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput
 from traces import reference_layer, synthetic_trace
 

@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from memory import MemoryWriter, memory
 
 from i2am.recorder import record
-from i2am.recorder.capture import Call
-from i2am.recorder.labels import Row, Rows, choose_encoding, describe, evaluations_left, noise_level, number
-from i2am.recorder.selection import Options, select_branches, select_layers, select_steps
-from i2am.recorder.tokens import Context, Scene, token_groups
+from i2am.recorder.capture.call import Call
+from i2am.recorder.labels.layers import describe
+from i2am.recorder.labels.rows import Row, Rows, number
+from i2am.recorder.labels.schedule import evaluations_left, noise_level
+from i2am.recorder.labels.tokens import Context, Scene, token_groups
+from i2am.recorder.plan.options import Options, select_branches, select_layers, select_steps
+from i2am.recorder.plan.sizes import choose_encoding
 from i2am.schema.errors import InvalidInput, UnknownSelection, UnsupportedModel
 from pipelines import build, generator, ip_adapter, paint_by_example, picture, square_mask, stable_diffusion, text_arguments, text_to_image
 

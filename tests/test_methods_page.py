@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import i2am
-from i2am.analyzer.method_table import write_fields, write_markdown, write_names
-from i2am.analyzer.recipes import FIELDS, RECIPES, recipe
+from i2am.analyzer.methods.description import write_fields, write_markdown, write_names
+from i2am.analyzer.methods.recipes import FIELDS, RECIPES, recipe
 
 pytestmark = pytest.mark.analyzer
 

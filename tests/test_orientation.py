@@ -10,7 +10,7 @@ import xarray as xr
 from PIL import Image
 
 import traces
-from i2am.analyzer.cli import run
+from i2am.analyzer.cli.main import run
 from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer

@@ -29,7 +29,7 @@ from outside_models import (
 from torch import Tensor
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
-from i2am.analyzer.resize import resize
+from i2am.analyzer.numerics.resize import resize
 from i2am.recorder import recording
 from i2am.schema.codec import decode_probability
 from i2am.schema.trace import TokenGroup

@@ -16,8 +16,8 @@ import torch
 from outside_models import REFERENCE, cat_vton, garment_network, paint_by_example, sample, stable_viton, super_resolution
 
 from i2am.analyzer import g2r, open_trace, r2g
-from i2am.analyzer.cli import run
-from i2am.recorder.session import DECLARED
+from i2am.analyzer.cli.main import run
+from i2am.recorder.session.recording import DECLARED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "outside.md").read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ from outside_models import (
 from torch import Tensor, nn
 
 from i2am.analyzer import open_trace
-from i2am.analyzer.cli import run
+from i2am.analyzer.cli.main import run
 from i2am.recorder import recording
 from i2am.schema.codec import decode_probability
 from i2am.schema.trace import Trace

@@ -11,10 +11,10 @@ import xarray as xr
 from methods import method_trace, resample
 
 from i2am.analyzer import g2r, open_trace, r2g, recipe
-from i2am.analyzer.cli import run
-from i2am.analyzer.metrics import place
-from i2am.analyzer.pictures import heatmap
-from i2am.analyzer.recipes import RECIPES
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.maps.heatmap import heatmap
+from i2am.analyzer.methods.recipes import RECIPES
+from i2am.analyzer.metrics.placement import place
 from i2am.schema.errors import InvalidInput
 from traces import Synthetic
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.recorder.declaration import Tokens
-from i2am.recorder.placement import cover, generated_queries, panels
+from i2am.recorder.outside.declaration import Tokens
+from i2am.recorder.outside.placement import cover, generated_queries, panels
 from i2am.schema.errors import InvalidInput
 
 SIDES = st.integers(1, 9)

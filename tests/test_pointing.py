@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from oracles import attribution_trace
 
 from i2am.analyzer import open_trace, sram
-from i2am.analyzer.pointing import attention_variation, distances, looks, pck, peaks, pointing_error
-from i2am.analyzer.reader import Trace
-from i2am.analyzer.truth import Truth, find_truth, require_truth
+from i2am.analyzer.inspection.truth import find_truth, require_truth
+from i2am.analyzer.maps.looks import looks
+from i2am.analyzer.metrics.pointing import Truth, attention_variation, distances, pck, peaks, pointing_error
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput
 from traces import reference_layer, synthetic_trace
 

@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 from pipelines_text import prompted
 
 from i2am.analyzer import concept_words, open_trace, words
-from i2am.recorder.cli import record_command
-from i2am.recorder.probe_file import read_probe_file
-from i2am.recorder.spec import read_spec
+from i2am.recorder.cli.record import record_command
+from i2am.recorder.specs.probes import read_probe_file
+from i2am.recorder.specs.spec import read_spec
 from i2am.schema.errors import InvalidInput
 from pipelines import picture
 

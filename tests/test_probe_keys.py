@@ -10,8 +10,8 @@ import pytest
 import zarr
 
 from i2am.analyzer import open_trace
-from i2am.analyzer.verification import verify
-from i2am.recorder.writer import Writer
+from i2am.analyzer.inspection.verify import verify
+from i2am.recorder.store.writer import Writer
 from i2am.schema.errors import CorruptTrace, InvalidInput, UnknownSelection
 from i2am.schema.journal import decode_manifest
 from i2am.schema.text import Text, Word

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.analyzer import products
+from i2am.analyzer.numerics import products
 
 pytestmark = pytest.mark.analyzer
 

@@ -10,7 +10,7 @@ import torch
 from memory import MemoryWriter, memory
 
 from i2am.recorder import record
-from i2am.recorder.provenance import to_plain
+from i2am.recorder.session.provenance import to_plain
 from i2am.schema.trace import Trace
 from pipelines import build, generator, text_encoder, text_to_image, tokenizer
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from probed import CONCEPTS, LAYERS, ORDER, trace_of
 
 from i2am.analyzer import heads, load_heads, open_trace, rank_heads, save_heads, select_heads
-from i2am.analyzer.headorder import head_coordinates
-from i2am.analyzer.ranking import published_vector
+from i2am.analyzer.heads.ranking import published_vector
+from i2am.analyzer.trace.heads import head_coordinates
 from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, UnknownSelection
 from traces import Synthetic, reference_layer, synthetic_trace
 
@@ -173,7 +173,7 @@ def test_a_missing_library_is_named_before_anything_is_counted(
     found: xr.DataArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_heads(found, tmp_path / "h.nc")
-    monkeypatch.setattr("i2am.analyzer.export.find_spec", lambda name: None)
+    monkeypatch.setattr("i2am.analyzer.output.files.find_spec", lambda name: None)
     for ask in (lambda: save_heads(found, tmp_path / "other.nc"), lambda: load_heads(tmp_path / "h.nc")):
         with pytest.raises(MissingExtra, match=r'pip install "i2am\[netcdf\]", or take .zarr'):
             ask()

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
-from i2am.analyzer.reader import Trace
-from i2am.analyzer.shards import Blocks
-from i2am.analyzer.verification import verify
+from i2am.analyzer.inspection.verify import verify
+from i2am.analyzer.store.chunks import Blocks
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import CorruptTrace, IncompleteTrace, NotATrace, TraceError, UnknownSelection, UnknownVersion
 from i2am.schema.layout import data_plans
 from i2am.schema.trace import Trace as Record
@@ -131,7 +131,7 @@ def test_inner_chunks_are_read_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
     blocks = open_trace(made.path).blocks(0, "probability")
     assert blocks.plan.shards is not None
     sizes: list[int] = []
-    monkeypatch.setattr("i2am.analyzer.shards._decode", lambda data, plan, out: sizes.append(len(data)))
+    monkeypatch.setattr("i2am.analyzer.store.chunks._decode", lambda data, plan, out: sizes.append(len(data)))
     blocks[0, 0, 0, :, 40, 7]
     assert len(sizes) == 1
 

@@ -25,8 +25,8 @@ from methods import (
 )  # fmt: skip
 
 from i2am.analyzer import Recipe, Trace, g2r, imacs, judge, looks, open_trace, r2g, recipe, sram, token_map
-from i2am.analyzer.masks import score
-from i2am.analyzer.recipes import CHOICES, FIELDS, RECIPES, Axis, read_changes, write
+from i2am.analyzer.evaluation.imacs import score
+from i2am.analyzer.methods.recipes import CHOICES, FIELDS, RECIPES, Axis, read_changes, write
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from traces import Synthetic
 

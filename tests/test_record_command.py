@@ -18,10 +18,10 @@ from diffusers import StableDiffusionInpaintPipeline
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from i2am.recorder.cli import record_command
-from i2am.recorder.loading import find_class, load_pipeline
-from i2am.recorder.sizes import free_bytes, human
-from i2am.recorder.spec import read_spec
+from i2am.recorder.cli.record import record_command
+from i2am.recorder.plan.sizes import free_bytes, human
+from i2am.recorder.specs.loading import find_class, load_pipeline
+from i2am.recorder.specs.spec import read_spec
 from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, NoSpace, TraceError, UnknownSelection
 from i2am.schema.layout import layout
 from i2am.schema.trace import Trace
@@ -221,7 +221,7 @@ def changed(folder: Path, tmp_path: Path, old: str, new: str) -> Path:
     [
         ('"PaintByExamplePipeline"', '"PaintByExamplPipeline"', "no pipeline 'PaintByExamplPipeline', did you mean PaintByExamplePipeline"),
         ('"PaintByExamplePipeline"', '"i2am.gone:Class"', "cannot import i2am.gone"),
-        ('"PaintByExamplePipeline"', '"i2am.recorder.spec:Spek"', r"has no class Spek, did you mean Spec"),
+        ('"PaintByExamplePipeline"', '"i2am.recorder.specs.spec:Spek"', r"has no class Spek, did you mean Spec"),
         ('"DDIMScheduler"', '"DDIMSchedule"', "no scheduler 'DDIMSchedule', did you mean DDIMScheduler"),
         ("clip_sample", "clip_samples", r"\[scheduler.config\] of spec.toml has an unknown key 'clip_samples', did you mean clip_sample"),
         ("guidance_scale", "guidance", r"\[call\] of spec.toml has an unknown key 'guidance', did you mean guidance_scale"),
@@ -292,7 +292,7 @@ def test_refusals_come_before_the_model_is_loaded(paint: Path, tmp_path: Path, m
     usage = run(paint / "spec.toml")
     assert usage.exit_code == 2
     assert "--dry-run" in usage.stderr
-    monkeypatch.setattr("i2am.recorder.cli.free_bytes", lambda path: 10)
+    monkeypatch.setattr("i2am.recorder.cli.record.free_bytes", lambda path: 10)
     with pytest.raises(NoSpace, match=r"would hold .* before compression and 10 B are free, too little even if compressed; "):
         run(paint / "spec.toml", "--dry-run", "-o", tmp_path / "new.zarr")
     with pytest.raises(NoSpace, match=r"10 B are free"):  # before any sampling, too
@@ -336,5 +336,7 @@ def test_help_is_quick() -> None:
     import subprocess
     import sys
 
-    code = "import sys, i2am.recorder.cli as c; c.record_command(['--help'], standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, i2am.recorder.cli.record as c; c.record_command(['--help'], standalone_mode=False); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

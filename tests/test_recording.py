@@ -21,7 +21,7 @@ from i2am.analyzer import open_trace
 from i2am.recorder import record, recording
 from i2am.recorder.demo.encoder import GarmentEncoder
 from i2am.recorder.demo.pipeline import TryOnPipeline
-from i2am.recorder.refusals import refuse_pipeline
+from i2am.recorder.labels.refusals import refuse_pipeline
 from i2am.schema.errors import AlreadyExists, InvalidInput, UnsupportedModel
 from i2am.schema.trace import Trace
 from pipelines import (

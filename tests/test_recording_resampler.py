@@ -12,9 +12,9 @@ from memory import MemoryWriter, memory
 from pipelines_transformers import build
 
 from i2am.analyzer import carry, g2r, open_trace
-from i2am.analyzer.verification import verify
+from i2am.analyzer.inspection.verify import verify
 from i2am.recorder import record
-from i2am.recorder.resampler import resampler_of
+from i2am.recorder.capture.resampler import resampler_of
 from i2am.schema.trace import Layer
 from pipelines import ip_adapter, picture
 

@@ -13,7 +13,7 @@ from pipelines_transformers import flux_fill, kandinsky, kontext
 from torch import nn
 
 from i2am.recorder import record
-from i2am.recorder.refusals import hidden_attention, refuse_pipeline
+from i2am.recorder.labels.refusals import hidden_attention, refuse_pipeline
 from i2am.schema.errors import UnsupportedModel
 from pipelines import build, generator, picture, stable_diffusion, text_arguments
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from i2am.analyzer import g2r, open_trace, r2g
-from i2am.analyzer.pictures import heatmap
+from i2am.analyzer.maps.heatmap import heatmap
 from i2am.recorder.demo.cli import record_demo
 from traces import Synthetic, reference_layer, synthetic_trace
 

@@ -16,10 +16,10 @@ from hypothesis.extra.numpy import arrays
 from probed import CONCEPTS, LAYERS, ORDER, PIECES, TEXTS, probed, trace_of, word_texts
 
 from i2am.analyzer import concept_words, concepts, heads, open_trace
-from i2am.analyzer.counting import Span, draw, winners
-from i2am.analyzer.enquiry import Enquiry
-from i2am.analyzer.headorder import published_order
-from i2am.analyzer.relevance import vectors
+from i2am.analyzer.heads.counting import Span, draw, winners
+from i2am.analyzer.heads.probes import Enquiry
+from i2am.analyzer.heads.relevance import vectors
+from i2am.analyzer.trace.heads import published_order
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from i2am.schema.text import Text, Word
 from i2am.schema.trace import Layer, TokenGroup
@@ -130,7 +130,7 @@ def test_order_workers_and_company_do_not_matter(made: list[Synthetic]) -> None:
 
 def test_blocks_do_not_matter(made: list[Synthetic], monkeypatch: pytest.MonkeyPatch) -> None:
     found = heads(made[0].path, concepts=CONCEPTS, draws=4)
-    monkeypatch.setattr("i2am.analyzer.attention.ROW_BYTES", 1)
+    monkeypatch.setattr("i2am.analyzer.trace.calls.ROW_BYTES", 1)
     assert found.identical(heads(made[0].path, concepts=CONCEPTS, draws=4))
 
 

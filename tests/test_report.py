@@ -12,9 +12,10 @@ import pytest
 import xarray as xr
 from PIL import Image as Picture
 
-from i2am.analyzer import figures, g2r, imacs, open_trace, r2g
-from i2am.analyzer.cli import run
-from i2am.recorder.writer import Writer
+from i2am.analyzer import g2r, imacs, open_trace, r2g
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.output import figures
+from i2am.recorder.store.writer import Writer
 from i2am.schema.trace import Image, Layer, TokenGroup
 from traces import Synthetic, reference_layer, synthetic_trace
 
@@ -99,7 +100,7 @@ def test_each_g2r_is_called_what_it_is(tmp_path: Path, capsys: pytest.CaptureFix
     made, captions = synthetic_trace(tmp_path / "t.zarr", steps=2), []
     compose = figures.compose
     monkeypatch.setattr(
-        "i2am.analyzer.report.compose", lambda tiles, columns, said: (captions.extend(said), compose(tiles, columns, said))[1]
+        "i2am.analyzer.cli.commands.sheet.compose", lambda tiles, columns, said: (captions.extend(said), compose(tiles, columns, said))[1]
     )
     facts, _ = told(capsys, made.path)
     assert any(caption.startswith("G2R of the masked positions, IMACS") for caption in captions)
@@ -115,7 +116,9 @@ def test_text_is_reported_when_it_is_asked_for(tmp_path: Path, capsys: pytest.Ca
     facts, text = told(capsys, made.path, "--group", "text")
     assert (facts["group"], facts["g2r"], facts["sram"]) == ("text", None, [])
     assert "the text tokens have no place" in text
-    monkeypatch.setattr("i2am.analyzer.report.verify", lambda *_, **__: pytest.fail("looked at every file before it asked which tokens"))
+    monkeypatch.setattr(
+        "i2am.analyzer.cli.commands.sheet.verify", lambda *_, **__: pytest.fail("looked at every file before it asked which tokens")
+    )
     assert run(["report", str(made.path), "-o", "s.png"]) == 2
     assert "say which tokens with --group, of text" in capsys.readouterr().err
 

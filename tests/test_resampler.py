@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from i2am.analyzer import carry, g2r, open_trace, r2g, sram
-from i2am.analyzer.reader import Trace
-from i2am.analyzer.resampler import rollout, token_patches
+from i2am.analyzer.maps.rollout import rollout, token_patches
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from i2am.schema.trace import Layer, TokenGroup
 from traces import Synthetic, reference_layer, synthetic_trace

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.analyzer.resize import matrix, resize, taps
+from i2am.analyzer.numerics.resize import matrix, resize, taps
 from i2am.schema.errors import InvalidInput
 
 pytestmark = pytest.mark.analyzer

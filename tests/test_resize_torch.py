@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.analyzer.resize import resize
+from i2am.analyzer.numerics.resize import resize
 
 LENGTH = st.integers(1, 40)
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from i2am.recorder import scores
-from i2am.recorder.scores import additive, encode_scores, exact, mask_of, share_heads, sum_rows, take_keys
+from i2am.recorder.encoding import scores
+from i2am.recorder.encoding.scores import additive, encode_scores, exact, mask_of, share_heads, sum_rows, take_keys
 from i2am.schema.codec import decode_probability, encode_probability
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import pytest
 from oracles import AT, DIRECTIONS, KEEPS, LATENT, LAYERS, ask, assert_close, attribution_trace, oracle, softmaxes
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
-from i2am.analyzer.reader import Trace
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from i2am.schema.trace import Layer, TokenGroup
 from traces import Synthetic, synthetic_trace

@@ -12,10 +12,10 @@ import xarray as xr
 from probed import CONCEPTS, TEXTS, probed
 
 from i2am.analyzer import head_truth, heads, open_trace, rank_heads, select_heads, selective_iou
-from i2am.analyzer.headorder import head_coordinates
-from i2am.analyzer.reader import Trace
-from i2am.analyzer.resize import resize
-from i2am.analyzer.selective import deal, flat_note, published_count, write_table
+from i2am.analyzer.heads.selective import deal, flat_note, published_count, write_table
+from i2am.analyzer.numerics.resize import resize
+from i2am.analyzer.trace.heads import head_coordinates
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from i2am.schema.text import Text, Word
 from i2am.schema.trace import TokenGroup

@@ -7,7 +7,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from i2am.recorder.spec import Adapter, read_spec
+from i2am.recorder.specs.spec import Adapter, read_spec
 from i2am.schema.errors import InvalidInput
 
 BASIC = '[pipeline]\nclass = "StableDiffusionPipeline"\nfrom_pretrained = "some/model"\n'

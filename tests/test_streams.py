@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from i2am.analyzer import open_trace, r2g
-from i2am.analyzer.cli import run
-from i2am.analyzer.failures import describe
-from i2am.analyzer.summary import size_text
+from i2am.analyzer.cli.failures import describe
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.inspection.info import size_text
 from i2am.schema.errors import InvalidInput
 from traces import Synthetic, synthetic_trace
 
@@ -50,7 +50,7 @@ def test_a_reader_that_left_does_not_hide_the_exit_code(given: list[str]) -> Non
 @pytest.mark.parametrize("suffix", [".nc", ".npy", ".png"])
 def test_a_file_that_may_not_grow_is_one_line_and_leaves_nothing(made: Synthetic, suffix: str, tmp_path: Path) -> None:
     """A limit on file sizes fails as a full disk does: in the middle of writing."""
-    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)); from i2am.analyzer.cli import main; main()"
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)); from i2am.analyzer.cli.main import main; main()"
     given = ["map", str(made.path), "--r2g", "--keep", "layer,head", "-o", str(tmp_path / f"m{suffix}")]
     done = subprocess.run([sys.executable, "-P", "-c", code, *given], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from i2am.analyzer.verification import hash_file, verify
+from i2am.analyzer.inspection.verify import hash_file, verify
 from i2am.schema.codec import encode_probability
 from i2am.schema.errors import IncompleteTrace, NotATrace, TraceError
 from i2am.schema.journal import decode_manifest, encode_manifest

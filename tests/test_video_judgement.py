@@ -10,11 +10,11 @@ import pytest
 from oracles import softmaxes
 
 from i2am.analyzer import find_boxes, iou, judge, open_trace, r2g
-from i2am.analyzer.cli import run
-from i2am.analyzer.difference import differ, save_difference
-from i2am.analyzer.judgement import METRICS, available
-from i2am.analyzer.selection import choose
-from i2am.analyzer.survey import survey
+from i2am.analyzer.aggregation.selection import choose
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.diagnosis.survey import survey
+from i2am.analyzer.evaluation.difference import differ, save_difference
+from i2am.analyzer.evaluation.metric_table import METRICS, available
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer

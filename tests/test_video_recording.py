@@ -16,13 +16,13 @@ from pipelines_video import FRAMES, IMAGE_TOKENS, LATENT_FRAMES, VIDEO, animate,
 from test_families import Spy, check_factors, check_probabilities
 
 from i2am.analyzer import g2r, open_trace, r2g
-from i2am.analyzer.resampler import carry
-from i2am.analyzer.resize import resize
-from i2am.analyzer.verification import verify
+from i2am.analyzer.inspection.verify import verify
+from i2am.analyzer.maps.rollout import carry
+from i2am.analyzer.numerics.resize import resize
 from i2am.recorder import record
-from i2am.recorder.capture import Call
-from i2am.recorder.frames import frames_in_rows, whole_video
-from i2am.recorder.images import generated_pictures
+from i2am.recorder.capture.call import Call
+from i2am.recorder.images.inputs import generated_pictures
+from i2am.recorder.labels.frames import frames_in_rows, whole_video
 from i2am.schema.errors import UnsupportedModel
 from i2am.schema.trace import Layer
 

@@ -13,12 +13,12 @@ from PIL import Image as Picture
 
 import traces
 from i2am.analyzer import g2r, imacs, open_trace, r2g
-from i2am.analyzer.cli import run
-from i2am.analyzer.concentration import concentration
-from i2am.analyzer.figures import LABEL, LINE, MARGIN, draw
-from i2am.analyzer.judgement import judge, metric
-from i2am.analyzer.pointing import looks
-from i2am.analyzer.verification import verify
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.evaluation.metric_table import judge, metric
+from i2am.analyzer.inspection.verify import verify
+from i2am.analyzer.maps.looks import looks
+from i2am.analyzer.metrics.entropy import concentration
+from i2am.analyzer.output.figures import LABEL, LINE, MARGIN, draw
 from i2am.schema.errors import InvalidInput
 from traces import reference_layer, synthetic_trace
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from i2am.analyzer import open_trace, token_map, words
-from i2am.analyzer.group import i2am
-from i2am.analyzer.reader import Trace
+from i2am.analyzer.cli.group import i2am
+from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from i2am.schema.text import Text, Word
 from i2am.schema.trace import TokenGroup

@@ -14,9 +14,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.recorder.storage import Storage, encode_files
-from i2am.recorder.workers import Job, Workers
-from i2am.recorder.writer import Writer
+from i2am.recorder.store.files import Storage, encode_files
+from i2am.recorder.store.workers import Job, Workers
+from i2am.recorder.store.writer import Writer
 from i2am.schema.errors import AlreadyExists, InvalidInput
 from i2am.schema.journal import decode_lines, decode_manifest
 from i2am.schema.layout import ArrayPlan, layout

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from i2am.recorder.writer import Writer
+from i2am.recorder.store.writer import Writer
 from i2am.schema.codec import decode_probability, encode_probability
 from i2am.schema.text import Text
 from i2am.schema.trace import Codec, Image, Layer, TokenGroup, Trace

@@ -66,7 +66,7 @@ def record_demo(path: Path, seed: int, *, steps: int = STEPS, weights: Path | No
     """
     import torch
 
-    from ..session import record
+    from ..session.recording import record
     from .pairs import HELD_OUT, draw_pair
     from .pipeline import load_shipped
 

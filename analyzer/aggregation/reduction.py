@@ -1,0 +1,256 @@
+"""The task graph under every map: calls are scanned once, brought to the common grid, and summed as a tree.
+
+    scan (layer, step) --lift--> (head, row, column) --add--> over the steps of a time group --finish--> over (layer, head) pairs
+
+Where a recipe says so, a layer's calls are added before they are lifted. Scans are named by what they read and by nothing else, so
+maps that are computed together share them. Every task returns maps, never attention, and adds at most `FAN_IN` of them, so that memory
+does not grow with steps or layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import dask.array as da
+import numpy as np
+from dask.highlevelgraph import HighLevelGraph
+from numpy.typing import NDArray
+
+from ..methods.recipes import Reduction
+from ..numerics.resize import matrix, resize
+from ..trace.scan import Sums
+
+FAN_IN: Final = 8
+
+Values: TypeAlias = NDArray[Any]
+Graph: TypeAlias = dict[Any, Any]
+"""Task by key."""
+Keys: TypeAlias = dict[int, dict[int, Hashable]]
+"""Layer -> step -> task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """How one call's sums become its maps on the common grid. A row of numbers, so that tasks stay small."""
+
+    pick: Callable[[Any, tuple[int, ...]], Values]
+    """(what the call gave, which of its segments or weightings) -> (head, ...)."""
+    index: tuple[int, ...]
+    heads: tuple[int, ...]
+    divisor: float
+    tokens: tuple[int, int] | None
+    """Stretch of the last axis that counts; None is all of it."""
+    grid: tuple[int, ...] | None
+    """Shape of one head's map before it is resampled, frames first in a video; None leaves it a row of tokens."""
+    target: tuple[int, ...] | None
+    resize: str
+    clamp: bool
+    add_heads: bool = False
+    """Whether heads are added before resampling."""
+
+    def __call__(self, given: Any) -> Values:
+        """One call's maps, in float32 as its sums were.
+
+        Dims     -> (head, [frame,] row, column) or (head, token)
+        """
+        return self.resample(self.select(given))
+
+    def select(self, given: Any) -> Values:
+        """What counts of one call's sums, on the layer's own grid.
+
+        Dims     -> (head, ...)
+        """
+        values: Values = self.pick(given, self.index)[list(self.heads)] / np.float32(self.divisor)
+        return values if self.tokens is None else values[..., slice(*self.tokens)]
+
+    def resample(self, values: Values) -> Values:
+        """To the common grid.
+
+        Dims     (head, ...) -> (head or 1, [frame,] row, column) or (head or 1, token)
+        """
+        if self.add_heads:
+            values = values.sum(0, dtype=np.float64, keepdims=True)
+        if self.grid is None or self.target is None:
+            return values
+        return bring(values.reshape(len(values), *self.grid), self.target, self.resize, self.clamp)
+
+
+def bring(maps: Values, target: tuple[int, ...], mode: str, clamp: bool) -> Values:
+    """Maps resampled and, if asked, clamped at 0; maps that are of that size already, as they are.
+
+    Dims     (..., row, column) or (..., frame, row, column) -> the same
+    """
+    if maps.shape[-len(target) :] == target:
+        return maps
+    values = resize(maps, (target[-2], target[-1]), mode) if maps.shape[-2:] != target[-2:] else maps
+    if len(target) > 2 and values.shape[-3] != target[0]:
+        along = matrix(values.shape[-3], target[0], mode).astype(values.dtype)
+        values = np.einsum("gf,...fyx->...gyx", along, values)
+    return np.maximum(values, 0, out=values) if clamp else values
+
+
+def pick_generated(sums: Sums, index: tuple[int, ...]) -> Values:
+    """R2G: the segments of the token group, added.
+
+    Dims     -> (head, [frame,] y, x)
+    """
+    picked: Values = sums.generated[list(index)].sum(0)
+    return picked
+
+
+def pick_token(sums: Sums, index: tuple[int, ...]) -> Values:
+    """G2R: one weighting of the generated positions.
+
+    Dims     -> (head, token)
+    """
+    picked: Values = sums.token[index[0]]
+    return picked
+
+
+def pick_patch(values: Values, index: tuple[int, ...]) -> Values:
+    """SRAM: what the patch gave is already (head, token)."""
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The calls of one layer in one time group."""
+
+    calls: tuple[Hashable, ...]
+    """Tasks that give what `lift` takes."""
+    lift: Lift | None
+    """None where the tasks give maps that are on the common grid already."""
+    slots: tuple[int, ...]
+    """Where the layer's heads stand among the selected ones."""
+    steps: int
+    """How many calls of the layer the group has, however many tasks they are."""
+    late: bool = False
+    """Whether the calls are added before they are lifted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which axes are averaged; the others are added."""
+
+    time: Reduction
+    heads: Reduction
+    layers: Reduction
+
+    def share(self, piece: Piece, by_head: bool) -> int:
+        """What one piece adds to the divisor of the mean it takes part in."""
+        return (piece.steps if self.time == "mean" else 1) * (1 if by_head or self.heads == "sum" else len(piece.slots))
+
+
+def reduce_maps(
+    name: str,
+    dependencies: dict[str, Graph],
+    groups: Sequence[Sequence[Piece]],
+    heads: int,
+    keep: frozenset[str],
+    cell: tuple[int, ...],
+    rule: Rule,
+) -> tuple[da.Array, Values]:
+    """Maps over the kept axes, and how many (layer, head) pairs each is made of.
+
+    Dims     groups (time, layer) -> (time?, layer?, head?, *cell), (time?, layer?, head?)
+    """
+    graph: Graph = {}
+    rows = [[[piece] for piece in group] if "layer" in keep else [list(group)] for group in groups]
+    pairs = np.zeros((len(rows), len(rows[0]), heads), np.int64)
+    by_head = "head" in keep
+    for g, group in enumerate(rows):
+        for i, pieces in enumerate(group):
+            used = [piece for piece in pieces if piece.calls]
+            keys = [_tree(graph, (name, "sum", g, i, n), piece, by_head) for n, piece in enumerate(used)]
+            for piece in used:
+                pairs[g, i, list(piece.slots)] += 1
+            slots, shares = [list(p.slots) if by_head else [0] for p in used], [rule.share(p, by_head) for p in used]
+            key = (name, g, i, 0, *(0 for _ in cell))
+            graph[key] = (finish, keys, slots, shares, rule.layers, (heads if by_head else 1, *cell))
+    counts = pairs if by_head else pairs.sum(-1, keepdims=True)
+    shape = (*counts.shape, *cell)
+    layers = {**dependencies, name: graph}
+    array = da.Array(  # type: ignore[no-untyped-call]
+        HighLevelGraph(layers, {**{k: set() for k in dependencies}, name: set(dependencies)}),
+        name,
+        chunks=((1,) * shape[0], (1,) * shape[1], *((n,) for n in shape[2:])),
+        dtype=np.float64,
+    )
+    kept = tuple(slice(None) if axis in keep else 0 for axis in ("time", "layer", "head"))
+    return array[kept], counts[kept]
+
+
+def _tree(graph: Graph, key: tuple[Hashable, ...], piece: Piece, by_head: bool) -> Hashable:
+    """Tasks that lift and add the calls of one piece; returns the last one's key."""
+    level: list[Hashable] = []
+    late = piece.lift is not None and piece.late
+    for i in range(0, len(piece.calls), FAN_IN):
+        level.append((*key, 0, i))
+        calls = list(piece.calls[i : i + FAN_IN])
+        graph[level[-1]] = (select_and_add, piece.lift, calls) if late else (lift_and_add, piece.lift, by_head, calls)
+    depth = 0
+    while len(level) > 1:
+        depth += 1
+        above: list[Hashable] = []
+        for i in range(0, len(level), FAN_IN):
+            above.append((*key, depth, i))
+            graph[above[-1]] = (add, level[i : i + FAN_IN])
+        level = above
+    if not late:
+        return level[0]
+    graph[(*key, "lift")] = (lift_sum, piece.lift, by_head, level[0])
+    return (*key, "lift")
+
+
+def lift_and_add(lift: Lift | None, by_head: bool, given: Sequence[Any]) -> Values:
+    """Sum over calls of their lifted maps, and over heads unless they are kept.
+
+    Dims     -> (head or 1, *cell), float64
+    """
+    total: Values | None = None
+    for item in given:
+        values = item if lift is None else lift(item)
+        values = values if by_head else values.sum(0, dtype=np.float64, keepdims=True)
+        total = values.astype(np.float64) if total is None else np.add(total, values, out=total)
+    assert total is not None  # every piece has calls
+    return total
+
+
+def select_and_add(lift: Lift, given: Sequence[Any]) -> Values:
+    """Sum over calls of what counts of each, on the layer's own grid, in float64."""
+    return add([lift.select(item).astype(np.float64) for item in given])
+
+
+def lift_sum(lift: Lift, by_head: bool, values: Values) -> Values:
+    """What was added, brought to the common grid, and added over heads unless they are kept.
+
+    Dims     -> (head or 1, *cell)
+    """
+    lifted = lift.resample(values)
+    return lifted if by_head else np.asarray(lifted.sum(0, keepdims=True))
+
+
+def add(maps: Sequence[Values]) -> Values:
+    """Sum of maps."""
+    total = maps[0]
+    for item in maps[1:]:
+        total = total + item
+    return total
+
+
+def finish(
+    maps: Sequence[Values], slots: Sequence[Sequence[int]], shares: Sequence[int], layers: Reduction, shape: tuple[int, ...]
+) -> Values:
+    """The layers' maps together: one mean of all, or the sum of each one's mean; NaN where there is none.
+
+    Dims     maps (head of the layer or 1, *cell) each -> (1, 1, head or 1, *cell)
+    """
+    total, parts = np.zeros(shape), np.zeros(shape[0], np.int64)
+    for values, places, share in zip(maps, slots, shares, strict=True):
+        total[list(places)] += values if layers == "mean" else values / share
+        parts[list(places)] += share if layers == "mean" else 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean: Values = np.where(parts > 0, total.T / (parts if layers == "mean" else 1), np.nan).T
+    return mean[None, None]

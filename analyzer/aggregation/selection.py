@@ -1,0 +1,300 @@
+"""From what a caller asks for to positions in a trace, with a message that lists what there is for whatever there is not."""
+
+from __future__ import annotations
+
+import fnmatch
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ...schema.errors import InvalidInput, UnknownSelection
+from ...schema.messages import listed, option
+from ...schema.trace import Layer, Role, TokenGroup, head_numbers
+from ..methods.recipes import Recipe
+from ..methods.recipes import recipe as named
+from ..trace.reader import Selector, Trace
+
+Positions: TypeAlias = int | slice | Iterable[int] | None
+"""Positions on an axis, Python's way: one, a range, several, a boolean each; None is all."""
+
+
+Heads: TypeAlias = Positions | Mapping[Selector, Positions]
+"""Heads by the model's numbers: the same in each layer, or those of each layer that is named, and no other layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The calls and tokens a map is made of."""
+
+    layers: tuple[int, ...]
+    """In trace order; all of them have the token group."""
+    groups: tuple[TokenGroup, ...]
+    """The token group as each of those layers has it."""
+    steps: tuple[int, ...]
+    heads: tuple[int, ...]
+    """The model's head numbers, of all layers together."""
+    pairs: tuple[tuple[int, ...], ...]
+    """Those of each layer: what is selected, of what it has."""
+    sample: int
+    branch: int
+    picked: str = ""
+    """Short form of the heads, if they were picked layer by layer: `3:0,2 7:1` is heads 0 and 2 of layer 3 and head 1 of layer 7."""
+
+
+def choose(
+    trace: Trace,
+    *,
+    layers: Selector | Iterable[Selector] | None = None,
+    steps: Positions = None,
+    heads: Heads = None,
+    sample: int = 0,
+    branch: str | None = None,
+    group: str | None = None,
+    recipe: str | Recipe | None = None,
+    on_reference: bool = False,
+    role: Role = "reference",
+    probe: str | None = None,
+) -> Selection:
+    """Turn the public selections into positions.
+
+    The recipe says which layers and branch count where none is named; `on_reference`, whether the map lies there. Without a group it
+    is the only one of the role. A `probe` stands in the place of a group.
+
+    Raises   UnknownSelection naming what the trace has, InvalidInput for something that selects nothing
+    """
+    record, row = trace.record, None if recipe is None else named(recipe)
+    if group is not None and probe is not None:
+        raise InvalidInput(f"keys are those of a group or a probe; leave out {option('group')} or {option('probe')}")
+    by_layer = _by_layer(trace, heads) if isinstance(heads, Mapping) else None
+    if by_layer is None and row is not None and row.choose_heads and heads is None:
+        raise InvalidInput(f"recipe {row.name} is a mean over chosen heads; choose them with {option('heads')}")
+    plain = layers is None and by_layer is None and row is not None
+    asked = recipe_layers(trace, row, on_reference) if plain and row is not None else trace.select(layers)
+    if by_layer is not None and not (asked := tuple(i for i in asked if i in by_layer)):
+        raise InvalidInput(f"{option('heads')} names none of the layers that {option('layers')} selects")
+    asked = _places(trace, asked)
+    found = find_groups(trace, asked, group, role) if probe is None else _find_probe(trace, asked, probe)
+    if not 0 <= whole(sample, "a sample") < record.samples:
+        raise UnknownSelection(f"the trace has no sample {sample}; it has {_range(record.samples)}")
+    if branch is not None and branch not in record.branches:
+        raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(record.branches)}")
+    usual = row.branch if row else "cond"
+    wanted = branch or (usual if usual in record.branches else record.branches[0])
+    pairs, numbers = _pairs(trace, [i for i, _ in found], heads, by_layer)
+    return Selection(
+        tuple(i for i, _ in found),
+        tuple(g for _, g in found),
+        pick_positions(steps, len(trace.present), "step"),
+        numbers,
+        pairs,
+        whole(sample, "a sample"),
+        record.branches.index(wanted),
+        " ".join(f"{i}:{','.join(map(str, p))}" for (i, _), p in zip(found, pairs, strict=True)) if by_layer is not None else "",
+    )
+
+
+def _places(trace: Trace, asked: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers whose queries are places of the generated image."""
+    found = tuple(index for index in asked if not trace.layers[index].queries)
+    if asked and not found:
+        layer = trace.layers[asked[0]]
+        raise UnknownSelection(
+            f"the queries of {layer.name} are the {layer.queries} tokens of an adapter and no places of the image, so it has no maps; "
+            "it serves to carry maps back to patches"
+        )
+    return found
+
+
+def recipe_layers(trace: Trace, row: Recipe, on_reference: bool) -> tuple[int, ...]:
+    """The layers a recipe takes where the caller names none.
+
+    Raises   InvalidInput if it leaves out all of them
+    """
+    names = [layer.name for layer in trace.layers]
+    only = tuple(i for i, name in enumerate(names) if on_reference and fnmatch.fnmatchcase(name, row.reference_layers))
+    if only:
+        return only
+    skipped = [glob.strip() for glob in row.skip.split(",") if glob.strip()]
+    found = [i for i, name in enumerate(names) if not any(fnmatch.fnmatchcase(name, glob) for glob in skipped)]
+    if row.factors:
+        found = [i for i in found if _factor(trace, trace.layers[i]) in row.factors]
+    if not found:
+        there = sorted({_factor(trace, layer) for layer in trace.layers if not layer.queries})
+        sizes = f", and takes those {_either(row.factors)} times coarser than the latent, of which there are {_either(there)}"
+        raise InvalidInput(
+            f"recipe {row.name} leaves out every layer of the trace: it skips {row.skip or 'none'}{sizes if row.factors else ''}; "
+            f"name layers with {option('layers')}, or change the recipe's fields skip and factors"
+        )
+    return tuple(found)
+
+
+def _either(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def _factor(trace: Trace, layer: Layer) -> int:
+    """How many times coarser a layer's rows and columns are than the latent's."""
+    latent = trace.latent_grid
+    return round(max(latent[0] / layer.grid[0], latent[1] / layer.grid[1]))
+
+
+def find_groups(trace: Trace, layers: Sequence[int], group: str | None, role: Role) -> list[tuple[int, TokenGroup]]:
+    """The layers whose keys have the group, and the group as each has it.
+
+    Raises   UnknownSelection listing the groups there are
+    """
+    name = group or _only(trace, layers, role)
+    found = [(i, g) for i in layers for g in trace.layers[i].groups if g.name == name]
+    if not found:
+        raise UnknownSelection(f"no selected layer has the token group {name!r}; there are {listed(_groups(trace, layers))}")
+    return found
+
+
+def _find_probe(trace: Trace, layers: Sequence[int], probe: str) -> list[tuple[int, TokenGroup]]:
+    found = [(i, g) for i in layers for g in trace.layers[i].probes if g.name == probe]
+    if not found:
+        names = list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].probes))
+        there = f"there are {listed(names)}" if names else "it was recorded without any; give recording() some with probes="
+        raise UnknownSelection(f"no selected layer has the probe {probe!r}; {there}")
+    stored = [trace.layers[i].name for i, _ in found if trace.layers[i].encoding != "factors"]
+    if stored:
+        raise InvalidInput(
+            f"probes need the queries, and layer {stored[0]} keeps probabilities; record with encoding factors, or select layers that do"
+        )
+    return found
+
+
+def _by_layer(trace: Trace, heads: Mapping[Selector, Positions]) -> dict[int, set[int]]:
+    """Head numbers of each layer that the mapping names."""
+    if not heads:
+        raise InvalidInput(f"the selection of heads names no layer; the trace has {listed(layer.name for layer in trace.layers)}")
+    picked: dict[int, set[int]] = {}
+    for selector, numbers in heads.items():
+        for index in trace.select([selector]):
+            picked.setdefault(index, set()).update(_heads(numbers, [trace.layers[index]]))
+    return picked
+
+
+def _pairs(
+    trace: Trace, layers: Sequence[int], heads: Heads, by_layer: dict[int, set[int]] | None
+) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Selected head numbers of each layer, and of all together."""
+    if by_layer is not None:
+        chosen = [tuple(sorted(by_layer[i])) for i in layers]
+        return tuple(chosen), tuple(sorted({number for numbers in chosen for number in numbers}))
+    assert not isinstance(heads, Mapping)
+    wanted = _heads(heads, [trace.layers[i] for i in layers])
+    return tuple(tuple(n for n in head_numbers(trace.layers[i]) if n in wanted) for i in layers), wanted
+
+
+def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ...]:
+    """Disjoint groups of steps in execution order, of lengths that differ by one at most; None makes each step a group.
+
+    Raises   InvalidInput if there are more groups than steps
+    """
+    count = len(steps) if groups is None else whole(groups, "a number of time groups")
+    if not 1 <= count <= len(steps):
+        raise InvalidInput(f"cannot make {count} time groups of {len(steps)} steps; expected 1 to {len(steps)}")
+    return tuple(tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count))
+
+
+def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The cell of a layer's grid that contains a latent patch's centre; frames stand before rows and columns in both, or in neither.
+
+    Raises   UnknownSelection if the latent has no such patch
+    """
+    names = ("frame", "row", "column")[-len(latent) :]
+    try:
+        place = tuple(operator.index(i) for i in at)
+        if len(place) != len(latent):
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        size = " x ".join(map(str, latent))
+        raise InvalidInput(f"a patch is ({', '.join(names)}) on the latent grid of {size}, got {at!r}") from error
+    if not all(0 <= i < n for i, n in zip(place, latent, strict=True)):
+        from_where = {"frame": "from the start", "row": "from the top", "column": "from the left"}
+        are = ("are ", "", "")
+        ranges = (f"{name}s {verb}{_range(n)} {from_where[name]}" for name, n, verb in zip(names, latent, are, strict=False))
+        raise UnknownSelection(f"the latent grid has no patch ({', '.join(map(str, place))}); {', '.join(ranges)}")
+    return tuple((2 * i + 1) * n // (2 * m) for i, n, m in zip(place, grid, latent, strict=True))
+
+
+def whole(number: Any, what: str) -> int:
+    """The number if it is a whole one, and neither a truth value nor a fraction that would be cut off.
+
+    Raises   InvalidInput
+    """
+    try:
+        if not isinstance(number, (bool, np.bool_)):
+            return operator.index(number)
+    except TypeError:
+        pass
+    raise InvalidInput(f"{number!r} is not {what}; expected a whole number")
+
+
+def _heads(wanted: Positions, layers: Sequence[Layer]) -> tuple[int, ...]:
+    """Selected heads by the model's numbers; those named one by one must have been kept, of a range those that were."""
+    kept = sorted({number for layer in layers for number in head_numbers(layer)})
+    most = max(layer.call_heads or layer.heads for layer in layers)
+    found = pick_positions(wanted, most, "head", kept)
+    if gone := [number for number in found if number not in kept]:
+        raise UnknownSelection(f"head {gone[0]} was not recorded; of {most} the trace has {listed(map(str, kept))}")
+    return found
+
+
+def pick_positions(wanted: Positions, length: int, what: str, kept: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Positions in order, each once; a range or None takes those `kept`, or all."""
+    if wanted is None or isinstance(wanted, slice):
+        try:
+            asked = range(length)[wanted or slice(None)]
+        except (ValueError, TypeError) as error:
+            raise InvalidInput(f"{wanted} is no range of {what}s: {error}") from error
+        found = {i for i in asked if kept is None or i in kept}
+    else:
+        given = _listed_positions(wanted, length, what)
+        bad = [i for i in given if not -length <= i < length]
+        if bad:
+            raise UnknownSelection(f"the trace has no {what} {bad[0]}; it has {_range(length)}")
+        found = {i % length for i in given}
+    if not found:
+        raise InvalidInput(f"the selection of {what}s is empty; the trace has {_range(length)}")
+    return tuple(sorted(found))
+
+
+def _listed_positions(wanted: int | Iterable[int], length: int, what: str) -> list[int]:
+    """The positions that are named one by one, or by a boolean for each that there is."""
+    if not isinstance(wanted, Iterable) or isinstance(wanted, str) or (isinstance(wanted, np.ndarray) and wanted.ndim == 0):
+        return [whole(wanted, f"a {what}")]
+    given = list(wanted)
+    if not given or not all(isinstance(i, (bool, np.bool_)) for i in given):
+        return [whole(i, f"a {what}") for i in given]
+    if len(given) != length:
+        raise InvalidInput(f"the mask of {what}s has {len(given)} values; expected one for each of {length} {what}s")
+    return [i for i, there in enumerate(given) if there]
+
+
+def _range(length: int) -> str:
+    return f"0 to {length - 1}" if length > 1 else "only 0" if length else "none"
+
+
+def _groups(trace: Trace, layers: Iterable[int]) -> list[str]:
+    return list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].groups))
+
+
+def _only(trace: Trace, layers: Iterable[int], role: Role) -> str:
+    """Name of the only token group of a role."""
+    what = {"reference": "a reference", "text": "a text", "self": "the picture itself"}[role]
+    names = list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].groups if g.role == role))
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise UnknownSelection(f"the trace has {len(names)} {role}s, {listed(names)}; say which with {option('group')}")
+    raise UnknownSelection(f"no selected layer sees {what}; say which tokens with {option('group')}, of {listed(_groups(trace, layers))}")
+
+
+def has_places(chosen: Selection) -> bool:
+    """Whether every selected token group has a grid: what G2R and SRAM are drawn on."""
+    return all(group.grid is not None for group in chosen.groups)

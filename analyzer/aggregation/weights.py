@@ -1,0 +1,130 @@
+"""How much each generated position counts in G2R: all alike, or as a mask says (v1, Eq. 17)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...schema.errors import InvalidInput, UnknownSelection
+from ...schema.layout import ArrayPlan
+from ...schema.messages import listed, option
+from ..methods.recipes import Recipe
+from ..metrics.masks import require_shares
+from ..numerics.resize import middle, resize
+from ..store.chunks import read_table
+from ..trace.images import find_mask, masks
+from ..trace.reader import Trace
+from .selection import Positions, pick_positions
+
+Mask: TypeAlias = str | NDArray[Any] | None
+"""Name of a mask in the trace, or an array ([frame,] y, x) of shares 0..1 or 0..255; None counts all positions alike."""
+
+
+def query_weights(root: str, masks: tuple[ArrayPlan, ...], extra: NDArray[Any] | None, places: tuple[int, ...]) -> NDArray[np.float64]:
+    """Task: how much each generated position counts: all alike, then each mask of the trace, then the caller's.
+
+    Dims     (weighting, [frame,] y, x)
+    Range    [0, 1], but for the caller's
+    """
+    pictures = [read_table(root, plan)[..., 0] / 255 for plan in masks] + ([] if extra is None else [extra])
+    return np.stack([np.ones(places), *(_spread(picture, places) for picture in pictures)])
+
+
+def _spread(picture: NDArray[Any], places: tuple[int, ...]) -> NDArray[Any]:
+    """A mask on a layer's places: one picture serves all frames, a mask of frames is brought to those of the layer.
+
+    Dims     ([frame,] y, x) -> places
+    """
+    values = resize(picture, (places[-2], places[-1]), "nearest")
+    if values.ndim > 2:
+        values = values[middle(len(values), places[0])] if len(places) > 2 else values.mean(0)
+    return np.broadcast_to(values, places)
+
+
+def only_frames(
+    trace: Trace, layers: Iterable[int], frames: Positions, chosen: tuple[int, NDArray[Any] | None]
+) -> tuple[int, NDArray[Any] | None]:
+    """A weighting that counts some frames of a video alone; scaled so that a sum over all positions, divided by them, is theirs.
+
+    Raises   UnknownSelection; InvalidInput for images, or layers with other frames than maps have
+    """
+    if frames is None:
+        return chosen
+    count, (which, extra) = trace.latent_frames, chosen
+    picked = pick_frames(trace, frames)
+    for index in layers:
+        if trace.layers[index].frames != count:
+            name = trace.layers[index].name
+            raise InvalidInput(
+                f"frames are counted in those of the map, {count}, and layer {name} has {trace.layers[index].frames}; "
+                f"select layers that have all of them with {option('layers')}"
+            )
+    names = [image.name for image in masks(trace)]
+    base = extra if extra is not None else np.ones((1, 1)) if which == 0 else trace.image(names[which - 1])[..., 0] / 255
+    counted = np.zeros((count, 1, 1))
+    counted[list(picked)] = count / len(picked)
+    base = base[middle(len(base), count)] if base.ndim > 2 else base
+    return 1 + len(names), base * counted
+
+
+def pick_frames(trace: Trace, frames: Positions) -> tuple[int, ...]:
+    """Selected frames of a map, in order.
+
+    Raises   UnknownSelection for one that it does not have, InvalidInput for images
+    """
+    if not trace.latent_frames:
+        raise InvalidInput(f"the trace is of an image, which has no frames; leave out {option('frames')}")
+    return pick_positions(frames, trace.latent_frames, "frame")
+
+
+def recipe_mask(trace: Trace, sample: int, row: Recipe) -> str | None:
+    """The trace's own mask of the generated image, if the recipe counts positions by it.
+
+    Raises   UnknownSelection if there are several masks, or none
+    """
+    if not row.query_mask:
+        return None
+    if name := find_mask(trace, "mask", f"mask_{sample}", "mask"):
+        return name
+    raise UnknownSelection(
+        f"recipe {row.name} counts generated positions by a mask (v1, Eq. 17), and the trace has none of the generated image; "
+        f"give one with {option('query_mask')}, or change the recipe's field query_mask"
+    )
+
+
+def weighting(trace: Trace, mask: Mask) -> tuple[int, NDArray[Any] | None]:
+    """Which row of `query_weights` a mask is, and the mask itself if it is not one of the trace's."""
+    names = [image.name for image in masks(trace)]
+    if mask is None:
+        return 0, None
+    if isinstance(mask, str):
+        if mask not in names:
+            raise UnknownSelection(f"the trace has no mask {mask!r} of the generated image; it has {listed(names)}")
+        return 1 + names.index(mask), None
+    values = np.asarray(mask)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    _require_mask(trace, values)
+    values = values.astype(np.float64) / (255 if values.max() > 1 else 1)
+    for i, name in enumerate(names):
+        recorded = trace.image(name)[..., 0] / 255
+        if recorded.shape == values.shape and np.array_equal(recorded, values):
+            return 1 + i, None
+    return 1 + len(names), values
+
+
+def _require_mask(trace: Trace, values: NDArray[Any]) -> None:
+    sizes = {(image.height, image.width) for image in trace.images if image.role in ("generated", "mask")} | {trace.latent_grid}
+    frames = {trace.latent_frames, *(image.frames for image in trace.images if image.role in ("generated", "mask"))} - {0}
+    if values.shape not in sizes | {(count, *size) for count in frames for size in sizes}:
+        known = " or ".join(f"{h} x {w}" for h, w in sorted(sizes))
+        raise InvalidInput(
+            f"the query mask has shape {values.shape}; expected (rows, columns) of the generated image or the latent grid, {known}"
+            + (f", for all frames or with as many as {' or '.join(map(str, sorted(frames)))} before them" if frames else "")
+        )
+    require_shares(values, "the query mask")
+    if not values.any():
+        raise InvalidInput("the query mask is empty: no generated position counts, so there is nothing to average")

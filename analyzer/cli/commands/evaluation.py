@@ -1,0 +1,202 @@
+"""Subcommands that take one trace or a dataset of them: scores, tables, clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ....schema.errors import CorruptTrace
+from .options import answer, document, example, given, json_option, overwrite_option, selection_options, traces_argument, words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from distributed import Client
+
+    from ...evaluation.dataset import Evaluation
+
+
+def mask_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Against what maps are scored."""
+    options = (
+        click.option(
+            "--mask", metavar="NAME|PNG", help="Where the reference should appear in the generated image.  [default: the trace's mask]"
+        ),
+        click.option(
+            "--reference-mask",
+            metavar="NAME|PNG",
+            help="The part of the reference that should be used.  [default: the trace's reference mask]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--scheduler."""
+    return click.option("--scheduler", metavar="ADDRESS", help="Work on a dask cluster, such as tcp://10.0.0.1:8786.  [default: threads]")(
+        command
+    )
+
+
+@click.command(
+    "imacs",
+    epilog=example(
+        "i2am imacs run.zarr",
+        "i2am imacs run.zarr --mask torso.png --reference-mask garment.png --json",
+        "i2am imacs run.zarr --layers '*up_blocks*'",
+        "i2am imacs traces/*.zarr",
+    ),
+)
+@traces_argument
+@mask_options
+@click.option("--penalty", type=float, default=3.0, show_default=True, help="Weight of attention outside the mask.")
+@click.option("--threshold", type=float, default=0.4, show_default=True, help="Normalised attention up to this counts as none.")
+@click.option("--pre-mask", is_flag=True, help="Hide what lies outside the reference mask before normalising, as the released code does.")
+@selection_options
+@scheduler_option
+@json_option
+def imacs_command(
+    traces: tuple[Path, ...],
+    partial: bool,
+    penalty: float,
+    threshold: float,
+    pre_mask: bool,
+    scheduler: str | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Score how well maps and masks agree: IMACS_g of R2G and IMACS_r of G2R, from -PENALTY to 1.
+
+    IMACS_r is given twice: with generated positions weighed by the mask (v1 Eq. 17), and plain. Of several traces, or a folder of
+    them, each is a row, and their mean comes with its bootstrap interval.
+    """
+    from ...evaluation.imacs import SCORES
+    from ...store.discovery import is_dataset
+
+    settings = {"penalty": penalty, "threshold": threshold, "pre_mask": pre_mask}
+    if scheduler is None and not is_dataset(traces):
+        _score_one(traces[0], partial, as_json, {**options, **settings})
+        return 0
+    evaluation = _evaluate(traces, SCORES, partial, scheduler, options, settings)
+    return _print(evaluation, as_json, settings, whole=True)
+
+
+@click.command(
+    "evaluate",
+    short_help="Metrics of every trace of a dataset, as a table.",
+    epilog=example(
+        "i2am evaluate traces/",
+        "i2am evaluate traces/ --metric imacs_g,imacs_r -o table.csv",
+        "i2am evaluate 'runs/*/pair-*.zarr' --recipe i2am-official -o table.parquet",
+        "i2am evaluate traces/ --scheduler tcp://10.0.0.1:8786 -o table.csv",
+    ),
+)
+@traces_argument
+@click.option(
+    "--metric", callback=words, metavar="NAMES", help="Metrics, separated by commas; an unknown one lists all.  [default: imacs_g,imacs_r]"
+)
+@mask_options
+@selection_options
+@scheduler_option
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Table with a row a trace: .csv or .parquet.")
+@overwrite_option
+@json_option
+def evaluate_command(
+    traces: tuple[Path, ...],
+    partial: bool,
+    metric: tuple[str, ...] | None,
+    scheduler: str | None,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Ask every trace for its metrics: a row each, then the mean with its bootstrap interval.
+
+    TRACE is a trace, a folder that holds traces, or a quoted pattern. Traces that cannot be asked are listed and skipped, and the exit
+    code is then 4.
+    """
+    from ...evaluation.dataset import USUAL
+    from ...evaluation.export import check_output, save_table
+
+    if out is not None:
+        check_output(out, overwrite=overwrite)
+    evaluation = _evaluate(traces, USUAL if metric is None else metric, partial, scheduler, options)
+    if out is not None:
+        save_table(evaluation, out, overwrite=overwrite)
+    return _print(evaluation, as_json, {"out": None if out is None else str(out)}, whole=out is None)
+
+
+def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any]) -> None:
+    from ...evaluation.imacs import score
+    from ...progress import shown
+    from ...trace.reader import open_trace
+
+    opened = open_trace(path, partial=partial)
+    with shown("imacs"):
+        facts = score(opened, **given(opened, **options))
+    if as_json:
+        click.echo(document(facts))
+        return
+    note = facts["note"] if facts["imacs_g"] is not None else None
+    rows = (
+        ("imacs_g", "R2G against the mask"),
+        ("imacs_r", "G2R of masked positions against the reference mask"),
+        ("imacs_r_plain", "G2R of all positions"),
+    )
+    answer("\n".join(f"{name:<14}{facts[name]:>8.4f}  {meaning}" for name, meaning in rows if facts.get(name) is not None), note)
+
+
+def _evaluate(
+    traces: tuple[Path, ...],
+    metrics: tuple[str, ...],
+    partial: bool,
+    scheduler: str | None,
+    options: dict[str, Any],
+    imacs: dict[str, Any] | None = None,
+) -> Evaluation:
+    from ...evaluation.dataset import ask
+    from ...evaluation.rows import Question
+    from ...store.discovery import find_traces
+
+    ranked = None
+    if (scores := options.get("heads_from")) is not None:
+        from ...heads.files import load_heads
+
+        ranked = load_heads(scores)
+        ranked = ranked.isel(concept=0) if "concept" in ranked.dims else ranked  # what its heads are is what counts here
+    chosen = given(**options)
+    mask, reference_mask = chosen.pop("mask", None), chosen.pop("reference_mask", None)
+    question = Question(metrics, mask, reference_mask, partial, chosen, imacs, ranked)
+    question.check()
+    members = find_traces(traces)
+    with _client(scheduler) as client:
+        return ask(members, question, client)
+
+
+@contextmanager
+def _client(scheduler: str | None) -> Iterator[Client | None]:
+    if scheduler is None:
+        yield None
+        return
+    from ...evaluation.cluster import connected
+
+    with connected(scheduler) as client:
+        yield client
+
+
+def _print(evaluation: Evaluation, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
+    from ...evaluation.export import facts_of, write_means, write_notes, write_table
+
+    if as_json:
+        click.echo(document({**facts_of(evaluation), **more}))
+    else:
+        text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{write_means(evaluation)}"
+        answer(text, write_notes(evaluation))
+    return CorruptTrace.exit_code if evaluation.skipped else 0

@@ -1,0 +1,234 @@
+"""Subcommands about heads: what each looks for, which find the truth, and maps of the best of them. Loaded parts come when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ....schema.errors import InvalidInput
+from .options import answer, document, example, given, json_option, numbers, overwrite_option, traces_argument, words
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ...heads.sources import Sources
+    from ...trace.reader import Trace
+
+BY: Final = click.Choice(["relevance", "truth"])
+CONCEPTS_HELP: Final = "TOML file with own concepts and their words.  [default: the published 34 x 10]"
+PROBE_HELP: Final = "Probe that holds the concepts' words."
+RELEVANCE_ONLY: Final = ("concepts", "probe", "seed", "draws", "keep")
+TRUTH_ONLY: Final = ("group",)
+SCORES: Final = click.Path(path_type=Path)
+
+
+@click.command("concepts", epilog=example("i2am concepts > concepts.toml", "i2am concepts --words", "i2am concepts --from own.toml --json"))
+@click.option("--from", "source", type=SCORES, metavar="FILE", help=CONCEPTS_HELP)
+@click.option("--words", "only_words", is_flag=True, help="Print the words alone, one a line: what to record as a probe.")
+@json_option
+def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> None:
+    """Print the visual concepts that heads are counted for, as TOML to start from."""
+    import json
+
+    from ...heads.concepts import concept_words, concepts
+
+    if only_words:
+        listing = concept_words(source)
+        click.echo(document(listing) if as_json else "\n".join(listing))
+        return
+    found = concepts(source)
+    rows = [f"{json.dumps(name)} = {json.dumps(list(each), ensure_ascii=False)}" for name, each in found.items()]
+    click.echo(document(found) if as_json else "\n".join(["[concepts]", *rows]))
+
+
+@click.command(
+    "heads",
+    short_help="Which heads look for which concept, or find the truth, over many traces.",
+    epilog=example(
+        "i2am heads traces/*.zarr -o hrv.nc",
+        "i2am heads traces/ --concepts own.toml --probe own -o own.zarr",
+        "i2am heads demos/ --by truth -o truth.nc",
+    ),
+)
+@traces_argument
+@click.option("-o", "--out", type=SCORES, metavar="FILE", help="Keep the scores: .nc or .zarr.")
+@click.option("--by", type=BY, default="relevance", show_default=True, help="Concepts (HRV), or patches sent to their true place.")
+@click.option("--concepts", type=SCORES, metavar="FILE", help=CONCEPTS_HELP)
+@click.option("--probe", metavar="NAME", help=f"{PROBE_HELP}  [default: concepts]")
+@click.option("--layers", callback=words, metavar="NAMES", help="Layers: names, globs or positions, separated by commas.")
+@click.option("--branch", help="Guidance branch: cond or uncond.")
+@click.option("--group", help="Token group whose SRAM is held against the truth; by default the reference's only one.")
+@click.option("--seed", type=int, help="Which words are drawn.  [default: 0]")
+@click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Words of each concept for each call.  [default: 1]")
+@click.option("--keep", callback=words, metavar="time", help="Count each step apart.")
+@click.option("--show", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Heads to print for each concept.")
+@overwrite_option
+@json_option
+def heads_command(
+    traces: tuple[Path, ...], partial: bool, out: Path | None, by: str, show: int, overwrite: bool, as_json: bool, **options: Any
+) -> None:
+    """Score every head of a model over any number of traces.
+
+    By relevance, one word of each concept is drawn for each call, and the concept that the head attends to most is counted; traces need
+    the words as a probe, and factors. By truth, it is the share of patches that the head sends to where they truly come from.
+    """
+    from ...heads.files import check_heads_path, save_heads
+
+    if out is not None:
+        check_heads_path(out, overwrite=overwrite)
+    # Paths are opened a few at a time as they are counted; only the library's own default can be so frugal.
+    scores = score(open_paths(traces, partial) if partial else traces, by, **given(**options))
+    if out is not None:
+        save_heads(scores, out, overwrite=overwrite)
+    facts = {"out": None if out is None else str(out), **scores.attrs, "first": first_heads(scores, show)}
+    note = None if out is not None else "the scores were not kept; keep them with -o FILE.nc"
+    answer(document(facts) if as_json else write_scores(scores, show), None if as_json else note)
+
+
+@click.command(
+    "select",
+    short_help="Print the heads that rank first, or last, by layer.",
+    epilog=example(
+        "i2am select hrv.nc --concept Animals --top 30",
+        "i2am select truth.nc --bottom 7 --json",
+        "i2am select hrv.nc --concept Color --top 9 --of run.zarr",
+    ),
+)
+@click.argument("scores", type=SCORES, metavar="FILE")
+@click.option("--concept", metavar="NAME", help="Concept to rank by.")
+@click.option("--top", type=int, metavar="N", help="The N best heads.")
+@click.option("--bottom", type=int, metavar="N", help="The N worst heads.")
+@click.option("--of", "trace", type=SCORES, metavar="TRACE", help="Make sure that the scores are of this trace's model.")
+@json_option
+def select_command(scores: Path, concept: str | None, top: int | None, bottom: int | None, trace: Path | None, as_json: bool) -> None:
+    """Print which heads `--heads-from FILE` takes, by layer, layers in published order: down, mid, up."""
+    from ...heads.files import load_heads
+    from ...heads.ranking import select_heads
+    from ...trace.reader import open_trace
+
+    opened = None if trace is None else open_trace(trace)
+    found = select_heads(load_heads(scores), concept, top=top, bottom=bottom, trace=opened)
+    click.echo(document(found) if as_json else "\n".join(f"{layer}  {','.join(map(str, heads))}" for layer, heads in found.items()))
+
+
+@click.command(
+    "selective",
+    short_help="IoU with masks of maps of all heads, of the best, of the worst.",
+    epilog=example(
+        "i2am selective demos/*.zarr",
+        "i2am selective demos/*.zarr --count 7 --thresholds 0.3,0.4,0.5 --json",
+        "i2am selective others/*.zarr --heads-from hrv.nc --concept Animals --count 30",
+        "i2am selective dogs/*.zarr --word dog --mask mask_0 --heads-from hrv.nc --concept Animals",
+    ),
+)
+@traces_argument
+@click.option("--heads-from", type=SCORES, metavar="FILE", help="Scores that `i2am heads` made of other traces.")
+@click.option("--by", type=BY, help="Without a file: score heads on half of the traces, judge on the other half.  [default: truth]")
+@click.option("--concept", metavar="NAME", help="Concept to rank heads by.")
+@click.option("--concepts", type=SCORES, metavar="FILE", help=CONCEPTS_HELP)
+@click.option("--probe", metavar="NAME", help=f"{PROBE_HELP}  [default: concepts]")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Heads of the best and of the worst.  [default: 30 of every 128]")
+@click.option("--thresholds", callback=words, metavar="T,T", help="Of normalised R2G.  [default: 0.3,0.4,0.5]")
+@click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear.  [default: the trace's mask]")
+@click.option("--word", metavar="WORD", help="Map of a word of the prompt instead of R2G.")
+@click.option("--layers", callback=words, metavar="NAMES", help="Layers whose heads are scored: names, globs or positions.")
+@click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0.")
+@click.option("--sample", type=int, help="Generated image, from 0.  [default: 0]")
+@click.option("--branch", help="Guidance branch: cond or uncond.")
+@click.option("--group", help="Token group; by default the reference's only one.")
+@click.option("--recipe", help="Method, such as i2am.  [default: i2am]")
+@json_option
+def selective_command(
+    traces: tuple[Path, ...],
+    partial: bool,
+    heads_from: Path | None,
+    by: str | None,
+    thresholds: tuple[str, ...] | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Hold R2G, or a word's map, above each threshold against the mask: maps of all heads, of the best, of the worst, mean over traces.
+
+    No trace is judged with heads that were chosen on it: without --heads-from the traces are dealt into two halves.
+    """
+    from ...heads.files import load_heads
+    from ...heads.selective import flat_note, selective_iou, write_table
+
+    if heads_from is not None and by is not None:
+        raise click.UsageError("--by scores heads anew, --heads-from takes scores there are; give one of them")
+    scores = None if heads_from is None else load_heads(heads_from)
+    asked = given(by=by, thresholds=None if thresholds is None else _numbers(thresholds), **options)
+    table = selective_iou(open_paths(traces, partial), scores, **asked)
+    rows = dict(zip(table["heads"].values.tolist(), table.values, strict=True))
+    facts = {
+        **table.attrs,
+        "thresholds": table["threshold"].values,
+        "iou": {kind: values.mean(1) for kind, values in rows.items()},
+        "traces": table["trace"].values,
+        "iou_by_trace": rows,
+    }
+    answer(document({**facts, "note": flat_note(table)}) if as_json else write_table(table), None if as_json else flat_note(table))
+
+
+def open_paths(paths: Iterable[Path], partial: bool) -> list[Trace]:
+    """The traces that paths, folders and patterns name."""
+    from ...store.discovery import find_traces
+    from ...trace.reader import open_trace
+
+    return [open_trace(member.path, partial=partial) for member in find_traces(list(paths))]
+
+
+def score(traces: Sources, by: str, **options: Any) -> xr.DataArray:
+    """Scores of heads by relevance or truth, from the options that were typed."""
+    from ...heads.accuracy import head_truth
+    from ...heads.relevance import heads
+
+    for name in options:
+        if (name in RELEVANCE_ONLY and by == "truth") or (name in TRUTH_ONLY and by == "relevance"):
+            other = "relevance" if by == "truth" else "truth"
+            raise InvalidInput(f"--{name} is of heads scored by {other}, not by {by}; leave it out, or add --by {other}")
+    if by == "truth":
+        return head_truth(traces, **options)
+    return heads(traces, **options)
+
+
+def first_heads(scores: xr.DataArray, count: int) -> Any:
+    """The best heads of each concept, or of all: layer, head and score. None where each step was counted apart."""
+    from ...heads.ranking import rank_heads
+
+    if "time" in scores.dims:
+        return None
+
+    def best(concept: str | None) -> list[dict[str, Any]]:
+        row = scores if concept is None else scores.sel(concept=concept)
+        ranked = rank_heads(scores, concept)[:count]
+        return [{"layer": layer, "head": head, "score": float(row.sel(layer=layer, head=head))} for layer, head in ranked]
+
+    return {name: best(name) for name in scores["concept"].values.tolist()} if "concept" in scores.dims else best(None)
+
+
+def write_scores(scores: xr.DataArray, count: int) -> str:
+    """The best heads as text: `layer.head (score)`, layers by their number in the list below."""
+    names, made_of = scores["layer"].values.tolist(), len(scores.attrs["traces"])
+    total = int((scores["position"] >= 0).sum())
+    what = "share of patches sent to their true place" if "concept" not in scores.dims else f"head relevance, which sums to {total}"
+    lines = [f"{total} heads in {made_of} trace{'s' if made_of > 1 else ''}; layer.head ({what})"]
+    found = first_heads(scores, count)
+    if found is None:
+        lines.append("each step was counted apart; without --keep time the heads are ranked")
+    for concept, best in (found if isinstance(found, dict) else {"best": found or []}).items():
+        lines.append(f"{concept:<24}" + "  ".join(f"{names.index(head['layer'])}.{head['head']} ({head['score']:.2f})" for head in best))
+    return "\n".join([*lines, *(f"{i:>3}: {name}" for i, name in enumerate(names))])
+
+
+def _numbers(texts: Iterable[str]) -> list[float]:
+    try:
+        return [float(text) for text in texts]
+    except ValueError as error:
+        raise click.UsageError(f"--thresholds are numbers with commas between, such as 0.3,0.4,0.5 ({error})") from error
+
+
+HEAD_COMMANDS: Final = (concepts_command, heads_command, select_command, selective_command)

@@ -1,0 +1,139 @@
+"""The subcommands about methods: `i2am recipes` and `i2am compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ....schema.errors import InvalidInput
+from .options import (  # fmt: skip
+    answer,
+    changes_option,
+    document,
+    example,
+    given,
+    json_option,
+    numbers,
+    overwrite_option,
+    place,
+    selection_options,
+    trace_argument,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ...trace.reader import Trace
+
+OUTPUTS: Final = (".png", ".nc", ".zarr")
+COLUMNS: Final = 5
+
+
+def labels(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """Recipes with commas between; those within brackets are of one recipe: `i2am,daam(resize=bilinear, clamp=no)`."""
+    return None if text is None else tuple(part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip())
+
+
+@click.command("recipes", epilog=example("i2am recipes", "i2am recipes daam --set resize=bilinear", "i2am recipes --markdown"))
+@click.argument("names", nargs=-1)
+@changes_option
+@click.option("--markdown", is_flag=True, help="Print the table of docs/methods.md.")
+@json_option
+def recipes_command(names: tuple[str, ...], changes: tuple[str, ...], markdown: bool, as_json: bool) -> None:
+    """Show the methods that maps can follow, and what each chooses; of NAMES, every field."""
+    from ...methods.description import write_fields, write_markdown, write_names
+    from ...methods.recipes import RECIPES, read_changes, recipe
+
+    rows = [recipe(name, **read_changes(changes)) for name in names or RECIPES]
+    if as_json:
+        click.echo(document([{**dataclasses.asdict(row), "label": row.label} for row in rows]))
+    elif markdown:
+        click.echo(write_markdown(rows))
+    else:
+        click.echo(write_fields(rows) if names else write_names(rows))
+
+
+@click.command(
+    "compare",
+    short_help="Show several methods' maps of one recording, and how alike they are.",
+    epilog=example(
+        "i2am compare run.zarr                              all methods that can be asked",
+        "i2am compare run.zarr --recipes i2am,i2am-official,daam -o sheet.png",
+        "i2am compare run.zarr --g2r --recipes 'i2am,i2am(clamp=no, resize=nearest)' -o maps.nc",
+        "i2am compare run.zarr --tokens 4,5 --recipes daam,ovam,prompt-to-prompt --json",
+    ),
+)
+@trace_argument
+@click.option("--recipes", callback=labels, metavar="NAMES", help="Methods, separated by commas.  [default: all that can be asked]")
+@click.option("--g2r", is_flag=True, help="Compare G2R, on the reference, instead of R2G.")
+@click.option("--at", callback=place, metavar="[F,]Y,X", help="Compare SRAM of one patch of the latent grid.")
+@click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Compare maps of some tokens, by default of the text.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png for a sheet, .nc or .zarr for the maps.")
+@selection_options
+@click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
+@overwrite_option
+@json_option
+def compare_command(
+    trace: Path,
+    partial: bool,
+    recipes: tuple[str, ...] | None,
+    g2r: bool,
+    at: tuple[int, ...] | None,
+    tokens: list[int] | slice | None,
+    out: Path | None,
+    style: str,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show several methods' maps of one recording side by side, and print every pair's correlation."""
+    from ...maps.comparison import compare, write_table
+    from ...output.files import refuse_existing
+    from ...progress import shown
+    from ...trace.reader import open_trace
+
+    wanted = [name for name, asked in (("g2r", g2r), ("sram", at is not None), ("tokens", tokens is not None)) if asked] or ["r2g"]
+    if len(wanted) > 1:
+        raise click.UsageError("say which maps: one of --g2r, --at Y,X and --tokens N,N, or none of them for R2G")
+    if options["recipe"] is not None or options["changes"]:
+        raise click.UsageError("--recipes says which methods; write changes in brackets, such as --recipes 'i2am,i2am(resize=nearest)'")
+    if out is not None:
+        if out.suffix not in OUTPUTS:
+            raise InvalidInput(f"cannot tell from {out.name!r} what to write; end it in {', '.join(OUTPUTS)}")
+        refuse_existing(out, overwrite=overwrite)
+    opened = open_trace(trace, partial=partial)
+    lazy = compare(opened, recipes, direction=wanted[0], at=at, tokens=tokens, **given(opened, **options))  # type: ignore[arg-type]
+    with shown("compare"):
+        found = lazy.compute()
+    if out is not None:
+        _save(opened, found, out, style, overwrite)
+    if as_json:
+        click.echo(document({**found.attrs, "out": out, "recipes": found["recipe"].values, **_tables(found)}))
+        return
+    left_out = "\n".join(f"left out: {each}" for each in found.attrs["left_out"])
+    answer(write_table(found), left_out or None)
+
+
+def _save(trace: Trace, found: xr.Dataset, out: Path, style: str, overwrite: bool) -> None:
+    from ...output.figures import compose, draw, encode_png
+    from ...output.files import save_bytes, save_maps
+    from ...output.illustration import picture, provenance
+
+    if out.suffix != ".png":
+        save_maps({str(name): values for name, values in found.data_vars.items()}, out, overwrite=overwrite)
+        return
+    maps, names = found["map"], found["recipe"].values.tolist()
+    below = picture(trace, maps.attrs.get("image"))
+    sheet = compose([draw(maps.sel(recipe=name), below, style) for name in names], COLUMNS if maps.ndim == 3 else 1, names)
+    save_bytes(encode_png(sheet, provenance(maps.assign_attrs(recipes=names))), out, overwrite=overwrite)
+
+
+def _tables(found: xr.Dataset) -> dict[str, Any]:
+    return {name: found[name].values for name in ("pearson", "spearman")}
+
+
+RECIPE_COMMANDS: Final = (recipes_command, compare_command)

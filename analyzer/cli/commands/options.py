@@ -1,0 +1,163 @@
+"""Options that several subcommands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+import numpy as np
+
+if TYPE_CHECKING:
+    from ...trace.reader import Trace
+
+RANKING: Final = ("concept", "top", "bottom")
+"""What picks heads of a file that ranks them."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | slice | None:
+    """Positions: `3`, `0,2,5`, or Python's half-open ranges `0:10`, `::5`."""
+    if text is None:
+        return None
+    try:
+        if ":" in text:
+            ends = [int(part) if part.strip() else None for part in text.split(":")]
+            if ends[2:] == [0]:
+                raise ValueError
+            return slice(*ends)
+        return [int(part) for part in text.split(",")]
+    except (ValueError, TypeError):
+        raise click.BadParameter(f"{text!r} is not a choice of positions; write 3, or 0,2,5, or 0:10, or ::5", context, option) from None
+
+
+def place(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """A patch, `Y,X`: row from the top, column from the left, from 0; in a video `F,Y,X`, the frame first."""
+    if text is None:
+        return None
+    try:
+        at = tuple(int(part) for part in text.split(","))
+        if len(at) not in (2, 3):
+            raise ValueError
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not a patch; write Y,X with two whole numbers, such as 12,20, or F,Y,X for a video", context, option
+        ) from None
+    return at
+
+
+def words(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """Words with commas between."""
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def trace_argument(command: F) -> F:
+    """The trace, and whether an unfinished one will do."""
+    command = click.option("--partial", is_flag=True, help="Open a recording that did not finish; only committed steps count.")(command)
+    return click.argument("trace", type=click.Path(path_type=Path), metavar="TRACE")(command)
+
+
+def traces_argument(command: F) -> F:
+    """One trace or many, and whether unfinished ones will do."""
+    command = click.option("--partial", is_flag=True, help="Open recordings that did not finish; only committed steps count.")(command)
+    return click.argument("traces", type=click.Path(path_type=Path), metavar="TRACE...", nargs=-1, required=True)(command)
+
+
+def json_option(command: F) -> F:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
+
+
+def overwrite_option(command: F) -> F:
+    """--overwrite."""
+    return click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")(command)
+
+
+def changes_option(command: F) -> F:
+    """--set."""
+    text = "Change a field of the recipe, such as resize=bilinear; may be given several times."
+    return click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=text)(command)
+
+
+def selection_options(command: F) -> F:
+    """Which calls a map is made of; the function gets them as keyword arguments of the same names."""
+    options = (
+        click.option("--layers", callback=words, metavar="NAMES", help="Layers: names, globs or positions, separated by commas."),
+        click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0."),
+        click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0: the same in every layer."),
+        click.option(
+            "--heads-from", type=click.Path(path_type=Path), metavar="FILE", help="Take the best or worst heads of a file of `i2am heads`."
+        ),
+        click.option("--concept", metavar="NAME", help="Concept to rank the file's heads by."),
+        click.option("--top", type=int, metavar="N", help="The file's N best heads."),
+        click.option("--bottom", type=int, metavar="N", help="The file's N worst heads."),
+        click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0."),
+        click.option("--branch", help="Guidance branch: cond or uncond."),
+        click.option("--group", help="Token group; by default the reference's only one."),
+        click.option("--recipe", metavar="NAME", help="Method, such as i2am or daam; `i2am recipes` lists them.  [default: i2am]"),
+        changes_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def given(trace: Trace | None = None, /, **options: Any) -> dict[str, Any]:
+    """The options that were typed: the library's own defaults stand for the others.
+
+    Heads from a file become the heads they are; with the trace they are meant for, it is first made sure that it is of their model.
+    """
+    typed = {name: value for name, value in options.items() if value is not None}
+    if changes := typed.pop("changes", ()):
+        from ...methods.recipes import read_changes, recipe
+
+        typed["recipe"] = recipe(typed.get("recipe", "i2am"), **read_changes(changes)).label
+    if "heads_from" not in options:
+        return typed
+    ranking = {name: typed.pop(name) for name in RANKING if name in typed}
+    if "heads_from" not in typed:
+        if ranking:
+            raise click.UsageError(f"--{next(iter(ranking))} is of a file that ranks heads; say which with --heads-from FILE")
+        return typed
+    if "heads" in typed:
+        raise click.UsageError("--heads and --heads-from each say which heads; give one of them")
+    from ...heads.files import load_heads
+    from ...heads.ranking import select_heads
+
+    scores = load_heads(typed.pop("heads_from"))
+    return {**typed, "heads": select_heads(scores, **ranking, trace=trace)}
+
+
+def example(*lines: str) -> str:
+    """The end of a help text."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def answer(text: str, note: str | None) -> None:
+    """What was asked on stdout, what to bear in mind on stderr."""
+    click.echo(text)
+    if note:
+        click.echo(note, err=True)
+
+
+def document(value: Any) -> str:
+    """One JSON document of strict JSON: numpy's numbers become plain ones, NaN and infinity null."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

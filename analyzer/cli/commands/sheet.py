@@ -1,0 +1,222 @@
+"""One page about a trace: is it sound, where did the picture come from, how well does that agree with the masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from ....schema.errors import CorruptTrace
+from ....schema.trace import Image as ImageRecord
+from ....schema.trace import ImageRole
+from ...aggregation.selection import Selection, choose, has_places
+from ...evaluation.imacs import SCORES, Scoring, plan_scores
+from ...inspection.info import size_text
+from ...inspection.truth import find_truth
+from ...inspection.verify import verify
+from ...maps.attribution import g2r, r2g, sram
+from ...metrics.placement import normalize
+from ...metrics.pointing import Truth
+from ...numerics.resize import middle
+from ...output.figures import Mark, compose, encode_png, patch_mark, show, stack
+from ...output.files import refuse_existing, save_bytes
+from ...output.illustration import illustrate, provenance
+from ...trace.reader import Trace, open_trace
+
+TIME_GROUPS: Final = 5
+PATCHES: Final = 3
+COLUMNS: Final = 5
+PLACED: Final = {"r2g": "R2G", "g2r": "G2R", "g2r_masked": "G2R of the masked positions"}
+"""Maps of which the numbers are given, and what each is called."""
+ROW: Final[tuple[ImageRole, ...]] = ("input", "mask", "reference", "reference_mask", "generated")
+"""Pictures as they are shown: what was given, then what came out."""
+
+Cell = tuple[int, ...]
+"""(row, column) on the latent grid, the frame before them in a video."""
+
+
+def report(
+    path: Path,
+    out: Path,
+    *,
+    group: str | None = None,
+    sample: int = 0,
+    partial: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Verify a trace, ask it for its main maps and scores, draw them on one sheet, and return the numbers.
+
+    Tokens without a place have no G2R and no SRAM to draw; the rest is there.
+
+    Raises   CorruptTrace if verifying finds anything, AlreadyExists if the path is taken, UnknownSelection for a group or sample
+             that the trace does not have
+    """
+    refuse_existing(out, overwrite=overwrite)
+    started = time.perf_counter()
+    trace = open_trace(path, partial=partial)
+    # What cannot be asked is said before the long look at every file.
+    chosen, scoring = choose(trace, group=group, sample=sample), plan_scores(trace, group=group, sample=sample)
+    checked = verify(path, partial=partial, progress=progress)
+    if not checked.ok:
+        raise CorruptTrace(f"{path} is corrupt: {checked.findings[0].where}: {checked.findings[0].problem} (`i2am verify {path}` says all)")
+    truth = find_truth(trace)
+    cells = choose_cells(trace, truth, scoring.targets.get("imacs_g")) if has_places(chosen) else []
+    maps = ask(trace, cells, scoring, chosen)
+    scores = scoring.scores(maps)
+    sheet = draw_report(trace, maps, cells, truth, scores)
+    save_bytes(encode_png(sheet, provenance(maps["r2g"])), out, overwrite=overwrite)
+    return {
+        "trace": trace.id,
+        "path": str(path),
+        "out": str(out),
+        "group": chosen.groups[0].name,
+        "sample": chosen.sample,
+        "samples": trace.record.samples,
+        "verified": checked.to_json(),
+        **{name: locate(maps[name]) if name in maps else None for name in PLACED},
+        "sram": [patch_facts(maps[f"sram_{i}"], cell, truth) for i, cell in enumerate(cells)],
+        **scores,
+        "note": scoring.facts["note"],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def write_report(facts: dict[str, Any]) -> str:
+    """The numbers as text for a terminal."""
+    checked = facts["verified"]
+    size = size_text(checked["nbytes"])
+    lines = [f"verified   {checked['files']} files, {size}; rows of P within {checked['row_error']:.1e} of 1"]
+    if facts["samples"] > 1:
+        lines.append(f"sample     {facts['sample']} of {facts['samples']}, from 0")
+    lines += [_place(PLACED[name], "reference" if name != "r2g" else "generated image", facts[name]) for name in PLACED if facts[name]]
+    if facts["g2r"] is None:
+        lines.append(f"G2R, SRAM  none: the {facts['group']} tokens have no place on a picture")
+    for patch in facts["sram"]:
+        truth = f"; truth {patch['truth'][0]:.2f}, {patch['truth'][1]:.2f}, {patch['distance']:.2f} away" if patch["truth"] else ""
+        at, (y, x) = ",".join(map(str, patch["at"])), patch["peak"]
+        lines.append(f"SRAM       patch {at} looked most at {y:.2f}, {x:.2f} of the reference{truth}")
+    lines += [f"{name.upper():<14}{facts[name]:.4f}" for name in SCORES if facts[name] is not None]
+    return "\n".join([*lines, f"picture    {facts['out']}"])
+
+
+def ask(trace: Trace, cells: Sequence[Cell], scoring: Scoring, chosen: Selection) -> dict[str, xr.DataArray]:
+    """Every map of the page, in one pass over the trace."""
+    which: dict[str, Any] = {"group": chosen.groups[0].name, "sample": chosen.sample}
+    groups = min(TIME_GROUPS, max(len(trace.present), 1))
+    lazy = {"r2g": r2g(trace, **which), "time": r2g(trace, **which, keep=("time",), time_groups=groups), **scoring.maps}
+    if has_places(chosen):
+        lazy["g2r"] = g2r(trace, **which)
+        if scoring.facts["mask"] is not None:
+            lazy["g2r_masked"] = g2r(trace, **which, query_mask=scoring.facts["mask"])
+    lazy |= {f"sram_{i}": sram(trace, at=cell, **which) for i, cell in enumerate(cells)}
+    computed: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
+    return computed
+
+
+def draw_report(
+    trace: Trace, maps: dict[str, xr.DataArray], cells: Sequence[Cell], truth: Truth | None, scores: dict[str, float | None]
+) -> Image:
+    """The sheet: the pictures, then both directions and three patches, then the course of time."""
+    whole = maps["r2g"]
+    frames = [dataclasses.replace(patch_mark(cell, trace.latent_grid), label=str(i + 1)) for i, cell in enumerate(cells)]
+    order = sorted(trace.images, key=lambda image: ROW.index(image.role))
+    pictures = [tile for image in order for tile in _shown(trace, image, cells, frames if image.name == whole.attrs["image"] else ())]
+    answers = [(_titled("R2G", scores.get("imacs_g")), illustrate(trace, _spread(whole)))]
+    if "g2r_masked" in maps:
+        answers.append((_titled(PLACED["g2r_masked"], scores.get("imacs_r")), illustrate(trace, maps["g2r_masked"])))
+    elif "g2r" in maps:
+        answers.append((_titled("G2R", scores.get("imacs_r_plain")), illustrate(trace, maps["g2r"])))
+    for i, cell in enumerate(cells):
+        known = _cross(truth, cell) if truth else []
+        answers.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
+    meaning = [f"R2G: what came from the {whole.attrs['group']} tokens"]
+    if cells:
+        meaning += ["G2R: what of it was used", "SRAM: where one patch looked"]
+    rows = [("Recorded", pictures), ("; ".join(meaning), answers)]
+    parts = [(heading, compose([i for _, i in tiles], COLUMNS, [c for c, _ in tiles])) for heading, tiles in rows if tiles]
+    return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, _spread(maps["time"])))])
+
+
+def _shown(trace: Trace, image: ImageRecord, cells: Sequence[Cell], marks: Sequence[Mark]) -> list[tuple[str, Image]]:
+    """A picture with its marks; of a video, the frames that hold the patches, each with its own."""
+    pixels = trace.image(image.name)
+    if not image.frames:
+        return [(image.name, show(pixels, marks))]
+    picked = middle(image.frames, trace.latent_frames)[[cell[0] for cell in cells]] if cells else middle(image.frames, PATCHES)
+    on = {frame: [mark for mark, at in zip(marks, picked, strict=False) if at == frame] for frame in picked.tolist()}
+    return [(f"{image.name}, frame {frame}", show(pixels[frame], there)) for frame, there in on.items()]
+
+
+def _spread(map: xr.DataArray) -> xr.DataArray:
+    """A few frames of a video's map, spread over it: a sheet has no room for all."""
+    if map.sizes.get("frame", 0) <= COLUMNS:
+        return map
+    picked = middle(map.sizes["frame"], COLUMNS).tolist()
+    return map.isel(frame=picked).assign_attrs(frames=picked)
+
+
+def _cross(truth: Truth, at: Cell) -> list[Mark]:
+    """The mark at a patch's true place, if that is known."""
+    y, x = truth.position[at]
+    return [Mark(float(y), float(x), kind="truth")] if truth.known[at] else []
+
+
+def _titled(name: str, score: float | None) -> str:
+    return name if score is None else f"{name}, IMACS {score:.2f}"
+
+
+def choose_cells(trace: Trace, truth: Truth | None, mask: NDArray[np.bool_] | None) -> list[Cell]:
+    """Three latent cells worth asking about: spread over the inside of the mask, or else over the picture, and over a video's frames."""
+    rows, columns = trace.latent_grid
+    inside = np.ones((rows, columns), bool)
+    if mask is not None:
+        share = np.add.reduceat(mask.astype(np.intp), np.arange(rows) * mask.shape[0] // rows, axis=0)
+        share = np.add.reduceat(share, np.arange(columns) * mask.shape[1] // columns, axis=1)
+        inside = share >= share.max()
+    if truth is not None and (inside & np.isfinite(truth.position[..., 0])).any():
+        inside &= np.isfinite(truth.position[..., 0])
+    cells = np.argwhere(inside)
+    chosen = [cells[len(cells) * (2 * i + 1) // (2 * PATCHES)] for i in range(PATCHES)]
+    frames = [(int(frame),) for frame in middle(trace.latent_frames, PATCHES)] if trace.latent_frames else [()] * PATCHES
+    return list(dict.fromkeys((*frame, int(y), int(x)) for frame, (y, x) in zip(frames, chosen, strict=True)))
+
+
+def locate(map: xr.DataArray) -> dict[str, Any]:
+    """Where a map is greatest and how spread out it is, in shares of the picture from its top left."""
+    values = np.asarray(normalize(map.values.reshape(-1, map.shape[-1]))).reshape(map.shape)
+    peak = np.unravel_index(int(values.argmax()), values.shape)
+    total = values.sum()
+    centre = [float((values * axis).sum() / total) if total else None for axis in np.ogrid[tuple(slice(n) for n in values.shape)]]
+    return {
+        "shape": list(values.shape),
+        "least": float(map.min()),
+        "greatest": float(map.max()),
+        "peak": [(int(p) + 0.5) / n for p, n in zip(peak, values.shape, strict=True)],
+        "centre": [None if c is None else (c + 0.5) / n for c, n in zip(centre, values.shape, strict=True)],
+        "calls": map.attrs.get("calls"),
+    }
+
+
+def patch_facts(map: xr.DataArray, at: Cell, truth: Truth | None) -> dict[str, Any]:
+    """Where one patch looked most and, if known, how far that is from the truth in units of the reference's size."""
+    facts = {"at": list(at), **locate(map), "truth": None, "distance": None}
+    if truth is not None and np.isfinite(truth.position[at]).all():
+        position = truth.position[at]
+        facts |= {"truth": position.tolist(), "distance": float(np.hypot(*(np.array(facts["peak"]) - position)))}
+    return facts
+
+
+def _place(name: str, where: str, facts: dict[str, Any]) -> str:
+    *frame, y, x = facts["peak"]
+    where += f", frame {int(frame[0] * facts['shape'][0])} of {facts['shape'][0]}" if frame else ""
+    values = f"{facts['least']:.3g} to {facts['greatest']:.3g} over {facts['calls']} calls"
+    return f"{name:<10} peak at {y:.2f}, {x:.2f} of the {where} (down, right); {values}"

@@ -1,0 +1,93 @@
+"""The group `i2am` and where its subcommands come from: the analyzer's own, and those that other parts announce."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any, Final
+
+import click
+
+from .commands.diagnosis import JUDGING
+from .commands.heads import HEAD_COMMANDS
+from .commands.maps import COMMANDS
+from .commands.methods import RECIPE_COMMANDS
+from .commands.words import words_command
+from .failures import NobodyReads, missing
+
+# What lives outside the analyzer says its one line here, so that --help need not load torch to ask.
+SUMMARIES: Final = {
+    "record": "Run a diffusers pipeline described by a TOML file and record its attention.",
+    "demo": "Record and analyse the small model that comes with i2am.",
+}
+EPILOG: Final = """\b
+Examples:
+  i2am demo -o out
+  i2am info run.zarr
+  i2am map run.zarr --r2g -o r2g.png
+  i2am map run.zarr --at 12,20 -o patch.png
+  i2am imacs run.zarr --json"""
+
+
+class Commands(click.Group):
+    """Own subcommands, and those that other parts of i2am announce under the entry-point group `i2am.commands`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all subcommands, nothing loaded."""
+        return [*self.commands, *(name for name in announced() if name not in self.commands)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand, loaded when it is asked for.
+
+        Raises   MissingExtra if what it needs is not installed
+        """
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        entry = announced().get(cmd_name)
+        return None if entry is None else load(entry)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in --help, from summaries alone."""
+        rows = [(name, self._summary(name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand; click would turn a broken pipe into an exit that looks like any other."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise NobodyReads from error
+
+    def _summary(self, name: str) -> str:
+        command = self.commands.get(name)
+        return command.get_short_help_str(100) if command else SUMMARIES.get(name, "")
+
+
+def announced() -> dict[str, EntryPoint]:
+    """Subcommands outside the analyzer, by name."""
+    return {entry.name: entry for entry in sorted(entry_points(group="i2am.commands"))}
+
+
+def load(entry: EntryPoint) -> click.Command:
+    """Import a subcommand."""
+    try:
+        command = entry.load()
+    except ImportError as error:
+        raise missing(error, f"`i2am {entry.name}`") or error from error
+    assert isinstance(command, click.Command)
+    return command
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EPILOG,
+    no_args_is_help=True,
+)
+@click.version_option(version("i2am"), "--version", message="i2am %(version)s")
+def i2am() -> None:
+    """Ask a recorded diffusion run where its picture came from: R2G, G2R, SRAM maps and IMACS, without the model."""
+
+
+for command in (*COMMANDS, words_command, *RECIPE_COMMANDS, *JUDGING, *HEAD_COMMANDS):
+    i2am.add_command(command)

@@ -1,0 +1,191 @@
+"""Many traces, one table: every metric of every trace, their means, and how far these can be trusted.
+
+Traces are opened and read one at a time, so memory does not grow with their number; what cannot be read is listed and left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ...schema import errors
+from ...schema.errors import CorruptTrace, InvalidInput, TraceError
+from ...schema.messages import option
+from ..methods.recipes import Recipe
+from ..methods.recipes import recipe as named
+from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
+from ..progress import hidden
+from ..store.discovery import Member, Source, find_traces
+from .rows import Question, Row, Shape, evaluate_trace
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+USUAL: Final = ("imacs_g", "imacs_r")
+"""Metrics that are asked for where none is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The rows of a dataset, in the order of its traces."""
+
+    question: Question
+    members: list[Member]
+    rows: list[Row]
+    seed: int = 0
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The columns: what was asked for, without what no trace has."""
+        return tuple(name for name in self.question.metrics if any(name in row.values for _, row in self.good))
+
+    @property
+    def good(self) -> list[tuple[Member, Row]]:
+        """Traces that answered."""
+        return [(member, row) for member, row in zip(self.members, self.rows, strict=True) if not row.error]
+
+    @property
+    def skipped(self) -> list[tuple[Member, Row]]:
+        """Traces that did not, and why."""
+        return [(member, row) for member, row in zip(self.members, self.rows, strict=True) if row.error]
+
+    def values(self, metric: str) -> list[float]:
+        """One column, NaN where a trace does not have it."""
+        return [row.values.get(metric, np.nan) for _, row in self.good]
+
+    def means(self) -> dict[str, Interval]:
+        """Mean and interval of each column."""
+        return {name: bootstrap_mean(self.values(name), seed=self.seed) for name in self.metrics}
+
+
+def evaluate(
+    paths: Source | Iterable[Source],
+    recipe: str | Recipe = "i2am",
+    metrics: str | Sequence[str] = USUAL,
+    client: Client | None = None,
+    *,
+    mask: str | None = None,
+    reference_mask: str | None = None,
+    partial: bool = False,
+    seed: int = 0,
+    **selection: Any,
+) -> xr.Dataset:
+    """Metrics of every trace of a dataset: paths, folders that hold traces, and patterns such as `runs/*.zarr`.
+
+    Work is done by threads of this process or, with a `client` of dask.distributed, by its workers, which read the traces
+    themselves. What else chooses calls (`layers`, `branch`, ...) is as for the map functions; `METRICS` has the names of metrics.
+
+    Dims     (trace,): one variable a metric, with attributes mean, interval, level, count; attribute `skipped` of the dataset is
+             JSON that lists traces that could not be asked, and why
+    Raises   NotATrace where there is no trace, InvalidInput; if no trace can be asked, the first one's error
+    """
+    wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    chosen = {name: list(value) if isinstance(value, Iterator) else value for name, value in selection.items()}
+    question = Question(wanted, mask, reference_mask, partial, {"recipe": recipe, **chosen})
+    return tabulate(ask(find_traces(paths), question, client, seed))
+
+
+def ask(members: Sequence[Member], question: Question, client: Client | None = None, seed: int = 0) -> Evaluation:
+    """Ask every trace; a progress bar on a terminal counts them.
+
+    Raises   as `evaluate`
+    """
+    question.check()
+    rows: list[Row | None] = [None] * len(members)
+    with tqdm(total=len(members), desc="traces", unit="trace", leave=False, disable=hidden()) as bar:
+        for index, row in _answers(members, question, client):
+            rows[index] = row
+            bar.update()
+    answered = agree(members, [row for row in rows if row is not None], question)
+    evaluation = Evaluation(question, list(members), answered, seed)
+    if not evaluation.good:
+        raise _nothing(evaluation)
+    return evaluation
+
+
+def agree(members: Sequence[Member], rows: Sequence[Row], question: Question) -> list[Row]:
+    """The rows, with an error for traces in which what was chosen by position is something else than in most."""
+    answered = list(rows)
+    for axis in question.positional:
+        there = [(i, row.shape) for i, row in enumerate(answered) if not row.error]
+        if not there:
+            break
+        usual = Counter(shape[axis] for _, shape in there).most_common(1)[0][0]
+        model = next(i for i, shape in there if shape[axis] == usual)
+        for i, shape in there:
+            if shape[axis] != usual:
+                answered[i] = _odd(members[i], shape, members[model], answered[model].shape, axis)
+    return answered
+
+
+def tabulate(evaluation: Evaluation) -> xr.Dataset:
+    """The evaluation as a Dataset; see `evaluate`."""
+    good, question = evaluation.good, evaluation.question
+    coords = {
+        "trace": _texts(member.name for member, _ in good),
+        "id": ("trace", _texts(row.id for _, row in good)),
+        "path": ("trace", _texts(str(member.path) for member, _ in good)),
+    }
+    variables = {
+        name: (
+            "trace",
+            evaluation.values(name),
+            {"mean": found.mean, "interval": [found.low, found.high], "level": LEVEL, "count": found.count},
+        )
+        for name, found in evaluation.means().items()
+    }
+    attrs = {
+        "recipe": named(question.recipe).label,
+        "resamples": RESAMPLES,
+        "seed": evaluation.seed,
+        "skipped": json.dumps([skipped_facts(member, row) for member, row in evaluation.skipped]),
+    }
+    return xr.Dataset(variables, coords, attrs)
+
+
+def skipped_facts(member: Member, row: Row) -> dict[str, Any]:
+    """A trace that was left out, as plain values."""
+    return {"trace": member.name, "path": str(member.path), "type": row.kind, "message": row.error, "exit_code": row.code}
+
+
+def _texts(values: Iterable[str]) -> NDArray[np.object_]:
+    # Fixed-length unicode has no settled form in Zarr v3; strings of any length do.
+    return np.array(list(values), dtype=object)
+
+
+def _answers(members: Sequence[Member], question: Question, client: Client | None) -> Iterator[tuple[int, Row]]:
+    if client is None:
+        return ((index, evaluate_trace(member.path, question)) for index, member in enumerate(members))
+    from .cluster import evaluate_there
+
+    return evaluate_there(client, members, question)
+
+
+def _odd(member: Member, shape: Mapping[str, Any], model: Member, usual: Shape, axis: str) -> Row:
+    here, there = shape[axis], usual[axis]
+    if axis == "layers":
+        how = f"its {len(here)} layers are not the {len(there)} of {model.name}; choose layers by name"
+    elif axis == "heads":
+        how = f"its layers and heads are not those of {model.name}; evaluate the two kinds apart"
+    else:
+        how = f"it has {here[0]} steps, {model.name} has {there[0]}; evaluate the two kinds apart"
+    text = f"{member.path} does not fit the other traces: {option(axis)} chooses by position, and {how}"
+    return Row(kind="InvalidInput", error=text, code=InvalidInput.exit_code)
+
+
+def _nothing(evaluation: Evaluation) -> TraceError:
+    """The error where no trace is left: the first one's, if all are of its kind."""
+    first, count = evaluation.rows[0], len(evaluation.rows)
+    same = len({row.code for row in evaluation.rows}) == 1
+    found = getattr(errors, first.kind, TraceError) if same else CorruptTrace
+    if count == 1:
+        return found(first.error)
+    return found(f"none of the {count} traces can be evaluated; the first, {evaluation.members[0].name}: {first.error}")

@@ -1,0 +1,174 @@
+"""Head relevance vectors: how much each head looks for each visual concept, counted over any number of traces.
+
+N[c, h]   how often concept c wins head h, over traces, samples, steps and draws (`counting.py`)
+R[c, h] = N[c, h] / sum_c N[c, h]            what share of its calls a head gives to a concept
+HRV_c   = H * R[c, :] / sum_h R[c, :]        the concept's vector over all H heads, of sum H
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from dask.delayed import delayed
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ...schema.errors import InvalidInput
+from ...schema.trace import Layer, head_numbers
+from ..aggregation.selection import whole
+from ..progress import hidden
+from ..trace.heads import head_coordinates
+from ..trace.reader import Selector, Trace
+from .concepts import Concepts
+from .concepts import concepts as read_concepts
+from .counting import Counts, Drawing, count_layer
+from .probes import PROBE, Enquiry
+from .sources import Source, Sources, list_sources, opened, require_new
+
+TOGETHER: Final = 8
+"""Traces that are counted at once."""
+
+
+def heads(
+    traces: Sources,
+    *,
+    concepts: Mapping[str, Iterable[str]] | str | os.PathLike[str] | None = None,
+    probe: str = PROBE,
+    layers: Selector | Iterable[Selector] | None = None,
+    branch: str | None = None,
+    seed: int = 0,
+    draws: int = 1,
+    keep: Iterable[str] | str = (),
+) -> xr.DataArray:
+    """Head relevance vectors of a model, from traces that hold the concepts' words as a probe; of pictures, "words" are their names.
+
+    Coordinates carry the counts they are made of (`count`), each head's shares (`share`, R) and the place of each head in the
+    published order (`position`). The same seed and traces give the same counts, in any order and with any workers.
+
+    Dims     (concept, layer, head), before them (time,) with keep="time"; layers in published order: down, mid, up
+    Range    >= 0, sums to the number of heads over (layer, head); NaN where a layer has no such head
+    Raises   InvalidInput for traces of different models or without factors, UnknownSelection for a probe, word or layer there is not
+    Source   Park et al. 2025 (HRV), released code; the middle block is included, as there
+    """
+    words, by_time = read_concepts(concepts), _kept(keep)
+    if whole(draws, "a number of draws") < 1:
+        raise InvalidInput(f"{draws} draws; expected 1 or more words of each concept for each call")
+    drawing = Drawing(whole(seed, "a seed"), int(draws))
+    sources = list_sources(traces)
+    survey = _survey(sources, words, probe, layers, branch, by_time)
+    totals = _count(sources, survey, drawing, by_time)
+    facts = {
+        "kind": "relevance",
+        "model": survey.model,
+        "traces": sorted(survey.paths),
+        "words": {name: list(each) for name, each in words.items()},
+        "probe": probe,
+        "branch": branch or "",
+        "seed": drawing.seed,
+        "draws": drawing.draws,
+    }
+    return _assemble(survey.enquiry.layers, totals, list(words), survey.times if by_time else None, facts)
+
+
+def vectors(counts: Counts | NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """R and HRV of counts; a head that was never counted is NaN in both, a concept that never won is 0 everywhere.
+
+    Dims     (..., concept, layer, head) -> the same twice
+    """
+    calls = counts.sum(-3, keepdims=True, dtype=np.float64)
+    share = np.divide(counts, calls, out=np.full(counts.shape, np.nan), where=calls > 0)
+    total = np.nansum(share, axis=(-2, -1), keepdims=True)
+    present = np.isfinite(share).sum(axis=(-2, -1), keepdims=True)
+    relevance = np.divide(present * share, total, out=np.where(np.isnan(share), np.nan, 0.0), where=total > 0)
+    return share, relevance
+
+
+def _kept(keep: Iterable[str] | str) -> bool:
+    kept = {keep} if isinstance(keep, str) else set(keep)
+    if kept - {"time"}:
+        raise InvalidInput(f"cannot keep {sorted(kept - {'time'})[0]!r}; layers and heads are always kept, and beside them only time")
+    return bool(kept)
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What is known of all traces before any is counted. It keeps no trace: thousands of them would fill the memory."""
+
+    enquiry: Enquiry
+    model: str
+    times: NDArray[np.float64]
+    """Timesteps of the first trace; NaN where others have different ones."""
+    paths: dict[str, Path]
+    """By the recordings' ids."""
+
+
+def _survey(
+    sources: list[Source], words: Concepts, probe: str, layers: Selector | Iterable[Selector] | None, branch: str | None, by_time: bool
+) -> _Survey:
+    """Hold the question against every trace."""
+    survey: _Survey | None = None
+    for source in tqdm(sources, desc="check", unit="trace", leave=False, disable=hidden()):
+        trace = opened(source)
+        times = trace.steps["timestep"]
+        if survey is None:
+            model = str(trace.record.model.get("pipeline", ""))
+            survey = _Survey(Enquiry(trace, words, probe, layers, branch), model, np.array(times, np.float64), {})
+        require_new(trace.id, trace.path, survey.paths)
+        survey.enquiry.branch_of(trace)
+        survey.enquiry.rows(trace)
+        if by_time and len(times) != len(survey.times):
+            raise InvalidInput(
+                f"time cannot be kept over traces with different numbers of steps ({survey.enquiry.path}: {len(survey.times)}, "
+                f"{trace.path}: {len(times)}); give traces of one schedule"
+            )
+        if by_time:
+            survey.times[survey.times != times] = np.nan
+    assert survey is not None  # there is a source
+    return survey
+
+
+def _count(sources: list[Source], survey: _Survey, drawing: Drawing, by_time: bool) -> list[Counts]:
+    """Counts of each layer over all traces, a few traces at a time.
+
+    Dims     -> (step or 1, concept, head) for each layer
+    """
+    totals: list[Any] = [0] * len(survey.enquiry.layers)
+    with tqdm(total=len(sources), desc="heads", unit="trace", leave=False, disable=hidden()) as bar:
+        for start in range(0, len(sources), TOGETHER):
+            part = [opened(source) for source in sources[start : start + TOGETHER]]
+            counted = compute(*(task for trace in part for task in _tasks(trace, survey.enquiry, drawing)))  # type: ignore[no-untyped-call]
+            for i, counts in enumerate(counted):
+                totals[i % len(totals)] = totals[i % len(totals)] + (counts if by_time else counts.sum(0, keepdims=True))
+            bar.update(len(part))
+    return totals
+
+
+def _tasks(trace: Trace, enquiry: Enquiry, drawing: Drawing) -> Iterator[Any]:
+    for index, spans in enquiry.rows(trace):
+        task = partial(count_layer, trace, index, spans, enquiry.branch_of(trace), drawing)
+        yield delayed(task, pure=False, traverse=False)()  # in a partial, so that dask does not look into the spans
+
+
+def _assemble(
+    layers: list[Layer], totals: list[Counts], rows: list[str], times: NDArray[np.float64] | None, facts: dict[str, Any]
+) -> xr.DataArray:
+    numbers = sorted({number for layer in layers for number in head_numbers(layer)})
+    counts = np.zeros((len(totals[0]), len(rows), len(layers), len(numbers)), np.int64)
+    for i, (layer, total) in enumerate(zip(layers, totals, strict=True)):
+        counts[:, :, i, [numbers.index(number) for number in head_numbers(layer)]] = total
+    dims: tuple[str, ...] = ("time", "concept", "layer", "head")
+    if times is None:
+        counts, dims = counts[0], dims[1:]
+    share, relevance = vectors(counts)
+    coords = {"concept": rows, **head_coordinates(layers), "count": (dims, counts), "share": (dims, share)}
+    if times is not None:
+        coords |= {"time": np.arange(len(times)), "timestep": ("time", times)}
+    return xr.DataArray(relevance, dims=dims, coords=coords, attrs=facts, name="relevance")

@@ -1,0 +1,175 @@
+"""Selective aggregation against a mask: does a map of the best heads agree with it more than one of all heads, or of the worst?
+
+Heads are never chosen on a trace that they are judged on: either their scores come from other traces, or the traces are dealt into two
+halves, and those chosen on one are judged on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, get_args
+
+import numpy as np
+import xarray as xr
+from dask.base import compute
+
+from ...schema.errors import InvalidInput, UnknownSelection
+from ...schema.messages import option
+from ..aggregation.selection import whole
+from ..maps.attribution import r2g
+from ..maps.words import words
+from ..metrics.overlap import THRESHOLDS, iou
+from ..trace.heads import require_same_heads
+from ..trace.images import find_mask, load_mask
+from ..trace.reader import Trace
+from .accuracy import head_truth
+from .probes import PROBE
+from .ranking import By, by_layer, rank_heads, select_heads
+from .relevance import heads
+from .sources import Sources, open_all
+
+KINDS: Final = ("all", "top", "bottom")
+PUBLISHED: Final = 30 / 128
+"""Share of heads that the paper selects: 30 of the 128 of Stable Diffusion 1.4."""
+
+
+def selective_iou(
+    traces: Sources,
+    scores: xr.DataArray | None = None,
+    *,
+    by: By = "truth",
+    concept: str | None = None,
+    concepts: Mapping[str, Iterable[str]] | str | None = None,
+    probe: str = PROBE,
+    count: int | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    mask: str | None = None,
+    word: str | None = None,
+    **selection: Any,
+) -> xr.DataArray:
+    """IoU of a map and the mask, for maps of all heads, of the `count` best and of the `count` worst.
+
+    The map is R2G or, with a `word` of the prompt, that word's (`words`, recipe `hrv-selective` where none is named). Without scores,
+    heads are chosen by truth or by relevance on half of the traces and judged on the other half, and the other way round. Without a
+    count it is the paper's share of all heads, 30 of 128.
+
+    Dims     (heads, threshold, trace): heads are all, top, bottom
+    Range    [0, 1]
+    Raises   InvalidInput if the scores were made of a trace that is judged, or there are too few traces to deal; as `r2g`, `select_heads`
+    Source   Park et al. 2026 (arXiv 2604.05906), table of thresholds
+    """
+    opened = sorted(open_all(traces), key=lambda trace: trace.id)
+    if by not in get_args(By):
+        raise InvalidInput(f"heads cannot be chosen by {by!r}; they are by {' or '.join(get_args(By))}")
+    if scores is not None:
+        _require_others(scores, opened)
+        dealt = [(scores, opened)]
+    else:
+        dealt = [(_score(chosen, by, concept, concepts, probe, selection), judged) for chosen, judged in deal(opened)]
+    found, counts = [], set()
+    for chosen, judged in dealt:
+        taken = whole(count, "a number of heads") if count is not None else published_count(len(rank_heads(chosen, concept)))
+        counts.add(taken)
+        found += [_judge(trace, chosen, concept, taken, thresholds, mask, word, selection) for trace in judged]
+    facts = {
+        "by": scores.attrs.get("kind", "") if scores is not None else by,
+        "word": word or "",
+        "count": counts.pop(),
+        "of": len(rank_heads(dealt[0][0], concept)),
+        "chosen_on": f"{len(scores.attrs['traces'])} other traces" if scores is not None else "the other half of the traces",
+    }
+    coords = {"heads": list(KINDS), "threshold": list(thresholds), "trace": [trace.id for _, judged in dealt for trace in judged]}
+    table = xr.DataArray(np.stack(found, axis=-1), dims=("heads", "threshold", "trace"), coords=coords, attrs=facts, name="iou")
+    return table.sortby("trace")
+
+
+def deal(opened: list[Trace]) -> list[tuple[list[Trace], list[Trace]]]:
+    """The traces in two halves, each once to choose on and once to judge.
+
+    Raises   InvalidInput for a single trace
+    """
+    if len(opened) < 2:
+        raise InvalidInput("heads are not judged on the trace they were chosen on: give two traces or more, or scores made of others")
+    halves = opened[::2], opened[1::2]
+    return [(halves[0], halves[1]), (halves[1], halves[0])]
+
+
+def published_count(total: int) -> int:
+    """As many heads of a model as 30 are of 128, and one at least.
+
+    Range    [1, total / 2], so that the best and the worst are different heads
+    """
+    return max(1, min(round(total * PUBLISHED), total // 2))
+
+
+def flat_note(table: xr.DataArray) -> str | None:
+    """What to say where no map tells any place from another."""
+    if table.sel(heads="all").values.any():
+        return None
+    return (
+        "every map of all heads is flat, so no IoU can be told: the mean over all keys of a softmax over keys is the same everywhere. "
+        "Name a word of the prompt, or take a recipe whose R2G is a softmax over the generated positions, such as i2am"
+    )
+
+
+def write_table(table: xr.DataArray) -> str:
+    """The table as text: a row a threshold, mean over traces with its standard error."""
+    names = {"all": f"all {table.attrs['of']}", **{kind: f"{kind} {table.attrs['count']}" for kind in KINDS[1:]}}
+    traces = table.sizes["trace"]
+    lines = [f"{'threshold':<10}" + "".join(f"{names[kind]:>18}" for kind in KINDS)]
+    for level in table["threshold"].values.tolist():
+        cells = (table.sel(heads=kind, threshold=level).values for kind in KINDS)
+        texts = (f"{cell.mean():.4f}" + (f" +-{cell.std(ddof=1) / np.sqrt(traces):.4f}" if traces > 1 else "") for cell in cells)
+        lines.append(f"{level:<10g}" + "".join(f"{text:>18}" for text in texts))
+    better = int((table.sel(heads="top").mean("threshold") > table.sel(heads="all").mean("threshold")).sum())
+    return "\n".join(
+        [*lines, f"top better than all in {better} of {traces} traces; heads chosen by {table.attrs['by']} on {table.attrs['chosen_on']}"]
+    )
+
+
+def _require_others(scores: xr.DataArray, judged: list[Trace]) -> None:
+    used = set(scores.attrs.get("traces", ()))
+    if both := [trace for trace in judged if trace.id in used]:
+        raise InvalidInput(
+            f"{both[0].path} is one of the {len(used)} traces that the heads were scored on, so judging them on it would flatter them "
+            f"({len(both)} such traces); leave it out, or leave out the scores: then they are chosen on one half and judged on the other"
+        )
+
+
+def _score(chosen: list[Trace], by: By, concept: str | None, concepts: Any, probe: str, selection: Mapping[str, Any]) -> xr.DataArray:
+    given = {name: value for name, value in selection.items() if name in ("layers", "branch")}
+    if by == "truth":
+        if concept is not None:
+            raise InvalidInput(f"truth knows no concepts; leave out {option('concept', concept)}, or choose heads by relevance")
+        return head_truth(chosen, **given, **{name: value for name, value in selection.items() if name in ("sample", "group")})
+    return heads(chosen, concepts=concepts, probe=probe, **given)
+
+
+def _judge(
+    trace: Trace,
+    scores: xr.DataArray,
+    concept: str | None,
+    count: int,
+    thresholds: Sequence[float],
+    mask: str | None,
+    word: str | None,
+    selection: Mapping[str, Any],
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """IoU of one trace's maps.
+
+    Dims     -> (heads, threshold)
+    """
+    require_same_heads(scores, trace)
+    name = mask or find_mask(trace, "mask", f"mask_{selection.get('sample', 0)}", "mask")
+    if name is None:
+        raise UnknownSelection(f"{trace.path} holds no mask of the generated image; give one with {option('mask')}")
+    pixels = load_mask(trace, name)
+    every = by_layer(rank_heads(scores, concept), scores)
+    taken = (every, select_heads(scores, concept, top=count), select_heads(scores, concept, bottom=count))
+    plain = {key: value for key, value in selection.items() if key != "layers"}
+    ask = r2g if word is None else partial(words, word=word)
+    if word is not None:
+        plain.setdefault("recipe", "hrv-selective")
+    maps = compute(*(ask(trace, heads=chosen, **plain) for chosen in taken))  # type: ignore[no-untyped-call]
+    return np.array([[float(iou(map, pixels, threshold)) for threshold in thresholds] for map in maps])

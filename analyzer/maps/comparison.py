@@ -1,0 +1,155 @@
+"""Several methods' maps of one recording side by side, and how alike they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, Literal, TypeAlias
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy import stats
+
+from ...schema.errors import InvalidInput, UnknownSelection
+from ...schema.messages import option
+from ..aggregation.selection import Positions
+from ..methods.recipes import RECIPES, Recipe
+from ..methods.recipes import recipe as named
+from ..metrics.placement import ROUNDING
+from ..numerics.resize import resize
+from ..trace.reader import Trace
+from ..trace.views import centres
+from .attribution import g2r, r2g, sram
+from .tokens import token_map
+
+Direction: TypeAlias = Literal["r2g", "g2r", "sram", "tokens"]
+DIRECTIONS: Final[tuple[Direction, ...]] = ("r2g", "g2r", "sram", "tokens")
+
+
+def compare(
+    trace: Trace,
+    recipes: Iterable[str | Recipe] | str | Recipe | None = None,
+    *,
+    direction: Direction = "r2g",
+    at: tuple[int, ...] | None = None,
+    tokens: Positions = None,
+    **selection: Any,
+) -> xr.Dataset:
+    """The maps of several recipes on one grid, the finest of theirs, with every pair's correlation over its cells.
+
+    Without recipes, all that can be asked for here; attribute `left_out` says which cannot, and why. What else chooses calls is as for
+    the map functions, `keep` excepted; scans that recipes have in common are done once if all is computed together.
+
+    Dims     map (recipe, [frame,] row, column), pearson and spearman (recipe, other); lazy
+    Range    correlations in [-1, 1]; NaN with a map that is constant up to rounding, as those of i2am-v1
+    Raises   InvalidInput for fewer than two recipes or one that is named twice; as the map functions
+    """
+    _check(direction, at, tokens, selection)
+    rows = list(RECIPES.values()) if recipes is None else _rows(recipes)
+    maps: dict[str, xr.DataArray] = {}
+    left_out: list[str] = []
+    for row in rows:
+        try:
+            maps[row.label] = _ask(trace, row, direction, at, tokens, selection)
+        except (InvalidInput, UnknownSelection) as error:
+            if recipes is not None:
+                raise
+            left_out.append(f"{row.label}: {error}")
+    if not maps:
+        raise InvalidInput(f"no recipe can be asked for {direction} of this trace; {left_out[0]}")
+    first = next(iter(maps.values()))
+    if first.dims[-1] not in ("x", "ref_x"):
+        raise InvalidInput(f"the {first.attrs['group']} tokens have no place on a picture, so there are no maps to lay side by side")
+    values = da.stack([_brought(map, _finest(maps.values())) for map in maps.values()])  # type: ignore[no-untyped-call]
+    attrs = {name: value for name, value in first.attrs.items() if all(_same(m.attrs.get(name), value) for m in maps.values())}
+    coords = {"recipe": list(maps), "other": list(maps), **{d: centres(n) for d, n in zip(first.dims, values.shape[1:], strict=True)}}
+    # In blocks, not as a delayed call: that would optimise its graph by itself, and scan everything again.
+    flat = values.reshape(len(maps), -1).rechunk(-1)
+    table = flat.map_blocks(correlate, new_axis=2, chunks=((2,), (len(maps),), (len(maps),)), dtype=np.float64)
+    variables = {
+        "map": (("recipe", *first.dims), values, attrs),
+        "pearson": (("recipe", "other"), table[0], {"long_name": "Pearson correlation over cells"}),
+        "spearman": (("recipe", "other"), table[1], {"long_name": "Spearman rank correlation over cells"}),
+    }
+    return xr.Dataset(variables, coords, {"trace": trace.id, "direction": direction, "left_out": left_out})
+
+
+def correlate(maps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Every pair's correlation, of values and of ranks; NaN with a map that tells nothing apart.
+
+    Dims     (map, ...) -> (2, map, map)
+    """
+    flat = maps.reshape(len(maps), -1)
+    low, high = flat.min(1), flat.max(1)
+    # Compared so that NaN tells nothing apart either.
+    tells = high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high))
+    found = np.full((2, len(flat), len(flat)), np.nan)
+    if tells.any():
+        both = np.ix_(tells, tells)
+        found[0][both] = np.corrcoef(flat[tells])
+        found[1][both] = np.corrcoef(stats.rankdata(flat[tells], axis=1))
+    return np.asarray(np.clip(found, -1, 1))
+
+
+def write_table(compared: xr.Dataset) -> str:
+    """The correlations as text for a terminal: Pearson above the diagonal, Spearman below."""
+    names = compared["recipe"].values.tolist()
+    upper, lower = compared["pearson"].values, compared["spearman"].values
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{i:>8}" for i in range(len(names)))]
+    for i, name in enumerate(names):
+        cells = [f"{(upper if j > i else lower)[i, j]:8.3f}" if i != j else "       ." for j in range(len(names))]
+        lines.append(f"{name:<{width}}{''.join(cells)}")
+    return "\n".join(
+        [*lines, "above the dots Pearson, below Spearman (of ranks); columns in the order of the rows; nan: one of the maps is constant"]
+    )
+
+
+def _rows(recipes: Iterable[str | Recipe] | str | Recipe) -> list[Recipe]:
+    rows = [named(row) for row in ([recipes] if isinstance(recipes, (str, Recipe)) else recipes)]
+    labels = [row.label for row in rows]
+    if len(rows) < 2:
+        raise InvalidInput(f"a comparison needs two recipes or more, got {', '.join(labels) or 'none'}; there are {', '.join(RECIPES)}")
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise InvalidInput(f"recipe {twice[0]} is named twice")
+    return rows
+
+
+def _check(direction: str, at: tuple[int, ...] | None, tokens: Positions, selection: dict[str, Any]) -> None:
+    if direction not in DIRECTIONS:
+        raise InvalidInput(f"there are no maps called {direction!r}; there are {', '.join(DIRECTIONS)}")
+    if (at is None) == (direction == "sram"):
+        raise InvalidInput(f"{option('at')} is the patch of sram, which needs one, and of nothing else")
+    if tokens is not None and direction != "tokens":
+        raise InvalidInput(f"{option('tokens')} chooses what maps of tokens are of; compare those with {option('direction', 'tokens')}")
+    if unknown := [name for name in selection if name in ("keep", "time_groups")]:
+        raise InvalidInput(f"a comparison keeps no axis, so it takes no {option(unknown[0])}; compare steps, layers or heads one by one")
+
+
+def _ask(
+    trace: Trace, row: Recipe, direction: Direction, at: tuple[int, ...] | None, tokens: Positions, selection: dict[str, Any]
+) -> xr.DataArray:
+    if direction == "tokens":
+        return token_map(trace, tokens, recipe=row, **selection)
+    if at is not None:
+        return sram(trace, at, recipe=row, **selection)
+    return (r2g if direction == "r2g" else g2r)(trace, recipe=row, **selection)
+
+
+def _finest(maps: Iterable[xr.DataArray]) -> tuple[int, int]:
+    rows, columns = max((map.shape[-2:] for map in maps), key=lambda shape: (shape[0] * shape[1], shape))
+    return int(rows), int(columns)
+
+
+def _brought(map: xr.DataArray, grid: tuple[int, int]) -> da.Array:
+    lazy: da.Array = map.data
+    if map.shape[-2:] == grid:
+        return lazy
+    chunks = (*lazy.chunks[:-2], *((n,) for n in grid))
+    found: da.Array = lazy.map_blocks(resize, grid, "bilinear", chunks=chunks, dtype=np.float64)  # type: ignore[arg-type]
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,81 @@
+"""The picture that a method makes of its map: masked, scaled, brought to the image's size, scaled, inverted, cut."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ...schema.errors import InvalidInput
+from ..methods.recipes import Recipe, Scaling
+from ..methods.recipes import recipe as named
+from ..metrics.masks import hide, require_shares
+from ..metrics.placement import upsample
+from ..trace.images import find_mask
+from ..trace.reader import Trace
+
+EPSILON: Final = 1e-8
+"""Keeps the released code's scaling from dividing by 0."""
+
+
+def heatmap(
+    map: xr.DataArray, shape: tuple[int, int] | None = None, *, recipe: str | Recipe | None = None, mask: NDArray[Any] | None = None
+) -> xr.DataArray:
+    """The picture that the map's recipe draws and scores; by default of the size of what the map covers of its image.
+
+    `mask` (row, column) is the reference's own, by which some recipes multiply G2R and SRAM first; without one this is left out.
+
+    Dims     (..., row, column) -> (..., *shape)
+    Range    [0, 1] where the recipe scales by the least and greatest value of each map
+    Raises   InvalidInput for a map without rows and columns, or with NaN
+    Source   of i2am-official, the released code's hook; the paper mentions neither the complement nor the first scaling
+    """
+    row = named(recipe if recipe is not None else map.attrs.get("recipe", "i2am"))
+    size = shape or _covered(map)
+    on_reference = map.attrs.get("direction") in ("g2r", "sram")
+    if row.pre_mask and mask is not None and on_reference:
+        map = hide(map, _shares(mask))
+    scaled = _scale(upsample(_scale(map, row.scale_before), (int(size[0]), int(size[1])), row.upsample), row.scale_after)
+    if row.invert and not on_reference:
+        scaled = 1 - scaled
+    return scaled.where(scaled > row.threshold, 0.0).assign_attrs(map.attrs) if row.threshold else scaled.assign_attrs(map.attrs)
+
+
+def published(trace: Trace, map: xr.DataArray) -> xr.DataArray:
+    """The picture of a map with all that its recipe needs of the trace; attribute `pre_mask` names the mask, if one was used.
+
+    Raises   as `heatmap`; UnknownSelection if the trace has several masks of the reference
+    """
+    row, name = named(map.attrs.get("recipe", "i2am")), None
+    if row.pre_mask and map.attrs.get("direction") in ("g2r", "sram"):
+        name = find_mask(trace, "reference_mask", f"{map.attrs.get('image')}_mask", "reference_mask")
+    return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs(pre_mask=name)
+
+
+def _covered(map: xr.DataArray) -> tuple[int, int]:
+    """Height and width of the part of its image that a map covers, in pixels."""
+    size = map.attrs.get("image_shape")
+    if size is None:
+        raise InvalidInput("the trace holds no image that the map lies on; say which size its picture shall have")
+    top, left, bottom, right = (round(edge) for edge in map.attrs.get("window") or (0, 0, *size))
+    return bottom - top, right - left
+
+
+def _shares(mask: NDArray[Any]) -> NDArray[np.float64]:
+    values = np.asarray(mask)
+    values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
+    if values.ndim != 2:
+        raise InvalidInput(f"the reference's mask has shape {values.shape}; expected (rows, columns)")
+    require_shares(values, "the reference's mask")
+    return values.astype(np.float64) / (255 if values.max() > 1 else 1)
+
+
+def _scale(map: xr.DataArray, scaling: Scaling) -> xr.DataArray:
+    if scaling == "none":
+        return map
+    axes = map.dims[-2:]
+    high = map.max(axes)
+    scaled = map / (high + EPSILON) if scaling == "max" else (map - map.min(axes)) / (high - map.min(axes) + EPSILON)
+    return scaled.assign_attrs(map.attrs)

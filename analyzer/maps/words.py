@@ -1,0 +1,260 @@
+"""Maps of words: those of the prompt, as the recorder saw it cut into tokens, and those of probes, which the run never saw.
+
+words(trace)                                   every word, with its tokens
+words(trace, "dog")                            where "dog" is attended to: the mean over its tokens, and over all times it comes
+words(trace, "dog", occurrence=2)              the second "dog" alone; "dog#2" says the same
+words(trace, "red dog")                        a phrase
+words(trace, "zebra", probe="concepts")        a word of a probe
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, overload
+
+import xarray as xr
+
+from ...schema.errors import InvalidInput, UnknownSelection
+from ...schema.messages import listed, option
+from ...schema.text import Text
+from ..methods.recipes import Recipe
+from ..methods.recipes import recipe as named
+from ..trace.reader import Trace
+from .tokens import token_map
+
+Among: TypeAlias = Literal["text", "probe"]
+
+AMONG: Final[tuple[Among, ...]] = ("text", "probe")
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A word, or a phrase, one time that it comes."""
+
+    word: str
+    occurrence: int
+    """From 1, among the same words in the same group, branch and sample, case aside."""
+    tokens: tuple[int, ...]
+    """Positions in the token group, or in the probe."""
+    pieces: tuple[str, ...]
+    """These tokens as the tokenizer writes them."""
+    text: str
+    """The whole text."""
+    group: str
+    """Token group, or probe."""
+    branch: str | None
+    sample: int | None
+    """None is every one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The word as plain JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@overload
+def words(trace: Trace, word: None = None, **options: Any) -> list[Spoken]: ...
+@overload
+def words(trace: Trace, word: str, **options: Any) -> xr.DataArray: ...
+def words(
+    trace: Trace,
+    word: str | None = None,
+    *,
+    occurrence: int | None = None,
+    probe: str | None = None,
+    text: str | None = None,
+    among: Among = "text",
+    group: str | None = None,
+    sample: int | None = None,
+    branch: str | None = None,
+    recipe: str | Recipe | None = None,
+    **selection: Any,
+) -> list[Spoken] | xr.DataArray:
+    """The words of a trace's texts; or, of one word or phrase, where on the generated image it is attended to.
+
+    A word of several tokens is their mean, as the recipe says; a word that comes several times is all of them unless `occurrence`
+    (from 1; "dog#2" says the same) tells which. With `probe`, the words are that probe's, and the softmax runs over the tokens of the
+    word's own text, or `among="probe"` over those of all its texts; an attribution prompt (one text by itself) counts its padding.
+    `text` is the one that is meant where a probe has several. The recipe is `daam`, or `ovam` for a probe, where none is named; the
+    other options are those of `token_map`.
+
+    Dims     kept axes in the order time, layer, head, then (y, x); lazy, float64
+    Range    >= 0; NaN where no call is left to average
+    Raises   UnknownSelection listing the words there are, InvalidInput
+    Source   Tang et al., DAAM, ACL 2023; of probes: Marcos-Manchon et al., OVAM, CVPR 2024
+    """
+    if word is None:
+        return spoken(trace, probe=probe, group=group, sample=sample, branch=branch, text=text)
+    if among not in AMONG:
+        raise InvalidInput(f"among is {among!r}; the softmax over a probe's tokens runs over those of the word's own text or of the probe")
+    row, place = named(recipe or ("ovam" if probe else "daam")), 0 if sample is None else sample
+    texts = _texts(trace, probe, group, place, None if probe else _branch(trace, branch, row), text)
+    found = _choose(word, occurrence, texts)
+    beside = _beside(found, texts, among) if probe else None
+    tokens = sorted({token for one in found for token in one.tokens})
+    own = None if probe else texts[0].group
+    made = token_map(trace, tokens, group=own, probe=probe, among=beside, sample=place, branch=branch, recipe=row, **selection)
+    return made.assign_attrs(word=found[0].word, occurrences=[one.occurrence for one in found], pieces=" ".join(_pieces(found)))
+
+
+def spoken(
+    trace: Trace,
+    *,
+    probe: str | None = None,
+    group: str | None = None,
+    sample: int | None = None,
+    branch: str | None = None,
+    text: str | None = None,
+) -> list[Spoken]:
+    """Every word of a trace's texts in order, one by one; None of an option is all.
+
+    Raises   UnknownSelection, InvalidInput where the trace does not say what its tokens are
+    """
+    texts = _texts(trace, probe, group, sample, branch, text)
+    rows: list[Spoken] = []
+    before: Counter[tuple[Any, ...]] = Counter()
+    for said in _together(texts):
+        times: Counter[tuple[Any, ...]] = Counter()
+        for part in said:
+            mine = before.copy()
+            for word in part.words:
+                key = (part.group, part.branch, part.sample, word.text.casefold())
+                mine[key] += 1
+                rows.append(_one(part, word.text, mine[key], range(word.start, word.stop)))
+            times |= mine
+        before = times
+    return rows
+
+
+def _texts(trace: Trace, probe: str | None, group: str | None, sample: int | None, branch: str | None, text: str | None) -> list[Text]:
+    """The texts that are asked about."""
+    if probe is not None and group is not None:
+        raise InvalidInput(f"words are those of a group or a probe; leave out {option('group')} or {option('probe')}")
+    probes = {one.name: one.role for layer in trace.layers for one in layer.probes}
+    if probe is not None and probe not in probes:
+        there = f"there are {listed(probes)}" if probes else "it was recorded without any: recording(..., encoding='factors', probes={...})"
+        raise UnknownSelection(f"the trace has no probe {probe!r}; {there}")
+    if branch is not None and branch not in trace.record.branches:
+        raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(trace.record.branches)}")
+    wanted = probe if probe is not None else group
+    found = [one for one in trace.record.texts if (one.group == wanted if wanted else one.group not in probes)]
+    if not found:
+        raise _unsaid(trace, probe, probes, wanted)
+    here = [one for one in found if sample is None or one.sample in (None, sample)]
+    here = [one for one in here if branch is None or one.branch in (None, branch)]
+    if not here:
+        which = f"sample {sample}" if branch is None else f"sample {sample or 0}, branch {branch}"
+        there = listed(dict.fromkeys(f"sample {'any' if one.sample is None else one.sample}, {one.branch}" for one in found))
+        raise UnknownSelection(f"the trace does not say what the tokens of {which} are; it does of {there}")
+    chosen = [one for one in here if text is None or one.text == text]
+    if not chosen:
+        raise UnknownSelection(f"there is no text {text!r}; there are {listed(dict.fromkeys(repr(one.text) for one in here))}")
+    return chosen
+
+
+def _unsaid(trace: Trace, probe: str | None, probes: Mapping[str, str], wanted: str | None) -> Exception:
+    if probe is not None and probes[probe] != "text":
+        return InvalidInput(f"the probe {probe!r} is of pictures and has no words; token_map(trace, probe={probe!r}) gives its map")
+    if wanted and wanted not in (names := dict.fromkeys(group.name for layer in trace.layers for group in layer.groups)) and probe is None:
+        return UnknownSelection(f"the trace has no token group {wanted!r}; it has {listed(names)}")
+    notes = [note for note in trace.record.provenance.get("notes", []) if isinstance(note, str) and "tokens say" in note]
+    why = f" ({notes[0]})" if notes else ": the run was given embeddings, no text reached its layers, or these were not recorded"
+    return InvalidInput(f"the trace does not say what its text tokens are{why}; token_map takes tokens by number")
+
+
+def _choose(word: str, occurrence: int | None, texts: Sequence[Text]) -> list[Spoken]:
+    """Where a word or phrase comes, all times or the one that is meant."""
+    found = _find(word, texts)
+    if not found and "#" in word:
+        plain, _, number = word.rpartition("#")
+        if number.isascii() and number.isdigit() and plain:
+            if occurrence is not None and occurrence != int(number):
+                raise InvalidInput(f"{word!r} and {option('occurrence', str(occurrence))} name two different times that it comes; give one")
+            word, occurrence, found = plain, int(number), _find(plain, texts)
+    if not found:
+        raise _unknown(word, texts)
+    if occurrence is None:
+        return found
+    times = max(one.occurrence for one in found)
+    if isinstance(occurrence, bool) or not isinstance(occurrence, int) or not 1 <= occurrence <= times:
+        often = "once" if times == 1 else f"{times} times"
+        raise UnknownSelection(f"{word!r} comes {often}, counted from 1; there is no occurrence {occurrence!r}")
+    return [one for one in found if one.occurrence == occurrence]
+
+
+def _find(word: str, texts: Sequence[Text]) -> list[Spoken]:
+    """Every time a word or phrase comes; what two tokenizers made of one text counts once, with the tokens of both."""
+    parts = word.casefold().split()
+    found: list[Spoken] = []
+    number = 0
+    for said in _together(texts):
+        times = 0
+        for part in said:
+            spans = list(_matches(parts, part))
+            times = max(times, len(spans))
+            found += [_one(part, word, number + nth, tokens) for nth, tokens in enumerate(spans, 1)]
+        number += times
+    return found
+
+
+def _matches(parts: Sequence[str], text: Text) -> Iterable[range]:
+    """Tokens of each stretch of words that spells the parts, one after another; words of one part join without a space."""
+    spelled = [word.text.casefold() for word in text.words]
+    first = 0
+    while parts and first < len(spelled):
+        last = first
+        for part in parts:
+            joined = ""
+            while last < len(spelled) and len(joined) < len(part):
+                joined, last = joined + spelled[last], last + 1
+            if joined != part:
+                break
+        else:
+            yield range(text.words[first].start, text.words[last - 1].stop)
+            first = last - 1
+        first += 1
+
+
+def _together(texts: Iterable[Text]) -> list[list[Text]]:
+    """Texts that say the same to the same sample and branch, as where two text encoders are joined."""
+    found: dict[tuple[Any, ...], list[Text]] = {}
+    for text in texts:
+        found.setdefault((text.group, text.text, text.branch, text.sample), []).append(text)
+    return list(found.values())
+
+
+def _one(text: Text, word: str, occurrence: int, tokens: range) -> Spoken:
+    places = tuple(text.start + token for token in tokens)
+    return Spoken(word, occurrence, places, tuple(text.tokens[t] for t in tokens), text.text, text.group, text.branch, text.sample)
+
+
+def _beside(found: Sequence[Spoken], texts: Sequence[Text], among: Among) -> list[int] | None:
+    """The tokens that a softmax over a probe runs over; None is all."""
+    said = dict.fromkeys(one.text for one in found)
+    if among == "probe":
+        return None
+    if len(said) > 1:
+        raise InvalidInput(
+            f"{found[0].word!r} comes in {len(said)} texts of the probe, each with a softmax of its own: {listed(map(repr, said))}; "
+            f"say which with {option('text')}, or let them share one with {option('among', 'probe')}"
+        )
+    return [token for text in texts if text.text in said for token in range(text.start, text.start + len(text.tokens))]
+
+
+def _pieces(found: Sequence[Spoken]) -> Iterable[str]:
+    return (piece for one in found for piece in one.pieces)
+
+
+def _branch(trace: Trace, branch: str | None, row: Recipe) -> str:
+    """The branch whose text is meant: that of the map."""
+    return branch or (row.branch if row.branch in trace.record.branches else trace.record.branches[0])
+
+
+def _unknown(word: str, texts: Sequence[Text]) -> UnknownSelection:
+    there = dict.fromkeys(one.text for text in texts for one in text.words)
+    folded = {one.casefold(): one for one in there}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1)
+    nearest = f", did you mean {folded[close[0]]}?" if close else ";"
+    return UnknownSelection(f"there is no word {word!r} in {texts[0].group}{nearest} there are {listed(there)}")

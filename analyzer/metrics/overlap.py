@@ -1,0 +1,68 @@
+"""How much of a map lies where a mask says: intersection over union, at one threshold or over several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ...schema.errors import InvalidInput
+from .masks import fit_mask
+from .placement import THRESHOLD, Map, place
+from .results import over_frames, require_threshold, scored
+
+THRESHOLDS: Final = (0.3, 0.4, 0.5)
+"""Of normalised attention: those of the head relevance papers' tables."""
+
+
+def segment(map: Map, size: tuple[int, int], threshold: float = THRESHOLD, percentile: float | None = None) -> xr.DataArray:
+    """Where a map is strong, on its picture: above a share of its range or, if given, above a percentile of its own values.
+
+    Dims     (..., row, column) -> the same, last two of length `size`, bool
+    Raises   InvalidInput for a threshold outside [0, 1), a percentile outside [0, 100], a map with NaN
+    """
+    require_threshold(threshold)
+    placed = place(map, size)
+    level = threshold if percentile is None else cut(placed, percentile)[..., None, None]
+    return placed.copy(data=placed.values > level)
+
+
+def cut(map: Map, percentile: float) -> NDArray[np.float64]:
+    """The value that `percentile` % of each map's cells do not pass.
+
+    Dims     (..., row, column) -> (...)
+    Raises   InvalidInput for a percentile outside [0, 100]
+    """
+    if not 0 <= percentile <= 100:
+        raise InvalidInput(f"the percentile is {percentile}; expected a number from 0 to 100")
+    return np.asarray(np.percentile(np.asarray(map, np.float64), percentile, axis=(-2, -1)))
+
+
+def iou(map: Map, mask: Map, threshold: float = THRESHOLD, percentile: float | None = None) -> xr.DataArray:
+    """Pixels in both over pixels in either, of the strong part of a map and a mask.
+
+    Dims     map (..., [frame,] row, column), mask (row, column) -> (...)
+    Range    [0, 1]; 0 for a map that is constant
+    Raises   InvalidInput for a mask of another size than the map's picture, an empty or full mask, a map with NaN
+    """
+    inside = fit_mask(map, mask)
+    strong = segment(map, (inside.shape[0], inside.shape[1]), threshold, percentile)
+    both, either = (np.count_nonzero(found, axis=(-2, -1)) for found in (strong.values & inside, strong.values | inside))
+    return over_frames(scored(strong, both / either, "iou", threshold=threshold, percentile=percentile))
+
+
+def miou(map: Map, mask: Map, thresholds: Sequence[float] = THRESHOLDS) -> xr.DataArray:
+    """Mean of `iou` over thresholds.
+
+    Dims     map (..., row, column), mask (row, column) -> (...)
+    Range    [0, 1]
+    Raises   InvalidInput if there is no threshold; as `iou`
+    """
+    if not len(thresholds):
+        raise InvalidInput("there is no threshold to take the mean over; expected some in [0, 1), such as 0.3, 0.4, 0.5")
+    each = [iou(map, mask, float(threshold)) for threshold in thresholds]
+    mean = each[0].copy(data=np.mean([found.values for found in each], axis=0)).rename("miou")
+    return mean.assign_attrs(threshold=tuple(float(threshold) for threshold in thresholds))

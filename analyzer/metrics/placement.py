@@ -1,0 +1,166 @@
+"""From a map to numbers: bring it to its picture, normalise it, threshold it, score it against a mask.
+
+Every function takes a DataArray or an array whose last two axes are rows and columns, and treats each map of the leading
+(kept) axes on its own, as the published code does. Maps are small: what is lazy is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ...schema.errors import InvalidInput
+from ..numerics.resize import resize
+
+Map: TypeAlias = xr.DataArray | NDArray[Any]
+Values: TypeAlias = NDArray[np.float64]
+Window: TypeAlias = tuple[float, float, float, float]
+
+THRESHOLD = 0.4
+ROUNDING = 1e-6
+"""A map whose values differ by no more than this share of the greatest is constant: float32 sums differ by as much."""
+
+
+def normalize(map: Map) -> xr.DataArray:
+    """Each map to [0, 1] by its own least and greatest value.
+
+    Dims     (..., row, column) -> the same
+    Range    [0, 1]; a map that is constant up to rounding tells nothing apart and becomes 0
+    Raises   InvalidInput if a value is not finite
+    """
+    return _like(map, _normalize(_values(map)))
+
+
+def threshold(map: Map, above: float = THRESHOLD) -> xr.DataArray:
+    """Keep what is greater than `above`, set the rest to 0: M * 1[M > above].
+
+    Dims     any -> the same
+    Raises   InvalidInput if a value is not finite
+    Source   Park et al. 2024, Eq. 9
+    """
+    values = _values(map)
+    return _like(map, np.where(values > above, values, 0.0))
+
+
+def upsample(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
+    """Resample each map to (rows, columns), as torch's interpolate with align_corners=False does.
+
+    Dims     (..., row, column) -> the same, last two of length `size`
+    Raises   InvalidInput if the size is not positive or a value is not finite
+    """
+    if len(size) != 2 or min(size) < 1:
+        raise InvalidInput(f"cannot bring a map to {size[0]} x {size[-1]}; expected two positive numbers of pixels, (height, width)")
+    resized = _resize(_values(map), (int(size[0]), int(size[1])), mode)
+    if not isinstance(map, xr.DataArray):
+        return _like(map, resized)
+    rows, columns = map.dims[-2:]
+    kept = {name: axis for name, axis in map.coords.items() if rows not in axis.dims and columns not in axis.dims}
+    return xr.DataArray(resized, dims=map.dims, coords={**kept, **_centres(rows, columns, size)}, attrs=map.attrs, name=map.name)
+
+
+def place(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
+    """Lay a map on its picture: normalised over the window its tokens cover, 0 outside it.
+
+    The window comes from the map's attributes (a processor may have cropped the picture before cutting it into tokens) and
+    is rounded to whole pixels.
+
+    Dims     (..., row, column) -> the same, last two of length `size`
+    Range    [0, 1]
+    Raises   InvalidInput if the window lies outside the picture or a value is not finite
+    """
+
+    def scale(values: Values, covered: Values) -> Values:
+        # Asked of the map as it is: resampling overshoots, and may widen what is only rounding.
+        return _normalize(np.where(_tells(values), covered, 0.0))
+
+    return _lay(map, size, mode, scale, 0.0)
+
+
+def place_signed(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
+    """Lay a difference on its picture: no change is in the middle, and as far from it as the greatest change is 0 and 1.
+
+    Dims     (..., row, column) -> the same, last two of length `size`
+    Range    [0, 1]; 0.5 is no change, and all there is outside the window of the map
+    Raises   InvalidInput if the window lies outside the picture or a value is not finite
+    """
+
+    def scale(values: Values, covered: Values) -> Values:
+        most = np.abs(values).max(axis=(-2, -1), keepdims=True)
+        share: Values = np.divide(covered, most, out=np.zeros_like(covered), where=most > 0)
+        return np.clip(0.5 + share / 2, 0, 1)
+
+    return _lay(map, size, mode, scale, 0.5)
+
+
+def _lay(map: Map, size: tuple[int, int], mode: str, scale: Callable[[Values, Values], Values], outside: float) -> xr.DataArray:
+    """A map on the part of its picture that its window covers; `scale` takes its values and what the picture shows of them."""
+    window = map.attrs.get("window") if isinstance(map, xr.DataArray) else None
+    top, left, bottom, right = _pixels(window, size)
+    inside = np.s_[..., max(top, 0) : min(bottom, size[0]), max(left, 0) : min(right, size[1])]
+    seen = np.s_[..., max(-top, 0) : min(bottom, size[0]) - top, max(-left, 0) : min(right, size[1]) - left]
+    values = _values(map)
+    covered = _resize(values, (bottom - top, right - left), mode)
+    placed = np.full((*covered.shape[:-2], *size), outside)
+    placed[inside] = scale(values, covered[seen])
+    if not isinstance(map, xr.DataArray):
+        return _like(map, placed)
+    return upsample(map, size, mode).copy(data=placed).assign_attrs(window=None)
+
+
+def _values(map: Map) -> Values:
+    """The numbers in float64, computed if lazy; refuses what is not a finite map."""
+    values = np.asarray(map, dtype=np.float64)
+    if values.ndim < 2:
+        raise InvalidInput(
+            f"a map of shape {values.shape} has no rows and columns; tokens without a grid (text) cannot be laid on a picture"
+        )
+    if not np.isfinite(values).all():
+        raise InvalidInput(
+            "the map holds NaN or infinity: some call it asks for was not recorded; "
+            "select steps and layers that are present (`i2am info` lists them)"
+        )
+    return values
+
+
+def _normalize(values: Values) -> Values:
+    low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
+    scaled: Values = np.divide(values - low, high - low, out=np.zeros_like(values), where=_tells(values))
+    return scaled
+
+
+def _tells(values: Values) -> NDArray[np.bool_]:
+    """Whether each map's values differ by more than rounding.
+
+    Dims     (..., row, column) -> (..., 1, 1)
+    """
+    low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
+    return np.asarray(high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high)))
+
+
+def _resize(values: Values, size: tuple[int, int], mode: str) -> Values:
+    return values if values.shape[-2:] == size else np.asarray(resize(values, size, mode), dtype=np.float64)
+
+
+def _pixels(window: Window | None, size: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The window in whole pixels, which may reach over the picture's edge where a processor padded it."""
+    top, left, bottom, right = (round(edge) for edge in window or (0, 0, *size))
+    if min(bottom, size[0]) <= max(top, 0) or min(right, size[1]) <= max(left, 0):
+        raise InvalidInput(
+            f"the map covers rows {top} to {bottom} and columns {left} to {right}, outside its picture of {size[0]} x {size[1]}"
+        )
+    return top, left, bottom, right
+
+
+def _centres(rows: Hashable, columns: Hashable, size: tuple[int, int]) -> dict[Hashable, tuple[Hashable, Values]]:
+    """Centres of pixels as shares of the picture, as a trace's y and x are."""
+    return {dim: (dim, (np.arange(n) + 0.5) / n) for dim, n in zip((rows, columns), size, strict=True)}
+
+
+def _like(map: Map, values: Values) -> xr.DataArray:
+    if isinstance(map, xr.DataArray):
+        return map.copy(data=values)
+    return xr.DataArray(values, dims=[*(f"axis_{i}" for i in range(values.ndim - 2)), "y", "x"])

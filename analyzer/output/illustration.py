@@ -1,0 +1,59 @@
+"""Maps of a trace as PNG files: on the trace's own pictures, with where they come from written into the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from ..numerics.resize import middle
+from ..trace.reader import Trace
+from .figures import Mark, compose, draw, encode_png, patch_mark, show
+from .files import save_bytes
+
+
+def save_picture(
+    trace: Trace, map: xr.DataArray, path: Path, *, style: str = "viridis", at: tuple[int, ...] | None = None, overwrite: bool = False
+) -> None:
+    """Draw a map over its picture; one of a patch stands beside the generated image, where the patch is framed.
+
+    Raises   AlreadyExists if the path is taken, InvalidInput for a map without rows and columns or an unknown style
+    """
+    image = illustrate(trace, map, style, at=at)
+    save_bytes(encode_png(image, provenance(map)), path, overwrite=overwrite)
+
+
+def illustrate(
+    trace: Trace, map: xr.DataArray, style: str = "viridis", *, at: tuple[int, ...] | None = None, marks: Sequence[Mark] = ()
+) -> Image:
+    """The drawing of a map."""
+    drawing = draw(map, picture(trace, map.attrs.get("image")), style, marks)
+    generated = picture(trace, f"generated_{map.attrs.get('sample', 0)}")
+    if at is None or generated is None:
+        return drawing
+    if generated.ndim > 3:
+        generated = generated[middle(len(generated), trace.latent_frames)[at[0]]]
+    framed = show(generated, [patch_mark(at, trace.latent_grid)])
+    return compose([framed, drawing], 2, [f"patch {','.join(str(i) for i in at)}", "where it looked"])
+
+
+def picture(trace: Trace, name: str | None) -> NDArray[np.uint8] | None:
+    """An image of the trace; None if it has none of that name, as a recording that was cut off."""
+    return trace.image(name) if name in {image.name for image in trace.images} and name is not None else None
+
+
+def provenance(map: xr.DataArray) -> dict[str, str]:
+    """What goes into a PNG's text chunks: the program, the trace, and what was asked."""
+    asked: dict[str, Any] = {str(name): value for name, value in map.attrs.items()}
+    return {
+        "Software": f"i2am {version('i2am')}",
+        "i2am-trace": str(asked.pop("trace", "")),
+        "i2am-map": json.dumps(asked, sort_keys=True, default=str),
+    }

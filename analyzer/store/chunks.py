@@ -1,0 +1,239 @@
+"""Reads the data files of a trace: file -> inner chunk -> crc32c -> blosc -> array, one chunk at a time.
+
+The layout leaves one thing to read, so this reads just that: no codec, dtype or path comes from the files. It is why a
+changed byte is an error that names its file, why a foreign trace cannot make us decode anything else, and why a scan holds
+a few megabytes and never a whole shard.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from ...schema.errors import CorruptTrace
+from ...schema.layout import ArrayPlan
+
+Bytes: TypeAlias = NDArray[np.uint8]
+
+CRC_BYTES: Final = 4
+BLOSC_HEADER_BYTES: Final = 16
+LEADING: Final = 3
+"""Axes before the heads: sample, branch, step. One position of them is one block: one file, or several along the rows."""
+ROWS: Final = 4
+"""The only axis that files and chunks may cut inside a block: y, or token where there is no y. In a video it is frame and y as one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """A recorded array that reads what is asked of it: NumPy's basic and orthogonal indexing, NaN where a call is absent."""
+
+    root: str
+    plan: ArrayPlan
+    where: NDArray[np.int32]
+    """Which block on disk serves each (sample, branch, step): a position on the stored step axis, -1 where absent."""
+    layer: str = ""
+    """Name of the layer, for messages."""
+    flat: bool = False
+    """Whether the frames of a video, one below the other, are rows of one axis, so that it is indexed as an image."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of all axes; the step axis has the steps that count."""
+        lengths = _merged(self.plan, self.plan.shape) if self.flat else self.plan.shape
+        return (*self.where.shape, *lengths[LEADING:])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of an inner chunk, those of all its frames together."""
+        return _merged(self.plan, self.plan.chunks)[ROWS]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As stored."""
+        return np.dtype(self.plan.dtype)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        picked, kept = _orthogonal(index, self.shape)
+        out = np.empty([len(p) for p in picked], self.dtype)
+        cell = picked[LEADING:]
+        if not self.flat and _has_frames(self.plan):
+            cell = [cell[0], (cell[1][:, None] * self.plan.shape[ROWS + 1] + cell[2]).ravel(), *cell[3:]]
+        for i, sample in enumerate(picked[0]):
+            for j, branch in enumerate(picked[1]):
+                for k, step in enumerate(picked[2]):
+                    self._fill(out[i, j, k].reshape([len(p) for p in cell]), (sample, branch, step), cell)
+        result: NDArray[Any] = out[kept]
+        return result
+
+    def chunks(self, at: tuple[int, int, int], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
+        """The inner chunks of one present call that hold rows `start` to `stop`, in order.
+
+        Dims     (first row, (head, row, ...)), frames being rows; the array is overwritten by the next one
+        Raises   CorruptTrace naming file, layer and step
+        """
+        position = (at[0], at[1], int(self.where[at]))
+        shape, files, chunks = (_merged(self.plan, lengths) for lengths in (self.plan.shape, self.plan.file_shape, self.plan.chunks))
+        file_rows, chunk_rows = files[ROWS], chunks[ROWS]
+        stop = shape[ROWS] if stop is None else stop
+        buffer = np.empty(math.prod(chunks), self.dtype)
+        for part in range(start // file_rows, -(-stop // file_rows)):
+            name = self.plan.key(*position, 0, *_file_index(self.plan, part))
+            try:
+                with open(Path(self.root, name), "rb", buffering=0) as file:
+                    first = part * file_rows
+                    low, high = max(start - first, 0) // chunk_rows, -(-min(stop - first, file_rows) // chunk_rows)
+                    for chunk, (offset, length) in enumerate(_extents(file, self.plan)[low:high], low):
+                        _decode(_read(file, offset, length), self.plan, buffer)
+                        yield first + chunk * chunk_rows, buffer.reshape(chunks[LEADING:])
+            except (OSError, ValueError, RuntimeError) as error:
+                raise self._corrupt(name, at[2], error) from error
+
+    def _fill(self, out: NDArray[Any], at: tuple[int, int, int], picked: list[NDArray[np.intp]]) -> None:
+        if self.where[at] < 0 or out.size == 0:
+            out[...] = self.plan.fill
+            return
+        rows = picked[1]
+        for first, chunk in self.chunks(at, int(rows.min()), int(rows.max()) + 1):
+            inside = (rows >= first) & (rows < first + chunk.shape[1])
+            if inside.any():
+                out[:, inside] = chunk[np.ix_(picked[0], rows[inside] - first, *picked[2:])]
+
+    def _corrupt(self, name: str, step: int, error: Exception) -> CorruptTrace:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        return CorruptTrace(
+            f"{name} of the trace {self.root} {what}: layer {self.layer}, step {step}. It was written with a checksum, so it changed "
+            f"after the recording; `i2am verify` lists all such files, another copy or a new recording brings them back"
+        )
+
+
+def _has_frames(plan: ArrayPlan) -> bool:
+    return plan.dims[ROWS] == "frame"
+
+
+def _merged(plan: ArrayPlan, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Lengths of axes with frame and y as one: pieces of files are some whole frames, or some rows of one."""
+    if not _has_frames(plan):
+        return lengths
+    return (*lengths[:ROWS], lengths[ROWS] * lengths[ROWS + 1], *lengths[ROWS + 2 :])
+
+
+def _file_index(plan: ArrayPlan, part: int) -> tuple[int, ...]:
+    """Where the `part`-th file along the rows stands in the grid of files, from the axis of rows on."""
+    tail = (0,) * (len(plan.shape) - ROWS - 1)
+    if not _has_frames(plan):
+        return (part, *tail)
+    return (*divmod(part, plan.shape[ROWS + 1] // plan.file_shape[ROWS + 1]), *tail[1:])
+
+
+def read_table(root: str, plan: ArrayPlan) -> NDArray[Any]:
+    """An array that is one file, such as a coordinate or a picture; its fill value if there is no file.
+
+    Raises   CorruptTrace naming the file
+    """
+    out = np.full(plan.shape, plan.fill, plan.dtype)
+    name = plan.key(*([0] * len(plan.shape)))
+    if out.size == 0:
+        return out
+    try:
+        with open(Path(root, name), "rb", buffering=0) as file:
+            flat = np.empty((math.prod(plan.file_shape) // math.prod(plan.chunks), math.prod(plan.chunks)), plan.dtype)
+            extents = _extents(file, plan) if plan.shards else [(0, os.fstat(file.fileno()).st_size)]
+            for part, (offset, length) in zip(flat, extents, strict=True):
+                _decode(_read(file, offset, length), plan, part)
+    except FileNotFoundError:
+        return out
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CorruptTrace(f"{name} of the trace {root} cannot be read ({error}); the file was changed after the recording") from error
+    table: NDArray[Any] = flat.reshape(plan.file_shape)
+    return table
+
+
+def read_heads(root: str, plan: ArrayPlan) -> NDArray[Any]:
+    """An array of which every head is one chunk and one file, all of them there.
+
+    Dims     (head, ...)
+    Raises   CorruptTrace naming the file
+    """
+    out = np.empty(plan.shape, plan.dtype)
+    for name, part in zip(plan.file_names, out, strict=True):
+        try:
+            with open(Path(root, name), "rb", buffering=0) as file:
+                _decode(_read(file, 0, os.fstat(file.fileno()).st_size), plan, part.reshape(-1))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CorruptTrace(f"{name} of the trace {root} cannot be read ({error}); the file was changed after the recording") from error
+    return out
+
+
+def _extents(file: io.FileIO, plan: ArrayPlan) -> list[tuple[int, int]]:
+    """(offset, length) of each inner chunk of an open file; a file that is no shard is one chunk."""
+    size = os.fstat(file.fileno()).st_size
+    if plan.shards is None:
+        return [(0, size)]
+    count = math.prod(plan.shards) // math.prod(plan.chunks)
+    length = 16 * count + CRC_BYTES
+    if size < length:
+        raise ValueError(f"{size} bytes are too few for its index")
+    body = _checked(_read(file, size - length, length), "the index")
+    extents = [(int(offset), int(n)) for offset, n in body.view("<u8").reshape(count, 2)]
+    if any(offset + n > size - length for offset, n in extents):
+        raise ValueError("the index points outside the file")
+    return extents
+
+
+def _read(file: io.FileIO, offset: int, length: int) -> Bytes:
+    file.seek(offset)
+    data = np.empty(length, np.uint8)
+    done = 0
+    while done < length:
+        n = file.readinto(memoryview(data)[done:])  # type: ignore[arg-type]  # mypy does not see that arrays are buffers
+        if not n:
+            raise ValueError(f"it ends {length - done} bytes early")
+        done += n
+    return data
+
+
+def _checked(data: Bytes, what: str) -> Bytes:
+    body, stored = data[:-CRC_BYTES], data[-CRC_BYTES:].tobytes()
+    if len(data) < CRC_BYTES or google_crc32c.value(body).to_bytes(CRC_BYTES, "little") != stored:
+        raise ValueError(f"{what} does not match its checksum")
+    return body
+
+
+def _decode(data: Bytes, plan: ArrayPlan, out: NDArray[Any]) -> None:
+    """Fill `out` with one chunk. What the bytes say of their size is compared before anything is unpacked."""
+    body = _checked(data, "a chunk")
+    if plan.codec is None:
+        if len(body) != out.nbytes:
+            raise ValueError(f"a chunk has {len(body)} bytes where {out.nbytes} are planned")
+        out.view(np.uint8)[...] = body
+        return
+    sizes = body[4:BLOSC_HEADER_BYTES].view("<u4") if len(body) >= BLOSC_HEADER_BYTES else np.zeros(3, np.uint32)
+    if int(sizes[0]) != out.nbytes or int(sizes[2]) != len(body):
+        raise ValueError(f"a chunk unpacks to {int(sizes[0])} bytes where {out.nbytes} are planned")
+    blosc.decompress(body, out)
+
+
+def _orthogonal(index: Any, shape: tuple[int, ...]) -> tuple[list[NDArray[np.intp]], tuple[Any, ...]]:
+    """Positions wanted along each axis, and the index that then drops the axes that were asked for by number."""
+    given = index if isinstance(index, tuple) else (index,)
+    if Ellipsis in [g for g in given if not isinstance(g, np.ndarray)]:
+        at = next(i for i, g in enumerate(given) if g is Ellipsis)
+        given = (*given[:at], *[slice(None)] * (len(shape) - len(given) + 1), *given[at + 1 :])
+    given = (*given, *[slice(None)] * (len(shape) - len(given)))
+    picked = [np.atleast_1d(np.arange(n)[g]) for g, n in zip(given, shape, strict=True)]
+    return picked, tuple(0 if np.ndim(g) == 0 and not isinstance(g, slice) else slice(None) for g in given)

@@ -1,0 +1,104 @@
+"""The traces that paths, folders and patterns name, and what each is called in a table."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from ...schema.errors import InvalidInput, NotATrace
+from ...schema.layout import ROOT
+
+Source: TypeAlias = str | os.PathLike[str]
+
+SUFFIX: Final = ".zarr"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One trace of a dataset, not yet opened."""
+
+    name: str
+    """Its file name without .zarr; where two would have the same, the path below the folder that holds them all."""
+    path: Path
+
+
+def find_traces(sources: Source | Iterable[Source]) -> list[Member]:
+    """Traces in the order in which they are named, those of a folder or pattern sorted; each once.
+
+    A folder stands for the traces anywhere below it. What lies there and is something else, such as a saved map, is passed over; a
+    folder called .zarr that nothing can be read from is not: it may be what is left of a trace.
+
+    Raises   NotATrace if a path does not exist or no trace is found, InvalidInput for no paths
+    """
+    given = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    if not given:
+        raise InvalidInput("no traces were given; name some, or a folder that holds them")
+    found = [path for source in given for path in _expand(source)]
+    if not found:
+        where = ", ".join(str(source) for source in given)
+        raise NotATrace(f"there is no trace in {where}; expected folders made by `i2am record`, such as run.zarr")
+    once: dict[Path, Path] = {}
+    for path in found:
+        once.setdefault(path.resolve(), path)
+    paths = list(once.values())
+    return [Member(name, path) for name, path in zip(_names(paths), paths, strict=True)]
+
+
+def is_dataset(sources: Iterable[Source]) -> bool:
+    """Whether more is meant than one trace: several paths, a pattern, or a folder that holds traces."""
+    given = list(sources)
+    if len(given) != 1:
+        return True
+    path = Path(given[0])
+    return (path.is_dir() and not (path / ROOT).exists() and any(_below(path))) or (not path.exists() and glob.has_magic(str(path)))
+
+
+def _expand(source: Source) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        return [path] if (path / ROOT).exists() or path.suffix == SUFFIX else sorted(_below(path))
+    if path.exists() or not glob.has_magic(str(path)):
+        # Opening it says what it is instead, or that it is not there.
+        return [path]
+    return [found for name in sorted(glob.glob(str(path), recursive=True)) for found in _expand(name)]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Traces under a folder; what is inside a trace is not looked at."""
+    for name in os.listdir(folder):
+        path = folder / name
+        # A name with a dot in front is something half written, or somebody's own business.
+        if name.startswith(".") or not path.is_dir():
+            continue
+        if (path / ROOT).exists():
+            if _may_be_trace(path / ROOT):
+                yield path
+        elif path.suffix == SUFFIX:
+            yield path
+        elif not path.is_symlink():
+            yield from _below(path)
+
+
+def _may_be_trace(root: Path) -> bool:
+    """Whether a Zarr group is a trace, or too broken to say."""
+    try:
+        return "i2am" in json.loads(root.read_bytes())["attributes"]
+    except (KeyError, TypeError):
+        return False
+    except (OSError, ValueError):
+        return True
+
+
+def _names(paths: list[Path]) -> list[str]:
+    short = [path.name.removesuffix(SUFFIX) for path in paths]
+    if max(Counter(short).values()) == 1:
+        return short
+    resolved = [path.resolve() for path in paths]
+    top = os.path.commonpath([path.parent for path in resolved])
+    return [path.relative_to(top).as_posix().removesuffix(SUFFIX) for path in resolved]

@@ -1,0 +1,79 @@
+"""Pictures of a trace, found by role or name, and masks from the trace or from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Picture
+from PIL import UnidentifiedImageError
+
+from ...schema.errors import InvalidInput, UnknownSelection
+from ...schema.messages import listed, option
+from ...schema.trace import Image, ImageRole
+from .reader import Trace
+
+Pixels = NDArray[np.uint8]
+TINT: Final = 16
+"""Distance between a pixel's red, green and blue from which on a picture is no mask."""
+
+
+def load_mask(trace: Trace, name: str) -> Pixels:
+    """A mask by the name of one of the trace's images or, failing that, from a picture file.
+
+    Dims     (y, x), 0 to 255
+    Raises   UnknownSelection if neither is there, InvalidInput if the file is no picture
+    """
+    if name in {image.name for image in trace.images}:
+        pixels = trace.image(name)
+        if pixels.shape[-1] != 1:
+            raise InvalidInput(f"the trace's image {name} is in colour, not a mask; its masks are {_masks(trace)}")
+        return pixels[..., 0]
+    path = Path(name)
+    if not path.is_file():
+        raise UnknownSelection(f"{name} is neither a picture file nor an image of the trace; the trace's masks are {_masks(trace)}")
+    try:
+        with Picture.open(path) as picture:
+            colours = np.asarray(picture.convert("RGB")).astype(np.int16)
+            pixels = np.asarray(picture.convert("L"))
+    except (UnidentifiedImageError, Picture.DecompressionBombError, OSError) as error:
+        raise InvalidInput(
+            f"{name} cannot be read as a picture ({error}); give a PNG that is white where the mask is and black elsewhere"
+        ) from error
+    # Lossy formats tint a grey picture a little.
+    if np.ptp(colours, axis=-1).max() > TINT:
+        raise InvalidInput(f"{name} is in colour, not a mask; give a PNG that is white where the mask is and black elsewhere")
+    return pixels
+
+
+def _masks(trace: Trace) -> str:
+    return listed(image.name for image in trace.images if image.channels == 1)
+
+
+def masks(trace: Trace) -> list[Image]:
+    """The trace's masks of the generated image."""
+    return [image for image in trace.images if image.role == "mask"]
+
+
+def find_mask(trace: Trace, role: ImageRole, *preferred: str) -> str | None:
+    """Name of the trace's mask of a role: a preferred one, or the only one; None if there is none.
+
+    Raises   UnknownSelection if there are several and none is preferred
+    """
+    names = [image.name for image in trace.images if image.role == role]
+    for name in preferred:
+        if name in names:
+            return name
+    if len(names) > 1:
+        which = option("mask" if role == "mask" else "reference_mask")
+        raise UnknownSelection(f"the trace has several masks of this kind, {listed(names)}; choose one with {which}")
+    return names[0] if names else None
+
+
+def find_image(trace: Trace, name: str | None, role: str) -> Image | None:
+    """The picture that maps lie on: that of the name, or else the only one of the role."""
+    found = [image for image in trace.images if image.name == name]
+    only = [image for image in trace.images if image.role == role]
+    return found[0] if found else only[0] if len(only) == 1 and name is None else None

@@ -1,0 +1,130 @@
+"""One pass over one call: every sum that R2G and G2R need, while each chunk is in cache.
+
+    R2G  sum_r G[x,r] = exp(a[x]) * sum_r P[x,r] exp(-b[r])      one matrix-vector product a head and stretch of tokens
+    G2R  sum_x w[x] P[x,r]                                       one a head and query weighting
+
+A stored chunk is unpacked, its float16 bits are moved into float32's places in a reused buffer, both products run on it, and the
+next one comes. Nothing larger than a map leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...schema.codec import decode_bits
+from ...schema.trace import Softmax
+from ..numerics.products import row_products, weighted_sum
+from .calls import At, Calls, score_rows
+
+BLOCK_BYTES: Final = 2**19
+"""Float32 values that are worked on at once, in bytes: they stay in the second-level cache."""
+SPREAD: Final = 60.0
+"""Largest range of exponents that float32 sums can hold beside P itself, in nats; wider ones are summed in float64."""
+HEADROOM: Final = 2.0**23
+"""Room left for a sum over tokens, under float32's greatest value."""
+
+Values: TypeAlias = NDArray[Any]
+Block: TypeAlias = tuple[int, slice, Values, float]
+"""Head, positions, numbers in proportion to P (position, token), and the factor that makes them P. Overwritten by the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What one call adds to maps on its own grids. Divide by counts for means."""
+
+    generated: NDArray[np.float32]
+    """(segment, head, [frame,] y, x): softmax values summed over the tokens of each segment."""
+    token: NDArray[np.float32]
+    """(weighting, head, token): softmax values summed over generated positions, weighted."""
+
+
+def segments(calls: Calls) -> tuple[slice, ...]:
+    """Stretches of tokens that are summed apart: each group's specials, and the rest of it."""
+    cuts = [(g.start, g.start + g.specials, g.stop) for g in calls.layer.groups]
+    return tuple(slice(a, b) for low, middle, high in cuts for a, b in ((low, middle), (middle, high)) if a < b)
+
+
+def scan(calls: Calls, sample: int, branch: int, step: int, r2g: Softmax, g2r: Softmax, weights: Values) -> Sums:
+    """All sums of one present call.
+
+    Dims     weights (weighting, [frame,] y, x)
+    Raises   CorruptTrace if a file was changed
+    """
+    at, layer, parts = (sample, branch, step), calls.layer, segments(calls)
+    factors = calls.factors(at) if layer.encoding == "factors" else None
+    query_lse, token_lse = calls.normalizers(at, factors)
+    right, per_position = _right(r2g, query_lse, token_lse)
+    left, per_token = _left(g2r, query_lse, token_lse, np.asarray(weights, np.float64).reshape(len(weights), -1))
+    wide = max(_spread(token_lse) if r2g == "generated" else 0, _spread(query_lse) if g2r == "generated" else 0) > SPREAD
+    generated = np.zeros((len(parts), layer.heads, query_lse.shape[1]))
+    token = np.zeros((len(weights), layer.heads, layer.tokens))
+    blocks = _computed(*factors, query_lse) if factors else _stored(calls, at)
+    for head, positions, block, factor in blocks:
+        values = block.astype(np.float64) if wide else block
+        for i, part in enumerate(parts):
+            generated[i, head, positions] = row_products(values[:, part], (right[head, part] * factor).astype(values.dtype))
+        for i in range(len(weights)):
+            token[i, head] += weighted_sum((left[i, head, positions] * factor).astype(values.dtype), values)
+    with np.errstate(invalid="ignore"):
+        generated *= per_position
+        token *= per_token
+    return Sums(generated.reshape(-1, layer.heads, *layer.places).astype(np.float32), token.astype(np.float32))
+
+
+def _stored(calls: Calls, at: At) -> Iterator[Block]:
+    width, tokens = calls.layer.grid[1], calls.layer.tokens
+    rows = max(1, BLOCK_BYTES // (4 * width * tokens))
+    buffer = np.empty((rows * width, tokens), np.float32)
+    for first, chunk in calls.arrays["probability"].chunks(at):
+        for head in range(calls.layer.heads):
+            for start in range(0, chunk.shape[1], rows):
+                stored = chunk[head, start : start + rows].reshape(-1, tokens)
+                block = buffer[: len(stored)]
+                factor = decode_bits(stored, block)
+                begin = (first + start) * width
+                yield head, slice(begin, begin + len(stored)), block, factor
+
+
+def _computed(query: Values, key: Values, query_lse: Values) -> Iterator[Block]:
+    for head in range(len(key)):
+        for positions, scores in score_rows(query[head], key[head]):
+            scores -= query_lse[head, positions, None].astype(scores.dtype)
+            yield head, positions, np.exp(scores, out=scores), 1.0
+
+
+def _right(softmax: Softmax, query_lse: Values, token_lse: Values) -> tuple[Values, Values]:
+    """Weights of tokens, and what then multiplies each position.
+
+    Dims     (head, token), (head, position)
+    """
+    if softmax == "keys":
+        return np.full_like(token_lse, HEADROOM), np.full_like(query_lse, 1 / HEADROOM)
+    least = np.where(np.isfinite(token_lse), token_lse, np.inf).min(1, keepdims=True)
+    return _exp(least - token_lse) * HEADROOM, _exp(query_lse - least) / HEADROOM
+
+
+def _left(softmax: Softmax, query_lse: Values, token_lse: Values, weights: Values) -> tuple[Values, Values]:
+    """Weights of positions, and what then multiplies each token.
+
+    Dims     (weighting, head, position), (head, token)
+    """
+    if softmax == "keys":
+        return weights[:, None] * np.where(np.isnan(query_lse), np.nan, 1.0), np.ones_like(token_lse)
+    greatest = query_lse.max(1, keepdims=True)
+    return weights[:, None] * _exp(query_lse - greatest), _exp(greatest - token_lse)
+
+
+def _exp(exponent: Values) -> Values:
+    """exp, and 0 where a token or a position is masked out of the whole call: its logsumexp is -inf and its P is 0."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(np.isposinf(exponent), 0.0, np.exp(exponent))
+
+
+def _spread(lse: Values) -> float:
+    finite = lse[np.isfinite(lse)]
+    return float(np.ptp(finite)) if finite.size else 0.0

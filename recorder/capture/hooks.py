@@ -1,0 +1,220 @@
+"""Sees every attention call of a pipeline's denoisers without changing one bit of its images.
+
+A TorchFunctionMode is on only inside the chosen attention modules; forward hooks say which module runs, on what grid, and
+which projection the values of a call came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...schema.errors import UnsupportedModel
+from ..encoding.scores import default_scale
+from .call import Call, Listener
+from .mode import Mode
+from .modules import is_muted, is_self_attention, is_single_stream, strip
+from .origins import FollowingMode
+from .projected import Factors, projects_attention
+from .projections import Projections
+from .resampler import resampler_of, watch_resampler
+
+
+class Capture:
+    """Hooks on the chosen attention modules of denoisers, for as long as the context lasts.
+
+    `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
+    what their projections made stands for it. `shapes_only` is for modules on the meta device, whose values cannot tell where they
+    came from.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, nn.Module],
+        modules: Mapping[str, nn.Module],
+        listener: Listener,
+        outside: bool = False,
+        shapes_only: bool = False,
+    ) -> None:
+        self._roots = roots
+        self._modules = modules
+        self._outside = outside
+        self._listener = listener
+        self._handles: list[Any] = []
+        self._projections = Projections()
+        seen = self._attend, self._take_softmax if outside else None
+        self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
+        self._entered = 0
+        self._wanted = False
+        self._shapes: dict[str, tuple[int, int] | None] = {}
+        self._path = ""
+        self.factors = Factors()
+        """Of modules that multiply matrices themselves."""
+        self._calls: list[str] = []
+
+    def __enter__(self) -> Capture:
+        for name, root in self._roots.items():
+            self._watch_root(name, root)
+        for path, module in self._modules.items():
+            if not self._outside and (adapter := resampler_of(path)) is not None:
+                self._watch_resampler(path, adapter, module)
+            else:
+                self._watch_attention(path, module)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # torch runs no hook for a KeyboardInterrupt, so the mode may still be on.
+        while self._entered:
+            self._leave_mode()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._projections.forget()
+        self.factors.forget()
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Keep what modules compute inside from the listener."""
+        wanted, self._wanted = self._wanted, False
+        try:
+            yield
+        finally:
+            self._wanted = wanted
+
+    def _watch_root(self, name: str, root: nn.Module) -> None:
+        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._wanted = self._listener.begin(name, args, kwargs)
+
+        self._handles.append(root.register_forward_pre_hook(begin, with_kwargs=True))
+        self._handles.append(root.register_forward_hook(lambda *_: self._listener.end(name)))
+        ancestors = {above for path in self._modules for above in _ancestors(path)}
+        for path, module in ((f"{name}.{strip(inner)}".rstrip("."), module) for inner, module in root.named_modules()):
+            if path in ancestors:
+                self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
+
+    def _shape_hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._wanted:
+                tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+                self._shapes[path] = next((_size(tensor) for tensor in tensors if tensor.ndim == 4), None)
+
+        return see
+
+    def _watch_resampler(self, path: str, adapter: int, module: nn.Module) -> None:
+        def tell(query: Tensor, key: Tensor, scale: float) -> None:
+            grid = (1, query.shape[2])
+            self._listener.hear(Call(path, "to_v", 0, query, key, scale, None, grid, resampler=adapter))
+
+        self._handles += watch_resampler(module, lambda: self._wanted, tell)
+
+    def _watch_attention(self, path: str, module: nn.Module) -> None:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._wanted and (self._outside or single or _has_context(args, kwargs)):
+                see(module, args, kwargs)
+                self._path = path
+                self._projections.forget()
+                self.factors.begin(path, module, args, kwargs)
+                self._mode.worked = False
+                self._calls.clear()
+                self._mode.__enter__()  # type: ignore[no-untyped-call]
+                self._entered += 1
+
+        def leave(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            if not self._entered:
+                return
+            self._leave_mode()
+            # torch calls this with None when forward failed; that error is the one to hear of.
+            # A cache hook gives an earlier output again without projecting anything: that call is absent, not hidden.
+            cached = not self._projections.ran and hasattr(module, "_diffusers_hook")
+            cached = cached or (skips and not self._mode.worked)
+            if output is not None and not self._calls and not cached and not self._hear_factors():
+                self._listener.silence(path, module)
+            self._projections.forget()
+            self.factors.forget()
+
+        see, single = self._shape_hook(path), is_single_stream(module)
+        # One that could attend and multiplies nothing was put there to skip attention, as CatVTON does.
+        skips = self._outside and projects_attention(module)
+        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(leave, always_call=True))
+        self._handles += self._projections.hooks(module, lambda: self._entered > 0)
+        self._handles += self.factors.hooks(module, lambda: self._entered > 0) if self._outside else []
+
+    def _hear_factors(self) -> bool:
+        """Tell of attention that no call showed; whether there was any."""
+        found = self.factors.read() if self._outside else None
+        if found is None:
+            return False
+        query, key, scale, mask = found
+        grid, around = self._grid(query.shape[2])
+        self._listener.hear(Call(self._path, "", 0, query, key, scale, mask, grid, (), self._projections.own, around=around))
+        return True
+
+    def _take_softmax(self, scores: Tensor) -> None:
+        if not self._calls:
+            self.factors.compare(scores)
+
+    def _leave_mode(self) -> None:
+        self._entered -= 1
+        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        if is_causal:
+            raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; leave it out through layers=")
+        if query.ndim == 3 and self._outside:
+            query, key = self.factors.unfold(query, key)
+        if query.ndim != 4:
+            raise UnsupportedModel(
+                f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); leave it out through layers="
+            )
+        # Outside diffusers the caller says what keys are, whatever made them.
+        known = () if self._outside else self._projections.segments(self._path, len(self._calls), value)
+        segments = known or (("", key.shape[2]),)
+        projection = "+".join(name for name, _ in segments)
+        repeat = self._calls.count(projection)
+        ordinal = len(self._calls)
+        self._calls.append(projection)
+        module = self._modules[self._path]
+        joined = not self._outside and is_self_attention(module)
+        if (not self._outside and is_muted(module, projection, repeat)) or (joined and key.shape[2] == query.shape[2]):
+            return
+        scale = default_scale(query.shape[-1]) if scale is None else float(scale)
+        parts = tuple(tokens for _, tokens in segments)
+        grid, around = self._grid(query.shape[2])
+        own, read = self._projections.own, self._projections.input(projection)
+        what = (self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, read)
+        self._listener.hear(Call(*what, around=around, ordinal=ordinal))
+
+    def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
+        shapes = (self._shapes.get(path) for path in (self._path, *_ancestors(self._path)))
+        around = next((shape for shape in shapes if shape is not None), None)
+        return (around if around is not None and around[0] * around[1] == positions else None), around
+
+
+def _has_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("encoder_hidden_states") is not None or (len(args) > 1 and args[1] is not None)
+
+
+def _size(tensor: Tensor) -> tuple[int, int]:
+    return (tensor.shape[2], tensor.shape[3])
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """Paths above a module, nearest first."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path

@@ -1,0 +1,79 @@
+"""A pipeline's denoisers and which modules under them attend."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Final
+
+from torch import nn
+
+from .resampler import resampler_of
+
+ROOTS: Final = ("unet", "transformer", "transformer_2")
+"""Attributes of a pipeline that hold a denoiser."""
+
+
+def denoisers(pipeline: Any) -> dict[str, nn.Module]:
+    """The pipeline's denoisers by attribute name, taken out of torch.compile's wrapper."""
+    found = {name: getattr(pipeline, name, None) for name in ROOTS}
+    return {name: getattr(module, "_orig_mod", module) for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
+    """Cross-attention modules under the denoisers by path, in the order they are registered."""
+    joins = reads_features(pipeline)
+    return {
+        f"{root}.{strip(name)}": module
+        for root, denoiser in denoisers(pipeline).items()
+        for name, module in denoiser.named_modules()
+        if is_cross_attention(module) or (joins and is_self_attention(module)) or resampler_of(f"{root}.{strip(name)}") is not None
+    }
+
+
+def reads_features(pipeline: Any) -> bool:
+    """Whether a pipeline runs its denoiser on the reference first and joins what its self-attention reads to the image's own
+    (the published reference-only method)."""
+    return {"ref_image", "reference_attn"} <= set(inspect.signature(type(pipeline).__call__).parameters)
+
+
+def is_self_attention(module: nn.Module) -> bool:
+    """Whether a module is made for the image's own tokens alone."""
+    return getattr(module, "is_cross_attention", None) is False and hasattr(module, "to_q") and not is_cross_attention(module)
+
+
+def is_cross_attention(module: nn.Module) -> bool:
+    """Whether a module's queries meet keys that were made from something else, in a sequence of its own or joined to theirs."""
+    projects = all(hasattr(module, name) for name in ("to_q", "to_k", "to_v")) or hasattr(module, "to_qkv_mlp_proj")
+    # Not asked of a whole model, which would warn that this is a field of its config.
+    return projects and (getattr(module, "added_kv_proj_dim", None) is not None or bool(getattr(module, "is_cross_attention", True)))
+
+
+def is_single_stream(module: nn.Module) -> bool:
+    """Whether a module may be given text and images as one sequence."""
+    return not hasattr(module, "is_cross_attention")
+
+
+def reads_adapter(module: nn.Module) -> bool:
+    """Whether an attention module has an IP-Adapter's keys."""
+    return hasattr(getattr(module, "processor", None), "to_v_ip")
+
+
+def is_muted(module: nn.Module, projection: str, repeat: int) -> bool:
+    """Whether an IP-Adapter's scale multiplies what a call gives by 0; not every processor leaves such a call out."""
+    _, adapter, number = projection.partition("to_v_ip")
+    scale = getattr(getattr(module, "processor", None), "scale", None) if adapter else None
+    # One for each adapter, and within it, where masks part them, one for each of its images.
+    for index in (int(number.lstrip(".") or 0), repeat):
+        if isinstance(scale, list):
+            scale = scale[index] if index < len(scale) else None
+    return isinstance(scale, (int, float)) and scale == 0
+
+
+def strip(path: str) -> str:
+    """A module path without torch.compile's wrappers."""
+    return path.replace("_orig_mod.", "")
+
+
+def reads_ends(pipeline: Any) -> bool:
+    """Whether a denoiser has keys of the pictures that its video begins and ends with (Wan 2.1); else they are in its channels only."""
+    return any(getattr(getattr(root, "config", None), "image_dim", None) is not None for root in denoisers(pipeline).values())

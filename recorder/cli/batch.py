@@ -1,0 +1,223 @@
+"""Many recordings with one model: the rows of a manifest, those that are not done yet, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import PIL.Image
+import torch
+
+from ...schema.errors import InvalidInput, NoSpace
+from ...schema.trace import Trace
+from ..dryrun.estimate import Estimate, estimate
+from ..plan.budget import check_budget
+from ..plan.options import Options
+from ..plan.sizes import encoded, free_bytes, human, parse_bytes, weigh
+from ..session.recording import recording
+from ..specs.loading import RECORDER_IMAGES, call_arguments, check_call, explained, find_class, load_pipeline, record_arguments
+from ..specs.manifest import Arguments, Manifest, Row, cells_of, check_columns, row_spec
+from ..specs.spec import Spec
+from ..store.files import check_output, read_record
+from .ranks import Place
+
+Result: TypeAlias = Literal["recorded", "skipped", "failed", "not tried"]
+"""What became of a row."""
+DECIDING: Final = ("layers", "steps", "branches", "encoding", "keys", "heads", "keep_bits", "probes")
+"""Options that decide what a trace holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row with all that it takes to record it."""
+
+    row: Row
+    path: Path
+    spec: Spec
+    facts: dict[str, Any]
+    error: str = ""
+    """Why it cannot be recorded; empty if it can."""
+    done: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one row."""
+
+    name: str
+    path: str
+    result: Result
+    error: str = ""
+    note: str = ""
+    id: str = ""
+    steps: int = 0
+    layers: int = 0
+    bytes: int = 0
+
+    def __str__(self) -> str:
+        made = f", {self.steps} steps of {self.layers} layers, {human(self.bytes)}" if self.result == "recorded" else ""
+        return f"{self.name}: {self.result}{made}{': ' if self.error or self.note else ''}{self.error or self.note}"
+
+
+def plan_jobs(spec: Spec, manifest: Manifest, output: Path, overwrite: bool) -> list[Job]:
+    """A job for each row, checked as far as it can be without the model.
+
+    Raises   InvalidInput for a column that is no argument, or for what is wrong with every row alike
+    """
+    cls = find_class(spec.pipeline, "pipeline")
+    arguments = arguments_of(cls)
+    check_columns(manifest, spec, arguments, RECORDER_IMAGES)
+    text = spec.path.read_text(encoding="utf-8")
+    jobs = []
+    for row in manifest.rows:
+        job = Job(row, output / row.folder, spec, {"spec": text, "manifest": manifest.path.name, "row": cells_of(row)})
+        try:
+            job = _looked_up(dataclasses.replace(job, spec=row_spec(spec, manifest, row, arguments)), overwrite)
+            check_call(job.spec, cls)
+            check_output(job.path, job.done or overwrite or job.path.exists())
+        except (InvalidInput, OSError) as error:
+            job = dataclasses.replace(job, error=str(error), done=False)
+        jobs.append(job)
+    if len({job.error for job in jobs}) == 1 and jobs[0].error and len(jobs) > 1:
+        raise InvalidInput(jobs[0].error)
+    return jobs
+
+
+def check_jobs(jobs: Iterable[Job]) -> None:
+    """Hold what is still to be recorded against the limit for each trace and the free disk for all of them.
+
+    Raises   NoSpace naming the first trace that is too much; a pipeline whose shapes cannot be foretold is held to its limit later
+    """
+    found: dict[str, Estimate | None] = {}
+    planned = []
+    for job in jobs:
+        if not (job.done or job.error):
+            key = _shape_key(job.spec)
+            if key not in found:
+                found[key] = foretell(job.spec)
+            planned.append((job, found[key]))
+    traces = [(job, made.evaluations, encoded(made.trace, _encoding(job.spec))) for job, made in planned if made is not None]
+    total = sum(weigh(trace).nbytes for _, _, trace in traces)
+    for job, evaluations, trace in traces:
+        limit = parse_bytes(job.spec.options.get("max_bytes"))
+        check_budget(trace, evaluations, job.path, limit, free_bytes(job.path), total - weigh(trace).nbytes)
+
+
+def foretell(spec: Spec) -> Estimate | None:
+    """The estimate of a spec; None if there is no knowing from shapes alone."""
+    try:
+        return estimate(spec)
+    except Exception:  # whatever is wrong, loading the model says it better; a forecast must not stop what could be recorded
+        return None
+
+
+def run_jobs(jobs: Sequence[Job], place: Place, say: Callable[[Outcome], None]) -> list[Outcome]:
+    """Record this process's share of the jobs; one that fails does not stop the rest, but a full disk does.
+
+    The share is a fixed one, of done rows too: processes that look at different moments must not divide differently.
+    """
+    pipeline: Any = None
+    full, outcomes = "", []
+    for job in jobs[place.rank :: place.world]:
+        if job.error:
+            outcome = _outcome(job, "failed", error=job.error)
+        elif job.done:
+            outcome = _outcome(job, "skipped", note=job.note)
+        elif full:
+            outcome = _outcome(job, "not tried", error=full)
+        else:
+            if pipeline is None:
+                pipeline = load_pipeline(_placed(job.spec, place))
+            outcome = _attempt(pipeline, job)
+            full = "the disk is full" if outcome.error.startswith("no space left") else ""
+        outcomes.append(outcome)
+        say(outcome)
+    return outcomes
+
+
+def record_spec(pipeline: Any, spec: Spec, path: Path, *, overwrite: bool, facts: Mapping[str, Any]) -> Trace:
+    """Record one call to a loaded pipeline."""
+    arguments, options = call_arguments(spec), record_arguments(spec)
+    refused = explained(f"{spec.pipeline} refuses its arguments", (ValueError, TypeError))
+    with recording(pipeline, path, overwrite=overwrite, facts=facts, **options) as made, refused:
+        pipeline(**arguments)
+    assert made.trace is not None
+    return made.trace
+
+
+def arguments_of(cls: Any) -> Arguments:
+    """What a pipeline's call takes, and which of it as text."""
+    parameters = list(inspect.signature(cls.__call__).parameters.values())[1:]
+    named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    texts = frozenset(p.name for p in named if "str" in str(p.annotation))
+    return Arguments(frozenset(p.name for p in named), texts, len(named) < len(parameters))
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of all files of a trace."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _looked_up(job: Job, overwrite: bool) -> Job:
+    """The job, done if its trace is complete."""
+    record = read_record(job.path)
+    if overwrite or record is None or record.get("status") != "complete":
+        return job
+    provenance = record.get("provenance") or {}
+    wanted = Options(**job.spec.options).to_json()
+    same = {name: (provenance.get("options") or {}).get(name) for name in DECIDING} == {name: wanted[name] for name in DECIDING}
+    if same and provenance.get("facts") == job.facts:
+        return dataclasses.replace(job, done=True)
+    return dataclasses.replace(job, done=True, note="it was recorded from another spec, row or options; --overwrite records it anew")
+
+
+def _attempt(pipeline: Any, job: Job) -> Outcome:
+    try:
+        trace = record_spec(pipeline, job.spec, job.path, overwrite=job.path.exists(), facts=job.facts)
+    except NoSpace as error:
+        return _outcome(job, "failed", error=str(error))
+    except Exception as error:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        lines = str(error).strip().splitlines() or [""]
+        kind = "" if isinstance(error, InvalidInput) else f"{type(error).__name__}: "
+        return _outcome(job, "failed", error=kind + lines[0])
+    return _outcome(job, "recorded", id=trace.id, steps=trace.steps, layers=len(trace.layers), bytes=disk_bytes(job.path))
+
+
+def _outcome(job: Job, result: Result, **values: Any) -> Outcome:
+    return Outcome(job.row.name, str(job.path), result, **values)
+
+
+def _placed(spec: Spec, place: Place) -> Spec:
+    """A rank's own GPU, where the spec names none."""
+    if place.world > 1 and spec.device in (None, "cuda") and torch.cuda.is_available():
+        return dataclasses.replace(spec, device=f"cuda:{place.local % torch.cuda.device_count()}")
+    return spec
+
+
+def _encoding(spec: Spec) -> str:
+    return str(spec.options.get("encoding", "probabilities"))
+
+
+def _shape_key(spec: Spec) -> str:
+    """What the shapes of a recording can depend on: numbers, not texts; sizes of images, not their contents."""
+
+    def shape(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shape(item) for item in value]
+        if isinstance(value, Path):
+            try:
+                with PIL.Image.open(value) as picture:
+                    return picture.size
+            except OSError:  # its row will say so
+                return None
+        return "" if isinstance(value, str) else value
+
+    return json.dumps({name: shape(value) for name, value in {**spec.call, **spec.images}.items()}, sort_keys=True, default=repr)

@@ -1,0 +1,224 @@
+"""`i2am record`: run a pipeline that a TOML file describes and keep its attention, or say beforehand what that would weigh."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...schema.errors import MissingExtra
+from ..plan.budget import check_budget
+from ..plan.options import Options
+from ..plan.sizes import encoded, free_bytes, human, parse_bytes
+from ..specs.manifest import read_manifest
+from ..specs.probes import read_probe_file
+from ..specs.spec import OPTIONS, Spec, read_spec
+from ..store.files import check_output
+from .ranks import find_place, gather
+
+if TYPE_CHECKING:
+    from ..dryrun.estimate import Estimate
+    from .batch import Job
+
+
+@click.command("record", short_help="Run a pipeline described in a TOML file and record its attention.")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The trace to write, such as run.zarr; with --manifest, a folder for all."
+)
+@click.option("--manifest", type=click.Path(path_type=Path), help="A CSV file: one recording for each row, named by its column `name`.")
+@click.option("--dry-run", is_flag=True, help="From shapes alone, print layers, bytes for each encoding and files; load and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--overwrite", is_flag=True, help="Replace the trace at the output path, if there is one.")
+@click.option("--layers", multiple=True, help="Modules to record: a glob, or re: and a regular expression; may be repeated.")
+@click.option("--steps", help="Denoiser evaluations to record: every=5, 10:40:5 or 0,10,49.")
+@click.option("--heads", help="Heads to record, in each layer: every=2, 0:4 or 0,3,7.")
+@click.option("--branches", help="cond, uncond or both.")
+@click.option("--encoding", help="probabilities, factors or auto.")
+@click.option("--keys", help="auto, all, reference or text.")
+@click.option("--max-bytes", help="Most that a trace may hold before compression, such as 5GB; refused beforehand if it would hold more.")
+@click.option("--keep-bits", type=int, help="Round probabilities to so many of float16's 10 mantissa bits, to pack better.")
+@click.option("--probes", type=click.Path(path_type=Path), help="A TOML file with a table [probes]: texts and images to keep keys of.")
+@click.option("--codec", help="lz4 or zstd.")
+@click.option("--level", type=int, help="Of the codec, 0 to 9.")
+@click.option("--queue-mb", type=float, help="Most that waits to be written, in MiB.")
+def record_command(
+    spec: Path, output: Path | None, manifest: Path | None, dry_run: bool, as_json: bool, overwrite: bool, **options: Any
+) -> None:
+    """Run the pipeline of SPEC once and record its attention.
+
+    SPEC is a TOML file that names the pipeline's class, its weights, adapters, scheduler, call arguments, images and seed;
+    examples/ has some. Options given here win over its [record] table.
+
+    With --manifest, each row of a CSV file is recorded to OUTPUT/NAME.zarr with the model loaded once. Columns are arguments of
+    the call, images (paths relative to the CSV file) or `seed`. Complete traces are skipped, partial ones redone; rows that fail
+    are listed at the end, with exit code 1. Under torchrun or accelerate launch the processes share the rows.
+
+    \b
+    Examples:
+      i2am record examples/demo.toml --dry-run
+      i2am record examples/demo.toml -o run.zarr --encoding factors --steps every=5
+      i2am record examples/demo.toml -o run.zarr --max-bytes 5GB --heads every=2 --layers "*up_blocks*"
+      i2am record examples/demo.toml -o run.zarr --encoding factors --probes probes.toml
+      i2am record examples/demo.toml --manifest pairs/pairs.csv -o traces
+    """
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o'; say where the trace goes, or ask for --dry-run.")
+    chosen = with_options(read_spec(spec), options)
+    if manifest is not None:
+        _record_rows(chosen, manifest, output, dry_run, as_json, overwrite)
+    elif dry_run:
+        click.echo(_dry_run(chosen, output, as_json))
+    else:
+        assert output is not None
+        click.echo(_record(chosen, output, overwrite, as_json))
+
+
+def with_options(spec: Spec, options: dict[str, Any]) -> Spec:
+    """The spec with the options of the command line in place of its own."""
+    given = {name: options[name] for name in OPTIONS if options.get(name) not in (None, ())}
+    if "layers" in given:
+        given["layers"] = list(given["layers"])
+    for name in ("steps", "heads"):
+        text = given.get(name)
+        if text is not None and all(part.strip().isdigit() for part in text.split(",")):
+            given[name] = [int(part) for part in text.split(",")]
+    if options.get("probes") is not None:
+        given["probes"] = {**(spec.options.get("probes") or {}), **read_probe_file(options["probes"])}
+    merged = {**spec.options, **given}
+    Options(**merged)
+    return dataclasses.replace(spec, options=merged)
+
+
+def require_extra() -> None:
+    """Raise MissingExtra where torch or diffusers is not installed."""
+    missing = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it speaks of torchvision at every start
+    if missing:
+        raise MissingExtra(f'recording needs {", ".join(missing)}, not installed here; install with: pip install "i2am[record]"')
+
+
+def _record(spec: Spec, output: Path, overwrite: bool, as_json: bool) -> str:
+    check_output(output, overwrite)  # before minutes go into loading a model
+    require_extra()
+    from ..specs.loading import load_pipeline
+    from .batch import disk_bytes, foretell, record_spec
+
+    found = foretell(spec)
+    if found is not None:
+        _check(found, spec, output)
+    trace = record_spec(load_pipeline(spec), spec, output, overwrite=overwrite, facts={"spec": spec.path.read_text(encoding="utf-8")})
+    nbytes = disk_bytes(output)
+    if as_json:
+        return json.dumps({"path": str(output), "id": trace.id, "steps": trace.steps, "layers": len(trace.layers), "bytes": nbytes})
+    return f"{output}: {trace.steps} steps of {len(trace.layers)} layers, {human(nbytes)}"
+
+
+def _dry_run(spec: Spec, output: Path | None, as_json: bool) -> str:
+    require_extra()
+    from ..dryrun.estimate import estimate
+
+    found = estimate(spec)
+    _check(found, spec, output)
+    wanted, free = _encoding(spec), free_bytes(output or Path.cwd())
+    if as_json:
+        return json.dumps({**found.to_json(), "encoding": wanted, "free_bytes": free})
+    return render(found, wanted, free)
+
+
+def _check(found: Estimate, spec: Spec, output: Path | None) -> None:
+    """Hold an estimate against the limit, and against the disk if it is known which."""
+    place, limit = output or spec.path.name, parse_bytes(spec.options.get("max_bytes"))
+    free = sys.maxsize if output is None else free_bytes(output)
+    check_budget(encoded(found.trace, _encoding(spec)), found.evaluations, place, limit, free)
+
+
+def _encoding(spec: Spec) -> str:
+    return str(spec.options.get("encoding", "probabilities"))
+
+
+def _record_rows(spec: Spec, path: Path, output: Path | None, dry_run: bool, as_json: bool, overwrite: bool) -> None:
+    """Record the rows of a manifest, or say what that would weigh; ends with exit code 1 if one failed."""
+    manifest, place = read_manifest(path), find_place()
+    require_extra()
+    from .batch import check_jobs, plan_jobs, run_jobs
+
+    jobs = plan_jobs(spec, manifest, output or Path(), overwrite)
+    if dry_run:
+        click.echo(_dry_rows(jobs, output, as_json))
+        return
+    assert output is not None
+    check_jobs(jobs)
+    mine = run_jobs(jobs, place, lambda outcome: click.echo(str(outcome), err=True))
+    reports = gather(place, json.dumps([dataclasses.asdict(outcome) for outcome in mine]))
+    rows = [row for report in reports or () for row in json.loads(report)] if reports else [dataclasses.asdict(o) for o in mine]
+    rows.sort(key=lambda row: [job.row.name for job in jobs].index(row["name"]))
+    if place.rank == 0 or reports is None:
+        click.echo(json.dumps(summary(output, rows)) if as_json else render_rows(output, rows))
+    if any(row["result"] in ("failed", "not tried") for row in rows):
+        click.get_current_context().exit(1)
+
+
+def summary(output: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch as `--json` prints it: how many rows came to what, and each row."""
+    return {"output": str(output), "counts": Counter(row["result"] for row in rows), "rows": list(rows)}
+
+
+def render_rows(output: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """A batch for people: how many rows came to what, then those that somebody should look at."""
+    counts = Counter(row["result"] for row in rows)
+    told = [f"  {row['name']}: {row['result']}: {row['error'] or row['note']}" for row in rows if row["error"] or row["note"]]
+    return "\n".join([f"{output}: {', '.join(f'{count} {result}' for result, count in counts.items())}", *told])
+
+
+def _dry_rows(jobs: Sequence[Job], output: Path | None, as_json: bool) -> str:
+    """The first row's table, and what all rows still to be recorded come to."""
+    from ..dryrun.estimate import estimate
+    from .batch import check_jobs
+
+    waiting = [job for job in jobs if not (job.done or job.error)]
+    errors = {job.row.name: job.error for job in jobs if job.error}
+    check_jobs(jobs)
+    found = estimate(waiting[0].spec) if waiting else None
+    wanted = _encoding(jobs[0].spec)
+    if as_json:
+        first = found.to_json() if found else None
+        return json.dumps({"rows": len(jobs), "waiting": len(waiting), "errors": errors, "encoding": wanted, "each": first})
+    lines = [f"{len(waiting)} of {len(jobs)} rows are to be recorded"]
+    lines += [f"  {name}: {error}" for name, error in errors.items()]
+    if found is not None:
+        each = found.sizes[wanted].nbytes
+        lines[0] += (
+            f", {human(each)} each and {human(each * len(waiting))} in all before compression if all are like {waiting[0].row.name}:"
+        )
+        lines += ["", render(found, wanted, free_bytes(output or Path.cwd()))]
+    return "\n".join(lines)
+
+
+def render(found: Estimate, wanted: str, free: int) -> str:
+    """The estimate as a table for people."""
+    rows = [("layer", "heads", "dim", "grid", "keys", "probabilities", "factors")]
+    for layer, sizes in zip(found.trace.layers, found.layers, strict=True):
+        keys = " + ".join(f"{group.name} {group.tokens}" for group in layer.groups)
+        weights = (human(sizes["probabilities"]), human(sizes["factors"]))
+        heads = f"{layer.heads} of {layer.call_heads}" if layer.call_heads else str(layer.heads)
+        rows.append((layer.name, heads, str(layer.head_dim), f"{layer.grid[0]}x{layer.grid[1]}", keys, *weights))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [str.ljust if name in ("layer", "keys") else str.rjust for name in rows[0]]
+    lines = ["  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip() for row in rows]
+    trace = found.trace
+    branches = ", ".join(trace.branches)
+    lines += ["", f"{trace.samples} image(s), branches {branches}, {trace.steps} of {found.evaluations} denoiser evaluations"]
+    for name, size in found.sizes.items():
+        mark = "   <- chosen" if name == wanted else ""
+        lines.append(f"{name:13}  {human(size.nbytes):>9} before compression, {size.files} files{mark}")
+    lines.append(f"{'free':13}  {human(free):>9}")
+    return "\n".join(lines)

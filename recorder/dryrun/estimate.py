@@ -1,0 +1,168 @@
+"""What a recording would weigh, from shapes alone: no weight is loaded and no GPU is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from ...schema.record import JSON
+from ...schema.trace import ENCODINGS, Codec, Encoding, Layer, Trace
+from ..capture.call import Call
+from ..capture.hooks import Capture
+from ..capture.modules import attention_modules, denoisers
+from ..families import EDITS
+from ..labels.grids import Canvases
+from ..labels.layers import Sites
+from ..labels.refusals import hidden_attention, refuse_pipeline
+from ..labels.scenes import read_scene
+from ..labels.tokens import Context, Scene
+from ..plan.options import ENCODINGS_WANTED, Options, select_layers, select_steps
+from ..plan.sizes import Size, choose_encoding, encoded, layer_bytes, weigh
+from ..specs.loading import check_call, find_class
+from ..specs.spec import Spec
+from .inputs import call_argument
+from .sequences import denoiser_inputs
+from .skeleton import build_skeleton
+
+PACKED_AXES: Final = 3
+"""Axes of a latent whose rows and columns are one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A recording that was not made."""
+
+    trace: Trace
+    """With every layer as probabilities."""
+    evaluations: int
+    """Of the denoiser in the whole run."""
+    sizes: Mapping[str, Size]
+    """By choice of encoding."""
+    layers: tuple[Mapping[Encoding, int], ...]
+    """Bytes of each layer by encoding."""
+
+    def to_json(self) -> dict[str, JSON]:
+        """As `--dry-run --json` prints it."""
+        rows: list[JSON] = [
+            {
+                "layer": layer.name,
+                "heads": layer.heads,
+                "head_numbers": list(layer.head_numbers),
+                "head_dim": layer.head_dim,
+                "grid": list(layer.grid),
+                "tokens": layer.tokens,
+                "groups": [dataclasses.asdict(group) for group in layer.groups],
+                "bytes": dict(sizes),
+                "auto": choose_encoding("auto", layer.tokens, layer.head_dim, False),
+            }
+            for layer, sizes in zip(self.trace.layers, self.layers, strict=True)
+        ]
+        return {
+            "samples": self.trace.samples,
+            "branches": list(self.trace.branches),
+            "evaluations": self.evaluations,
+            "steps": self.trace.steps,
+            "latent_grid": list(self.trace.latent_grid or ()),
+            "layers": rows,
+            "sizes": {name: {"bytes": size.nbytes, "files": size.files} for name, size in self.sizes.items()},
+        }
+
+
+def estimate(spec: Spec) -> Estimate:
+    """Layers, bytes for each encoding, and files of the recording that a spec describes.
+
+    Raises   InvalidInput, UnknownSelection, UnsupportedModel
+    """
+    options = Options(**spec.options)
+    check_call(spec, find_class(spec.pipeline, "pipeline"))
+    pipeline = build_skeleton(spec)
+    refuse_pipeline(pipeline, options.keys)
+    evaluations = count_evaluations(pipeline, spec)
+    inputs = denoiser_inputs(pipeline, spec)
+    trace = Trace(
+        id="dry-run",
+        status="recording",
+        samples=count_samples(spec),
+        branches=options.axis,
+        steps=len(select_steps(options.steps, evaluations)),
+        layers=tuple(call_sites(pipeline, inputs, options)),
+        codec=Codec(options.codec, options.level, options.keep_bits),  # type: ignore[arg-type]
+        latent_grid=_latent_grid(inputs),
+    )
+    made = {choice: encoded(trace, choice) for choice in ENCODINGS_WANTED}
+    layers = tuple({choice: layer_bytes(made[choice], index) for choice in ENCODINGS} for index in range(len(trace.layers)))
+    return Estimate(trace, evaluations, {choice: weigh(made[choice]) for choice in made}, layers)
+
+
+def _latent_grid(inputs: dict[str, Any]) -> tuple[int, int] | None:
+    """(rows, columns) of the latent that the scheduler steps; none where it is packed."""
+    latent = inputs.get("sample", inputs.get("hidden_states"))
+    return (latent.shape[-2], latent.shape[-1]) if latent is not None and latent.ndim > PACKED_AXES else None
+
+
+def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[Layer]:
+    """Every attention call that would be recorded, found by one forward pass of shapes."""
+    modules = attention_modules(pipeline)
+    chosen = {path: modules[path] for path in select_layers(options.layers, list(modules))}
+    listener = _Shapes(pipeline, options)
+    with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener, shapes_only=True):
+        for denoiser in denoisers(pipeline).values():
+            denoiser(**inputs)
+    return listener.layers
+
+
+def count_evaluations(pipeline: Any, spec: Spec) -> int:
+    """Denoiser evaluations of the whole run: Heun and PNDM need more than steps, image-to-image starts in the middle."""
+    steps, scheduler = int(call_argument(pipeline, spec, "num_inference_steps", 50)), pipeline.scheduler
+    shifted = {"mu": 1.0} if getattr(scheduler.config, "use_dynamic_shifting", False) else {}  # of whatever size: their number is asked
+    scheduler.set_timesteps(steps, **shifted)
+    total = len(scheduler.timesteps)
+    if "strength" in inspect.signature(type(pipeline).__call__).parameters:
+        skipped = steps - min(int(steps * float(call_argument(pipeline, spec, "strength", 1.0))), steps)
+        total -= skipped * int(getattr(scheduler, "order", 1))
+    return max(total, 1)
+
+
+def count_samples(spec: Spec) -> int:
+    """Generated images."""
+    edits = any(fnmatch.fnmatchcase(spec.pipeline, pattern) for pattern in EDITS)  # several references make one image
+    given = (spec.call.get("prompt"), None if edits else spec.images.get("image"))
+    several = next((value for value in given if isinstance(value, list)), [None])
+    return len(several) * int(spec.call.get("num_images_per_prompt", 1))
+
+
+class _Shapes:
+    """Listens to a capture and keeps what each call site is."""
+
+    def __init__(self, pipeline: Any, options: Options) -> None:
+        self._denoisers, self._canvases = denoisers(pipeline), Canvases()
+        self._sites = Sites(Context.of(pipeline), replace(options, encoding="probabilities"), self._add)
+        self._scene = Scene()
+        self.layers: list[Layer] = []
+
+    def _add(self, layer: Layer) -> int:
+        self.layers.append(layer)
+        return len(self.layers) - 1
+
+    def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        self._scene, _ = read_scene(self._denoisers[root], self._canvases, args, kwargs)
+        return True
+
+    def hear(self, call: Call) -> None:
+        if call.resampler is not None:
+            self._sites.find_resampler(call, self._scene)
+        else:
+            self._sites.find(call, self._scene)
+
+    def end(self, root: str) -> None:
+        pass
+
+    def silence(self, path: str, module: nn.Module) -> None:
+        raise hidden_attention(path, module)

@@ -1,0 +1,98 @@
+"""Denoisers whose one sequence holds text, references, the time and the image that is being made (OmniGen): where each lies in a row."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from typing import Any, Final, TypeAlias
+
+import PIL.Image
+import torch
+
+from ..capture.modules import reads_ends
+
+Window: TypeAlias = tuple[float, float, float, float]
+WHOLE_CELLS: Final = "Flux2*"
+"""Glob over those that cut it to whole cells of tokens; the others stretch it."""
+STRETCHED: Final = "StableVideoDiffusion*"
+"""Glob over pipelines whose image encoder is given all of the picture, and tensors in [0, 1], whatever its processor is set to."""
+
+CELL: Final = 16
+"""Pixels of one token's side."""
+
+
+def cropped_window(height: int, width: int, most: int) -> tuple[float, float, float, float] | None:
+    """The part of a reference that is left once it is scaled to at most `most` pixels and its middle is cut to whole tokens.
+
+    Source   diffusers, OmniGen's processor
+    """
+    tall, wide = height, width
+    while min(tall, wide) >= 2 * most:
+        tall, wide = tall // 2, wide // 2
+    for edge, bound in ((max(tall, wide), most), (min(tall, wide), CELL)):
+        if (edge > bound) if bound == most else (edge < bound):
+            tall, wide = round(tall * bound / edge), round(wide * bound / edge)
+    y, x = height / tall, width / wide
+    top, left = (tall % CELL) // 2, (wide % CELL) // 2
+    window = (top * y, left * x, (top + tall // CELL * CELL) * y, (left + wide // CELL * CELL) * x)
+    return None if window == (0, 0, height, width) else window
+
+
+def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Window | None:
+    """The part of a reference that the image encoder sees, in the image's own pixels; None is all of it.
+
+    `most` is OmniGen's bound on an edge.
+
+    Source   CLIPImageProcessor: the shorter edge is resized, then the centre is cropped
+    """
+    if fnmatch.fnmatchcase(type(pipeline).__name__, WHOLE_CELLS) and isinstance(value, PIL.Image.Image):
+        return _whole_cells(value.height, value.width, 2 * pipeline.vae_scale_factor)
+    if most is not None and isinstance(value, PIL.Image.Image):
+        return cropped_window(value.height, value.width, most)
+    if fnmatch.fnmatchcase(type(pipeline).__name__, STRETCHED):
+        return None
+    processor, encoded = getattr(pipeline, "feature_extractor", None), isinstance(value, torch.Tensor)
+    if processor is None and reads_ends(pipeline):
+        # Elsewhere this name is the VAE's.
+        processor, encoded = getattr(pipeline, "image_processor", None), False
+    if processor is None or encoded or not getattr(processor, "do_center_crop", False):
+        return None
+    if isinstance(value, PIL.Image.Image):
+        height, width = value.height, value.width
+    else:
+        height, width = value.shape[-2:] if isinstance(value, torch.Tensor) else value.shape[:2]
+    tall, wide = _resized(processor, height, width)
+    crop = processor.crop_size
+    top, left = (tall - crop["height"]) // 2, (wide - crop["width"]) // 2
+    y, x = height / tall, width / wide
+    window = (top * y, left * x, (top + crop["height"]) * y, (left + crop["width"]) * x)
+    return None if window == (0, 0, height, width) else window
+
+
+def whole_cells(height: int, width: int, cell: int) -> tuple[int, int]:
+    """(rows, columns) in pixels of what Flux 2 makes of a reference: at most a million of them, in whole cells of tokens."""
+    shrink = min(1.0, math.sqrt(1024 * 1024 / (height * width)))
+    return max(1, int(height * shrink) // cell) * cell, max(1, int(width * shrink) // cell) * cell
+
+
+def _whole_cells(height: int, width: int, cell: int) -> Window | None:
+    """The part of an image that is left once it is scaled to whole cells of tokens and what is over is cut off on both sides.
+
+    Source   diffusers, VaeImageProcessor with resize_mode "crop"
+    """
+    tall, wide = whole_cells(height, width, cell)
+    scale = max(tall / height, wide / width)
+    top, left = (height - tall / scale) / 2, (width - wide / scale) / 2
+    window = (top, left, height - top, width - left)
+    return None if max(top, left) == 0 else window
+
+
+def _resized(processor: Any, height: int, width: int) -> tuple[int, int]:
+    size = processor.size
+    if not getattr(processor, "do_resize", False):
+        return height, width
+    edge = size.get("shortest_edge") if hasattr(size, "get") else None
+    if edge is None:
+        return size["height"], size["width"]
+    longer = int(edge * max(height, width) / min(height, width))
+    return (edge, longer) if height <= width else (longer, edge)

@@ -1,0 +1,125 @@
+"""Pipelines and attention that cannot be recorded, row by row: what happened to them, and the way out."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ...schema.errors import UnsupportedModel
+from ..capture.modules import attention_modules, denoisers, reads_adapter, reads_ends
+from ..families import EDITS
+from .tokens import context_role
+
+CHANNELS: Final = "is concatenated to the latent's channels"
+
+REFERENCE_ELSEWHERE: Final = (
+    # (glob over the pipeline's class name, where its reference goes)
+    ("StableUnCLIPImg2ImgPipeline", "is added to the time embedding as a class label"),
+    ("StableDiffusion*InstructPix2PixPipeline", CHANNELS),
+    ("Marigold*Pipeline", CHANNELS),
+    ("StableDiffusionLatentUpscalePipeline", CHANNELS),
+    ("StableDiffusionUpscalePipeline", CHANNELS),
+    ("LDMSuperResolutionPipeline", CHANNELS),
+    ("StableDiffusionDepth2ImgPipeline", "becomes the initial latent, and its depth a channel"),
+    ("FluxFillPipeline", CHANNELS),
+    ("FluxControlPipeline", CHANNELS),
+    ("FluxControlImg2ImgPipeline", CHANNELS),
+    ("FluxControlInpaintPipeline", CHANNELS),
+)
+
+UNREAD_ENDS: Final = ("Wan*ImageToVideo*", "goes into the latent, as channels or as its first frame")
+"""The same for denoisers that may have keys of their first and last frame, but here have none (Wan 2.2)."""
+
+INPUT_ELSEWHERE: Final = (
+    # The same for inputs that are no references: refused only where a reference is asked for.
+    ("*Inpaint*", "is the picture that is painted into: it is mixed into the latent, or concatenated to its channels"),
+    ("*Img2Img*", "becomes the initial latent"),
+    ("*ControlNet*", "is added to the denoiser's features"),
+    ("*Adapter*", "is added to the denoiser's features"),
+)
+
+OWN_SOFTMAX: Final = (
+    # (glob over the class name of a module under a denoiser, what it does instead)
+    ("PerceiverCrossAttention", "reads the reference with a softmax of its own"),
+    ("SanaLinearAttn*", "attends without a softmax"),
+)
+
+HIDDEN_ATTENTION: Final = (
+    # (word in the processor's class name, what it does instead, the way out)
+    ("sliced", "computes attention slice by slice without scaled_dot_product_attention", "call pipeline.disable_attention_slicing()"),
+    ("xformers", "runs xformers' own kernel", "call pipeline.disable_xformers_memory_efficient_attention()"),
+    ("npu", "runs an NPU kernel", "set AttnProcessor2_0 on its denoiser"),
+    ("xla", "runs an XLA kernel", "set AttnProcessor2_0 on its denoiser"),
+)
+
+SEEN_BACKENDS: Final = ("native", "_native_math", "_native_efficient", "_native_flash", "_native_cudnn")
+
+
+def refuse_hijack() -> None:
+    """Raise UnsupportedModel if another library has put its own function in the place of scaled_dot_product_attention."""
+    function: Any = functional.scaled_dot_product_attention
+    if function is not torch._C._nn.scaled_dot_product_attention:
+        where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+        raise UnsupportedModel(
+            f"torch.nn.functional.scaled_dot_product_attention was replaced by {where}, so attention cannot be seen where it runs; "
+            "undo the replacement, or record in a process that does not load that library"
+        )
+
+
+def refuse_pipeline(pipeline: Any, keys: str) -> None:
+    """Raise UnsupportedModel if this pipeline's reference never meets attention that can be seen, unless only text is wanted."""
+    if keys == "text":
+        return
+    name = type(pipeline).__name__
+    adapter = any(reads_adapter(module) for module in attention_modules(pipeline).values())
+    edits = any(fnmatch.fnmatchcase(name, pattern) for pattern in EDITS)
+    inputs = INPUT_ELSEWHERE if keys == "reference" and context_role(pipeline) == "text" else ()
+    ends = () if reads_ends(pipeline) else (UNREAD_ENDS,)
+    for pattern, where in () if adapter or edits else (*REFERENCE_ELSEWHERE, *ends, *inputs):
+        if fnmatch.fnmatchcase(name, pattern):
+            raise UnsupportedModel(
+                f"{name} has no reference in its attention: the image {where}, so no attention map can show what is taken from it; "
+                'use a pipeline that attends to its reference (IP-Adapter, PaintByExample), or keys="text" to record what it does with text'
+            )
+    for root, denoiser in denoisers(pipeline).items():
+        for path, module in denoiser.named_modules():
+            for pattern, what in OWN_SOFTMAX:
+                if fnmatch.fnmatchcase(type(module).__name__, pattern):
+                    raise UnsupportedModel(
+                        f"{root}.{path} ({type(module).__name__}) {what}, which scaled_dot_product_attention does not show; "
+                        'use keys="text" to record what the other modules do with text'
+                    )
+
+
+def hidden_attention(path: str, module: nn.Module) -> UnsupportedModel:
+    """The error for a module that ran without one attention call that can be seen."""
+    processor: Any = getattr(module, "processor", None)
+    name, root = type(processor).__name__, path.partition(".")[0]
+    dispatches = hasattr(processor, "_attention_backend")
+    backend = (processor._attention_backend or _active_backend()) if dispatches else None
+    backend = getattr(backend, "value", backend)
+    why, way_out = f"its processor {name} multiplies matrices itself", f"call pipeline.{root}.set_attn_processor(AttnProcessor2_0())"
+    if backend is not None and backend not in SEEN_BACKENDS:
+        why, way_out = f"its attention backend is {backend!r}", f'call pipeline.{root}.set_attention_backend("native")'
+    if getattr(processor, "_parallel_config", None) is not None:
+        why, way_out = "its sequence is split over several devices (context parallel)", "run it on one device, without enable_parallelism()"
+    for word, what, remedy in HIDDEN_ATTENTION:
+        if word in name.lower():
+            why, way_out = f"its processor {name} {what}", remedy
+    return UnsupportedModel(
+        f"{path} ran, but made no scaled_dot_product_attention call that could be recorded: {why}; {way_out}, "
+        "or leave the module out through layers="
+    )
+
+
+def _active_backend() -> Any:
+    """The backend that diffusers' context manager or environment variable has chosen for processors that have none of their own."""
+    try:
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
+    except ImportError:  # a private place, which may move
+        return None
+    return getattr(registry, "_active_backend", None)

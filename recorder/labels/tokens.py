@@ -1,0 +1,316 @@
+"""What the keys of a call stand for, and which of its queries are places of the generated image."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from torch import Tensor
+
+from ...schema.errors import UnsupportedModel
+from ...schema.trace import Role, TokenGroup
+from ..capture.call import Call
+from ..capture.modules import denoisers
+from ..capture.projections import UNKNOWN
+from .grids import Canvas, Part, Places
+
+PLACELESS: Final = (
+    "ImageProjection",
+    "IPAdapterPlusImageProjection",
+    "IPAdapterFaceIDImageProjection",
+    "IPAdapterFaceIDPlusImageProjection",
+)
+"""Adapter projections whose tokens are not patches, whatever their number is."""
+REDUX_TEXT: Final = 512
+"""Text tokens before the image's in what FluxPriorReduxPipeline hands to Flux; Flux's own text is never longer."""
+REDUX_GRIDS: Final = {729: (27, 27)}
+"""Patches of the encoder that Flux Redux is published with (SigLIP so400m, 384 pixels in patches of 14, no CLS)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a pipeline's cross-attention reads, as far as the pipeline itself tells."""
+
+    role: Role
+    """Of the keys that are no adapter's."""
+    patches: tuple[int, int] | None
+    """Grid of the image encoder's patches."""
+    references: tuple[str, ...]
+    """Stored reference images, in order."""
+    adapters: tuple[str, ...]
+    """Class names of the IP-Adapters' projections."""
+    longest_text: int | None = None
+    """Tokens beyond this many are a reference's that was appended to the text."""
+
+    @classmethod
+    def of(cls, pipeline: Any, references: Sequence[str] = ()) -> Context:
+        """Read off a pipeline; `references` are the names of the images it is given."""
+        names = [type(p).__name__ for root in denoisers(pipeline).values() for p in _projections(root)]
+        longest = REDUX_TEXT if type(pipeline).__name__.startswith("Flux") else None
+        return cls(context_role(pipeline), _patches(pipeline), tuple(references), tuple(names), longest)
+
+
+def context_role(pipeline: Any) -> Role:
+    """Text if the pipeline is built around a text encoder, else the reference that an image encoder reads."""
+    parts = set(inspect.signature(type(pipeline).__init__).parameters)
+    if parts & {"text_encoder", "tokenizer"}:
+        return "text"
+    if "image_encoder" in parts:
+        return "reference"
+    return "text" if "prompt" in inspect.signature(type(pipeline).__call__).parameters else "reference"
+
+
+def _projections(root: Any) -> list[Any]:
+    return list(getattr(getattr(root, "encoder_hid_proj", None), "image_projection_layers", ()))
+
+
+def _patches(pipeline: Any) -> tuple[int, int] | None:
+    config = getattr(getattr(pipeline, "image_encoder", None), "config", None)
+    config = getattr(config, "vision_config", config)
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    size = getattr(pipeline, "reference_size", size)  # an encoder that takes any size is told by its pipeline
+    if size is None or patch is None:
+        return None
+    (height, width), (rows, columns) = (tuple(v) if isinstance(v, (list, tuple)) else (v, v) for v in (size, patch))
+    return (height // rows, width // columns)
+
+
+def adapter_images(kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """How many references each IP-Adapter reads, from a denoiser's arguments."""
+    embeds = (kwargs.get("added_cond_kwargs") or {}).get("image_embeds")
+    embeds = embeds if isinstance(embeds, (list, tuple)) else [embeds]
+    return tuple(int(e.shape[1]) if e.ndim > 2 else 1 for e in embeds if isinstance(e, Tensor))
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a pass through a denoiser is about, as its arguments tell."""
+
+    images: tuple[int, ...] = ()
+    """References each IP-Adapter reads."""
+    separate: bool = False
+    """Whether they have calls of their own."""
+    canvas: Canvas = ()
+    """Images in the denoiser's own sequence."""
+    text: int = 0
+    """Text tokens that are given beside it."""
+    keeps_keys: bool = False
+    """Whether the references' keys are made in one pass and used again in later ones."""
+    referenced: bool = False
+    """Whether other rows of the batch have references in their sequence, if not this one."""
+    frames: int = 0
+    """Frames that stand in the rows of the denoiser's batch."""
+
+
+def row_scenes(scene: Scene, canvases: Sequence[Canvas]) -> tuple[Scene, ...]:
+    """The scene of each row, where rows have sequences of their own."""
+    referenced = any(part.role == "reference" for canvas in canvases for part in canvas)
+    return tuple(replace(scene, canvas=canvas, referenced=referenced) for canvas in canvases)
+
+
+def token_groups(call: Call, context: Context, scene: Scene = Scene()) -> tuple[TokenGroup, ...]:
+    """What the keys of a call are, in order, all of them.
+
+    Raises   UnsupportedModel for a projection, or a sequence, that is not known
+    """
+    names = [name for name, _ in call.segments]
+    groups: list[TokenGroup] = []
+    start = 0
+    for name, count in call.segments:
+        stop = start + count
+        if name.startswith("to_v_ip"):
+            groups += _adapter_groups(name, call.repeat, start, stop, context, scene)
+        elif name == "to_v" and call.joined:
+            groups += _joined_groups(call, start, stop, context)
+        elif name == "to_v" and call.own:
+            groups += _sequence_groups(call, start, stop, context, scene)
+        elif name == "add_v_proj" and len(names) == 1:
+            groups += _patch_groups(start, stop, context)
+        elif name in ("to_v", "add_v_proj"):
+            groups += _context_groups(start, stop, context)
+        elif name == UNKNOWN and scene.keeps_keys:
+            groups += _kept_groups(call, start, stop, context, scene)
+        else:
+            raise _unknown_keys(call, name)
+        start = stop
+    return tuple(groups)
+
+
+def _unknown_keys(call: Call, name: str) -> UnsupportedModel:
+    made = f"keys made by {name} are not known yet"
+    if name == UNKNOWN:
+        made = (
+            "the values of an attention call come from none of its projections, so its keys cannot be told apart "
+            "(a cache of keys, or a processor that changes its values)"
+        )
+    return UnsupportedModel(f"{call.path}: {made}; leave the module out through layers=")
+
+
+def _kept_groups(call: Call, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
+    """Keys of which some were kept from an earlier pass, laid out as they were then; none for references among themselves."""
+    references = sum(part.tokens for part in scene.canvas if part.role == "reference")
+    if stop - start != references:
+        yield from _sequence_groups(call, start, stop, context, scene)
+
+
+def _context_groups(start: int, stop: int, context: Context) -> list[TokenGroup]:
+    """Keys made from what the pipeline conditions on: text, an image, or text with an image behind it."""
+    only = context.references[0] if len(context.references) == 1 else None
+    if context.role != "text":
+        return [_patch_group("reference", start, stop, context.patches, only)]
+    longest = context.longest_text
+    if longest is None or stop - start <= longest:
+        return [TokenGroup("text", "text", start, stop)]
+    split = start + longest
+    return [
+        TokenGroup("text", "text", start, split),
+        TokenGroup("reference", "reference", split, stop, grid=REDUX_GRIDS.get(stop - split), image=only),
+    ]
+
+
+def _adapter_groups(name: str, repeat: int, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
+    adapter = int(name.partition(".")[2] or 0)
+    labels = adapter_labels(adapter, context, scene)
+    labels = [labels[repeat]] if scene.separate else labels
+    placeless = adapter < len(context.adapters) and context.adapters[adapter] in PLACELESS
+    each = (stop - start) // len(labels)
+    for i, label in enumerate(labels):
+        image = label if label in context.references else None
+        begin = start + i * each
+        yield _patch_group(label, begin, begin + each, None if placeless else context.patches, image)
+
+
+def adapter_labels(adapter: int, context: Context, scene: Scene) -> list[str]:
+    """Names of the references that one IP-Adapter reads, in order."""
+    counts = list(scene.images) or [1] * max(1, len(context.adapters), adapter + 1)
+    first = sum(counts[:adapter])
+    return ["reference"] if sum(counts) == 1 else [f"reference_{first + i}" for i in range(counts[adapter])]
+
+
+def resampler_groups(call: Call, label: str, context: Context) -> tuple[TokenGroup, ...]:
+    """Keys of a resampler: what the encoder gave of one reference, then the tokens that it is being squeezed into."""
+    latents, count = call.query.shape[2], call.key.shape[2]
+    image = label if label in context.references else None
+    patches = _patch_group(label, 0, count - latents, context.patches, image)
+    return (patches, TokenGroup("latents", "self", count - latents, count))
+
+
+def _patch_groups(start: int, stop: int, context: Context) -> list[TokenGroup]:
+    """Image keys of one encoder, one image after another: first frame, or first and last."""
+    each = 1 + context.patches[0] * context.patches[1] if context.patches is not None else stop - start
+    count = max(1, (stop - start) // each) if (stop - start) % each == 0 else 1
+    each = (stop - start) // count
+    names = ["reference"] if count == 1 else [f"reference_{i}" for i in range(count)]
+    images = [name if name in context.references else None for name in names]
+    return [_patch_group(names[i], start + i * each, start + (i + 1) * each, context.patches, images[i]) for i in range(count)]
+
+
+def _sequence_groups(call: Call, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
+    """Keys made from the denoiser's own sequence: the image being made, references beside it, text before it if one stream holds all."""
+    canvas = _canvas(call, scene)
+    count, images = stop - start, sum(part.tokens for part in canvas)
+    if scene.text and count == scene.text + images:
+        yield from _context_groups(start, start + scene.text, context)
+        start += scene.text
+    elif count != images:
+        parts = " + ".join(f"{part.role} {part.grid[0]} x {part.grid[1]}" for part in canvas) or "no image"
+        raise UnsupportedModel(
+            f"{call.path} has {count} keys in one sequence, but the denoiser was given {parts} and {scene.text} text tokens, so it is not "
+            "known which is which; leave the module out through layers="
+        )
+    names = [part.name or part.role for part in canvas]
+    for i, part in enumerate(canvas):
+        name = names[i] if names.count(names[i]) == 1 else f"{names[i]}_{names[:i].count(names[i])}"
+        image = name if name in context.references else None
+        # A group has rows and columns only: text has no place in them, nor have the keys of a video.
+        grid = None if part.role == "text" or part.frames else part.grid
+        yield TokenGroup(name, part.role, start, start + part.tokens, grid=grid, image=image)
+        start += part.tokens
+
+
+def _canvas(call: Call, scene: Scene) -> Canvas:
+    return scene.canvas or (() if call.grid is None else (Part("self", call.grid, frames=call.frames),))
+
+
+def _joined_groups(call: Call, start: int, stop: int, context: Context) -> Iterator[TokenGroup]:
+    """The image's own keys, then those of references that the same layer made at the same size."""
+    each = call.query.shape[2]
+    if (stop - start) % each:
+        raise UnsupportedModel(
+            f"{call.path} was given {stop - start} keys in the place of its own {each}, not a whole number of references of the same size; "
+            "leave the module out through layers="
+        )
+    count = (stop - start) // each - 1
+    yield TokenGroup("self", "self", start, start + each, grid=call.grid)
+    for i in range(count):
+        name = "reference" if count == 1 else f"reference_{i}"
+        at = start + (1 + i) * each
+        yield TokenGroup(name, "reference", at, at + each, grid=call.grid, image=name if name in context.references else None)
+
+
+def _patch_group(name: str, start: int, stop: int, patches: tuple[int, int] | None, image: str | None) -> TokenGroup:
+    """A reference's tokens; they have places only if they are as many as the encoder's patches, with CLS or without."""
+    count = 0 if patches is None else patches[0] * patches[1]
+    specials = stop - start - count
+    if patches is None or specials not in (0, 1):
+        return TokenGroup(name, "reference", start, stop, image=image)
+    return TokenGroup(name, "reference", start, stop, specials, patches, image)
+
+
+def generated_queries(call: Call, groups: Sequence[TokenGroup], scene: Scene) -> tuple[slice, Places | None]:
+    """Which queries of a call are places of the generated image, and their frames, rows and columns; None if they are none.
+
+    Queries run over a call's own keys in the same order, with or without the text, with or without the references.
+    """
+    positions, canvas = call.query.shape[2], _canvas(call, scene)
+    own = [part for part in canvas if part.role == "self"]
+    if len(own) != 1:
+        return slice(0, positions), call.grid
+    size, grid = own[0].tokens, own[0].places
+    before = sum(part.tokens for part in canvas[: canvas.index(own[0])])
+    images = sum(part.tokens for part in canvas)
+    joint = sum(count for name, count in call.segments if not name.startswith("to_v_ip"))
+    start = next((group.start for group in groups if group.role == "self"), None)
+    outside = joint - images
+    found = {size: 0, images: before}
+    if start is not None and outside >= 0:
+        text_first = outside if start >= outside else 0
+        found = {size + outside: text_first, joint: start, **found}
+    if positions not in found:
+        return slice(0, positions), None
+    return slice(found[positions], found[positions] + size), grid
+
+
+def keep_groups(groups: Sequence[TokenGroup], keys: str, referenced: bool = False) -> tuple[TokenGroup, ...]:
+    """The groups of a call that are stored: those of the wanted role.
+
+    `auto` keeps separate calls whole, and of a softmax that is shared with the image's own tokens the reference, or the text
+    where there is none, not even in other rows (`referenced`). The image's own tokens are never kept.
+    """
+    roles = {group.role for group in groups}
+    wanted: set[str] = {"text", "reference"} if keys in ("all", "auto") else {keys}
+    if keys == "auto" and "self" in roles:
+        wanted = {"reference"} if referenced or "reference" in roles else {"text"}
+    return tuple(group for group in groups if group.role in wanted)
+
+
+def columns_of(groups: Sequence[TokenGroup]) -> tuple[slice, ...]:
+    """The stretches of the key axis that groups cover, neighbours joined."""
+    columns: list[slice] = []
+    for group in groups:
+        if columns and columns[-1].stop == group.start:
+            columns[-1] = slice(columns[-1].start, group.stop)
+        else:
+            columns.append(slice(group.start, group.stop))
+    return tuple(columns)
+
+
+def moved_together(groups: Sequence[TokenGroup]) -> tuple[TokenGroup, ...]:
+    """Groups renumbered for a key axis that holds only them."""
+    start, moved = 0, []
+    for group in groups:
+        moved.append(replace(group, start=start, stop=start + group.tokens))
+        start += group.tokens
+    return tuple(moved)

@@ -1,0 +1,4 @@
+"""Models that are no diffusers pipelines: what the caller declares of them, and where their queries lie.
+
+Hands on `declare`, `Declaration` and `Places`.
+"""

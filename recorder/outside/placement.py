@@ -1,0 +1,203 @@
+"""What the queries and keys of a call are in a model that diffusers does not know, by what its caller says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from math import prod
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ...schema.errors import InvalidInput
+from ...schema.trace import Layer, TokenGroup
+from ..capture.call import Call
+from ..labels.layers import Site, describe, hides, require_same
+from ..labels.tokens import columns_of, keep_groups, moved_together
+from ..plan.options import Options, keep_heads
+from .declaration import EXAMPLE, WHOLE, Declaration, Grid, Tokens
+
+NEAR: Final = 1e-6
+"""How far from a whole number a share of a grid's rows may be."""
+LEAVE: Final = "or leave the module out through layers="
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a call goes in the trace, and how to read its sequence."""
+
+    generated: slice
+    """Queries that are places of the generated image."""
+    columns: tuple[slice, ...]
+    """Keys that are kept; empty for all."""
+    order: tuple[int, ...]
+    """Positions of the sequence, panel by panel; empty where they are in that order already."""
+    site: Site | None = None
+
+    def arrange(self, call: Call) -> Call:
+        """The call with the panels of its sequence one after another."""
+        if not self.order:
+            return call
+        index = _index(self.order, call.key.device)
+        whole = call.query.shape[2] == call.key.shape[2]
+        query = call.query.index_select(2, index) if whole else call.query
+        return replace(call, query=query, key=call.key.index_select(2, index), mask=_reorder(call.mask, index, whole))
+
+
+@lru_cache(maxsize=64)  # one for each resolution; sent to the device once
+def _index(order: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(order, device=device)
+
+
+def _reorder(mask: Tensor | None, index: Tensor, queries: bool) -> Tensor | None:
+    if mask is not None and mask.shape[-1] > 1:
+        mask = mask.index_select(-1, index)
+    if mask is not None and queries and mask.ndim > 1 and mask.shape[-2] > 1:
+        mask = mask.index_select(-2, index)
+    return mask
+
+
+class Places:
+    """Finds the place of each call; a new one becomes a layer of the trace."""
+
+    def __init__(self, declaration: Declaration, options: Options, pictures: set[str], add_layer: Callable[[Layer], int]) -> None:
+        self._declaration, self._options, self._pictures, self._add_layer = declaration, options, pictures, add_layer
+        self._places: dict[tuple[Any, ...], Place | None] = {}
+        self._layers: dict[tuple[str, int], tuple[int, Layer]] = {}
+        self.panel: tuple[float, float] = (WHOLE, WHOLE)
+        """Rows and columns of the denoiser's own grid that are the image being made, as shares."""
+        self.roles: set[str] = set()
+        """Of all keys that were met, kept or not, but the image's own."""
+
+    def find(self, call: Call) -> Place | None:
+        """The place of a call; None if nothing of it is to be kept.
+
+        Raises   InvalidInput if what was said does not fit the call, UnsupportedModel if it is not what it was before
+        """
+        key = (call.path, call.ordinal, call.own, call.around, call.scale, call.query.shape[1:], call.key.shape[1:])
+        if key not in self._places:
+            self._places[key] = self._make(call)
+        return self._places[key]
+
+    def _make(self, call: Call) -> Place | None:
+        name = call.path if call.ordinal == 0 else f"{call.path}#{call.ordinal}"
+        rows = self._declaration.tokens_of(name)
+        if call.own and not any(row.role == "self" for row in rows or ()):
+            return None  # the image being made, attending to itself alone
+        keys = call.key.shape[2]
+        if rows is None:
+            raise InvalidInput(f"{name} reads {keys} keys, and nothing says what they are; pass groups=[{EXAMPLE}], {LEAVE}")
+        canvas = self._declaration.grid_of(name) or call.around
+        groups = self._with_pictures(name, cover(name, rows, keys, canvas))
+        generated, grid = generated_queries(name, groups, call.query.shape[2], keys, canvas)
+        self.roles |= {group.role for group in groups} - {"self"}
+        kept = keep_groups(groups, self._options.keys)
+        if not kept:
+            return None
+        place = Place(generated, () if kept == groups else columns_of(kept), panels(name, rows, keys, canvas))
+        if canvas is not None and any(group.role == "self" for group in groups):
+            self.panel = grid[0] / canvas[0], grid[1] / canvas[1]
+        return self._lay(place, place.arrange(call), moved_together(kept), grid)
+
+    def _lay(self, place: Place, call: Call, kept: tuple[TokenGroup, ...], grid: Grid) -> Place:
+        """The place with the layer that it has in the trace."""
+        masked = hides(call.mask, place.generated, place.columns)
+        layer = keep_heads(describe(call, call.ordinal, kept, self._options.encoding, grid, masked), self._options.heads)
+        site = call.path, call.ordinal
+        if site not in self._layers:
+            self._layers[site] = self._add_layer(layer), layer
+        index, known = self._layers[site]
+        require_same(known, layer)
+        return replace(place, site=Site(index, known, place.generated, place.columns))
+
+    def _with_pictures(self, name: str, groups: tuple[TokenGroup, ...]) -> tuple[TokenGroup, ...]:
+        """Groups that name the picture they were made from, where it was given."""
+        absent = [group.image for group in groups if group.image and group.image not in self._pictures]
+        if absent:
+            raise InvalidInput(
+                f"groups: tokens of {name} are made from the picture {absent[0]!r}, which was not given; give it before sampling: "
+                f"running.images({absent[0]}=...)"
+            )
+        named = {group.name for group in groups if group.role == "reference"} & self._pictures
+        return tuple(replace(group, image=group.name) if group.image is None and group.name in named else group for group in groups)
+
+
+def cover(name: str, rows: Sequence[Tokens], keys: int, canvas: Grid | None) -> tuple[TokenGroup, ...]:
+    """The token groups of a call's keys, in order, all of them.
+
+    Raises   InvalidInput if they do not add up
+    """
+    sized = [(row, *_measure(name, row, canvas)) for row in rows]
+    known = sum(count for _, count, _ in sized if count is not None)
+    left = keys - known
+    if left < 0 or (left > 0) != any(count is None for _, count, _ in sized):
+        told = " + ".join(f"{row.name} {'the rest' if count is None else count}" for row, count, _ in sized)
+        raise InvalidInput(
+            f"{name} reads {keys} keys, but its groups add up to {known} ({told}); make them cover the keys in order, {LEAVE}"
+        )
+    groups, start = [], 0
+    for row, count, grid in sized:
+        stop = start + (left if count is None else count)
+        groups.append(TokenGroup(row.name, row.role, start, stop, row.specials, grid, row.image))
+        start = stop
+    return tuple(groups)
+
+
+def _measure(name: str, row: Tokens, canvas: Grid | None) -> tuple[int | None, Grid | None]:
+    """How many tokens a row has, None being what is left, and their rows and columns."""
+    if row.grid is not None or not row.shared:
+        return row.count, row.grid
+    if canvas is None:
+        raise InvalidInput(
+            f"groups: {row.name} is as large as the grid of {name}, but no enclosing module sees an image; "
+            f'say its rows and columns: grid={{"{name}": (rows, columns)}}'
+        )
+    shares = row.rows or WHOLE, row.columns or WHOLE
+    sides = [share * length for share, length in zip(shares, canvas, strict=True)]
+    grid = round(sides[0]), round(sides[1])
+    if max(abs(side - whole) for side, whole in zip(sides, grid, strict=True)) > NEAR or min(grid) < 1:
+        raise InvalidInput(
+            f"groups: {row.name} would have {sides[0]:g} x {sides[1]:g} of the {canvas[0]} x {canvas[1]} places of {name}; say its grid"
+        )
+    return grid[0] * grid[1] + row.specials, grid
+
+
+def generated_queries(name: str, groups: Sequence[TokenGroup], positions: int, keys: int, canvas: Grid | None) -> tuple[slice, Grid]:
+    """Which queries of a call are places of the generated image, and their rows and columns.
+
+    Raises   InvalidInput if that cannot be told
+    """
+    own = next((group for group in groups if group.role == "self"), None)
+    grid = canvas if own is None or own.grid is None else own.grid
+    asked = slice(0, positions)
+    if own is not None:
+        places = slice(own.start + own.specials, own.stop)
+        asked = places if positions == keys else slice(0, places.stop - places.start) if positions == own.tokens else asked
+    if grid is None or prod(grid) != asked.stop - asked.start:
+        seen = "no enclosing module sees an image" if canvas is None else f"the image around it has {canvas[0]} x {canvas[1]}"
+        raise InvalidInput(
+            f"{name} asks from {positions} positions, but {seen}{'' if own is None else f' and group self {own.tokens} tokens'}; "
+            f'say the rows and columns of the image being made: grid={{"{name}": (rows, columns)}}, {LEAVE}'
+        )
+    return asked, grid
+
+
+def panels(name: str, rows: Sequence[Tokens], keys: int, canvas: Grid | None) -> tuple[int, ...]:
+    """The order that brings panels, which stand beside each other in every row of one grid, one after another; empty if there are none.
+
+    Raises   InvalidInput if they are not panels of one grid
+    """
+    shares = [row.columns or WHOLE for row in rows]
+    if canvas is None or min(shares) == WHOLE:
+        return ()
+    height, width = canvas
+    ends = [0]
+    for share in shares:
+        ends.append(ends[-1] + round(share * width))
+    if ends[-1] != width or keys != height * width or any(row.specials or (row.rows or WHOLE) != WHOLE or row.count for row in rows):
+        told = ", ".join(f"{row.name} {share:g}" for row, share in zip(rows, shares, strict=True))
+        raise InvalidInput(f"groups: the panels of {name} ({told}) do not make up its {height} x {width} places side by side")
+    return tuple(y * width + x for left, right in pairwise(ends) for y in range(height) for x in range(left, right))

@@ -1,0 +1,177 @@
+"""A table of recordings: a CSV file with a line for each, over one spec. Reading it needs no torch.
+
+    name,example_image,seed,guidance_scale
+    anna,garments/001.png,7,
+    bert,garments/002.png,8,2.5
+
+`name` names the trace, `seed` is the seed; every other column is an argument of the pipeline's call, or an image, whose path is
+relative to the CSV file. An empty cell leaves what the spec says.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+from ...schema.errors import InvalidInput
+from ...schema.record import NAME
+from .spec import Spec, nearest
+
+OWN: Final = ("name", "seed")
+"""Columns that are no arguments."""
+SUFFIX: Final = ".zarr"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One recording of a manifest."""
+
+    name: str
+    line: int
+    """In the file, from 1."""
+    cells: dict[str, str]
+    """What is not empty, the name aside."""
+
+    @property
+    def folder(self) -> str:
+        """The trace's folder under the output."""
+        return self.name if self.name.endswith(SUFFIX) else self.name + SUFFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The rows of a CSV file, each with a name of its own."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a pipeline's call takes."""
+
+    names: Collection[str]
+    texts: Collection[str] = ()
+    """Those that take text, so that 1984 stays a prompt."""
+    any_name: bool = False
+    """Whether it takes names that it does not list."""
+
+
+def read_manifest(path: str | PathLike[str]) -> Manifest:
+    """Read a manifest and check its shape and names.
+
+    Raises   InvalidInput naming the line
+    """
+    path = Path(path)
+    lines = _lines(path)
+    if not lines:
+        raise InvalidInput(f"{path} is empty; it should be a CSV file with a column `name` and a line for each recording")
+    header = [cell.strip() for cell in lines[0][1]]
+    if "name" not in header:
+        raise InvalidInput(f"{path.name} has no column `name`{nearest('name', header)} (columns: {', '.join(header)}; separated by commas)")
+    twice = next((column for column in header if header.count(column) > 1), None)
+    if twice is not None:
+        raise InvalidInput(f"{path.name} has the column {twice!r} twice; remove one")
+    if len(lines) == 1:
+        raise InvalidInput(f"{path.name} has a header and no rows, so there is nothing to record; add a line for each recording")
+    rows = tuple(_row(path, header, number, cells) for number, cells in lines[1:])
+    _check_names(path, rows)
+    return Manifest(path, tuple(header), rows)
+
+
+def check_columns(manifest: Manifest, spec: Spec, arguments: Arguments, images: Collection[str]) -> None:
+    """Raise InvalidInput for a column that is no argument of the pipeline, no image of the recorder's and none of our own."""
+    known = {*OWN, *arguments.names, *images}
+    for column in manifest.columns:
+        if column not in known and not arguments.any_name:
+            what = f"{manifest.path.name}: column {column!r} is no argument of {spec.pipeline}{nearest(column, known) or ';'}"
+            raise InvalidInput(f"{what} columns are name, seed and {', '.join(sorted(known - set(OWN)))}")
+
+
+def row_spec(spec: Spec, manifest: Manifest, row: Row, arguments: Arguments) -> Spec:
+    """The spec of one row: what its cells say in place of the spec's own.
+
+    Raises   InvalidInput for an image that is not there or a seed that is none
+    """
+    call, images, seed = dict(spec.call), dict(spec.images), spec.seed
+    for column, text in row.cells.items():
+        if column == "seed":
+            seed = _seed(manifest.path, row, text)
+        elif _is_image(column, spec):
+            images[column] = _image(manifest.path, row, column, text)
+        else:
+            call[column] = text if column in arguments.texts else read_value(text)
+    return dataclasses.replace(spec, call=call, images=images, seed=seed)
+
+
+def read_value(text: str) -> bool | int | float | str:
+    """A cell as a truth value or a number if it is one, else as it stands."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines that are not blank, with their numbers."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except OSError as error:
+        raise InvalidInput(f"cannot read the manifest {path}: {error.strerror}; give the path of a CSV file") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not CSV in UTF-8: {error}") from error
+
+
+def _row(path: Path, header: list[str], line: int, cells: list[str]) -> Row:
+    if len(cells) != len(header):
+        raise InvalidInput(f"{path.name}, line {line}: {len(cells)} cells under {len(header)} columns; put text that has commas in quotes")
+    named = {column: cell.strip() for column, cell in zip(header, cells, strict=True)}
+    name = named.pop("name")
+    if not NAME.fullmatch(name):
+        allowed = "use up to 100 letters a-z, digits, _ . -, not starting with . or -"
+        raise InvalidInput(f"{path.name}, line {line}: {name!r} cannot name a trace's folder; {allowed}")
+    return Row(name, line, {column: cell for column, cell in named.items() if cell})
+
+
+def _check_names(path: Path, rows: Iterable[Row]) -> None:
+    """Raise InvalidInput if two rows would write one folder, also where case does not tell folders apart."""
+    lines: dict[str, int] = {}
+    for row in rows:
+        first = lines.setdefault(row.folder.casefold(), row.line)
+        if first != row.line:
+            raise InvalidInput(f"{path.name}, line {row.line}: the name {row.name!r} is taken by line {first}; give each row its own")
+
+
+def _is_image(column: str, spec: Spec) -> bool:
+    return column in spec.images or (column not in spec.call and column.endswith(("image", "mask")))
+
+
+def _image(path: Path, row: Row, column: str, text: str) -> Path:
+    image = path.parent / Path(text).expanduser()
+    if not image.is_file():
+        looked = f"(looked at {image}); paths are relative to the manifest"
+        raise InvalidInput(f"{path.name}, line {row.line}: {column} = {text!r} is no file {looked}")
+    return image
+
+
+def _seed(path: Path, row: Row, text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidInput(f"{path.name}, line {row.line}: seed is {text!r}; it should be a whole number from 0")
+    return int(text)
+
+
+def cells_of(row: Row) -> dict[str, Any]:
+    """A row as the trace keeps it among its facts."""
+    return {"name": row.name, **row.cells}

@@ -1,0 +1,213 @@
+"""A recording written down as a TOML file: pipeline, adapters, scheduler, call, images, options. Reading it needs no torch.
+
+    seed = 0
+    [pipeline]            class, from_pretrained, device, without = ["safety_checker"]
+    [pipeline.arguments]  torch_dtype, variant, revision, local_files_only, ... of from_pretrained
+    [[adapters]]          from_pretrained, subfolder, weight_name, image_encoder_folder, scale
+    [scheduler]           class
+    [scheduler.config]    what to change in its config
+    [call]                arguments of the pipeline's call
+    [images]              argument = path, or list of paths; reference_mask, reference_image = path
+    [record]              layers, steps, heads, branches, encoding, keys, keep_bits, max_bytes, codec, level, queue_mb
+    [probes]              texts and pictures that the run is not given, by name: see probe_file.py
+    [dry_run]             tokens, for a pipeline whose number of reference tokens is not known
+
+Paths are relative to the spec's own folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from ...schema.errors import InvalidInput
+from ..plan.options import Options
+from .probes import probe_table
+from .toml_file import read_toml
+
+Images: TypeAlias = Path | list["Images"]
+
+OPTIONS: Final = ("layers", "steps", "heads", "branches", "encoding", "keys", "keep_bits", "max_bytes", "codec", "level", "queue_mb")
+TABLES: Final[dict[str, Collection[str] | None]] = {
+    # Keys of each table; None takes any key, to be checked against what it is passed to.
+    "": ("seed", "pipeline", "adapters", "scheduler", "call", "images", "record", "probes", "dry_run"),
+    "pipeline": ("class", "from_pretrained", "device", "without", "arguments"),
+    "pipeline.arguments": ("torch_dtype", "variant", "revision", "local_files_only", "use_safetensors", "cache_dir", "custom_pipeline"),
+    "adapters": ("from_pretrained", "subfolder", "weight_name", "image_encoder_folder", "scale"),
+    "scheduler": ("class", "config"),
+    "scheduler.config": None,
+    "call": None,
+    "images": None,
+    "record": OPTIONS,
+    "dry_run": ("tokens",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One IP-Adapter."""
+
+    source: str
+    """Folder or hub id."""
+    weight_name: str
+    subfolder: str = ""
+    image_encoder_folder: str | None = "image_encoder"
+    scale: Any = 1.0
+    """A number, or diffusers' table of scales by block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One recording, checked as far as it can be without loading the model."""
+
+    path: Path
+    pipeline: str
+    """Class in diffusers, or `module:Class`."""
+    source: str
+    """Folder or hub id."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of from_pretrained."""
+    device: str | None = None
+    """None takes a GPU if there is one."""
+    without: tuple[str, ...] = ()
+    """Components that are not loaded."""
+    adapters: tuple[Adapter, ...] = ()
+    scheduler: str | None = None
+    """Class in diffusers; None leaves the pipeline's own."""
+    scheduler_config: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Images] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of `record`, probes among them."""
+    seed: int | list[int] | None = None
+    tokens: int | None = None
+    """Reference tokens to reckon with in a dry run."""
+
+
+def read_spec(path: str | PathLike[str]) -> Spec:
+    """Read and check a spec; paths in it are relative to its own folder.
+
+    Raises   InvalidInput naming the key, its table and the nearest key there is
+    """
+    path = Path(path)
+    document = read_toml(path, "spec", "the path of a TOML file")
+    check_keys(path.name, "", document, TABLES[""] or ())
+    pipeline, scheduler, record = (_table(path, document, name) for name in ("pipeline", "scheduler", "record"))
+    Options(**record)
+    return Spec(
+        path=path,
+        pipeline=_text(path, "pipeline", pipeline, "class"),
+        source=resolve(path, _text(path, "pipeline", pipeline, "from_pretrained")),
+        arguments=_table(path, pipeline, "arguments", "pipeline.arguments"),
+        device=None if "device" not in pipeline else _text(path, "pipeline", pipeline, "device"),
+        without=tuple(_texts(path, "pipeline", "without", pipeline.get("without", []))),
+        adapters=tuple(_adapter(path, table) for table in _adapter_tables(path, document)),
+        scheduler=_text(path, "scheduler", scheduler, "class") if scheduler.get("class") or "scheduler" in document else None,
+        scheduler_config=_table(path, scheduler, "config", "scheduler.config"),
+        call=_table(path, document, "call"),
+        images={name: _images(path, name, value) for name, value in _table(path, document, "images").items()},
+        options={**record, "probes": probe_table(path, document["probes"])} if "probes" in document else record,
+        seed=_seed(path, document.get("seed")),
+        tokens=_tokens(path, _table(path, document, "dry_run").get("tokens")),
+    )
+
+
+def check_keys(where: str, table: str, found: Collection[str], known: Collection[str]) -> None:
+    """Raise InvalidInput for a key that is not known, with the nearest one that is."""
+    for key in found:
+        if key not in known:
+            place = f"[{table}] of {where}" if table else where
+            raise InvalidInput(f"{place} has an unknown key {key!r}{nearest(key, known)}; known are {', '.join(sorted(known))}")
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """`, did you mean ...` or nothing."""
+    lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    return f", did you mean {' or '.join(lower[c] for c in close)}?" if close else ""
+
+
+def resolve(spec: Path, source: str) -> str:
+    """A folder next to the spec if there is one, else a hub id.
+
+    Raises   InvalidInput for what can be neither
+    """
+    folder = spec.parent / Path(source).expanduser()
+    if folder.exists():
+        return str(folder)
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
+        looked = f"{spec.name}: from_pretrained = {source!r} does not exist (looked at {folder})"
+        raise InvalidInput(f"{looked}; give a folder written by save_pretrained, or a hub id")
+    return source
+
+
+def _table(path: Path, document: Mapping[str, Any], key: str, name: str | None = None) -> dict[str, Any]:
+    name = name or key
+    table = document.get(key, {})
+    if not isinstance(table, dict):
+        raise InvalidInput(f"{path.name}: {name} should be a table, [{name}], but is {table!r}")
+    known = TABLES[name]
+    if known is not None:
+        check_keys(path.name, name, table, known)
+    return table
+
+
+def _text(path: Path, table: str, values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or not value:
+        found = "is missing" if value is None else f"is {value!r}"
+        raise InvalidInput(f"[{table}] of {path.name}: {key} {found}; it should be text in quotes")
+    return value
+
+
+def _texts(path: Path, table: str, key: str, values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise InvalidInput(f"[{table}] of {path.name}: {key} is {values!r}; it should be a list of names")
+    return values
+
+
+def _adapter_tables(path: Path, document: Mapping[str, Any]) -> list[Any]:
+    tables = document.get("adapters", [])
+    if not isinstance(tables, list):
+        raise InvalidInput(f"{path.name}: adapters should be [[adapters]], with two brackets, one for each adapter")
+    return tables
+
+
+def _adapter(path: Path, table: Any) -> Adapter:
+    table = _table(path, {"adapters": table}, "adapters")
+    folder = table.get("image_encoder_folder", "image_encoder")
+    return Adapter(
+        source=resolve(path, _text(path, "adapters", table, "from_pretrained")),
+        weight_name=_text(path, "adapters", table, "weight_name"),
+        subfolder=table.get("subfolder", ""),
+        image_encoder_folder=folder or None,
+        scale=table.get("scale", 1.0),
+    )
+
+
+def _images(path: Path, name: str, value: Any) -> Images:
+    if isinstance(value, list):
+        return [_images(path, name, item) for item in value]
+    if not isinstance(value, str):
+        raise InvalidInput(f"[images] of {path.name}: {name} is {value!r}; it should be the path of an image, or a list of paths")
+    image = path.parent / Path(value).expanduser()
+    if not image.is_file():
+        raise InvalidInput(f"[images] of {path.name}: {name} = {value!r} is no file (looked at {image}); paths are relative to the spec")
+    return image
+
+
+def _seed(path: Path, seed: Any) -> int | list[int] | None:
+    values = seed if isinstance(seed, list) else [seed]
+    if seed is not None and not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
+        raise InvalidInput(f"{path.name}: seed is {seed!r}; it should be a whole number from 0, or one for each image")
+    return seed  # type: ignore[no-any-return]
+
+
+def _tokens(path: Path, tokens: Any) -> int | None:
+    if tokens is not None and not (isinstance(tokens, int) and tokens > 0):
+        raise InvalidInput(f"[dry_run] of {path.name}: tokens is {tokens!r}; it should be a number above 0")
+    return tokens

@@ -1,0 +1,342 @@
+"""Writes a trace step by step while sampling goes on; knows neither torch nor dask.
+
+    put   blocks of one call          -> queue, bounded in bytes -> worker: encode, hash, write, sync, rename
+    commit  one step, asynchronous    -> once its blocks are on disk: sync folders, append one journal line, sync
+    finish                            -> coordinates, images, manifest, then the root, atomically and last
+
+Whatever kills it, every step in the journal is readable and the root says that the trace is not complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, NoReturn, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...schema.errors import InvalidInput, NoSpace, TraceError
+from ...schema.journal import FileSums, encode_line, encode_manifest
+from ...schema.layout import (
+    JOURNAL,
+    MANIFEST,
+    ROOT,
+    ArrayPlan,
+    data_plans,
+    documents,
+    image_layout,
+    layer_documents,
+    layout,
+    probe_layout,
+    root_document,
+    step_layout,
+)
+from ...schema.text import Text
+from ...schema.trace import Image, Layer, Trace
+from .coordinates import columns
+from .files import FULL, Storage, encode_document, prepare, sync_folder
+from .workers import Job, Workers
+
+
+class DeferredBlock(Protocol):
+    """A block that is still on its way, such as from a GPU; called once, in a worker."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array to come."""
+        ...
+
+    def __call__(self) -> NDArray[Any]:
+        """Wait for it."""
+        ...
+
+
+Block: TypeAlias = NDArray[Any] | DeferredBlock
+
+
+@dataclass(slots=True)
+class _Step:
+    """What is on disk of one step."""
+
+    files: FileSums = field(default_factory=dict)
+    key_step: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
+    lost: dict[int, float] = field(default_factory=dict)
+
+
+class Writer:
+    """One trace being written. Use it from one thread.
+
+    Raises   AlreadyExists, InvalidInput; later NoSpace or what a block raised, from the next put, commit or finish
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], trace: Trace, *, queue_bytes: int = 512 * 2**20, workers: int = 2, overwrite: bool = False
+    ) -> None:
+        if trace.status != "recording" or trace.layers or trace.images:
+            raise InvalidInput("a writer starts from a trace of status `recording` without layers and images; it adds both itself")
+        self.path = Path(path)
+        self._trace = trace
+        self._plans: list[dict[str, ArrayPlan]] = []
+        self._steps: dict[int, _Step] = {}
+        self._committed: list[dict[str, Any]] = []
+        self._lost: dict[int, float] = {}
+        self._keys: dict[tuple[int, int, int], tuple[bytes, int]] = {}
+        self._next = 0
+        self._stale = False
+        self._completing = False
+        self._lock = Lock()
+        try:
+            prepare(self.path, overwrite)
+            self._storage = Storage(self.path)
+            self._write_root()
+            self._write_documents(trace)
+        except OSError as error:
+            self._raise(error)
+        self._workers = Workers(workers, queue_bytes)
+
+    @property
+    def trace(self) -> Trace:
+        """The record as it stands now."""
+        return self._trace
+
+    @property
+    def committed(self) -> int:
+        """Steps that are durable."""
+        return len(self._committed)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes of blocks that were held at once."""
+        return self._workers.peak
+
+    def add_layer(self, layer: Layer, probe_key: NDArray[Any] | None = None) -> int:
+        """Create a layer's arrays, with the keys of its probes if it has any, and return its index.
+
+        Dims     probe_key (head, probe token, channel)
+        """
+        index = len(self._trace.layers)
+        trace = dataclasses.replace(self._trace, layers=(*self._trace.layers, layer))
+        probes = probe_layout(trace, index)
+        if (probes is None) != (probe_key is None):
+            raise InvalidInput(f"layer {layer.name} has {layer.probe_tokens} tokens of probes; their keys come with it, and only then")
+        if probes is not None and probe_key is not None:
+            _check_block(probes, probe_key, probes.shape)
+        try:
+            for folder, document in layer_documents(trace, index).items():
+                self._storage.write_document(folder, document)
+            if probes is not None and probe_key is not None:
+                self._storage.write_block(probes, (), probe_key, durable=False)  # the next commit makes it so
+        except OSError as error:
+            self._raise(error)
+        with self._lock:  # only now may the root name it
+            self._trace, self._stale = trace, True
+            self._plans.append(data_plans(trace, index))
+        return index
+
+    def put(
+        self, layer: int, sample: int, branch: str, step: int, blocks: Mapping[str, Block], *, lost: float | Callable[[], float] = 0.0
+    ) -> None:
+        """Queue the blocks of one call; they must not change any more. Waits only while the queue is full."""
+        plans = self._plans[layer]
+        if set(blocks) != set(plans):
+            raise InvalidInput(f"layer {layer} takes the blocks {', '.join(plans)}, got {', '.join(blocks)}")
+        if not self._next <= step < self._trace.steps or not 0 <= sample < self._trace.samples or branch not in self._trace.branches:
+            raise InvalidInput(
+                f"sample {sample}, branch {branch}, step {step} is not open: samples {self._trace.samples}, branches "
+                f"{', '.join(self._trace.branches)}, steps {self._next} to {self._trace.steps - 1}"
+            )
+        at = (layer, sample, self._trace.branches.index(branch))
+        nbytes = sum(block.nbytes for block in blocks.values())
+        # Whether a key is new depends on the step before, so calls that have keys go in order.
+        order = at if "key" in blocks else None
+        self._submit(Job(partial(self._store, at, step, dict(blocks), lost), nbytes, step, order))
+
+    def commit(self, step: int, *, evaluation: int, timestep: float, sigma: float, scheduler_step: int) -> None:
+        """Journal a step as soon as all that was put for it is on disk; steps are committed in order, from 0, without a gap."""
+        if step != self._next or step >= self._trace.steps:
+            raise InvalidInput(f"step {step} cannot be committed: step {self._next} of {self._trace.steps} is next")
+        entry = {
+            "step": step,
+            "evaluation": int(evaluation),
+            "timestep": float(timestep),
+            "sigma": float(sigma) if math.isfinite(sigma) else None,
+            "scheduler_step": int(scheduler_step),
+        }
+        self._next += 1
+        self._submit(Job(partial(self._journal, entry), 0, step, "journal", closing=True))
+
+    def add_texts(self, texts: Sequence[Text]) -> None:
+        """Say what tokens of text groups and probes mean; the next commit makes it durable."""
+        with self._lock:
+            self._trace, self._stale = dataclasses.replace(self._trace, texts=(*self._trace.texts, *texts)), True
+
+    def add_images(self, images: Sequence[tuple[Image, NDArray[Any]]]) -> None:
+        """Keep pictures that are known from the start, so that a partial trace has them too."""
+        trace = dataclasses.replace(self._trace, images=(*self._trace.images, *(image for image, _ in images)))
+        try:
+            for image, pixels in images:
+                plan = image_layout(image)
+                _check_block(plan, pixels, plan.shape)
+                self._storage.write_document(plan.path, plan.to_json())
+                self._storage.write_block(plan, (), pixels)
+        except OSError as error:
+            self._raise(error)
+        with self._lock:  # only now may the root name them
+            self._trace, self._stale = trace, True
+
+    def finish(self, *, images: Sequence[tuple[Image, NDArray[Any]]] = (), **updates: Any) -> Trace:
+        """Complete the trace and return its record; `updates` replace fields of it."""
+        self._workers.drain()
+        self._submit(None)
+        self._workers.close()
+        try:
+            return self._complete(images, updates)
+        except OSError as error:
+            self._raise(error)
+
+    def interrupt(self, reason: str, *, cut: bool = False) -> None:
+        """Keep what can be kept and say in the trace why it ended; never raises.
+
+        `cut` shortens the step axis to what is committed, where its length was no plan but a bound.
+        """
+        if self._trace.status != "recording":
+            return
+        try:
+            self._workers.drain()
+            self._workers.close()
+            self._remove_uncommitted()
+            steps = self.committed if cut else self._trace.steps
+            self._trace = dataclasses.replace(self._trace, status="interrupted", reason=reason, steps=steps)
+            if cut or self._completing:  # `finish` had begun to shorten the arrays
+                self._write_documents(self._trace)
+            self._write_root()
+            self._storage.settle()
+        except Exception:  # the disk may be full or gone; the root then still says `recording`, which is as true
+            return
+
+    def _submit(self, job: Job | None) -> None:
+        if self._trace.status != "recording":
+            raise InvalidInput(f"the trace {self.path} is {self._trace.status}; nothing can be added to it")
+        try:
+            if job is None:
+                self._workers.check()
+            else:
+                self._workers.submit(job)
+        except OSError as error:
+            self._raise(error)
+
+    def _raise(self, error: OSError) -> NoReturn:
+        if isinstance(error, TraceError) or error.errno not in FULL:
+            raise error
+        done = f"{self.committed} of {self._trace.steps} steps are recorded and readable (`i2am info --partial`)"
+        smaller = ", or with encoding factors" if any(layer.encoding == "probabilities" for layer in self._trace.layers) else ""
+        hint = f"free space, or record fewer layers or steps{smaller}"
+        raise NoSpace(f"no space left for {self.path}: {done}; {hint}") from error
+
+    def _store(self, at: tuple[int, int, int], step: int, blocks: dict[str, Block], lost: float | Callable[[], float]) -> None:
+        """In a worker: encode and write the blocks of one call."""
+        files: FileSums = {}
+        position = -1
+        for name in tuple(blocks):
+            block = blocks.pop(name)
+            data = block() if callable(block) else block
+            plan = self._plans[at[0]][name]
+            _check_block(plan, data, plan.shape[3:])
+            if name == "key":
+                position = self._place_key(at, step, data)
+                if position != step:
+                    continue
+            files |= self._storage.write_block(plan, (*at[1:], step), data)
+        share = float(lost() if callable(lost) else lost)
+        with self._lock:
+            record = self._steps.setdefault(step, _Step())
+            record.files |= files
+            record.key_step.setdefault(at[0], {})[at[1:]] = position
+            record.lost[at[0]] = max(share, record.lost.get(at[0], 0.0))
+
+    def _place_key(self, at: tuple[int, int, int], step: int, key: NDArray[Any]) -> int:
+        """The step at which this key lies: an earlier one if it has not changed since."""
+        digest = hashlib.sha256(np.ascontiguousarray(key).data).digest()
+        last = self._keys.get(at)
+        if last is None or last[0] != digest:
+            self._keys[at] = last = (digest, step)
+        return last[1]
+
+    def _journal(self, entry: dict[str, Any]) -> None:
+        """In a worker: everything the line names is durable before the line is."""
+        with self._lock:
+            record = self._steps.get(entry["step"]) or _Step()
+            stale, self._stale = self._stale, False
+        if stale:
+            self._storage.settle()  # the root never names a layer that a power cut could still take
+            self._write_root()
+        self._storage.settle(record.files)
+        entry |= {
+            "present": sorted(record.key_step),
+            "key_step": {str(layer): self._table(at) for layer, at in sorted(record.key_step.items()) if "key" in self._plans[layer]},
+            "lost": {str(layer): share for layer, share in sorted(record.lost.items())},
+            "files": {name: list(value) for name, value in sorted(record.files.items())},
+        }
+        self._storage.append(JOURNAL, encode_line(entry))
+        self._committed.append(entry)
+        with self._lock:
+            self._steps.pop(entry["step"], None)
+        for layer, share in record.lost.items():
+            self._lost[layer] = max(share, self._lost.get(layer, 0.0))
+
+    def _table(self, at: dict[tuple[int, int], int]) -> list[list[int]]:
+        return [[at.get((s, b), -1) for b in range(len(self._trace.branches))] for s in range(self._trace.samples)]
+
+    def _write_root(self) -> None:
+        trace = self._trace
+        if trace.status == "recording":  # `present` grows with the layers
+            self._storage.write_document("present", step_layout(trace.steps, len(trace.layers))[-1].to_json())
+        self._storage.write_document("", root_document(trace), durable=True)
+
+    def _write_documents(self, trace: Trace) -> None:
+        for folder, document in documents(trace).items():
+            self._storage.write_document(folder, document)
+
+    def _remove_uncommitted(self) -> None:
+        kept = {name for entry in self._committed for name in entry["files"]}
+        folders = {plan.path for plans in self._plans for plan in plans.values()}
+        blocks = {name for name in self._storage.files if name.rpartition("/")[0] in folders and not name.endswith(ROOT)}
+        self._storage.remove(blocks - kept)
+
+    def _complete(self, images: Sequence[tuple[Image, NDArray[Any]]], updates: dict[str, Any]) -> Trace:
+        trace = dataclasses.replace(self._trace, **updates)
+        lost = [min(1.0, self._lost.get(index, 0.0)) for index in range(len(trace.layers))]
+        layers = tuple(dataclasses.replace(layer, column_mass_lost=share) for layer, share in zip(trace.layers, lost, strict=True))
+        pictures = (*(image for image, _ in images), *trace.images)
+        trace = dataclasses.replace(trace, layers=layers, images=pictures, steps=self.committed, status="complete", reason="")
+        arrays = columns(trace, self._committed) | {f"images/{image.name}": pixels for image, pixels in images}
+        plans = [plan for plan in layout(trace) if plan.path in arrays]
+        for plan in plans:
+            _check_block(plan, arrays[plan.path], plan.shape)
+        root = encode_document(root_document(trace))
+        self._completing = True
+        self._remove_uncommitted()
+        self._write_documents(trace)
+        for plan in plans:
+            self._storage.write_block(plan, (), arrays[plan.path], durable=False)
+        self._storage.settle()
+        files = {**self._storage.files, ROOT: (len(root), hashlib.sha256(root).hexdigest())}
+        self._storage.write(MANIFEST, [encode_manifest(trace.id, files).encode()])
+        sync_folder(self.path)
+        self._storage.write(ROOT, [root])
+        sync_folder(self.path)
+        self._trace = trace
+        return trace
+
+
+def _check_block(plan: ArrayPlan, data: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if data.shape != shape or data.dtype != plan.dtype:
+        raise InvalidInput(f"{plan.path} takes {plan.dtype} of shape {shape}, got {data.dtype} of shape {data.shape}")

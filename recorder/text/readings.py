@@ -1,0 +1,217 @@
+"""What the text tokens of a run say, proven: the vectors that a denoiser is given are looked up among those that the text
+encoders made, and their tokens among what the tokenizers said.
+
+So templates that a pipeline drops, encoders that it joins, prompts that it repeats, and embeddings that it was given all come out
+right, or not at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ...schema.text import Text, Word
+from ..capture.wrapping import replaced
+from .words import Spans, align, find_words, lettered
+
+CHANNELS: Final = 16
+"""Leading channels of a token's vector that are compared."""
+ENCODERS: Final = "text_encoder"
+"""What the names of a pipeline's text encoders begin with."""
+FINAL_NORM: Final = "final_layer_norm"
+"""Pipelines that skip an encoder's last layers call this module by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One text as its tokenizer cut it."""
+
+    text: str
+    tokens: tuple[str, ...]
+    words: tuple[Word, ...]
+    kept: tuple[bool, ...]
+    """Whether each token is more than padding."""
+    tokenizer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Tokens of one reading that lie one behind another among a denoiser's."""
+
+    reading: Reading
+    first: int
+    """Of the reading's tokens."""
+    start: int
+    """Of the denoiser's."""
+    count: int
+
+    @property
+    def kept(self) -> tuple[bool, ...]:
+        """Whether each token is more than padding."""
+        return self.reading.kept[self.first : self.first + self.count]
+
+    def text(self, group: str, first: int = 0, count: int | None = None, start: int | None = None) -> Text:
+        """These tokens, or some of them, as the trace keeps them."""
+        begin = self.first + first
+        end = self.first + self.count if count is None else begin + count
+        inside = [word for word in self.reading.words if word.start >= begin and word.stop <= end]
+        words = tuple(replace(word, start=word.start - begin, stop=word.stop - begin) for word in inside)
+        place = self.start + first if start is None else start
+        return Text(group, self.reading.text, self.reading.tokens[begin:end], words, place, tokenizer=self.reading.tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A token that an encoder made, and what it is looked up in."""
+
+    reading: Reading
+    made: list[bytes]
+    wanted: list[bytes]
+    token: int = 0
+
+    def run(self, start: int) -> int:
+        """How many tokens agree from here on; where padding was set to 0, the tokens go on."""
+        pairs = zip(self.wanted[start:], self.made[self.token :], strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] in (pair[1], bytes(len(pair[0]))), pairs))
+
+
+class Texts:
+    """Watches a pipeline's tokenizers and text encoders."""
+
+    def __init__(self, pipeline: Any) -> None:
+        parts = dict(getattr(pipeline, "components", {}))
+        self._encoders = {name: part for name, part in parts.items() if name.startswith(ENCODERS) and isinstance(part, nn.Module)}
+        self._tokenizers = {type(part) for part in _tokenizers(parts.values())}
+        self._readings: dict[tuple[int, ...], Reading] = {}
+        self._rows: list[tuple[int, ...]] = []
+        self._made: list[tuple[tuple[int, ...], Tensor]] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Listen for as long as the context lasts."""
+        with ExitStack() as stack:
+            for cls in self._tokenizers:
+                stack.enter_context(replaced(cls, "__call__", self._wrap))
+            for encoder in self._encoders.values():
+                for handle in self._hooks(encoder):
+                    stack.callback(handle.remove)
+            yield
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Forget afterwards what was encoded meanwhile, and do not take what was encoded before for it."""
+        before, self._made = self._made, []
+        try:
+            yield
+        finally:
+            self._made = before
+
+    @property
+    def read(self) -> bool:
+        """Whether any text was encoded."""
+        return bool(self._made)
+
+    def find(self, vectors: Tensor) -> tuple[Stretch, ...]:
+        """What each token of one row of a denoiser's text is; nothing unless all are known.
+
+        Dims     (token, channel)
+        """
+        leading = vectors[:, :CHANNELS].detach().to("cpu")
+        made = [(self._readings[row], values.to(leading.dtype)) for row, values in self._made if row in self._readings]
+        wanted = {width: _prints(leading[:, :width]) for width in {values.shape[1] for _, values in made}}
+        places: dict[bytes, list[_Place]] = {}
+        for reading, values in made:
+            place = _Place(reading, _prints(values), wanted[values.shape[1]])
+            for token, one in enumerate(place.made):
+                places.setdefault(one, []).append(replace(place, token=token))
+        found: list[Stretch] = []
+        start = 0
+        while start < len(leading):
+            candidates = [place for prints in wanted.values() for place in places.get(prints[start], ())]
+            if not candidates:
+                return ()
+            best = max(candidates, key=lambda place: place.run(start))
+            found.append(Stretch(best.reading, best.token, start, best.run(start)))
+            start += best.run(start)
+        return tuple(found)
+
+    def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def tokenize(tokenizer: Any, *args: Any, **kwargs: Any) -> Any:
+            output = original(tokenizer, *args, **kwargs)
+            given = args[0] if args else kwargs.get("text")
+            texts = [given] if isinstance(given, str) else given
+            if isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts) and isinstance(output, Mapping):
+                self._remember(tokenizer, texts, output)
+            return output
+
+        return tokenize
+
+    def _remember(self, tokenizer: Any, texts: Sequence[str], output: Mapping[str, Any]) -> None:
+        ids, encodings = _rows(output.get("input_ids")), getattr(output, "encodings", None)
+        masks = _rows(output.get("attention_mask")) or [()] * len(ids)
+        if len(ids) != len(texts) or len(masks) != len(ids) or (encodings and len(encodings) != len(ids)):
+            return  # texts in pairs, or cut into several windows
+        for index, (text, row, mask) in enumerate(zip(texts, ids, masks, strict=True)):
+            tokens = tuple(str(token) for token in tokenizer.convert_ids_to_tokens(list(row)))
+            spans = tuple((a, b) for a, b in encodings[index].offsets) if encodings else _aligned(tokenizer, text, row, tokens)
+            kept = tuple(map(bool, mask)) or tuple(one != tokenizer.pad_token_id for one in row)
+            words = find_words(text, lettered(tokens, spans)) if len(spans) == len(tokens) else ()
+            self._readings[row] = Reading(text, tokens, words, kept, type(tokenizer).__name__)
+
+    def _hooks(self, encoder: nn.Module) -> list[Any]:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._rows = _rows(kwargs.get("input_ids", args[0] if args else None))
+
+        def leave(_: nn.Module, args: Any, output: Any) -> None:
+            self._keep(output)
+
+        handles = [encoder.register_forward_pre_hook(enter, with_kwargs=True), encoder.register_forward_hook(leave)]
+        norms = [module for path, module in encoder.named_modules() if path.rpartition(".")[2] == FINAL_NORM]
+        return [*handles, *(norm.register_forward_hook(leave) for norm in norms)]
+
+    def _keep(self, output: Any) -> None:
+        for values in tensors(output):
+            if values.ndim == 3 and values.shape[:2] == (len(self._rows), len(self._rows[0]) if self._rows else 0):
+                few = values[..., :CHANNELS].detach().to("cpu", copy=True)
+                self._made += [(row, few[index]) for index, row in enumerate(self._rows)]
+
+
+def _tokenizers(parts: Any) -> Iterator[Any]:
+    for part in parts:
+        for tokenizer in (part, getattr(part, "tokenizer", None)):
+            if hasattr(type(tokenizer), "convert_ids_to_tokens"):
+                yield tokenizer
+
+
+def _rows(ids: Any) -> list[tuple[int, ...]]:
+    """Rows of numbers, whatever holds them; none if it is something else."""
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(ids, (list, tuple)) or not ids:
+        return []
+    rows = ids if isinstance(ids[0], (list, tuple)) else [ids]
+    return [tuple(row) for row in rows]
+
+
+def _aligned(tokenizer: Any, text: str, ids: tuple[int, ...], tokens: tuple[str, ...]) -> Spans:
+    specials = set(tokenizer.all_special_ids)
+    return align(text, ["" if one in specials else token for one, token in zip(ids, tokens, strict=True)])
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in what a module or a method gives, in order."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (Mapping, list, tuple)):
+        for value in output.values() if isinstance(output, Mapping) else output:
+            yield from tensors(value)
+
+
+def _prints(vectors: Tensor) -> list[bytes]:
+    """Each row's bytes."""
+    return [row.tobytes() for row in vectors.contiguous().view(torch.uint8).numpy()]
