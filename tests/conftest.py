@@ -7,7 +7,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 collect_ignore = (
-    [] if find_spec("torch") else [path.name for path in HERE.glob("test_*.py") if "pytest.mark.analyzer" not in path.read_text()]
+    [] if find_spec("torch") else [str(path) for path in HERE.rglob("test_*.py") if "pytest.mark.analyzer" not in path.read_text()]
 )
 
 # A shell hides Ctrl-C from what it runs in the background, and what is hidden is inherited; some tests are about Ctrl-C.

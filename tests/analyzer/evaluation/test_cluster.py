@@ -1,0 +1,290 @@
+"""Datasets on a cluster: a real scheduler and two real workers, processes of their own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import xarray as xr
+from repository import ROOT
+
+from i2am.analyzer import evaluate
+from i2am.analyzer.cli.main import run
+from i2am.analyzer.evaluation import cluster
+from i2am.analyzer.evaluation.cluster import connected, require_workers
+from i2am.analyzer.evaluation.rows import Question, Row, evaluate_trace
+from i2am.analyzer.store import chunks
+from i2am.schema.errors import InvalidInput, NoCluster
+from traces import synthetic_trace
+
+pytestmark = pytest.mark.analyzer
+
+LOCAL = ["--no-dashboard", "--host", "127.0.0.1"]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A scheduler with two workers of one thread each, gone afterwards whatever happens."""
+    folder = tmp_path_factory.mktemp("cluster")
+    file, started = folder / "scheduler.json", []
+
+    def start(*arguments: str) -> None:
+        log = (folder / f"{len(started)}.log").open("w")
+        with log:
+            command = [sys.executable, "-P", "-m", "dask", *arguments, *LOCAL, "--scheduler-file", str(file)]
+            started.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log))
+
+    patient = pytest.MonkeyPatch()
+    for name in ("ANSWER_SECONDS", "WORKER_SECONDS"):
+        patient.setattr(cluster, name, 120)  # for machines that have much else to do
+    try:
+        start("scheduler", "--port", "0", "--idle-timeout", "120")
+        for name in ("one", "two"):
+            # A worker without a scheduler ends by itself, even if nobody is left to end it.
+            options = ("--nthreads", "1", "--no-nanny", "--death-timeout", "60", "--local-directory", str(folder / name))
+            start("worker", *options)
+        yield _address(file, started)
+    finally:
+        patient.undo()
+        for process in started:
+            process.kill()
+        for process in started:
+            process.wait()
+
+
+def _address(file: Path, started: Sequence[subprocess.Popen[bytes]]) -> str:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        ended = [process.args for process in started if process.poll() is not None]
+        assert not ended, f"{ended} ended; its log lies beside {file}"
+        try:
+            return str(json.loads(file.read_text())["address"])
+        except (OSError, ValueError):
+            time.sleep(0.05)
+    raise AssertionError(f"the scheduler did not say where it is within 30 s; its log lies beside {file}")
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four sound traces, of both encodings, and one that did not finish."""
+    folder = tmp_path_factory.mktemp("traces")
+    for seed in range(4):
+        encoding = ("probabilities", "factors")[seed % 2]
+        synthetic_trace(folder / f"pair-{seed}.zarr", steps=2, seed=seed, encoding=encoding)
+    synthetic_trace(folder / "part.zarr", steps=2, planned=5, status="interrupted", seed=5)
+    return folder
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("attention was read in the client's process")
+
+
+def test_a_cluster_gives_what_threads_give_bit_for_bit(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = ("imacs_g", "imacs_r", "imacs_r_plain", "iou_g", "entropy_r", "row_entropy")
+    here = evaluate(traces, metrics=metrics, layers="*_blocks.*")
+    with connected(address) as client, monkeypatch.context() as patch:
+        patch.setattr(chunks, "open", refuse, raising=False)
+        there = evaluate(traces, metrics=metrics, layers="*_blocks.*", client=client)
+        assert len(client.scheduler_info()["workers"]) in (1, 2), "the second may still be on its way"
+    assert there.sizes["trace"] == 4
+    xr.testing.assert_identical(here.drop_attrs(), there.drop_attrs())
+    assert [here[name].attrs for name in metrics] == [there[name].attrs for name in metrics]
+    assert [row["type"] for row in json.loads(there.attrs["skipped"])] == ["IncompleteTrace"]
+
+
+def test_the_command_prints_the_same_on_a_cluster(
+    address: str, traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(traces.parent)
+    for command in (["evaluate", traces.name], ["imacs", f"{traces.name}/pair-2.zarr", f"{traces.name}/pair-0.zarr"]):
+        documents = []
+        for where in ([], ["--scheduler", address]):
+            code = run([*command, "--json", *where])
+            captured = capsys.readouterr()
+            assert (captured.err, code) == ("", 4 if command[0] == "evaluate" else 0)
+            documents.append(json.loads(captured.out))
+        skipped = [document.pop("skipped") for document in documents]
+        assert documents[0] == documents[1]
+        assert [row["message"].replace(f"{traces.parent}/", "") for row in skipped[1]] == [row["message"] for row in skipped[0]]
+        assert all("--partial" in row["message"] for row in skipped[1]), "as who types commands reads it"
+
+
+def test_masks_from_files_reach_the_workers(
+    address: str, traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    picture = Image.new("L", (48, 64))
+    picture.paste(255, (0, 0, 20, 64))
+    picture.save("mask.png")
+    found = []
+    for where in ([], ["--scheduler", address]):
+        assert run(["evaluate", str(traces / "pair-0.zarr"), "--mask", "mask.png", "--metric", "imacs_g", "--json", *where]) == 0
+        found.append(json.loads(capsys.readouterr().out)["traces"])
+    assert found[0] == found[1]
+
+
+def test_the_page_s_commands_work(
+    address: str, traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "datasets.md").read_text().replace("tcp://10.0.0.1:8786", address)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(traces, "traces")
+    shutil.copytree(traces / "pair-0.zarr", "run.zarr")
+    lines = [line.split("#")[0] for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    asked = [shlex.split(line)[1:] for line in lines if re.match("i2am (imacs|evaluate) ", line)]
+    assert len(asked) == 3
+    for arguments in asked:
+        assert run([*arguments, *(["--overwrite"] if "-o" in arguments else [])]) == 4, "one of the traces did not finish"
+        assert "1 of 5 traces were skipped" in capsys.readouterr().err
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "datasets.md", "exec"), {})
+
+
+def test_a_worker_of_another_release_is_named(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "version", lambda name: "99.1")
+    with connected(address) as client, pytest.raises(NoCluster, match=r"worker tcp://127.0.0.1:\d+ has i2am .*, this is 99.1"):
+        evaluate(traces, client=client)
+
+
+def test_what_distributed_logs_does_not_come_beside_our_line(capfd: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("distributed.client")
+    handler = logging.StreamHandler(sys.stderr)
+    log.addHandler(handler)
+    try:
+        with cluster.quiet():
+            log.error("inside")
+        log.error("outside")
+    finally:
+        log.removeHandler(handler)
+    shown = capfd.readouterr().err
+    assert "inside" not in shown and "outside" in shown
+
+
+def test_what_travels_is_small(traces: Path) -> None:
+    question = Question(("imacs_g", "row_entropy"))
+    row = evaluate_trace(traces / "pair-0.zarr", question)
+    assert row.values
+    assert len(pickle.dumps((question, row))) < 4096
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
+
+
+def refused(address: str, traces: Path, capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """The one line that a command prints about a scheduler, within seconds."""
+    begin = time.monotonic()
+    assert run(["evaluate", str(traces), "--scheduler", address]) == code
+    assert time.monotonic() - begin < 15
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    return captured.err
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(hasty: None, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    line = refused(f"tcp://127.0.0.1:{port}", traces, capsys, 6)
+    assert f"no dask scheduler answered at tcp://127.0.0.1:{port} within 1 s" in line
+    assert "`dask scheduler`" in line and "leave --scheduler out" in line
+
+
+def test_something_that_listens_and_says_nothing_is_one_line(hasty: None, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert "no dask scheduler answered" in refused(f"127.0.0.1:{server.getsockname()[1]}", traces, capsys, 6)
+
+
+def test_another_part_of_a_cluster_is_no_scheduler(address: str, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with connected(address) as client:
+        client.wait_for_workers(1, timeout=cluster.WORKER_SECONDS)
+        worker = next(iter(client.scheduler_info()["workers"]))
+    assert f"no dask scheduler answered at {worker}" in refused(worker, traces, capsys, 6)
+
+
+def test_without_distributed_the_line_names_the_extra(
+    traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert 'pip install "i2am[cluster]"' in refused("tcp://127.0.0.1:1", traces, capsys, 5)
+
+
+@pytest.mark.parametrize("address", ["", "here", "tcp://10.0.0.1", "10.0.0.1:port", "tcp://a b:1", "http//x:1"])
+def test_what_is_no_address_is_said(address: str, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected one such as tcp://10.0.0.1:8786" in refused(address, traces, capsys, 2)
+
+
+def client_of(found: Any, *, workers: bool = True) -> Any:
+    """As much of a client as is asked before any work: `found` is what its worker answers."""
+
+    def wait(count: int, timeout: float) -> None:
+        if not workers:
+            raise TimeoutError
+
+    return SimpleNamespace(
+        scheduler=SimpleNamespace(address="tcp://s:1"), wait_for_workers=wait, run=lambda *given, on_error: {"tcp://w:2": found}
+    )
+
+
+def test_workers_that_cannot_do_the_work_are_named(traces: Path) -> None:
+    here, trace = cluster.look(str(traces / "pair-0.zarr")), traces / "pair-0.zarr"
+    require_workers(client_of(here), trace)
+    for found, reason in (
+        (ModuleNotFoundError("No module named 'i2am'"), r"the worker tcp://w:2 cannot run i2am \(No module named 'i2am'\)"),
+        ((here[0], False), r"the worker tcp://w:2 does not see .*pair-0.zarr"),
+    ):
+        with pytest.raises(NoCluster, match=reason):
+            require_workers(client_of(found), trace)
+    with pytest.raises(NoCluster, match=f"no worker for {cluster.WORKER_SECONDS} s; start some: dask worker tcp://s:1"):
+        require_workers(client_of(here, workers=False), trace)
+
+
+def test_work_that_every_worker_has_left_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.2)
+    cancelled: list[Any] = []
+    there = {"tcp://w:2": 1}
+    client: Any = SimpleNamespace(nthreads=lambda: dict(there), cancel=cancelled.append)
+    with cluster._watched(client, ["future"]) as deserted:
+        assert not deserted.wait(0.5)
+        there.clear()
+        assert deserted.wait(10)
+        assert cancelled == [["future"]]
+    client.nthreads = lambda: 1 / 0
+    with cluster._watched(client, []) as deserted:
+        assert not deserted.wait(0.5), "a scheduler that is gone is another matter"
+
+
+def test_a_trace_that_only_the_client_sees_says_so(traces: Path) -> None:
+    gone = Row(kind="NotATrace", error="there is no such folder", code=3)
+    assert (
+        "the worker that was to read it does not see it; workers read traces themselves"
+        in cluster._found_here(gone, traces / "pair-0.zarr").error
+    )
+    assert cluster._found_here(gone, traces / "nothing.zarr") is gone
+
+
+def test_a_trace_that_costs_its_worker_is_a_row_like_others(traces: Path) -> None:
+    row = cluster._lost(RuntimeError("worker died\nfour times"), traces)
+    assert (row.kind, row.code) == ("RuntimeError", 1)
+    assert "(worker died four times); they may be short of memory" in row.error
+
+
+def test_addresses_are_checked_before_anything_is_asked() -> None:
+    with pytest.raises(InvalidInput), connected("nonsense"):
+        pass

@@ -1,0 +1,70 @@
+"""The bootstrap: its laws, and scipy's as oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import bootstrap
+
+from i2am.analyzer.numerics import statistics
+from i2am.analyzer.numerics.statistics import bootstrap_mean
+
+pytestmark = pytest.mark.analyzer
+
+VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40)
+
+
+@given(VALUES)
+@settings(max_examples=30, deadline=None)
+def test_an_interval_holds_its_mean_and_lies_within_the_values(values: list[float]) -> None:
+    found = bootstrap_mean(values, resamples=500)
+    slack = 1e-9 * max(map(abs, values), default=1)
+    assert found.mean == pytest.approx(np.mean(values))
+    assert min(values) - slack <= found.low <= found.high <= max(values) + slack
+
+
+@given(VALUES, st.floats(-10, 10), st.floats(0.5, 4))
+@settings(max_examples=30, deadline=None)
+def test_it_moves_and_stretches_as_the_values_do(values: list[float], shift: float, factor: float) -> None:
+    here = bootstrap_mean(values, resamples=200)
+    there = bootstrap_mean(np.asarray(values) * factor + shift, resamples=200)
+    np.testing.assert_allclose([there.low, there.high], [here.low * factor + shift, here.high * factor + shift], atol=1e-8)
+
+
+def test_it_is_scipy_s() -> None:
+    values = np.random.default_rng(3).gamma(2.0, size=60)
+    theirs = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    ours = bootstrap_mean(values)
+    np.testing.assert_allclose([ours.low, ours.high], theirs, atol=0.05 * (theirs.high - theirs.low))
+
+
+def test_the_seed_decides_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(20)
+    assert bootstrap_mean(values) == bootstrap_mean(values)
+    assert bootstrap_mean(values) != bootstrap_mean(values, seed=1)
+
+
+def test_more_traces_narrow_it() -> None:
+    values = np.random.default_rng(0).random(400)
+    few, many = bootstrap_mean(values[:40]), bootstrap_mean(values)
+    assert (many.high - many.low) < 0.5 * (few.high - few.low)
+
+
+def test_batches_cover_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(10.0)
+    monkeypatch.setattr(statistics, "BATCH_BYTES", 10 * 8 * 7)
+    found = bootstrap_mean(values, resamples=100)
+    assert 0 <= found.low < found.mean < found.high <= 9
+
+
+def test_too_few_values_have_no_interval() -> None:
+    one, none = bootstrap_mean([2.0, np.nan]), bootstrap_mean([])
+    assert (one.mean, one.count, none.count) == (2.0, 1, 0)
+    assert np.isnan([one.low, one.high, none.mean, none.low]).all()
+
+
+def test_values_that_are_all_alike_have_an_interval_of_no_width() -> None:
+    found = bootstrap_mean([0.25] * 9)
+    assert (found.low, found.mean, found.high) == (0.25, 0.25, 0.25)

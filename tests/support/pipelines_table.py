@@ -1,0 +1,168 @@
+"""Prints docs/pipelines.md from what recordings of the tests' tiny pipelines see:
+
+python tests/support/pipelines_table.py > docs/pipelines.md
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import pipelines_adapters
+    import pipelines_sequences
+    import pipelines_transformers
+    import pipelines_video
+    from diffusers import MarigoldDepthPipeline, StableDiffusionInstructPix2PixPipeline, StableUnCLIPImg2ImgPipeline
+
+    import pipelines
+
+from memory import MemoryWriter
+
+from i2am.recorder import record
+from i2am.recorder.labels import layers as sites
+from i2am.recorder.session import intake
+from i2am.schema.errors import UnsupportedModel
+from i2am.schema.trace import Layer, TokenGroup
+from pipelines import Built
+
+TITLE = """# Pipelines
+
+What a recording sees of each family, with the tests' tiny random components: token counts and grids are theirs, not those of published
+models. The images were equal, bit by bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`,
+`test_sequences.py`, `test_video_recording.py`).
+
+This page is printed by `python tests/support/pipelines_table.py > docs/pipelines.md`; a test compares them.
+
+- **reference tokens**: of one attention call. `+` stands between references, `;` between calls, `CLS` for a token without a place.
+- **softmax shared with**: what else the model weighs against the reference in the same softmax. With `keys="auto"` only the reference's
+  part of such a call is stored; P stays the model's own, because `query_lse` runs over all of its keys.
+- **steps**: evaluations in this run, and how many denoiser passes make one where there are several.
+- **frames**: of a layer, which may be fewer than the video's, as several frames of a picture may share one of the latent.
+"""
+HEAD = ("family", "pipeline", "reference tokens", "grid", "softmax shared with", "steps", "branches", "what is stored, or why nothing")
+
+
+def instructions() -> Built:
+    pipeline = pipelines.stable_diffusion(StableDiffusionInstructPix2PixPipeline, channels=8)
+    return pipeline, lambda: {**pipelines.text_arguments(), "image": pipelines.picture(1), "generator": pipelines.generator()}
+
+
+def unclip() -> Built:
+    plain = pipelines.stable_diffusion()
+    absent = ("feature_extractor", "image_encoder", "image_normalizer", "image_noising_scheduler", "tokenizer", "text_encoder")
+    pipeline = StableUnCLIPImg2ImgPipeline(**dict.fromkeys(absent), unet=plain.unet, scheduler=plain.scheduler, vae=plain.vae)
+    return pipeline, lambda: {"image": pipelines.picture(1), **pipelines.text_arguments()}
+
+
+def marigold() -> Built:
+    plain = pipelines.stable_diffusion(channels=8)
+    pipeline = MarigoldDepthPipeline(plain.unet, plain.vae, plain.scheduler, None, None)
+    return pipeline, lambda: {"image": pipelines.picture(1)}
+
+
+PLAIN = ("text", "text-heun", "inpaint", "ip-plain", "ip-plus", "ip-full", "ip-two", "sdxl", "paint-by-example", "image-variation")
+REFUSED: dict[str, Callable[[], Built]] = {
+    "flux-fill": pipelines_transformers.flux_fill,
+    "instruct-pix2pix": instructions,
+    "stable-unclip": unclip,
+    "marigold": marigold,
+    "wan-channels": pipelines_video.wan_channels,
+}
+ROWS: dict[str, Callable[[], Built]] = {
+    **{name: pipelines.FAMILIES[name] for name in PLAIN},
+    **pipelines_adapters.ADAPTED,
+    **pipelines_transformers.SHARED,
+    **pipelines_sequences.SEQUENCES,
+    **pipelines_video.VIDEO,
+    **REFUSED,
+}
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[TokenGroup, ...]]]:
+    """The keys of every call site, whole, while recordings stay in memory."""
+    seen: list[tuple[TokenGroup, ...]] = []
+    writer, label = intake.Writer, sites.token_groups
+
+    def note(*args: Any, **kwargs: Any) -> tuple[TokenGroup, ...]:
+        seen.append(label(*args, **kwargs))
+        return seen[-1]
+
+    intake.Writer, sites.token_groups = MemoryWriter, note  # type: ignore[assignment, misc]
+    try:
+        yield seen
+    finally:
+        intake.Writer, sites.token_groups = writer, label  # type: ignore[misc]
+
+
+def row(family: str) -> str:
+    """One line of the table."""
+    pipeline, call = ROWS[family]()
+    passes: list[Any] = []
+    for name in ("unet", "transformer", "transformer_2"):
+        if getattr(pipeline, name, None) is not None:
+            getattr(pipeline, name).register_forward_pre_hook(lambda *_: passes.append(None))
+    with watched() as seen:
+        try:
+            record(pipeline, Path("nowhere.zarr"), branches="both", progress=False, **call())
+        except UnsupportedModel as error:
+            return line(family, type(pipeline).__name__, "", "", "", "", "", f"refused: {str(error).rpartition(';')[0]}")
+    trace, steps = MemoryWriter.last.trace, len(MemoryWriter.last.commits)
+    branches = [name for name in ("cond", "uncond") if any(name == branch for _, _, branch, _ in MemoryWriter.last.blocks)]
+    calls = list(dict.fromkeys(groups for groups in seen if any(g.role == "reference" for g in groups)))
+    references = list(dict.fromkeys(tuple(g for g in groups if g.role == "reference") for groups in calls))
+    others = {g.role for groups in calls for g in groups} - {"reference"}
+    stored = ", ".join(role for role in ("text", "reference") if any(g.role == role for layer in trace.layers for g in layer.groups))
+    return line(
+        family,
+        type(pipeline).__name__,
+        "; ".join(dict.fromkeys(" + ".join(count(g) for g in groups) for groups in references)),
+        "; ".join(dict.fromkeys(" + ".join(size(g) for g in groups) for groups in references)),
+        {frozenset(): "nothing", frozenset({"self"}): "the image itself"}.get(frozenset(others), "text and the image itself")
+        if references
+        else "",
+        f"{steps}, each of {len(passes) // steps} passes" if len(passes) > steps else str(steps),
+        ", ".join(branches),
+        (stored if references else f"{stored}: no reference here") + places(trace.layers),
+    )
+
+
+def places(layers: tuple[Layer, ...]) -> str:
+    """The frames of a video's layers, in words."""
+    frames = list(dict.fromkeys(layer.frames for layer in layers if layer.frames))
+    return f"; {', '.join(map(str, frames))} frames" if frames else ""
+
+
+def count(group: TokenGroup) -> str:
+    """Tokens of a group, the one without a place apart."""
+    return f"(CLS, {group.tokens - group.specials})" if group.specials else str(group.tokens)
+
+
+def size(group: TokenGroup) -> str:
+    """A group's grid in words."""
+    return "none" if group.grid is None else f"{group.grid[0]} x {group.grid[1]}"
+
+
+def line(*cells: str) -> str:
+    """One line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the page."""
+    warnings.simplefilter("ignore")
+    print(TITLE)
+    print(line(*HEAD))
+    print(line(*("---",) * len(HEAD)))
+    for family in ROWS:
+        print(row(family))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
