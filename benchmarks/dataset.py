@@ -27,7 +27,7 @@ import zarr
 from measure import machine, peak_memory, size_on_disk, table
 
 from i2am.recorder.store.writer import Writer
-from i2am.schema import Layer, TokenGroup, Trace, encode_probability
+from i2am.schema import Layer, TokenGroup, TraceRecord, encode_probability
 from i2am.schema.layout import data_plans
 from i2am.schema.trace import Image
 
@@ -58,12 +58,12 @@ def layers() -> list[Layer]:
     return [Layer(f"unet.{i}.attn2", 0, HEADS, DEPTH, DEPTH**-0.5, (side, side), TOKENS, group) for i, side in enumerate(sides)]
 
 
-def write(path: Path, gigabytes: float) -> Trace:
+def write(path: Path, gigabytes: float) -> TraceRecord:
     """A complete trace of at least this many GB of raw float16 attention, with masks."""
     sites = layers()
     steps = max(TIME_GROUPS, round(gigabytes * 1e9 / sum(HEADS * layer.grid[0] ** 2 * TOKENS * 2 for layer in sites)))
     blocks = {side: [attention(side, seed) for seed in range(BLOCKS)] for side in GRIDS}
-    writer = Writer(path, Trace("dataset", "recording", 1, ("cond",), steps, latent_grid=(SIDE, SIDE)))
+    writer = Writer(path, TraceRecord("dataset", "recording", 1, ("cond",), steps, latent_grid=(SIDE, SIDE)))
     places = [writer.add_layer(layer) for layer in sites]
     for step in range(steps):
         for place, layer in zip(places, sites, strict=True):
@@ -76,7 +76,7 @@ def write(path: Path, gigabytes: float) -> Trace:
     return writer.finish(images=[(Image(name, role, *pixels.shape), pixels) for name, role, pixels in pictures])
 
 
-def calls(trace: Trace) -> list[tuple[int, int]]:
+def calls(trace: TraceRecord) -> list[tuple[int, int]]:
     """(layer, step) of every call."""
     return [(layer, step) for layer in range(len(trace.layers)) for step in range(trace.steps)]
 
@@ -84,7 +84,7 @@ def calls(trace: Trace) -> list[tuple[int, int]]:
 def read_with_zarr(path: Path) -> None:
     """Every block of attention read and decoded by zarr, nothing else; as many threads as the scan has."""
     root = zarr.open_group(str(path), mode="r")
-    trace = Trace.from_json(root.attrs["i2am"])
+    trace = TraceRecord.from_json(root.attrs["i2am"])
     arrays = [root[f"layers/{i:03d}/probability"] for i in range(len(trace.layers))]
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(lambda at: arrays[at[0]][0, 0, at[1]].shape, calls(trace)))

@@ -18,7 +18,7 @@ from i2am.analyzer import g2r, looks, open_trace, r2g
 from i2am.analyzer.inspection.truth import require_truth
 from i2am.analyzer.maps.looks import row_entropy
 from i2am.analyzer.maps.tokens import token_map
-from i2am.analyzer.methods.recipes import RECIPES, recipe
+from i2am.analyzer.methods.recipes import RECIPES, get_recipe
 from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput
 
@@ -92,7 +92,7 @@ def _extract(trace: Trace, stride: int) -> Finding:
         "plain": g2r(trace, steps=steps),
         "even": row_entropy(trace, **every),
         "answers": token_map(trace, numbers, group="reference", keep=(*CALLED, "token"), steps=steps, recipe="i2am"),
-        "shares": token_map(trace, numbers, group="reference", keep=(*CALLED, "token"), steps=steps, recipe=recipe("i2am", r2g="keys")),
+        "shares": token_map(trace, numbers, group="reference", keep=(*CALLED, "token"), steps=steps, recipe=get_recipe("i2am", r2g="keys")),
     }
     asked = {name: _ask_recipe(trace, name, numbers, steps) for name in RECIPES}
     found, made = dask.compute(lazy, asked)
@@ -122,7 +122,7 @@ def _extract(trace: Trace, stride: int) -> Finding:
 def _ask_recipe(trace: Trace, name: str, numbers: list[int], steps: list[int]) -> dict[str, xr.DataArray]:
     """A recipe's maps; those it does not have are left out."""
     row = RECIPES[name]
-    latent = {"steps": steps, "recipe": recipe(row, target="latent", reference_target="latent")}
+    latent = {"steps": steps, "recipe": get_recipe(row, target="latent", reference_target="latent")}
     found: dict[str, xr.DataArray] = {}
     ways: dict[str, Callable[[], xr.DataArray]] = {
         "r2g": lambda: r2g(trace, **latent),

@@ -17,7 +17,7 @@ import xarray as xr
 from measure import machine, table
 from recordings import pipelines, recordings
 
-from i2am.analyzer import head_truth, heads, load_heads, open_trace, r2g, save_heads
+from i2am.analyzer import head_accuracy, head_relevance, load_heads, open_trace, r2g, save_heads
 from i2am.analyzer.heads.ranking import rank_heads
 from i2am.analyzer.heads.selective import deal, published_count, selective_iou
 from i2am.analyzer.metrics.overlap import THRESHOLDS, iou
@@ -60,7 +60,7 @@ def truth_of(trace: Trace, folder: Path) -> xr.DataArray:
     path = folder / f"{trace.id}.zarr"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        save_heads(head_truth(trace), path)
+        save_heads(head_accuracy(trace), path)
     return load_heads(path)
 
 
@@ -119,7 +119,7 @@ def looked_for(pipeline: TryOnPipeline, folder: Path, pairs: int, steps: int) ->
                 generator=torch.Generator().manual_seed(pair.seed), probes={"garments": [_picture(each) for each in pictures]},
                 image=pair.agnostic, mask_image=pair.mask, example_image=pair.reference,
             )  # fmt: skip
-    return heads(paths, concepts=names, probe="garments")
+    return head_relevance(paths, concepts=names, probe="garments")
 
 
 def _picture(pixels: np.ndarray) -> object:

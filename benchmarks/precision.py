@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from i2am.recorder import record
 from i2am.recorder.demo.pairs import HELD_OUT, draw_pair
 from i2am.recorder.demo.pipeline import load_shipped
-from i2am.schema import Layer, Trace, decode_probability
+from i2am.schema import Layer, TraceRecord, decode_probability
 
 BITS = (10, 8, 7, 6, 5, 4, 3)
 MAPS = ("R2G", "G2R", "SRAM")
@@ -32,17 +32,17 @@ Maps = dict[tuple[str, int], NDArray[Any]]
 """(map, layer) -> (step, head, ...)"""
 
 
-def run(pipeline: Any, seed: int, steps: int, path: Path, **options: Any) -> Trace:
+def run(pipeline: Any, seed: int, steps: int, path: Path, **options: Any) -> TraceRecord:
     """Record one held-out pair; the trace's record."""
     pair = draw_pair(HELD_OUT + seed, pipeline.size)
     record(
         pipeline, path, progress=False, overwrite=True, image=pair.agnostic, mask_image=pair.mask, example_image=pair.reference,
         num_inference_steps=steps, generator=torch.Generator().manual_seed(seed), **options,
     )  # fmt: skip
-    return Trace.from_json(json.loads((path / "zarr.json").read_text())["attributes"]["i2am"])
+    return TraceRecord.from_json(json.loads((path / "zarr.json").read_text())["attributes"]["i2am"])
 
 
-def read_maps(trace: Trace, path: Path) -> Maps:
+def read_maps(trace: TraceRecord, path: Path) -> Maps:
     """R2G, G2R and SRAM of every step, head and layer, over the reference's patches, in float64."""
     maps: Maps = {}
     for index, layer in enumerate(trace.layers):

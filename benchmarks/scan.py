@@ -21,7 +21,7 @@ import zarr
 from measure import interleave, machine, size_on_disk, table
 
 from i2am.recorder.store.writer import Writer
-from i2am.schema import Layer, TokenGroup, Trace, encode_probability
+from i2am.schema import Layer, TokenGroup, TraceRecord, encode_probability
 from i2am.schema.layout import data_plans
 
 HEADS, GRID, TOKENS, DEPTH = 8, (64, 64), 257, 40
@@ -40,11 +40,11 @@ def attention(seed: int) -> dict[str, np.ndarray]:
     return {"probability": encode_probability(np.exp(scores - query_lse[..., None])), "query_lse": query_lse, "token_lse": token_lse}
 
 
-def write(path: Path, gigabytes: float) -> Trace:
+def write(path: Path, gigabytes: float) -> TraceRecord:
     """A trace of at least this many GB of raw float16 attention; eight different steps, repeated."""
     steps = max(1, round(gigabytes * 1e9 / (HEADS * GRID[0] * GRID[1] * TOKENS * 2)))
     layer = Layer("unet.attn2", 0, HEADS, DEPTH, DEPTH**-0.5, GRID, TOKENS, (TokenGroup("reference", "reference", 0, TOKENS, 1, (16, 16)),))
-    writer = Writer(path, Trace("scan", "recording", 1, ("cond",), steps, latent_grid=GRID))
+    writer = Writer(path, TraceRecord("scan", "recording", 1, ("cond",), steps, latent_grid=GRID))
     index, blocks = writer.add_layer(layer), [attention(seed) for seed in range(8)]
     for step in range(steps):
         writer.put(index, 0, "cond", step, blocks[step % len(blocks)])
@@ -66,7 +66,7 @@ def read_with_zarr(path: Path) -> None:
 
 def decode_bare(path: Path) -> None:
     """The codec alone on the same number of equal blocks, already in memory."""
-    plan = data_plans(Trace.from_json(zarr.open_group(str(path), mode="r").attrs["i2am"]), 0)["probability"]
+    plan = data_plans(TraceRecord.from_json(zarr.open_group(str(path), mode="r").attrs["i2am"]), 0)["probability"]
     block, rows = attention(0)["probability"], plan.chunks[4]
     parts = [np.ascontiguousarray(block[:, y : y + rows]) for y in range(0, GRID[0], rows)]
     codec = numcodecs.Blosc("lz4", 5, numcodecs.Blosc.BITSHUFFLE)

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import xarray as xr
 
-from i2am.analyzer import concept_words, heads
+from i2am.analyzer import concept_words, head_relevance
 
 MEANINGS = {
     "animal": ["rodent", "mouse animal", "small rat", "house mouse", "furry mouse"],
@@ -46,7 +46,7 @@ def lean(path: Path, draws: int = 20, seed: int = 0) -> xr.DataArray:
     Dims     -> (time, concept)
     Range    [0, 1], sums to 1 over the meanings
     """
-    found = heads(path, concepts=MEANINGS, probe=PROBE, keep="time", draws=draws, seed=seed)
+    found = head_relevance(path, concepts=MEANINGS, probe=PROBE, keep="time", draws=draws, seed=seed)
     return found["share"].mean(("layer", "head"))
 
 

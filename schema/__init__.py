@@ -11,4 +11,4 @@ from .trace import Codec as Codec
 from .trace import Image as Image
 from .trace import Layer as Layer
 from .trace import TokenGroup as TokenGroup
-from .trace import Trace as Trace
+from .trace import TraceRecord as TraceRecord

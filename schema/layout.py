@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from .codec import PROBABILITY_SCALE
 from .record import BRANCHES
-from .trace import Codec, Image, Layer, Trace
+from .trace import Codec, Image, Layer, TraceRecord
 
 ROOT: Final = "zarr.json"
 JOURNAL: Final = "journal.jsonl"
@@ -119,26 +119,26 @@ def layer_path(index: int) -> str:
     return f"layers/{index:03d}"
 
 
-def layout(trace: Trace) -> tuple[ArrayPlan, ...]:
+def layout(trace: TraceRecord) -> tuple[ArrayPlan, ...]:
     """Every array of a complete trace, in the order they are written."""
     plans = [plan for index in range(len(trace.layers)) for plan in layer_layout(trace, index)]
     plans += step_layout(trace.steps, len(trace.layers))
     return (*plans, *(image_layout(image) for image in trace.images))
 
 
-def layer_layout(trace: Trace, index: int) -> tuple[ArrayPlan, ...]:
+def layer_layout(trace: TraceRecord, index: int) -> tuple[ArrayPlan, ...]:
     """The arrays of one layer: the data of its encoding, then its coordinates."""
     return (*data_plans(trace, index).values(), *_coordinates(trace, trace.layers[index], layer_path(index)))
 
 
-def data_plans(trace: Trace, index: int) -> dict[str, ArrayPlan]:
+def data_plans(trace: TraceRecord, index: int) -> dict[str, ArrayPlan]:
     """The arrays of one layer that are written step by step, by name."""
     layer, root = trace.layers[index], layer_path(index)
     plans = _probabilities(trace, layer, root) if layer.encoding == "probabilities" else _factors(trace, layer, root)
     return {plan.path.rsplit("/", 1)[1]: plan for plan in plans}
 
 
-def probe_layout(trace: Trace, index: int) -> ArrayPlan | None:
+def probe_layout(trace: TraceRecord, index: int) -> ArrayPlan | None:
     """The array of a layer that is written with the layer itself, since no step changes it: the keys of its probes, if it has any."""
     layer = trace.layers[index]
     return _probe_key(trace, layer, layer_path(index)) if layer.probes else None
@@ -172,7 +172,7 @@ def image_layout(image: Image) -> ArrayPlan:
     return ArrayPlan(f"images/{image.name}", dims, shape, "uint8", chunks, shards, codec=Codec("zstd", 5), attributes={"role": image.role})
 
 
-def documents(trace: Trace) -> dict[str, dict[str, Any]]:
+def documents(trace: TraceRecord) -> dict[str, dict[str, Any]]:
     """Every `zarr.json` of a complete trace but the root's, by the folder it lies in."""
     groups = {"layers": _group(), "step": _group(), "images": _group()}
     for index in range(len(trace.layers)):
@@ -180,12 +180,12 @@ def documents(trace: Trace) -> dict[str, dict[str, Any]]:
     return {**groups, **{plan.path: plan.to_json() for plan in layout(trace)}}
 
 
-def layer_documents(trace: Trace, index: int) -> dict[str, dict[str, Any]]:
+def layer_documents(trace: TraceRecord, index: int) -> dict[str, dict[str, Any]]:
     """The `zarr.json` of one layer's group and of its arrays, by folder."""
     return {layer_path(index): _group(), **{plan.path: plan.to_json() for plan in layer_layout(trace, index)}}
 
 
-def root_document(trace: Trace) -> dict[str, Any]:
+def root_document(trace: TraceRecord) -> dict[str, Any]:
     """The root's `zarr.json`, which says what the trace is.
 
     Once complete it carries all other documents too (Zarr's consolidated metadata), so that plain xarray opens it in one read.
@@ -200,7 +200,7 @@ def _group() -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
 
-def _probabilities(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
+def _probabilities(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
     attributes = {
         "scale_factor": PROBABILITY_SCALE,
         "long_name": "attention probability over all keys of the call",
@@ -221,7 +221,7 @@ def _probabilities(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
     ]
 
 
-def _factors(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
+def _factors(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
     dtype = layer.factor_dtype
     plans = [
         _blocks(
@@ -246,7 +246,7 @@ def _factors(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
     return [*plans, _query_lse(trace, layer, root)] if layer.partial_keys else plans
 
 
-def _query_lse(trace: Trace, layer: Layer, root: str) -> ArrayPlan:
+def _query_lse(trace: TraceRecord, layer: Layer, root: str) -> ArrayPlan:
     attributes = {"long_name": "logsumexp of scores over all keys of the call", "coordinates": "timestep"}
     return _blocks(trace, layer, f"{root}/query_lse", "float32", _axes(layer), layer.places, attributes)
 
@@ -257,7 +257,7 @@ def _axes(layer: Layer) -> tuple[str, ...]:
 
 
 def _blocks(
-    trace: Trace, layer: Layer, path: str, dtype: str, dims: tuple[str, ...], cell: tuple[int, ...], attributes: dict[str, Any]
+    trace: TraceRecord, layer: Layer, path: str, dtype: str, dims: tuple[str, ...], cell: tuple[int, ...], attributes: dict[str, Any]
 ) -> ArrayPlan:
     """An array of which one (sample, branch, step) is one file, or several along the first axis of `cell` if it is large.
 
@@ -290,7 +290,7 @@ def _split(length: int, most: int) -> int:
     return length // pieces
 
 
-def _coordinates(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
+def _coordinates(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
     def column(name: str, dim: str, length: int, dtype: str, fill: float | int, attributes: dict[str, Any]) -> ArrayPlan:
         return ArrayPlan(f"{root}/{name}", (dim,), (length,), dtype, (max(length, 1),), fill=fill, attributes=attributes)
 
@@ -326,7 +326,7 @@ def _coordinates(trace: Trace, layer: Layer, root: str) -> list[ArrayPlan]:
     return plans
 
 
-def _probe_key(trace: Trace, layer: Layer, root: str) -> ArrayPlan:
+def _probe_key(trace: TraceRecord, layer: Layer, root: str) -> ArrayPlan:
     shape = (layer.heads, layer.probe_tokens, layer.head_dim)
     return ArrayPlan(
         f"{root}/probe_key",

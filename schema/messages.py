@@ -21,13 +21,13 @@ def option(name: str, value: str | bool | None = None) -> str:
     return flag if value is None or isinstance(value, bool) else f"{flag} {value}"
 
 
-def is_typed() -> bool:
+def is_for_shell() -> bool:
     """Whether messages go to who types a command; work that is done elsewhere has to be told."""
     return _typed.get()
 
 
 @contextmanager
-def typed() -> Iterator[None]:
+def for_shell() -> Iterator[None]:
     """Name options as the command line spells them in every message of this block."""
     before = _typed.set(True)
     try:

@@ -232,7 +232,7 @@ class Codec:
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class TraceRecord:
     """One recording: the record that stands in the root attributes under `i2am`."""
 
     id: str

@@ -13,8 +13,7 @@ import xarray as xr
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
 from ...schema.trace import Image, TokenGroup, head_numbers
-from ..methods.recipes import Recipe
-from ..methods.recipes import recipe as named
+from ..methods.recipes import Recipe, get_recipe
 from ..trace.calls import Calls
 from ..trace.reader import Trace
 from ..trace.views import centres
@@ -76,7 +75,7 @@ def question(
 
     Raises   UnknownSelection, InvalidInput
     """
-    row = named(recipe)
+    row = get_recipe(recipe)
     on_reference = direction in ("g2r", "sram")
     if on_reference and row.g2r == "none":
         raise InvalidInput(f"recipe {row.name} has no maps on the reference; it has R2G and maps of tokens, or change its field g2r")

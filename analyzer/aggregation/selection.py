@@ -13,8 +13,7 @@ import numpy as np
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
 from ...schema.trace import Layer, Role, TokenGroup, head_numbers
-from ..methods.recipes import Recipe
-from ..methods.recipes import recipe as named
+from ..methods.recipes import Recipe, get_recipe
 from ..trace.reader import Selector, Trace
 
 Positions: TypeAlias = int | slice | Iterable[int] | None
@@ -65,7 +64,7 @@ def choose(
 
     Raises   UnknownSelection naming what the trace has, InvalidInput for something that selects nothing
     """
-    record, row = trace.record, None if recipe is None else named(recipe)
+    record, row = trace.record, None if recipe is None else get_recipe(recipe)
     if group is not None and probe is not None:
         raise InvalidInput(f"keys are those of a group or a probe; leave out {option('group')} or {option('probe')}")
     by_layer = _by_layer(trace, heads) if isinstance(heads, Mapping) else None

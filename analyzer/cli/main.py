@@ -20,13 +20,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     # Threads share the work call by call; numpy's own beneath them only get in each other's way (twice the time on two cores).
     # numpy reads this once, when it is loaded, so all that needs it is loaded after.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from ...schema.messages import typed
+    from ...schema.messages import for_shell
     from .failures import DEBUG, report
     from .group import i2am
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with typed():
+        with for_shell():
             result = i2am.main(given, prog_name="i2am", standalone_mode=False)
         if sys.stdout is not None:  # it is where the shell closed it: i2am ... >&-
             sys.stdout.flush()

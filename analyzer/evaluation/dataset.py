@@ -19,8 +19,7 @@ from tqdm import tqdm
 from ...schema import errors
 from ...schema.errors import CorruptTrace, InvalidInput, TraceError
 from ...schema.messages import option
-from ..methods.recipes import Recipe
-from ..methods.recipes import recipe as named
+from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..progress import hidden
 from ..store.discovery import Member, Source, find_traces
@@ -143,7 +142,7 @@ def tabulate(evaluation: Evaluation) -> xr.Dataset:
         for name, found in evaluation.means().items()
     }
     attrs = {
-        "recipe": named(question.recipe).label,
+        "recipe": get_recipe(question.recipe).label,
         "resamples": RESAMPLES,
         "seed": evaluation.seed,
         "skipped": json.dumps([skipped_facts(member, row) for member, row in evaluation.skipped]),

@@ -17,7 +17,7 @@ from ...schema.messages import listed
 from ...schema.trace import Layer
 from ..aggregation.selection import Selection, choose, has_places
 from ..maps.attribution import g2r, r2g
-from ..methods.recipes import recipe as named
+from ..methods.recipes import get_recipe
 from ..numerics.statistics import correlation
 from ..output.figures import compose, draw, encode_png, show, stack
 from ..output.files import save_bytes, save_maps
@@ -51,7 +51,7 @@ def differ(first: Trace, second: Trace, metrics: Iterable[str] | None = None, **
         raise InvalidInput(f"{first.path} and {second.path} are of different shapes and cannot be laid over each other: {'; '.join(found)}")
     both = [name for name in available(first, **selection) if name in available(second, **selection)] if metrics is None else list(metrics)
     asked: dict[str, Callable[..., xr.DataArray]] = {"r2g": r2g}
-    if has_places(chosen[0]) and named(selection.get("recipe", "i2am")).g2r != "none":
+    if has_places(chosen[0]) and get_recipe(selection.get("recipe", "i2am")).g2r != "none":
         asked["g2r"] = g2r
     plans = [plan_metrics(trace, both, **selection) for trace in (first, second)] if both else []
     lazy = [

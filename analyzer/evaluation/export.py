@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ...schema.errors import InvalidInput, MissingExtra
 from ...schema.messages import SHOWN
-from ..methods.recipes import recipe
+from ..methods.recipes import get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES
 from ..output.files import refuse_existing, save_bytes
 from .dataset import Evaluation, skipped_facts
@@ -45,7 +45,7 @@ def write_notes(evaluation: Evaluation) -> str | None:
 def facts_of(evaluation: Evaluation) -> Record:
     """The evaluation as one JSON document."""
     return {
-        "recipe": recipe(evaluation.question.recipe).label,
+        "recipe": get_recipe(evaluation.question.recipe).label,
         "traces": _records(evaluation),
         "mean": {
             name: {"mean": found.mean, "low": found.low, "high": found.high, "count": found.count}

@@ -15,7 +15,7 @@ from ...schema.messages import option
 from ..aggregation.selection import choose, has_places
 from ..inspection.precision import precision_note
 from ..maps.attribution import g2r, r2g
-from ..methods.recipes import recipe as named
+from ..methods.recipes import get_recipe
 from ..metrics.imacs import PENALTY, imacs
 from ..metrics.masks import fit_mask
 from ..metrics.placement import THRESHOLD
@@ -51,9 +51,9 @@ def plan_scores(trace: Trace, mask: str | None = None, reference_mask: str | Non
     Raises   InvalidInput for masks that cannot be meant, UnknownSelection for what the trace does not have
     """
     chosen = choose(trace, **selection)
-    row = named(selection.get("recipe", "i2am"))
+    row = get_recipe(selection.get("recipe", "i2am"))
     on_reference = has_places(chosen) and row.g2r != "none"
-    plain = g2r(trace, **{**selection, "recipe": named(row, query_mask=False)}) if on_reference else None
+    plain = g2r(trace, **{**selection, "recipe": get_recipe(row, query_mask=False)}) if on_reference else None
     whole = r2g(trace, **selection)
     where = mask or find_mask(trace, "mask", f"mask_{chosen.sample}", "mask")
     used = reference_mask or (find_mask(trace, "reference_mask", *_own_masks(plain)) if plain is not None else None)

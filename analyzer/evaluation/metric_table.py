@@ -16,7 +16,7 @@ from ...schema.trace import ImageRole
 from ..inspection.truth import require_truth
 from ..maps.attribution import g2r, r2g
 from ..maps.looks import looks, row_entropy
-from ..methods.recipes import recipe
+from ..methods.recipes import get_recipe
 from ..metrics.boxes import box_iou
 from ..metrics.entropy import concentration, entropy
 from ..metrics.imacs import imacs
@@ -161,7 +161,9 @@ def _rows(trace: Trace, mask: Any, selection: dict[str, Any]) -> xr.DataArray:
 
 ASK: Final[dict[Of, Callable[[Trace, Any, dict[str, Any]], xr.DataArray]]] = {
     "r2g": lambda trace, mask, selection: r2g(trace, **selection),
-    "g2r": lambda trace, mask, selection: g2r(trace, **{**selection, "recipe": recipe(selection.get("recipe", "i2am"), query_mask=False)}),
+    "g2r": lambda trace, mask, selection: g2r(
+        trace, **{**selection, "recipe": get_recipe(selection.get("recipe", "i2am"), query_mask=False)}
+    ),
     "g2r_masked": lambda trace, mask, selection: g2r(trace, query_mask=mask, **selection),
     "looks": lambda trace, mask, selection: looks(trace, **selection),
     "rows": _rows,

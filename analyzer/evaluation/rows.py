@@ -15,11 +15,10 @@ import xarray as xr
 from dask.base import compute
 
 from ...schema.errors import InvalidInput, TraceError
-from ...schema.messages import is_typed, option, typed
+from ...schema.messages import for_shell, is_for_shell, option
 from ..aggregation.selection import choose
 from ..inspection.precision import precision_note
-from ..methods.recipes import Recipe
-from ..methods.recipes import recipe as named
+from ..methods.recipes import Recipe, get_recipe
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace, open_trace
 from .imacs import plan_scores
@@ -45,7 +44,7 @@ class Question:
     """Settings of IMACS, where that alone is asked for, and as `i2am imacs` asks: what a trace has no mask for is left out."""
     ranked: xr.DataArray | None = None
     """Scores that heads were selected by: a trace of another model than theirs is refused."""
-    typed: bool = field(default_factory=is_typed)
+    for_shell: bool = field(default_factory=is_for_shell)
 
     def check(self) -> None:
         """Refuse what is wrong whatever the trace.
@@ -61,7 +60,7 @@ class Question:
         for name, value in (("mask", self.mask), ("reference_mask", self.reference_mask)):
             if not isinstance(value, (str, type(None))):
                 raise InvalidInput(f"{option(name)} of a dataset is the name of an image that all traces have, or a file, got {value!r}")
-        named(self.recipe)
+        get_recipe(self.recipe)
 
     @property
     def recipe(self) -> str | Recipe:
@@ -101,7 +100,7 @@ def evaluate_trace(path: Path, question: Question, scheduler: str | None = None)
     An error is an answer too: one trace must not cost those before and after it theirs.
     """
     try:
-        with typed() if question.typed else nullcontext():
+        with for_shell() if question.for_shell else nullcontext():
             trace = open_trace(path, partial=question.partial)
             if question.ranked is not None:
                 require_same_heads(question.ranked, trace)

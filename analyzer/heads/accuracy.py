@@ -20,7 +20,7 @@ from ..trace.reader import Selector, Trace
 from .sources import Sources, open_all
 
 
-def head_truth(
+def head_accuracy(
     traces: Sources,
     *,
     layers: Selector | Iterable[Selector] | None = None,

@@ -17,7 +17,7 @@ Concepts: TypeAlias = dict[str, tuple[str, ...]]
 FORM = 'expected a TOML file of the form\n[concepts]\nAnimals = ["Dog", "Cat"]\nColor = ["Red", "Blue"]'
 
 
-def concepts(given: Mapping[str, Iterable[str]] | str | os.PathLike[str] | None = None) -> Concepts:
+def load_concepts(given: Mapping[str, Iterable[str]] | str | os.PathLike[str] | None = None) -> Concepts:
     """The concepts of a TOML file or a mapping, checked; None is the published list of 34 with 10 words each.
 
     Raises   InvalidInput for what is no such list
@@ -40,7 +40,7 @@ def concept_words(given: Mapping[str, Iterable[str]] | str | os.PathLike[str] | 
 
     `recording(..., encoding="factors", probes={"concepts": concept_words()})`
     """
-    return list(dict.fromkeys(word for words in concepts(given).values() for word in words))
+    return list(dict.fromkeys(word for words in load_concepts(given).values() for word in words))
 
 
 def _parsed(text: str, name: str) -> Mapping[str, Any]:

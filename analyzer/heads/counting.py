@@ -15,8 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.trace import Layer, TokenGroup
-from ...schema.trace import Trace as Record
+from ...schema.trace import Layer, TokenGroup, TraceRecord
 from ..numerics.products import weighted_sum
 from ..trace.calls import EXACT_SCORE, At, Calls, score_rows
 from ..trace.reader import Trace
@@ -50,7 +49,7 @@ def is_of(group: TokenGroup, probe: str) -> bool:
     return group.name == probe or (name == probe and number.isdecimal() and group.role != "text")
 
 
-def find_spans(record: Record, layer: Layer, probe: str) -> dict[str, Span]:
+def find_spans(record: TraceRecord, layer: Layer, probe: str) -> dict[str, Span]:
     """Every text of a probe by what it says, every picture by its name; a text that two tokenizers cut has the tokens of both."""
     groups = {group.name: group for group in layer.probes if is_of(group, probe)}
     found = {group.name: _picture(group) for group in groups.values() if group.role != "text"}

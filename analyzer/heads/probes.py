@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final, TypeAlias
 
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.messages import is_typed, listed, option
+from ...schema.messages import is_for_shell, listed, option
 from ...schema.text import Text
 from ...schema.trace import Layer, TokenGroup, head_numbers
 from ..trace.heads import published_order
@@ -22,7 +22,7 @@ PROBE: Final = "concepts"
 
 def how(probe: str) -> str:
     """How a recording comes to hold the concepts' words."""
-    if is_typed():
+    if is_for_shell():
         lines = f'[probes] {probe} = {{ lines = "words.txt" }}'
         return f'record with encoding = "factors" and {lines}, a file that `i2am concepts --words` prints'
     return f'record with encoding="factors" and probes={{"{probe}": concept_words()}}'

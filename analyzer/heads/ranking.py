@@ -13,8 +13,8 @@ from ...schema.messages import listed, option
 from ..aggregation.selection import whole
 from ..trace.heads import require_same_heads
 from ..trace.reader import Selector, Trace
-from .accuracy import head_truth
-from .relevance import heads
+from .accuracy import head_accuracy
+from .relevance import head_relevance
 from .sources import Sources
 
 By: TypeAlias = Literal["relevance", "truth"]
@@ -94,7 +94,7 @@ def _scores(given: xr.DataArray | Sources, by: By | None) -> xr.DataArray:
     if by is not None and by not in get_args(By):
         raise InvalidInput(f"heads cannot be chosen by {by!r}; they are by {' or '.join(get_args(By))}")
     if not isinstance(given, xr.DataArray):
-        return head_truth(given) if by == "truth" else heads(given)
+        return head_accuracy(given) if by == "truth" else head_relevance(given)
     if by is not None and given.attrs.get("kind", by) != by:
         raise InvalidInput(f"these scores are of {given.attrs['kind']}, not of {by}; leave out {option('by', by)}, or give traces")
     return given

@@ -27,8 +27,7 @@ from ..aggregation.selection import whole
 from ..progress import hidden
 from ..trace.heads import head_coordinates
 from ..trace.reader import Selector, Trace
-from .concepts import Concepts
-from .concepts import concepts as read_concepts
+from .concepts import Concepts, load_concepts
 from .counting import Counts, Drawing, count_layer
 from .probes import PROBE, Enquiry
 from .sources import Source, Sources, list_sources, opened, require_new
@@ -37,7 +36,7 @@ TOGETHER: Final = 8
 """Traces that are counted at once."""
 
 
-def heads(
+def head_relevance(
     traces: Sources,
     *,
     concepts: Mapping[str, Iterable[str]] | str | os.PathLike[str] | None = None,
@@ -58,7 +57,7 @@ def heads(
     Raises   InvalidInput for traces of different models or without factors, UnknownSelection for a probe, word or layer there is not
     Source   Park et al. 2025 (HRV), released code; the middle block is included, as there
     """
-    words, by_time = read_concepts(concepts), _kept(keep)
+    words, by_time = load_concepts(concepts), _kept(keep)
     if whole(draws, "a number of draws") < 1:
         raise InvalidInput(f"{draws} draws; expected 1 or more words of each concept for each call")
     drawing = Drawing(whole(seed, "a seed"), int(draws))

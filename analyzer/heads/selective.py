@@ -18,15 +18,15 @@ from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
 from ..aggregation.selection import whole
 from ..maps.attribution import r2g
-from ..maps.words import words
+from ..maps.words import word_map
 from ..metrics.overlap import THRESHOLDS, iou
 from ..trace.heads import require_same_heads
 from ..trace.images import find_mask, load_mask
 from ..trace.reader import Trace
-from .accuracy import head_truth
+from .accuracy import head_accuracy
 from .probes import PROBE
 from .ranking import By, by_layer, rank_heads, select_heads
-from .relevance import heads
+from .relevance import head_relevance
 from .sources import Sources, open_all
 
 KINDS: Final = ("all", "top", "bottom")
@@ -142,8 +142,8 @@ def _score(chosen: list[Trace], by: By, concept: str | None, concepts: Any, prob
     if by == "truth":
         if concept is not None:
             raise InvalidInput(f"truth knows no concepts; leave out {option('concept', concept)}, or choose heads by relevance")
-        return head_truth(chosen, **given, **{name: value for name, value in selection.items() if name in ("sample", "group")})
-    return heads(chosen, concepts=concepts, probe=probe, **given)
+        return head_accuracy(chosen, **given, **{name: value for name, value in selection.items() if name in ("sample", "group")})
+    return head_relevance(chosen, concepts=concepts, probe=probe, **given)
 
 
 def _judge(
@@ -168,7 +168,7 @@ def _judge(
     every = by_layer(rank_heads(scores, concept), scores)
     taken = (every, select_heads(scores, concept, top=count), select_heads(scores, concept, bottom=count))
     plain = {key: value for key, value in selection.items() if key != "layers"}
-    ask = r2g if word is None else partial(words, word=word)
+    ask = r2g if word is None else partial(word_map, word=word)
     if word is not None:
         plain.setdefault("recipe", "hrv-selective")
     maps = compute(*(ask(trace, heads=chosen, **plain) for chosen in taken))  # type: ignore[no-untyped-call]

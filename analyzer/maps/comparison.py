@@ -14,8 +14,7 @@ from scipy import stats
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
 from ..aggregation.selection import Positions
-from ..methods.recipes import RECIPES, Recipe
-from ..methods.recipes import recipe as named
+from ..methods.recipes import RECIPES, Recipe, get_recipe
 from ..metrics.placement import ROUNDING
 from ..numerics.resize import resize
 from ..trace.reader import Trace
@@ -107,7 +106,7 @@ def write_table(compared: xr.Dataset) -> str:
 
 
 def _rows(recipes: Iterable[str | Recipe] | str | Recipe) -> list[Recipe]:
-    rows = [named(row) for row in ([recipes] if isinstance(recipes, (str, Recipe)) else recipes)]
+    rows = [get_recipe(row) for row in ([recipes] if isinstance(recipes, (str, Recipe)) else recipes)]
     labels = [row.label for row in rows]
     if len(rows) < 2:
         raise InvalidInput(f"a comparison needs two recipes or more, got {', '.join(labels) or 'none'}; there are {', '.join(RECIPES)}")

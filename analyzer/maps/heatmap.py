@@ -9,8 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
-from ..methods.recipes import Recipe, Scaling
-from ..methods.recipes import recipe as named
+from ..methods.recipes import Recipe, Scaling, get_recipe
 from ..metrics.masks import hide, require_shares
 from ..metrics.placement import upsample
 from ..trace.images import find_mask
@@ -32,7 +31,7 @@ def heatmap(
     Raises   InvalidInput for a map without rows and columns, or with NaN
     Source   of i2am-official, the released code's hook; the paper mentions neither the complement nor the first scaling
     """
-    row = named(recipe if recipe is not None else map.attrs.get("recipe", "i2am"))
+    row = get_recipe(recipe if recipe is not None else map.attrs.get("recipe", "i2am"))
     size = shape or _covered(map)
     on_reference = map.attrs.get("direction") in ("g2r", "sram")
     if row.pre_mask and mask is not None and on_reference:
@@ -48,7 +47,7 @@ def published(trace: Trace, map: xr.DataArray) -> xr.DataArray:
 
     Raises   as `heatmap`; UnknownSelection if the trace has several masks of the reference
     """
-    row, name = named(map.attrs.get("recipe", "i2am")), None
+    row, name = get_recipe(map.attrs.get("recipe", "i2am")), None
     if row.pre_mask and map.attrs.get("direction") in ("g2r", "sram"):
         name = find_mask(trace, "reference_mask", f"{map.attrs.get('image')}_mask", "reference_mask")
     return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs(pre_mask=name)

@@ -14,8 +14,7 @@ from ...schema.errors import InvalidInput
 from ...schema.trace import head_numbers
 from ..aggregation.request import AXES, kept_axes
 from ..aggregation.selection import Selection, cell, choose, split
-from ..methods.recipes import Recipe
-from ..methods.recipes import recipe as named
+from ..methods.recipes import Recipe, get_recipe
 from ..metrics.pointing import PLACES, Grid, Values
 from ..numerics.resize import resize
 from ..numerics.statistics import row_evenness
@@ -36,7 +35,7 @@ def looks(
     Range    >= 0; NaN where no call is left to average
     Raises   UnknownSelection; InvalidInput for tokens that have no place on a picture
     """
-    row = named(recipe, query_mask=False)
+    row = get_recipe(recipe, query_mask=False)
     if trace.latent_frames:
         raise InvalidInput(f"{trace.path} is of a video, and patches point from the places of one image; ask sram for a patch of a frame")
     chosen = choose(trace, recipe=row, on_reference=True, **selection)

@@ -1,10 +1,10 @@
 """Maps of words: those of the prompt, as the recorder saw it cut into tokens, and those of probes, which the run never saw.
 
-words(trace)                                   every word, with its tokens
-words(trace, "dog")                            where "dog" is attended to: the mean over its tokens, and over all times it comes
-words(trace, "dog", occurrence=2)              the second "dog" alone; "dog#2" says the same
-words(trace, "red dog")                        a phrase
-words(trace, "zebra", probe="concepts")        a word of a probe
+list_words(trace)                         every word, with its tokens
+word_map(trace, "dog")                    where "dog" is attended to: the mean over its tokens, and over all times it comes
+word_map(trace, "dog", occurrence=2)      the second "dog" alone; "dog#2" says the same
+word_map(trace, "red dog")                a phrase
+word_map(trace, "zebra", probe="concepts")a word of a probe
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, overload
+from typing import Any, Final, Literal, TypeAlias
 
 import xarray as xr
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
 from ...schema.text import Text
-from ..methods.recipes import Recipe
-from ..methods.recipes import recipe as named
+from ..methods.recipes import Recipe, get_recipe
 from ..trace.reader import Trace
 from .tokens import token_map
 
@@ -31,7 +30,7 @@ AMONG: Final[tuple[Among, ...]] = ("text", "probe")
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class WordSpan:
     """A word, or a phrase, one time that it comes."""
 
     word: str
@@ -54,13 +53,9 @@ class Spoken:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-@overload
-def words(trace: Trace, word: None = None, **options: Any) -> list[Spoken]: ...
-@overload
-def words(trace: Trace, word: str, **options: Any) -> xr.DataArray: ...
-def words(
+def word_map(
     trace: Trace,
-    word: str | None = None,
+    word: str,
     *,
     occurrence: int | None = None,
     probe: str | None = None,
@@ -71,8 +66,8 @@ def words(
     branch: str | None = None,
     recipe: str | Recipe | None = None,
     **selection: Any,
-) -> list[Spoken] | xr.DataArray:
-    """The words of a trace's texts; or, of one word or phrase, where on the generated image it is attended to.
+) -> xr.DataArray:
+    """Where on the generated image a word or phrase is attended to.
 
     A word of several tokens is their mean, as the recipe says; a word that comes several times is all of them unless `occurrence`
     (from 1; "dog#2" says the same) tells which. With `probe`, the words are that probe's, and the softmax runs over the tokens of the
@@ -85,11 +80,9 @@ def words(
     Raises   UnknownSelection listing the words there are, InvalidInput
     Source   Tang et al., DAAM, ACL 2023; of probes: Marcos-Manchon et al., OVAM, CVPR 2024
     """
-    if word is None:
-        return spoken(trace, probe=probe, group=group, sample=sample, branch=branch, text=text)
     if among not in AMONG:
         raise InvalidInput(f"among is {among!r}; the softmax over a probe's tokens runs over those of the word's own text or of the probe")
-    row, place = named(recipe or ("ovam" if probe else "daam")), 0 if sample is None else sample
+    row, place = get_recipe(recipe or ("ovam" if probe else "daam")), 0 if sample is None else sample
     texts = _texts(trace, probe, group, place, None if probe else _branch(trace, branch, row), text)
     found = _choose(word, occurrence, texts)
     beside = _beside(found, texts, among) if probe else None
@@ -99,7 +92,7 @@ def words(
     return made.assign_attrs(word=found[0].word, occurrences=[one.occurrence for one in found], pieces=" ".join(_pieces(found)))
 
 
-def spoken(
+def list_words(
     trace: Trace,
     *,
     probe: str | None = None,
@@ -107,13 +100,13 @@ def spoken(
     sample: int | None = None,
     branch: str | None = None,
     text: str | None = None,
-) -> list[Spoken]:
+) -> list[WordSpan]:
     """Every word of a trace's texts in order, one by one; None of an option is all.
 
     Raises   UnknownSelection, InvalidInput where the trace does not say what its tokens are
     """
     texts = _texts(trace, probe, group, sample, branch, text)
-    rows: list[Spoken] = []
+    rows: list[WordSpan] = []
     before: Counter[tuple[Any, ...]] = Counter()
     for said in _together(texts):
         times: Counter[tuple[Any, ...]] = Counter()
@@ -164,7 +157,7 @@ def _unsaid(trace: Trace, probe: str | None, probes: Mapping[str, str], wanted: 
     return InvalidInput(f"the trace does not say what its text tokens are{why}; token_map takes tokens by number")
 
 
-def _choose(word: str, occurrence: int | None, texts: Sequence[Text]) -> list[Spoken]:
+def _choose(word: str, occurrence: int | None, texts: Sequence[Text]) -> list[WordSpan]:
     """Where a word or phrase comes, all times or the one that is meant."""
     found = _find(word, texts)
     if not found and "#" in word:
@@ -184,10 +177,10 @@ def _choose(word: str, occurrence: int | None, texts: Sequence[Text]) -> list[Sp
     return [one for one in found if one.occurrence == occurrence]
 
 
-def _find(word: str, texts: Sequence[Text]) -> list[Spoken]:
+def _find(word: str, texts: Sequence[Text]) -> list[WordSpan]:
     """Every time a word or phrase comes; what two tokenizers made of one text counts once, with the tokens of both."""
     parts = word.casefold().split()
-    found: list[Spoken] = []
+    found: list[WordSpan] = []
     number = 0
     for said in _together(texts):
         times = 0
@@ -225,12 +218,12 @@ def _together(texts: Iterable[Text]) -> list[list[Text]]:
     return list(found.values())
 
 
-def _one(text: Text, word: str, occurrence: int, tokens: range) -> Spoken:
+def _one(text: Text, word: str, occurrence: int, tokens: range) -> WordSpan:
     places = tuple(text.start + token for token in tokens)
-    return Spoken(word, occurrence, places, tuple(text.tokens[t] for t in tokens), text.text, text.group, text.branch, text.sample)
+    return WordSpan(word, occurrence, places, tuple(text.tokens[t] for t in tokens), text.text, text.group, text.branch, text.sample)
 
 
-def _beside(found: Sequence[Spoken], texts: Sequence[Text], among: Among) -> list[int] | None:
+def _beside(found: Sequence[WordSpan], texts: Sequence[Text], among: Among) -> list[int] | None:
     """The tokens that a softmax over a probe runs over; None is all."""
     said = dict.fromkeys(one.text for one in found)
     if among == "probe":
@@ -243,7 +236,7 @@ def _beside(found: Sequence[Spoken], texts: Sequence[Text], among: Among) -> lis
     return [token for text in texts if text.text in said for token in range(text.start, text.start + len(text.tokens))]
 
 
-def _pieces(found: Sequence[Spoken]) -> Iterable[str]:
+def _pieces(found: Sequence[WordSpan]) -> Iterable[str]:
     return (piece for one in found for piece in one.pieces)
 
 

@@ -247,7 +247,7 @@ RECIPES: Final = {
 }
 
 
-def recipe(row: str | Recipe, /, **changes: Any) -> Recipe:
+def get_recipe(row: str | Recipe, /, **changes: Any) -> Recipe:
     """The row of that name or label, or the row itself, with the fields that are named changed.
 
     Raises   InvalidInput listing what there is, for a recipe, a field or a value that is not

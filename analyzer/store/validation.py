@@ -34,7 +34,7 @@ from ...schema.layout import (
     step_layout,
 )
 from ...schema.messages import option
-from ...schema.trace import Layer, Trace
+from ...schema.trace import Layer, TraceRecord
 from .chunks import LEADING, read_table
 from .files import list_files, read_file, read_json, read_root, require_equal, require_files, require_known, require_sums
 
@@ -50,7 +50,7 @@ MOST_LENGTH: Final = 2**20
 class Contents:
     """A trace that passed its checks: the record, and which calls are there."""
 
-    record: Trace
+    record: TraceRecord
     """As on disk; for a partial trace its steps are the planned ones."""
     steps: dict[str, NDArray[Any]]
     """evaluation, timestep, sigma, scheduler_step of each step that counts."""
@@ -71,7 +71,7 @@ def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
     """
     root = Path(path)
     document = read_root(root)
-    record = Trace.from_json(document["attributes"]["i2am"])
+    record = TraceRecord.from_json(document["attributes"]["i2am"])
     _require_bounded(record)
     if record.status == "complete":
         return _complete(root, record, document)
@@ -85,7 +85,7 @@ def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
     return _partial(root, record, entries)
 
 
-def _complete(root: Path, record: Trace, document: dict[str, Any]) -> Contents:
+def _complete(root: Path, record: TraceRecord, document: dict[str, Any]) -> Contents:
     listing = list_files(root)
     if MANIFEST not in listing:
         raise CorruptTrace(
@@ -114,7 +114,7 @@ def _complete(root: Path, record: Trace, document: dict[str, Any]) -> Contents:
     return _contents(root, record, steps, present, keys, files)
 
 
-def _partial(root: Path, record: Trace, entries: list[dict[str, Any]]) -> Contents:
+def _partial(root: Path, record: TraceRecord, entries: list[dict[str, Any]]) -> Contents:
     files: FileSums = {name: value for entry in entries for name, value in entry["files"].items()}
     listing = list_files(root)
     require_files(root, files, listing)
@@ -138,7 +138,7 @@ def _partial(root: Path, record: Trace, entries: list[dict[str, Any]]) -> Conten
 
 def _contents(
     root: Path,
-    record: Trace,
+    record: TraceRecord,
     steps: dict[str, NDArray[Any]],
     present: NDArray[np.bool_],
     keys: tuple[NDArray[np.int32] | None, ...],
@@ -149,7 +149,7 @@ def _contents(
 
 
 def _calls(
-    root: Path, record: Trace, index: int, present: NDArray[np.bool_], keys: NDArray[np.int32] | None, files: FileSums
+    root: Path, record: TraceRecord, index: int, present: NDArray[np.bool_], keys: NDArray[np.int32] | None, files: FileSums
 ) -> NDArray[np.int32]:
     """Where each call lies. A call has all of its files or none."""
     plans = [plan for name, plan in data_plans(record, index).items() if name != "key"]
@@ -171,12 +171,12 @@ def _calls(
     return calls
 
 
-def _probe_plans(record: Trace) -> list[ArrayPlan]:
+def _probe_plans(record: TraceRecord) -> list[ArrayPlan]:
     plans = (probe_layout(record, index) for index in range(len(record.layers)))
     return [plan for plan in plans if plan is not None]
 
 
-def _large(record: Trace) -> list[ArrayPlan]:
+def _large(record: TraceRecord) -> list[ArrayPlan]:
     """Arrays whose files have checksums of their own and are not hashed before they are needed."""
     return [plan for index in range(len(record.layers)) for plan in data_plans(record, index).values()] + _probe_plans(record)
 
@@ -186,14 +186,14 @@ def _block_files(plan: ArrayPlan, at: tuple[int, ...]) -> list[str]:
     return [plan.key(*at, *cell) for cell in np.ndindex(*grid)]
 
 
-def _key_steps(root: Path, record: Trace, index: int) -> NDArray[np.int32] | None:
+def _key_steps(root: Path, record: TraceRecord, index: int) -> NDArray[np.int32] | None:
     if record.layers[index].encoding != "factors":
         return None
     plan = next(plan for plan in layer_layout(record, index) if plan.path == f"{layer_path(index)}/key_step")
     return _checked_keys(record.layers[index], read_table(str(root), plan))
 
 
-def _journalled_keys(record: Trace, index: int, entries: list[dict[str, Any]]) -> NDArray[np.int32] | None:
+def _journalled_keys(record: TraceRecord, index: int, entries: list[dict[str, Any]]) -> NDArray[np.int32] | None:
     if record.layers[index].encoding != "factors":
         return None
     keys = np.full((record.samples, len(record.branches), len(entries)), -1, np.int32)
@@ -215,7 +215,7 @@ def _checked_keys(layer: Layer, keys: NDArray[np.int32]) -> NDArray[np.int32]:
     return keys
 
 
-def _require_layer_documents(root: Path, record: Trace, index: int, committed: int) -> None:
+def _require_layer_documents(root: Path, record: TraceRecord, index: int, committed: int) -> None:
     """The arrays have the planned steps, or, if the recording was killed while it ended, the committed ones."""
     cut = layer_documents(dataclasses.replace(record, steps=committed), index)
     for folder, planned in layer_documents(record, index).items():
@@ -224,7 +224,7 @@ def _require_layer_documents(root: Path, record: Trace, index: int, committed: i
             require_equal(root, f"{folder}/{ROOT}", found, planned)
 
 
-def _require_bounded(record: Trace) -> None:
+def _require_bounded(record: TraceRecord) -> None:
     """Refuse a record whose numbers alone could exhaust this machine."""
     lengths = [n for layer in record.layers for n in (layer.heads, layer.head_dim, layer.tokens, layer.probe_tokens, *layer.places)]
     calls = record.samples * len(record.branches) * record.steps * max(len(record.layers), 1)

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.layout import data_plans, image_layout, probe_layout
 from ...schema.messages import listed
-from ...schema.trace import Image, Layer, count_heads, head_numbers
-from ...schema.trace import Trace as Record
+from ...schema.trace import Image, Layer, TraceRecord, count_heads, head_numbers
 from ..store.chunks import Blocks, read_heads, read_table
 from ..store.validation import Contents, inspect
 
@@ -47,7 +46,7 @@ class Trace:
     def __init__(self, path: Path, contents: Contents) -> None:
         self.path = path
         """Where it lies."""
-        self.record: Record = contents.record
+        self.record: TraceRecord = contents.record
         """The record in its root."""
         self.steps: dict[str, NDArray[Any]] = contents.steps
         """evaluation, timestep, sigma and scheduler_step of each step that counts, in execution order."""

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 
 from ...schema.errors import InvalidInput, NoSpace
-from ...schema.trace import Trace
+from ...schema.trace import TraceRecord
 from ..dryrun.estimate import Estimate, estimate
 from ..plan.budget import check_budget
 from ..plan.options import Options
@@ -141,7 +141,7 @@ def run_jobs(jobs: Sequence[Job], place: Place, say: Callable[[Outcome], None]) 
     return outcomes
 
 
-def record_spec(pipeline: Any, spec: Spec, path: Path, *, overwrite: bool, facts: Mapping[str, Any]) -> Trace:
+def record_spec(pipeline: Any, spec: Spec, path: Path, *, overwrite: bool, facts: Mapping[str, Any]) -> TraceRecord:
     """Record one call to a loaded pipeline."""
     arguments, options = call_arguments(spec), record_arguments(spec)
     refused = explained(f"{spec.pipeline} refuses its arguments", (ValueError, TypeError))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...schema.record import JSON
-from ...schema.trace import ENCODINGS, Codec, Encoding, Layer, Trace
+from ...schema.trace import ENCODINGS, Codec, Encoding, Layer, TraceRecord
 from ..capture.call import Call
 from ..capture.hooks import Capture
 from ..capture.modules import attention_modules, denoisers
@@ -39,7 +39,7 @@ PACKED_AXES: Final = 3
 class Estimate:
     """A recording that was not made."""
 
-    trace: Trace
+    trace: TraceRecord
     """With every layer as probabilities."""
     evaluations: int
     """Of the denoiser in the whole run."""
@@ -86,7 +86,7 @@ def estimate(spec: Spec) -> Estimate:
     refuse_pipeline(pipeline, options.keys)
     evaluations = count_evaluations(pipeline, spec)
     inputs = denoiser_inputs(pipeline, spec)
-    trace = Trace(
+    trace = TraceRecord(
         id="dry-run",
         status="recording",
         samples=count_samples(spec),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ...schema.errors import NoSpace
-from ...schema.trace import Trace
+from ...schema.trace import TraceRecord
 from .options import ENCODINGS_WANTED, select_layers
 from .sizes import encoded, human, layer_bytes, weigh
 
@@ -15,7 +15,7 @@ COMPRESSION: Final = 3
 """No recording was ever seen to compress better than this, unrounded; what needs more room than that cannot fit."""
 
 
-def check_budget(trace: Trace, evaluations: int, where: object, limit: int | None, free: int, others: int = 0) -> None:
+def check_budget(trace: TraceRecord, evaluations: int, where: object, limit: int | None, free: int, others: int = 0) -> None:
     """Hold a planned trace against a limit on its bytes before compression, and against the free disk.
 
     `evaluations` are the denoiser's in the whole run; `others` is what else, in bytes, is to go onto the same disk.
@@ -33,7 +33,7 @@ def check_budget(trace: Trace, evaluations: int, where: object, limit: int | Non
     raise NoSpace(f"{where} would hold {human(size)} before compression{more} and {against}; {_ways(trace, evaluations, most)}")
 
 
-def _ways(trace: Trace, evaluations: int, most: int) -> str:
+def _ways(trace: TraceRecord, evaluations: int, most: int) -> str:
     """The three ways to shrink a trace, each with its size, and their sum if none is enough alone."""
     encoding, layers, steps = _encoding(trace), _layers(trace, most), _stride(trace, evaluations, most)
     smaller = [
@@ -55,14 +55,14 @@ def _ways(trace: Trace, evaluations: int, most: int) -> str:
     return f"{', '.join(told)}, {first}layers {layers} and steps every={stride} together {human(together)}"
 
 
-def _encoding(trace: Trace) -> str:
+def _encoding(trace: TraceRecord) -> str:
     """The choice of encoding that makes the trace smallest; empty if that is what it has."""
     sizes = {choice: weigh(encoded(trace, choice)).nbytes for choice in ENCODINGS_WANTED}
     best = min(sizes, key=lambda choice: sizes[choice])
     return best if sizes[best] < weigh(trace).nbytes else ""
 
 
-def _layers(trace: Trace, most: int) -> str:
+def _layers(trace: TraceRecord, most: int) -> str:
     """The glob over the largest part of the network that fits, or over the smallest part if none does."""
     sizes = {layer.path: 0 for layer in trace.layers}
     for index, layer in enumerate(trace.layers):
@@ -79,16 +79,16 @@ def _globs(path: str) -> Iterator[str]:
     yield path
 
 
-def _stride(trace: Trace, evaluations: int, most: int) -> int:
+def _stride(trace: TraceRecord, evaluations: int, most: int) -> int:
     """The smallest N for which `every=N` fits, or the one that leaves a single step."""
     strides = range(2, max(evaluations, 2) + 1)
     return next((n for n in strides if weigh(_with_stride(trace, evaluations, n)).nbytes <= most), strides[-1])
 
 
-def _with_stride(trace: Trace, evaluations: int, stride: int) -> Trace:
+def _with_stride(trace: TraceRecord, evaluations: int, stride: int) -> TraceRecord:
     return dataclasses.replace(trace, steps=min(trace.steps, -(-evaluations // stride)))
 
 
-def _with_layers(trace: Trace, glob: str) -> Trace:
+def _with_layers(trace: TraceRecord, glob: str) -> TraceRecord:
     paths = set(select_layers(glob, [layer.path for layer in trace.layers]))
     return dataclasses.replace(trace, layers=tuple(layer for layer in trace.layers if layer.path in paths))

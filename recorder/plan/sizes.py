@@ -11,7 +11,7 @@ from typing import Final
 
 from ...schema.errors import InvalidInput
 from ...schema.layout import ArrayPlan, documents, layer_layout, layout
-from ...schema.trace import Encoding, Trace
+from ...schema.trace import Encoding, TraceRecord
 
 LEDGERS: Final = 3
 """Root, journal and manifest."""
@@ -32,19 +32,19 @@ class Size:
     """Without pictures."""
 
 
-def weigh(trace: Trace) -> Size:
+def weigh(trace: TraceRecord) -> Size:
     """The size of a trace in which everything is present, pictures aside."""
     plans = layout(trace)
     files = sum(plan.files // _repeats(plan, trace) for plan in plans)
     return Size(sum(plan.nbytes // _repeats(plan, trace) for plan in plans), files + len(documents(trace)) + LEDGERS)
 
 
-def layer_bytes(trace: Trace, index: int) -> int:
+def layer_bytes(trace: TraceRecord, index: int) -> int:
     """Bytes of one layer before compression."""
     return sum(plan.nbytes // _repeats(plan, trace) for plan in layer_layout(trace, index))
 
 
-def encoded(trace: Trace, choice: str) -> Trace:
+def encoded(trace: TraceRecord, choice: str) -> TraceRecord:
     """The trace as another choice of encoding would make it."""
     layers = (dataclasses.replace(layer, encoding=choose_encoding(choice, layer.tokens, layer.head_dim, False)) for layer in trace.layers)
     return dataclasses.replace(trace, layers=tuple(layers))
@@ -88,7 +88,7 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _repeats(plan: ArrayPlan, trace: Trace) -> int:
+def _repeats(plan: ArrayPlan, trace: TraceRecord) -> int:
     """How many times an array's plan counts what is stored once: keys made of embeddings, not of the image that is being made."""
     if not plan.path.endswith("/key"):
         return 1

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...schema.errors import InvalidInput, TraceError, UnsupportedModel
 from ...schema.text import Text
-from ...schema.trace import Layer, Role, TokenGroup, Trace
+from ...schema.trace import Layer, Role, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..capture.modules import attention_modules, denoisers, reads_adapter
 from ..capture.wrapping import replaced
@@ -125,7 +125,7 @@ class Probing:
                     place += count
         return tuple(texts)
 
-    def check(self, trace: Trace) -> None:
+    def check(self, trace: TraceRecord) -> None:
         """Raise UnsupportedModel for a probe that no layer of a trace has keys of."""
         made = {group.name for layer in trace.layers for group in layer.probes}
         for probe, _ in self._probes:

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ...schema.errors import AlreadyExists, NoSpace
-from ...schema.trace import Trace
+from ...schema.trace import TraceRecord
 from .intake import Intake
 
 
@@ -82,7 +82,7 @@ def interrupt(intake: Intake, path: Path, error: BaseException) -> None:
         error.add_note(f"{steps}: `i2am info {path} --partial`, or open_trace({str(path)!r}, partial=True)")
 
 
-def warn_of_losses(trace: Trace, path: Path, stacklevel: int) -> None:
+def warn_of_losses(trace: TraceRecord, path: Path, stacklevel: int) -> None:
     """Say where float16 was too coarse; the trace says so too."""
     lossy = [layer.column_mass_lost for layer in trace.layers if layer.lossy]
     if lossy:

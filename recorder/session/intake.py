@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ...schema.errors import UnsupportedModel
-from ...schema.trace import Codec, Layer, Trace
+from ...schema.trace import Codec, Layer, TraceRecord
 from ..capture.call import Call
 from ..encoding.scores import encode_scores, exact, heads_of, mask_of, share_heads, sum_rows, take_keys
 from ..encoding.transfer import Block, Outbox
@@ -35,7 +35,7 @@ class Intake:
         self,
         path: Path,
         options: Options,
-        record: Callable[[], Trace],
+        record: Callable[[], TraceRecord],
         pictures: Sequence[Picture],
         clock: Callable[[Evaluation], tuple[float, float]],
     ) -> None:
@@ -55,10 +55,10 @@ class Intake:
         """Evaluations handed to the writer."""
         self.progress: Callable[[int, int], None] = lambda kept, planned: None
 
-    def begin(self, samples: int, **facts: Any) -> Trace:
+    def begin(self, samples: int, **facts: Any) -> TraceRecord:
         """The record that a trace starts from; `facts` are what it says of model, sampler, inputs and provenance."""
         options = self._options
-        return Trace(
+        return TraceRecord(
             id=str(uuid.uuid4()),
             status="recording",
             samples=samples,

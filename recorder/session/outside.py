@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ...schema.errors import InvalidInput
 from ...schema.record import JSON, NAME
-from ...schema.trace import IMAGE_ROLES, ImageRole, Trace
+from ...schema.trace import IMAGE_ROLES, ImageRole, TraceRecord
 from ..capture.hooks import Capture
 from ..images.inputs import named_pictures
 from ..images.windows import Window
@@ -31,7 +31,7 @@ class OutsideRecording:
     def __init__(self, declaration: Declaration, path: Path, options: Options) -> None:
         self.path = path
         """Where the trace is written."""
-        self.trace: Trace | None = None
+        self.trace: TraceRecord | None = None
         """The trace's record, once the block has been left."""
         self.facts: dict[str, Any] = dict(options.facts or {})
         """Kept under provenance; may be added to inside the block."""
@@ -102,14 +102,14 @@ class OutsideRecording:
         if late is not None and error is None:
             raise late
 
-    def _finish(self) -> Trace:
+    def _finish(self) -> TraceRecord:
         try:
             return self._run.finish()
         except BaseException as error:
             interrupt(self._run.intake, self.path, error)
             raise
 
-    def _warn(self, trace: Trace) -> None:
+    def _warn(self, trace: TraceRecord) -> None:
         warn_of_losses(trace, self.path, 3)
         asked = self._options.steps if isinstance(self._options.steps, Sequence) and not isinstance(self._options.steps, str) else ()
         if gone := [step for step in asked if step >= self._run.evaluations]:

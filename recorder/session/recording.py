@@ -13,7 +13,7 @@ import torch
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.record import JSON
-from ...schema.trace import Trace
+from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
 from ..capture.modules import attention_modules, denoisers
 from ..capture.wrapping import replaced
@@ -94,7 +94,7 @@ class Recording:
     def __init__(self, pipeline: Any, path: Path, options: Options) -> None:
         self.path = path
         """Where the trace is written."""
-        self.trace: Trace | None = None
+        self.trace: TraceRecord | None = None
         """The trace's record, once the block has been left."""
         self.facts: dict[str, Any] = dict(options.facts or {})
         """Kept under provenance; may be added to inside the block."""
@@ -208,7 +208,7 @@ class Recording:
         notes = self._run.transcript.notes if self._run is not None else []
         return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": [*self._notes, *notes]}
 
-    def _finish(self, run: Run, generated: list[Picture]) -> Trace:
+    def _finish(self, run: Run, generated: list[Picture]) -> TraceRecord:
         try:
             return run.finish(generated)
         except BaseException as error:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.record import JSON
-from ...schema.trace import Layer, TokenGroup, Trace
+from ...schema.trace import Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..capture.modules import denoisers, reads_features
 from ..encoding.transfer import Block
@@ -206,7 +206,7 @@ class Run:
         if self.intake.writer is None:
             raise self._nothing()
 
-    def finish(self, generated: list[Any]) -> Trace:
+    def finish(self, generated: list[Any]) -> TraceRecord:
         """Complete the trace."""
         sampler = sampler_record(self._pipeline.scheduler, self._arguments)
         return self.intake.open().finish(images=generated, sampler=sampler, latent_grid=self._latent_grid, provenance=self._provenance())
@@ -244,7 +244,7 @@ class Run:
                 return self.intake.outbox.block(value)
         return scheduler_timestep(self._pipeline.scheduler, float(value))
 
-    def _record(self) -> Trace:
+    def _record(self) -> TraceRecord:
         return self.intake.begin(
             self._samples,
             model=self._model,

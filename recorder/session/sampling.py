@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.record import JSON
-from ...schema.trace import Trace
+from ...schema.trace import TraceRecord
 from ..capture.call import Call
 from ..encoding.transfer import Block
 from ..images.pixels import Picture
@@ -178,7 +178,7 @@ class Sampling:
             self.close_evaluation()
         self.over = self.over or (whole and not self._exceeded and self._seen == self._declaration.evaluations)
 
-    def finish(self) -> Trace:
+    def finish(self) -> TraceRecord:
         """Complete the trace."""
         latent = self._latent
         if latent is not None:
@@ -288,7 +288,7 @@ class Sampling:
         said = self._declaration
         return {"order": list(said.order), "sequential": said.sequential, "evaluations": self._seen}
 
-    def _record(self) -> Trace:
+    def _record(self) -> TraceRecord:
         return self.intake.begin(
             self._samples,
             model=outside_record(self._declaration.model, self._declaration.denoisers),

@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from ...schema.text import Text
-from ...schema.trace import Trace
+from ...schema.trace import TraceRecord
 from ..labels.rows import Row
 from ..text.readings import Stretch, Texts
 
@@ -40,7 +40,7 @@ class Transcript:
             if self._texts.read and bool(context[row.index].any()):  # some models are guided away from zeros, which say nothing
                 self._found.setdefault(row.branch, {})[row.sample] = self._texts.find(context[row.index])
 
-    def tell(self, trace: Trace) -> tuple[Text, ...]:
+    def tell(self, trace: TraceRecord) -> tuple[Text, ...]:
         """The texts of a trace that has layers by now; none where they have been told already."""
         sizes = {group.tokens for layer in trace.layers for group in layer.groups if group.name == GROUP and not layer.queries}
         if self._told or not sizes:

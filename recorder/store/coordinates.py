@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from ...schema.layout import layer_path
 from ...schema.record import BRANCHES
-from ...schema.trace import Trace
+from ...schema.trace import TraceRecord
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
 """Path of an array -> its values."""
 
 
-def columns(trace: Trace, entries: Sequence[Mapping[str, Any]]) -> Columns:
+def columns(trace: TraceRecord, entries: Sequence[Mapping[str, Any]]) -> Columns:
     """Every array that is neither attention nor picture, for a trace of as many steps as the journal has entries."""
     table = _steps(entries)
     present = np.zeros((len(entries), len(trace.layers)), dtype=bool)
@@ -39,7 +39,7 @@ def _steps(entries: Sequence[Mapping[str, Any]]) -> Columns:
     }
 
 
-def _layer(trace: Trace, index: int, table: Columns, entries: Sequence[Mapping[str, Any]]) -> Columns:
+def _layer(trace: TraceRecord, index: int, table: Columns, entries: Sequence[Mapping[str, Any]]) -> Columns:
     layer = trace.layers[index]
     arrays = {
         "step": table["evaluation"],

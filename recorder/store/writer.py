@@ -40,7 +40,7 @@ from ...schema.layout import (
     step_layout,
 )
 from ...schema.text import Text
-from ...schema.trace import Image, Layer, Trace
+from ...schema.trace import Image, Layer, TraceRecord
 from .coordinates import columns
 from .files import FULL, Storage, encode_document, prepare, sync_folder
 from .workers import Job, Workers
@@ -78,7 +78,7 @@ class Writer:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], trace: Trace, *, queue_bytes: int = 512 * 2**20, workers: int = 2, overwrite: bool = False
+        self, path: str | os.PathLike[str], trace: TraceRecord, *, queue_bytes: int = 512 * 2**20, workers: int = 2, overwrite: bool = False
     ) -> None:
         if trace.status != "recording" or trace.layers or trace.images:
             raise InvalidInput("a writer starts from a trace of status `recording` without layers and images; it adds both itself")
@@ -103,7 +103,7 @@ class Writer:
         self._workers = Workers(workers, queue_bytes)
 
     @property
-    def trace(self) -> Trace:
+    def trace(self) -> TraceRecord:
         """The record as it stands now."""
         return self._trace
 
@@ -192,7 +192,7 @@ class Writer:
         with self._lock:  # only now may the root name them
             self._trace, self._stale = trace, True
 
-    def finish(self, *, images: Sequence[tuple[Image, NDArray[Any]]] = (), **updates: Any) -> Trace:
+    def finish(self, *, images: Sequence[tuple[Image, NDArray[Any]]] = (), **updates: Any) -> TraceRecord:
         """Complete the trace and return its record; `updates` replace fields of it."""
         self._workers.drain()
         self._submit(None)
@@ -301,7 +301,7 @@ class Writer:
             self._storage.write_document("present", step_layout(trace.steps, len(trace.layers))[-1].to_json())
         self._storage.write_document("", root_document(trace), durable=True)
 
-    def _write_documents(self, trace: Trace) -> None:
+    def _write_documents(self, trace: TraceRecord) -> None:
         for folder, document in documents(trace).items():
             self._storage.write_document(folder, document)
 
@@ -311,7 +311,7 @@ class Writer:
         blocks = {name for name in self._storage.files if name.rpartition("/")[0] in folders and not name.endswith(ROOT)}
         self._storage.remove(blocks - kept)
 
-    def _complete(self, images: Sequence[tuple[Image, NDArray[Any]]], updates: dict[str, Any]) -> Trace:
+    def _complete(self, images: Sequence[tuple[Image, NDArray[Any]]], updates: dict[str, Any]) -> TraceRecord:
         trace = dataclasses.replace(self._trace, **updates)
         lost = [min(1.0, self._lost.get(index, 0.0)) for index in range(len(trace.layers))]
         layers = tuple(dataclasses.replace(layer, column_mass_lost=share) for layer, share in zip(trace.layers, lost, strict=True))

@@ -6,7 +6,7 @@ import pytest
 
 import i2am
 from i2am.analyzer.methods.description import write_fields, write_markdown, write_names
-from i2am.analyzer.methods.recipes import FIELDS, RECIPES, recipe
+from i2am.analyzer.methods.recipes import FIELDS, RECIPES, get_recipe
 
 pytestmark = pytest.mark.analyzer
 
@@ -19,7 +19,7 @@ def test_the_page_has_the_table_that_the_command_prints() -> None:
 
 
 def test_a_changed_row_is_shown_as_such() -> None:
-    row = recipe("daam", target=(64, 48), skip="*x*", factors=())
+    row = get_recipe("daam", target=(64, 48), skip="*x*", factors=())
     assert write_names([row]).startswith("daam(skip=*x*, factors=, target=64+48)  Tang")
     assert "not `*x*`" in write_markdown([row])
     assert "| grid | 64 x 48 |" in write_markdown([row])

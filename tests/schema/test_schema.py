@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.schema import Codec, Image, Layer, TokenGroup, Trace, decode_probability, encode_probability, layout
+from i2am.schema import Codec, Image, Layer, TokenGroup, TraceRecord, decode_probability, encode_probability, layout
 from i2am.schema import errors as tree
 from i2am.schema.codec import PROBABILITY_SCALE, decode_bits, factor_dtype
 from i2am.schema.errors import CorruptTrace, InvalidInput, TraceError, UnknownVersion
@@ -35,24 +35,24 @@ def layers(draw: st.DrawFn) -> Layer:
 
 
 @st.composite
-def traces(draw: st.DrawFn) -> Trace:
+def traces(draw: st.DrawFn) -> TraceRecord:
     layer = draw(layers())
     images = (Image("reference", "reference", 8, 6, 3, (0.0, 0.0, 6.0, 6.0)), Image("generated_0", "generated", 8, 6, 3, frames=2))
     branches = draw(st.sampled_from([("cond",), ("uncond",), ("cond", "uncond")]))
     status = draw(st.sampled_from(["recording", "interrupted", "complete"]))
     codec = Codec(draw(st.sampled_from(["lz4", "zstd"])), draw(st.integers(0, 9)))
-    return Trace(
+    return TraceRecord(
         "an-id", status, draw(st.integers(1, 3)), branches, draw(st.integers(0, 5)), (layer,), images, codec, (8, 6), inputs={"seed": 1}
     )
 
 
 @given(traces())
-def test_a_record_travels_through_json_unchanged(trace: Trace) -> None:
-    assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
+def test_a_record_travels_through_json_unchanged(trace: TraceRecord) -> None:
+    assert TraceRecord.from_json(json.loads(json.dumps(trace.to_json()))) == trace
 
 
 @given(traces())
-def test_the_plan_is_made_of_whole_pieces_within_their_bounds(trace: Trace) -> None:
+def test_the_plan_is_made_of_whole_pieces_within_their_bounds(trace: TraceRecord) -> None:
     for plan in layout(trace):
         assert len(plan.dims) == len(plan.shape) == len(plan.chunks) == len(plan.file_shape)
         assert all(file % chunk == 0 for file, chunk in zip(plan.file_shape, plan.chunks, strict=True))
@@ -67,16 +67,16 @@ def test_the_plan_is_made_of_whole_pieces_within_their_bounds(trace: Trace) -> N
 
 def test_a_typical_shard_is_read_in_about_eight_pieces() -> None:
     layer = Layer("unet.attn2", 0, 8, 40, 0.1, (64, 64), 257, (TokenGroup("reference", "reference", 0, 257, 1, (16, 16)),))
-    plan = data_plans(Trace("t", "complete", 1, ("cond",), 50, (layer,)), 0)["probability"]
+    plan = data_plans(TraceRecord("t", "complete", 1, ("cond",), 50, (layer,)), 0)["probability"]
     assert plan.file_shape == (1, 1, 1, 8, 64, 64, 257)
     assert plan.chunks == (1, 1, 1, 8, 8, 64, 257)
     assert (plan.files, plan.nbytes) == (50, 50 * 8 * 64 * 64 * 257 * 2)
 
 
 def test_the_root_carries_every_document_once_complete() -> None:
-    trace = Trace("t", "complete", 1, ("cond",), 2)
+    trace = TraceRecord("t", "complete", 1, ("cond",), 2)
     assert root_document(trace)["consolidated_metadata"]["metadata"] == documents(trace)
-    assert "consolidated_metadata" not in root_document(Trace("t", "recording", 1, ("cond",), 2))
+    assert "consolidated_metadata" not in root_document(TraceRecord("t", "recording", 1, ("cond",), 2))
 
 
 @given(st.floats(0, 1, width=32))
@@ -104,9 +104,9 @@ def test_factors_keep_the_models_numbers() -> None:
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_another_version_is_refused(version: object) -> None:
-    doc = Trace("t", "complete", 1, ("cond",), 2).to_json() | {"version": version}
+    doc = TraceRecord("t", "complete", 1, ("cond",), 2).to_json() | {"version": version}
     with pytest.raises(UnknownVersion, match=r"reads version 1\. Open it with"):
-        Trace.from_json(doc)
+        TraceRecord.from_json(doc)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_another_version_is_refused(version: object) -> None:
 )
 def test_a_changed_record_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(CorruptTrace, match=message):
-        Trace.from_json(Trace("t", "complete", 1, ("cond",), 2).to_json() | change)
+        TraceRecord.from_json(TraceRecord("t", "complete", 1, ("cond",), 2).to_json() | change)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_kept_heads_are_named_in_order_among_the_models(numbers: tuple[int, ...]
     with pytest.raises(InvalidInput, match="do not name its 2 in order"):
         Layer("a", 0, 2, 1, 1.0, (1, 1), 4, (group,), head_numbers=numbers, call_heads=of)
     layer = Layer("a", 0, 2, 1, 1.0, (1, 1), 4, (group,), head_numbers=(1, 5), call_heads=8)
-    assert Layer.from_json(json.loads(json.dumps(Trace("t", "complete", 1, ("cond",), 2, (layer,)).to_json()))["layers"][0]) == layer
-    heads = [plan for plan in layout(Trace("t", "complete", 1, ("cond",), 2, (layer,))) if plan.path == "layers/000/head"]
+    assert Layer.from_json(json.loads(json.dumps(TraceRecord("t", "complete", 1, ("cond",), 2, (layer,)).to_json()))["layers"][0]) == layer
+    heads = [plan for plan in layout(TraceRecord("t", "complete", 1, ("cond",), 2, (layer,))) if plan.path == "layers/000/head"]
     assert [(plan.dims, plan.shape) for plan in heads] == [(("head",), (2,))]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from repository import DATA
 
 from i2am.recorder.store.writer import Writer
-from i2am.schema import Image, Layer, TokenGroup, Trace, encode_probability
+from i2am.schema import Image, Layer, TokenGroup, TraceRecord, encode_probability
 
 FOLDER = DATA
 GOLDEN = FOLDER / "golden-1.zarr"
@@ -58,7 +58,9 @@ def write(path: Path) -> dict[str, list[list[float]]]:
     encodings = ("probabilities", "factors")
     group = TokenGroup("reference", "reference", 0, TOKENS, 1, REFERENCE, "reference")
     layers = [Layer(f"unet.layer{i}.attn2", 0, HEADS, DEPTH, DEPTH**-0.5, g, TOKENS, (group,), encodings[i]) for i, g in enumerate(GRIDS)]
-    writer = Writer(path, Trace("9f0c0000-0000-4000-8000-000000000001", "recording", 1, ("cond", "uncond"), STEPS, latent_grid=GRIDS[0]))
+    writer = Writer(
+        path, TraceRecord("9f0c0000-0000-4000-8000-000000000001", "recording", 1, ("cond", "uncond"), STEPS, latent_grid=GRIDS[0])
+    )
     sums: dict[str, np.ndarray] = {}
     for layer in layers:
         writer.add_layer(layer)

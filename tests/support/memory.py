@@ -11,7 +11,7 @@ import pytest
 
 from i2am.schema.layout import data_plans, probe_layout
 from i2am.schema.text import Text
-from i2am.schema.trace import Layer, Trace
+from i2am.schema.trace import Layer, TraceRecord
 
 Blocks = dict[str, np.ndarray]
 
@@ -21,7 +21,7 @@ class MemoryWriter:
 
     last: MemoryWriter
 
-    def __init__(self, path: Any, trace: Trace, *, queue_bytes: int = 0, workers: int = 2, overwrite: bool = False) -> None:
+    def __init__(self, path: Any, trace: TraceRecord, *, queue_bytes: int = 0, workers: int = 2, overwrite: bool = False) -> None:
         assert trace.status == "recording"
         assert not trace.layers
         self.trace = trace
@@ -73,7 +73,7 @@ class MemoryWriter:
         self.images |= {image.name: pixels for image, pixels in images}
         self.trace = dataclasses.replace(self.trace, images=(*self.trace.images, *(image for image, _ in images)))
 
-    def finish(self, *, images: Any = (), **updates: Any) -> Trace:
+    def finish(self, *, images: Any = (), **updates: Any) -> TraceRecord:
         self.images = {image.name: pixels for image, pixels in images} | self.images
         self.trace = dataclasses.replace(self.trace, images=(*(image for image, _ in images), *self.trace.images))
         changes = {**updates, "steps": self.committed, "status": "complete"}

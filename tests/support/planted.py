@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from i2am.recorder.store.writer import Writer
-from i2am.schema.trace import Trace
+from i2am.schema.trace import TraceRecord
 from traces import Synthetic, _blocks, _images, _logsumexp, reference_layer
 
 GRID = (8, 6)
@@ -92,7 +92,7 @@ PLANTS: dict[str, Callable[[Scores], None]] = {
 def planted_trace(path: Path, plant: Callable[[Scores], None] | None = None, seed: int = 0, layers: int = 2) -> Path:
     """Write the recording."""
     rng = np.random.default_rng(seed)
-    record = Trace(
+    record = TraceRecord(
         f"00000000-0000-4000-8000-{seed:012d}", "recording", 1, ("cond",), STEPS, latent_grid=GRID, created="2026-01-01T00:00:00+00:00"
     )
     made = Synthetic(path, record, Writer(path, record))

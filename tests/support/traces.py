@@ -15,7 +15,7 @@ import numpy as np
 from i2am.recorder.store.writer import Writer
 from i2am.schema.codec import decode_probability, encode_probability
 from i2am.schema.text import Text
-from i2am.schema.trace import Codec, Image, Layer, TokenGroup, Trace
+from i2am.schema.trace import Codec, Image, Layer, TokenGroup, TraceRecord
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Synthetic:
     """A trace on disk and what it must answer; arrays have axes (sample, branch, step, head, [frame,] y, x, token), NaN where absent."""
 
     path: Path
-    trace: Trace
+    trace: TraceRecord
     writer: Writer
     scores: list[np.ndarray] = field(default_factory=list)
     """S of each layer, float64."""
@@ -114,7 +114,7 @@ def synthetic_trace(
     if encoding is not None:
         chosen = tuple(dataclasses.replace(layer, encoding=encoding) for layer in chosen)
     chosen = tuple(dataclasses.replace(layer, dtype=dtype, factor_dtype=dtype) for layer in chosen)
-    record = Trace(
+    record = TraceRecord(
         f"00000000-0000-4000-8000-{seed:012d}", "recording", samples, branches, planned or steps, codec=codec or Codec(),
         latent_grid=latent_grid, created="2026-01-01T00:00:00+00:00",
     )  # fmt: skip

@@ -33,13 +33,13 @@ def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> No
     """Print the visual concepts that heads are counted for, as TOML to start from."""
     import json
 
-    from ...heads.concepts import concept_words, concepts
+    from ...heads.concepts import concept_words, load_concepts
 
     if only_words:
         listing = concept_words(source)
         click.echo(document(listing) if as_json else "\n".join(listing))
         return
-    found = concepts(source)
+    found = load_concepts(source)
     rows = [f"{json.dumps(name)} = {json.dumps(list(each), ensure_ascii=False)}" for name, each in found.items()]
     click.echo(document(found) if as_json else "\n".join(["[concepts]", *rows]))
 
@@ -183,16 +183,16 @@ def open_paths(paths: Iterable[Path], partial: bool) -> list[Trace]:
 
 def score(traces: Sources, by: str, **options: Any) -> xr.DataArray:
     """Scores of heads by relevance or truth, from the options that were typed."""
-    from ...heads.accuracy import head_truth
-    from ...heads.relevance import heads
+    from ...heads.accuracy import head_accuracy
+    from ...heads.relevance import head_relevance
 
     for name in options:
         if (name in RELEVANCE_ONLY and by == "truth") or (name in TRUTH_ONLY and by == "relevance"):
             other = "relevance" if by == "truth" else "truth"
             raise InvalidInput(f"--{name} is of heads scored by {other}, not by {by}; leave it out, or add --by {other}")
     if by == "truth":
-        return head_truth(traces, **options)
-    return heads(traces, **options)
+        return head_accuracy(traces, **options)
+    return head_relevance(traces, **options)
 
 
 def first_heads(scores: xr.DataArray, count: int) -> Any:

@@ -162,7 +162,7 @@ def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> 
     if "frames" in chosen and direction not in ("r2g", "g2r"):
         raise click.UsageError("--frames selects frames of --r2g and --g2r; --at names its own, F,Y,X")
     if direction == "word":
-        from ...maps.words import words as word_map
+        from ...maps.words import word_map
 
         found: xr.DataArray = word_map(trace, what, **chosen)
         return found

@@ -46,9 +46,9 @@ def labels(context: click.Context, option: click.Parameter, text: str | None) ->
 def recipes_command(names: tuple[str, ...], changes: tuple[str, ...], markdown: bool, as_json: bool) -> None:
     """Show the methods that maps can follow, and what each chooses; of NAMES, every field."""
     from ...methods.description import write_fields, write_markdown, write_names
-    from ...methods.recipes import RECIPES, read_changes, recipe
+    from ...methods.recipes import RECIPES, get_recipe, read_changes
 
-    rows = [recipe(name, **read_changes(changes)) for name in names or RECIPES]
+    rows = [get_recipe(name, **read_changes(changes)) for name in names or RECIPES]
     if as_json:
         click.echo(document([{**dataclasses.asdict(row), "label": row.label} for row in rows]))
     elif markdown:

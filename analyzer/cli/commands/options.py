@@ -113,9 +113,9 @@ def given(trace: Trace | None = None, /, **options: Any) -> dict[str, Any]:
     """
     typed = {name: value for name, value in options.items() if value is not None}
     if changes := typed.pop("changes", ()):
-        from ...methods.recipes import read_changes, recipe
+        from ...methods.recipes import get_recipe, read_changes
 
-        typed["recipe"] = recipe(typed.get("recipe", "i2am"), **read_changes(changes)).label
+        typed["recipe"] = get_recipe(typed.get("recipe", "i2am"), **read_changes(changes)).label
     if "heads_from" not in options:
         return typed
     ranking = {name: typed.pop(name) for name in RANKING if name in typed}

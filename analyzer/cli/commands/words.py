@@ -11,7 +11,7 @@ import click
 from .options import answer, document, example, json_option, trace_argument
 
 if TYPE_CHECKING:
-    from ...maps.words import Spoken
+    from ...maps.words import WordSpan
 
 HEAD = ("word", "tokens", "pieces", "in", "branch", "sample")
 
@@ -33,14 +33,14 @@ HEAD = ("word", "tokens", "pieces", "in", "branch", "sample")
 @json_option
 def words_command(trace: Path, partial: bool, probe: str | None, branch: str | None, sample: int | None, as_json: bool) -> None:
     """List the words that the run was given, or those of a probe, and the tokens each is made of; `i2am map --word` draws one."""
-    from ...maps.words import spoken
+    from ...maps.words import list_words
     from ...trace.reader import open_trace
 
-    rows = spoken(open_trace(trace, partial=partial), probe=probe, branch=branch, sample=sample)
+    rows = list_words(open_trace(trace, partial=partial), probe=probe, branch=branch, sample=sample)
     answer(document([row.to_json() for row in rows]) if as_json else write_words(rows), None)
 
 
-def write_words(rows: Sequence[Spoken]) -> str:
+def write_words(rows: Sequence[WordSpan]) -> str:
     """The words as a table for people; one that comes several times is numbered as --word takes it."""
     again = {(row.word.casefold(), row.group, row.branch, row.sample) for row in rows if row.occurrence > 1}
     table = [HEAD]

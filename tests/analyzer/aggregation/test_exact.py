@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from methods import LATENT, method_trace
 
-from i2am.analyzer import Recipe, g2r, open_trace, r2g, recipe, sram, token_map
+from i2am.analyzer import Recipe, g2r, get_recipe, open_trace, r2g, sram, token_map
 from i2am.analyzer.aggregation import exact
 from i2am.analyzer.trace.reader import Trace
 from traces import reference_layer, synthetic_trace
@@ -33,8 +33,8 @@ def trace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def rows(**changes: Any) -> tuple[Recipe, Recipe]:
     """Two rows that give one map: bilinear resampling leaves nothing to clamp, but that is only known once it is done."""
-    row = recipe("i2am", resize="bilinear", reference_target="latent", target=(9, 7), **changes)
-    return recipe(row, clamp=True), recipe(row, clamp=False)
+    row = get_recipe("i2am", resize="bilinear", reference_target="latent", target=(9, 7), **changes)
+    return get_recipe(row, clamp=True), get_recipe(row, clamp=False)
 
 
 @pytest.mark.parametrize("before", [(), ("time",), ("head",), ("time", "head")])

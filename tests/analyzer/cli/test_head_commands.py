@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from probed import CONCEPTS, TEXTS, probed
 
-from i2am.analyzer import g2r, head_truth, heads, load_heads, open_trace, r2g, select_heads, selective_iou
+from i2am.analyzer import g2r, head_accuracy, head_relevance, load_heads, open_trace, r2g, select_heads, selective_iou
 from i2am.analyzer.cli.commands.heads import HEAD_COMMANDS
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.heads.concepts import concepts
+from i2am.analyzer.heads.concepts import load_concepts
 from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -77,7 +77,7 @@ def test_concepts_are_printed_as_they_are_read(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert len(tomllib.loads(printed)["concepts"]) == 34
     (tmp_path / "own.toml").write_text(printed)
-    assert concepts(tmp_path / "own.toml") == concepts()
+    assert load_concepts(tmp_path / "own.toml") == load_concepts()
     (tmp_path / "own.toml").write_text(OWN)
     assert answer(capsys, "concepts", "--from", tmp_path / "own.toml") == CONCEPTS
     assert run(["concepts", "--words", "--from", str(tmp_path / "own.toml")]) == 0
@@ -86,7 +86,7 @@ def test_concepts_are_printed_as_they_are_read(tmp_path: Path, capsys: pytest.Ca
 
 def test_heads_are_counted_kept_and_listed(folder: Path, vector: Path, capsys: pytest.CaptureFixture[str]) -> None:
     traces = sorted((folder / "traces").iterdir())
-    expected = heads(traces, concepts=CONCEPTS)
+    expected = head_relevance(traces, concepts=CONCEPTS)
     assert load_heads(vector).identical(expected)
     found = answer(capsys, "heads", *traces, "--concepts", folder / "own.toml", "--show", 2)
     (layer, numbers), *_ = select_heads(expected, "Color", top=1).items()
@@ -109,7 +109,7 @@ def test_steps_can_be_counted_apart(folder: Path, tmp_path: Path, capsys: pytest
 
 def test_heads_are_scored_by_truth(folder: Path, truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
     traces = [folder / "traces" / f"{i}.zarr" for i in (0, 1)]
-    assert load_heads(truth).identical(head_truth(traces))
+    assert load_heads(truth).identical(head_accuracy(traces))
     assert run(["heads", *map(str, traces), "--by", "truth"]) == 0
     assert capsys.readouterr().out.startswith("6 heads in 2 traces; layer.head (share of patches sent to their true place)\nbest    ")
 

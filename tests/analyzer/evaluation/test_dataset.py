@@ -16,13 +16,13 @@ import xarray as xr
 from PIL import Image
 
 import traces
-from i2am.analyzer import evaluate, g2r, head_truth, imacs, open_trace, r2g, save_heads
+from i2am.analyzer import evaluate, g2r, head_accuracy, imacs, open_trace, r2g, save_heads
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.evaluation import rows
 from i2am.analyzer.evaluation.dataset import ask
 from i2am.analyzer.evaluation.metric_table import METRICS, judge
 from i2am.analyzer.evaluation.rows import Question
-from i2am.analyzer.methods.recipes import recipe
+from i2am.analyzer.methods.recipes import get_recipe
 from i2am.analyzer.numerics.statistics import bootstrap_mean
 from i2am.analyzer.store import chunks
 from i2am.analyzer.store.discovery import find_traces
@@ -113,7 +113,7 @@ def test_selections_and_recipes_reach_the_maps(good: Path) -> None:
 
 
 def test_a_changed_recipe_is_named_by_its_label(good: Path) -> None:
-    row = recipe("i2am", resize="bilinear")
+    row = get_recipe("i2am", resize="bilinear")
     table = evaluate(good, recipe=row, metrics="imacs_g")
     assert table.attrs["recipe"] == row.label == "i2am(resize=bilinear)"
     trace = open_trace(good / "pair-0.zarr")
@@ -202,7 +202,7 @@ def test_heads_chosen_by_layer_need_only_these_layers_to_agree(good: Path, tmp_p
 def test_heads_of_a_file_refuse_traces_of_another_model(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layers = (*default_layers()[:2], reference_layer(default_layers()[2].path, (8, 6), heads=3))
     synthetic_trace(tmp_path / "other.zarr", layers=layers, steps=2, seed=8)
-    save_heads(head_truth([good / "pair-0.zarr"]), tmp_path / "heads.zarr")
+    save_heads(head_accuracy([good / "pair-0.zarr"]), tmp_path / "heads.zarr")
     given = ["--heads-from", tmp_path / "heads.zarr", "--top", 1, "--metric", "imacs_g"]
     (row,) = answer(capsys, 4, "evaluate", good, tmp_path / "other.zarr", *given)["skipped"]
     assert row["trace"] == "other"

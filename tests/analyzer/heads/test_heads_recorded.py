@@ -15,7 +15,7 @@ import torch
 from repository import ROOT
 
 import pipelines
-from i2am.analyzer import concept_words, heads, open_trace
+from i2am.analyzer import concept_words, head_relevance, open_trace
 from i2am.recorder import record
 from i2am.recorder.demo.pipeline import load_shipped
 
@@ -29,7 +29,7 @@ def test_counts_are_those_of_the_published_algorithm_inside_the_model(tmp_path: 
     pipeline, call = pipelines_text.prompted("a red dog")
     words = {"other": ["a cat"], "concepts": concept_words(CONCEPTS)}
     record(pipeline, tmp_path / "t.zarr", encoding="factors", probes=words, progress=False, **call())
-    found = heads(tmp_path / "t.zarr", concepts=CONCEPTS, draws=3, keep="time")
+    found = head_relevance(tmp_path / "t.zarr", concepts=CONCEPTS, draws=3, keep="time")
     trace = open_trace(tmp_path / "t.zarr")
     assert found["layer"].size >= 4
     embedded = {}
@@ -68,7 +68,7 @@ def test_the_demo_s_heads_can_be_asked_about_garments(tmp_path: Path) -> None:
         pipeline, tmp_path / "t.zarr", encoding="factors", probes=probes, progress=False, generator=pipelines.generator(),
         mask_image=pipelines.square_mask(), num_inference_steps=2, output_type="np", **images,
     )  # fmt: skip
-    found = heads(
+    found = head_relevance(
         tmp_path / "t.zarr", concepts={"other": ["garments_0", "garments_1", "garments_2"], "own": ["garments_3"]}, probe="garments"
     )
     assert found.shape == (2, 7, 4) and (found["count"].sum("concept") == 2).all()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probed import CONCEPTS, LAYERS, ORDER, trace_of
 
-from i2am.analyzer import heads, load_heads, open_trace, rank_heads, save_heads, select_heads
+from i2am.analyzer import head_relevance, load_heads, open_trace, rank_heads, save_heads, select_heads
 from i2am.analyzer.heads.ranking import published_vector
 from i2am.analyzer.trace.heads import head_coordinates
 from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, UnknownSelection
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 
 @pytest.fixture(scope="module")
 def found(made: Synthetic) -> xr.DataArray:
-    return heads(made.path, concepts=CONCEPTS, draws=3)
+    return head_relevance(made.path, concepts=CONCEPTS, draws=3)
 
 
 def scores_of(values: list[float]) -> xr.DataArray:
@@ -94,7 +94,7 @@ def test_heads_that_were_never_called_are_not_ranked() -> None:
 @pytest.mark.parametrize("suffix", [".zarr", ".nc"])
 @pytest.mark.parametrize("keep", [(), "time"])
 def test_files_bring_everything_back(tmp_path: Path, made: Synthetic, suffix: str, keep: Any) -> None:
-    scores = heads(made.path, concepts=CONCEPTS, keep=keep)
+    scores = head_relevance(made.path, concepts=CONCEPTS, keep=keep)
     save_heads(scores, tmp_path / f"h{suffix}")
     back = load_heads(tmp_path / f"h{suffix}")
     xr.testing.assert_identical(back, scores)
@@ -107,7 +107,7 @@ def test_files_bring_everything_back(tmp_path: Path, made: Synthetic, suffix: st
 
 
 def test_what_cannot_be_selected_says_why(found: xr.DataArray, made: Synthetic) -> None:
-    timed = heads(made.path, concepts=CONCEPTS, keep="time")
+    timed = head_relevance(made.path, concepts=CONCEPTS, keep="time")
     cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
         (lambda: select_heads(found, "Animal", top=3), UnknownSelection, "no concept 'Animal'; there are Animals, Color, Size"),
         (lambda: select_heads(found, top=3), InvalidInput, "say which concept, with concept=: Animals, Color, Size"),

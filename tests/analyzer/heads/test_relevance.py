@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from probed import CONCEPTS, LAYERS, ORDER, PIECES, TEXTS, probed, trace_of, word_texts
 
-from i2am.analyzer import concept_words, concepts, heads, open_trace
+from i2am.analyzer import concept_words, head_relevance, load_concepts, open_trace
 from i2am.analyzer.heads.counting import Span, draw, winners
 from i2am.analyzer.heads.probes import Enquiry
 from i2am.analyzer.heads.relevance import vectors
@@ -76,18 +76,18 @@ def strongest(layer: Layer, query: np.ndarray, key: np.ndarray, words: list[str]
 
 @pytest.mark.parametrize(("seed", "draws"), [(0, 1), (5, 3)])
 def test_counts_are_the_oracle_s(made: list[Synthetic], seed: int, draws: int) -> None:
-    found = heads([each.path for each in made], concepts=CONCEPTS, seed=seed, draws=draws, keep="time")
+    found = head_relevance([each.path for each in made], concepts=CONCEPTS, seed=seed, draws=draws, keep="time")
     truth = oracle(made, seed, draws)
     for name, counts in truth.items():
         np.testing.assert_array_equal(found["count"].sel(layer=name)[..., : counts.shape[-1]], counts)
         assert (found["count"].sel(layer=name)[..., counts.shape[-1] :] == 0).all()
-    whole = heads([each.path for each in made], concepts=CONCEPTS, seed=seed, draws=draws)
+    whole = head_relevance([each.path for each in made], concepts=CONCEPTS, seed=seed, draws=draws)
     np.testing.assert_array_equal(whole["count"], found["count"].sum("time"))
     assert len({tuple(row.ravel()) for row in truth.values()}) == len(truth), "the oracle tells layers apart"
 
 
 def test_what_is_counted_is_what_is_published(made: list[Synthetic]) -> None:
-    found = heads([each.path for each in made], concepts=CONCEPTS)
+    found = head_relevance([each.path for each in made], concepts=CONCEPTS)
     assert found.dims == ("concept", "layer", "head")
     assert found["layer"].values.tolist() == ORDER and found["heads"].values.tolist() == [4, 3, 2]
     assert found["position"].values.tolist() == [[0, 1, 2, 3], [4, 5, 6, -1], [7, 8, -1, -1]]
@@ -100,38 +100,38 @@ def test_what_is_counted_is_what_is_published(made: list[Synthetic]) -> None:
 
 
 def test_branches_are_counted_apart(made: list[Synthetic]) -> None:
-    found = heads(made[1].path, concepts=CONCEPTS, branch="uncond")
+    found = head_relevance(made[1].path, concepts=CONCEPTS, branch="uncond")
     truth = oracle(made[1:2], branch=0)
     for name, counts in truth.items():
         np.testing.assert_array_equal(found["count"].sel(layer=name)[..., : counts.shape[-1]], counts.sum(0))
     with pytest.raises(UnknownSelection, match="no branch 'both'; it has uncond, cond"):
-        heads(made[1].path, concepts=CONCEPTS, branch="both")
+        head_relevance(made[1].path, concepts=CONCEPTS, branch="both")
 
 
 def test_traces_of_the_same_words_share_what_is_known_of_them(made: list[Synthetic]) -> None:
     first, second = (open_trace(each.path) for each in made[:2])
-    enquiry = Enquiry(first, concepts(CONCEPTS), "concepts", None, None)
+    enquiry = Enquiry(first, load_concepts(CONCEPTS), "concepts", None, None)
     rows = [spans for trace in (first, second) for _, spans in enquiry.rows(trace)]
     assert len(rows) == 6 and all(spans is rows[0] for spans in rows)
 
 
 def test_order_workers_and_company_do_not_matter(made: list[Synthetic]) -> None:
-    found = heads([each.path for each in made], concepts=CONCEPTS)
+    found = head_relevance([each.path for each in made], concepts=CONCEPTS)
     with dask.config.set(scheduler="synchronous"):
-        again = heads([open_trace(each.path) for each in reversed(made)], concepts=CONCEPTS)
+        again = head_relevance([open_trace(each.path) for each in reversed(made)], concepts=CONCEPTS)
     assert found.identical(again)
-    alone = [heads(each.path, concepts=CONCEPTS)["count"] for each in made]
+    alone = [head_relevance(each.path, concepts=CONCEPTS)["count"] for each in made]
     np.testing.assert_array_equal(sum(alone), found["count"])
-    one = heads([each.path for each in made], concepts=CONCEPTS, layers="*mid*")["count"]
+    one = head_relevance([each.path for each in made], concepts=CONCEPTS, layers="*mid*")["count"]
     np.testing.assert_array_equal(one[:, 0, :3], found["count"].sel(layer=ORDER[1])[:, :3])
-    other = heads([each.path for each in made], concepts=CONCEPTS, seed=1)
+    other = head_relevance([each.path for each in made], concepts=CONCEPTS, seed=1)
     assert not np.array_equal(other["count"], found["count"])
 
 
 def test_blocks_do_not_matter(made: list[Synthetic], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = heads(made[0].path, concepts=CONCEPTS, draws=4)
+    found = head_relevance(made[0].path, concepts=CONCEPTS, draws=4)
     monkeypatch.setattr("i2am.analyzer.trace.calls.ROW_BYTES", 1)
-    assert found.identical(heads(made[0].path, concepts=CONCEPTS, draws=4))
+    assert found.identical(head_relevance(made[0].path, concepts=CONCEPTS, draws=4))
 
 
 @pytest.mark.parametrize("sharpness", [3.0, 40.0])
@@ -142,7 +142,7 @@ def test_a_planted_head_comes_out_first(tmp_path: Path, sharpness: float) -> Non
                 key[1, 4 + text.start + 1 : 4 + text.start + len(text.tokens) - 1] *= 8  # half of all queries match it, and strongly
 
     made = trace_of(tmp_path / "planted.zarr", plant=plant, sharpness=sharpness)
-    found = heads(made.path, concepts=CONCEPTS, draws=5)
+    found = head_relevance(made.path, concepts=CONCEPTS, draws=5)
     best = found.sel(concept="Color").stack(at=("layer", "head")).idxmax().item()
     assert best == (ORDER[1], 1)
     assert float(found["share"].sel(concept="Color", layer=ORDER[1], head=1)) == 1
@@ -185,7 +185,7 @@ def test_a_text_of_two_tokenizers_has_the_tokens_of_both(tmp_path: Path) -> None
         key[0, 7] *= 30  # only the second tokenizer's piece gives the animal away
 
     made = synthetic_trace(tmp_path / "t.zarr", layers=[layer], encoding="factors", texts=texts, plant=plant)
-    found = heads(made.path, concepts={"Animals": ["dog"], "Color": ["red"]})
+    found = head_relevance(made.path, concepts={"Animals": ["dog"], "Color": ["red"]})
     assert found["count"].sel(concept="Animals", head=0).item() == 4
 
 
@@ -199,7 +199,7 @@ def test_pictures_are_words_too(tmp_path: Path) -> None:
 
     made = synthetic_trace(tmp_path / "t.zarr", layers=[layer], encoding="factors", plant=plant, steps=6)
     kinds = {"stripes": ["garments_0", "garments_2"], "dots": ["garments_1", "garments_3"]}
-    found = heads(made.path, concepts=kinds, probe="garments", keep="time")
+    found = head_relevance(made.path, concepts=kinds, probe="garments", keep="time")
     assert found["count"].sel(concept="dots", head=1).sum() == 6
     for step in range(6):
         name = f"0/{made.trace.id}/{layer.name}/0/{step}"
@@ -211,7 +211,7 @@ def test_pictures_are_words_too(tmp_path: Path) -> None:
         first = shares[:, 1:6].mean() > shares[:, 6:].mean()
         assert found["count"].sel(head=0).values[step, :, 0].tolist() == [int(first), int(not first)]
     with pytest.raises(UnknownSelection, match="lacks 1 of the concepts' words: garments_4; it has garments_0, garments_1"):
-        heads(made.path, concepts={**kinds, "logo": ["garments_4"]}, probe="garments")
+        head_relevance(made.path, concepts={**kinds, "logo": ["garments_4"]}, probe="garments")
 
 
 def test_layers_come_in_the_published_order() -> None:
@@ -222,7 +222,7 @@ def test_layers_come_in_the_published_order() -> None:
 
 
 def test_the_published_concepts_are_there() -> None:
-    known = concepts()
+    known = load_concepts()
     assert len(known) == 34 and {len(words) for words in known.values()} == {10}
     assert next(iter(known)) == "Animals" and list(known)[-1] == "Geometric Patterns"
     assert known["Geo-locations"][-1] == "Rio de Janeiro"
@@ -232,7 +232,7 @@ def test_the_published_concepts_are_there() -> None:
 def test_own_concepts_come_from_a_file(tmp_path: Path, made: list[Synthetic]) -> None:
     path = tmp_path / "own.toml"
     path.write_text('[concepts]\nAnimals = ["dog", "polar bear", "cat"]\nColor = ["red", "ultramarine"]\nSize = ["tiny"]\n')
-    assert heads(made[1].path, concepts=path).identical(heads(made[1].path, concepts=CONCEPTS))
+    assert head_relevance(made[1].path, concepts=path).identical(head_relevance(made[1].path, concepts=CONCEPTS))
 
 
 BAD_CONCEPTS: list[tuple[Any, str]] = [
@@ -247,7 +247,7 @@ BAD_CONCEPTS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("given", "message"), BAD_CONCEPTS)
 def test_what_is_no_list_of_concepts_is_refused(given: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        concepts(given)
+        load_concepts(given)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_what_is_no_list_of_concepts_is_refused(given: Any, message: str) -> Non
 def test_files_of_another_form_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "own.toml").write_text(text)
     with pytest.raises(InvalidInput, match=message):
-        concepts(tmp_path / "own.toml")
+        load_concepts(tmp_path / "own.toml")
 
 
 def test_traces_that_cannot_be_counted_say_why(tmp_path: Path, made: list[Synthetic]) -> None:
@@ -285,4 +285,4 @@ def test_traces_that_cannot_be_counted_say_why(tmp_path: Path, made: list[Synthe
     ]  # fmt: skip
     for traces, options, error, message in cases:
         with pytest.raises(error, match=message):
-            heads(traces, **{"concepts": CONCEPTS, **options})
+            head_relevance(traces, **{"concepts": CONCEPTS, **options})

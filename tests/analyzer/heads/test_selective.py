@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from probed import CONCEPTS, TEXTS, probed
 
-from i2am.analyzer import head_truth, heads, open_trace, rank_heads, select_heads, selective_iou
+from i2am.analyzer import head_accuracy, head_relevance, open_trace, rank_heads, select_heads, selective_iou
 from i2am.analyzer.heads.selective import deal, flat_note, published_count, write_table
 from i2am.analyzer.numerics.resize import resize
 from i2am.analyzer.trace.heads import head_coordinates
@@ -71,7 +71,7 @@ def truth_oracle(made: Synthetic, trace: Trace, layer: int, head: int) -> float:
 
 
 def test_head_truth_is_the_oracle_s(made: list[Synthetic], traces: list[Trace]) -> None:
-    found = head_truth(traces)
+    found = head_accuracy(traces)
     assert found["layer"].values.tolist() == ORDER and found.attrs["kind"] == "truth"
     assert found.attrs["traces"] == sorted(trace.id for trace in traces)
     for layer in range(3):
@@ -82,7 +82,7 @@ def test_head_truth_is_the_oracle_s(made: list[Synthetic], traces: list[Trace]) 
                 continue
             assert mine == pytest.approx(np.mean([truth_oracle(m, t, layer, head) for m, t in zip(made, traces, strict=True)]))
     assert rank_heads(found)[0] == (ORDER[0], 1), "the head that the truth was made of is the truest"
-    assert found.identical(head_truth(traces[::-1]))
+    assert found.identical(head_accuracy(traces[::-1]))
 
 
 def iou_oracle(made: Synthetic, pairs: Sequence[tuple[str, int]], threshold: float) -> float:
@@ -99,7 +99,7 @@ def test_the_table_is_the_oracle_s_and_nobody_is_judged_on_their_own(made: list[
     assert table.dims == ("heads", "threshold", "trace") and table["trace"].values.tolist() == [trace.id for trace in traces]
     for i, each in enumerate(made):
         others = [trace for j, trace in enumerate(traces) if (i + j) % 2]
-        ranked = rank_heads(head_truth(others))
+        ranked = rank_heads(head_accuracy(others))
         for kind, pairs in (("all", ranked), ("top", ranked[:2]), ("bottom", ranked[-2:])):
             for threshold in (0.3, 0.5):
                 found = float(table.sel(heads=kind, threshold=threshold, trace=each.trace.id))
@@ -108,7 +108,7 @@ def test_the_table_is_the_oracle_s_and_nobody_is_judged_on_their_own(made: list[
 
 
 def test_scores_of_other_traces_judge_all(made: list[Synthetic], traces: list[Trace]) -> None:
-    scores = head_truth(traces[:2])
+    scores = head_accuracy(traces[:2])
     table = selective_iou(traces[2:], scores, count=3, thresholds=[0.4])
     for each in made[2:]:
         found = float(table.sel(heads="bottom", threshold=0.4, trace=each.trace.id))
@@ -125,7 +125,7 @@ def test_heads_are_chosen_by_relevance_too(tmp_path: Path) -> None:
         open_trace(synthetic_trace(tmp_path / f"{i}.zarr", layers=layers, seed=i, encoding="factors", texts=TEXTS).path) for i in range(2)
     ]
     table = selective_iou(opened, by="relevance", concept="Color", concepts=CONCEPTS)
-    vector = heads(opened[1], concepts=CONCEPTS)
+    vector = head_relevance(opened[1], concepts=CONCEPTS)
     again = selective_iou(opened[:1], vector, concept="Color")
     np.testing.assert_array_equal(table.sel(trace=opened[0].id), again.sel(trace=opened[0].id))
     assert again.attrs["by"] == "relevance" and again.attrs["count"] == published_count(9) == 2
@@ -165,12 +165,12 @@ def test_the_table_reads(traces: list[Trace]) -> None:
     assert text[0].split() == ["threshold", "all", "9", "top", "2", "bottom", "2"]
     assert [line.split()[0] for line in text[1:4]] == ["0.3", "0.4", "0.5"]
     assert text[4].endswith("heads chosen by truth on the other half of the traces")
-    alone = write_table(selective_iou(traces[0], head_truth(traces[1:]), thresholds=[0.3]))
+    alone = write_table(selective_iou(traces[0], head_accuracy(traces[1:]), thresholds=[0.3]))
     assert "+-" not in alone and "on 3 other traces" in alone
 
 
 def test_what_cannot_be_judged_says_why(traces: list[Trace], tmp_path: Path) -> None:
-    scores = head_truth(traces[:2])
+    scores = head_accuracy(traces[:2])
     untold = open_trace(traces[0].path)
     other = told(synthetic_trace(tmp_path / "other.zarr", layers=[LAYERS[2], LAYERS[1]], seed=8))
     fewer = told(synthetic_trace(tmp_path / "fewer.zarr", layers=[*LAYERS[:2]], seed=9))
@@ -182,9 +182,9 @@ def test_what_cannot_be_judged_says_why(traces: list[Trace], tmp_path: Path) -> 
         (lambda: selective_iou(traces[2:], scores, concept="Color"), InvalidInput, "scores are of heads alone, not of concepts"),
         (lambda: selective_iou(traces, count=10), UnknownSelection, "cannot take 10 heads; the scores rank 9"),
         (lambda: selective_iou(traces, mask="hat"), UnknownSelection, "hat is neither a picture file nor an image of the trace"),
-        (lambda: head_truth(untold), InvalidInput, "does not say where its patches truly come from"),
-        (lambda: head_truth([traces[0], other]), InvalidInput, "has the layer unet.up_blocks.0.attn2, which the trace .* does not have"),
-        (lambda: head_truth([fewer, traces[0]]), InvalidInput, "have different layers; select with `layers`"),
+        (lambda: head_accuracy(untold), InvalidInput, "does not say where its patches truly come from"),
+        (lambda: head_accuracy([traces[0], other]), InvalidInput, "has the layer unet.up_blocks.0.attn2, which the trace .* does not have"),
+        (lambda: head_accuracy([fewer, traces[0]]), InvalidInput, "have different layers; select with `layers`"),
         (lambda: select_heads(traces[:1], by="luck", top=1), InvalidInput, "by 'luck'"),  # type: ignore[arg-type]
         (lambda: select_heads(scores, by="relevance", top=1), InvalidInput, "scores are of truth, not of relevance"),
     ]  # fmt: skip
@@ -194,6 +194,6 @@ def test_what_cannot_be_judged_says_why(traces: list[Trace], tmp_path: Path) -> 
 
 
 def test_heads_can_be_selected_from_traces_themselves(traces: list[Trace]) -> None:
-    assert select_heads(traces, by="truth", top=2) == select_heads(head_truth(traces), top=2)
-    chosen: xr.DataArray = head_truth(traces)
+    assert select_heads(traces, by="truth", top=2) == select_heads(head_accuracy(traces), top=2)
+    chosen: xr.DataArray = head_accuracy(traces)
     assert select_heads(chosen, by="truth", bottom=1) == select_heads(chosen, bottom=1)

@@ -21,7 +21,7 @@ from i2am.analyzer.store import chunks
 from i2am.recorder.store.writer import Writer
 from i2am.schema.codec import encode_probability
 from i2am.schema.errors import CorruptTrace
-from i2am.schema.trace import Layer, Trace
+from i2am.schema.trace import Layer, TraceRecord
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -178,7 +178,7 @@ def test_a_bright_corner_stays_in_its_corner(tmp_path: Path, encoding: str, corn
 
 def corner_trace(path: Path, layers: Sequence[Layer], encoding: str, corner: tuple[int, int], other: tuple[int, int]) -> None:
     """Scores are 0 but for one pair: q and k are unit vectors where they meet and nothing elsewhere."""
-    record = Trace("00000000-0000-4000-8000-00000000c0de", "recording", 1, ("cond",), 1, latent_grid=LATENT)
+    record = TraceRecord("00000000-0000-4000-8000-00000000c0de", "recording", 1, ("cond",), 1, latent_grid=LATENT)
     writer = Writer(path, record)
     for index, plain in enumerate(layers):
         layer = dataclasses.replace(plain, encoding=encoding)

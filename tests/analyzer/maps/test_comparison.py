@@ -17,7 +17,7 @@ from methods import LAYERS, method_trace
 from PIL import Image
 from scipy import stats
 
-from i2am.analyzer import Trace, compare, g2r, open_trace, r2g, recipe, sram, token_map
+from i2am.analyzer import Trace, compare, g2r, get_recipe, open_trace, r2g, sram, token_map
 from i2am.analyzer.aggregation import build
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.methods.recipes import RECIPES
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 
 def test_maps_lie_on_the_finest_grid_and_are_correlated(made: Synthetic) -> None:
     trace = open_trace(made.path)
-    names = ["i2am", recipe("i2am", target="first"), "attention-map-diffusers"]
+    names = ["i2am", get_recipe("i2am", target="first"), "attention-map-diffusers"]
     found = compare(trace, names, group="text")
     assert found["recipe"].values.tolist() == ["i2am", "i2am(target=first)", "attention-map-diffusers"]
     maps = [r2g(trace, recipe=name, group="text").values for name in names]
@@ -85,7 +85,7 @@ def test_scans_that_recipes_share_are_done_once(made: Synthetic, monkeypatch: py
     scans: list[Any] = []
     done = build.scan
     monkeypatch.setattr(build, "scan", lambda *args: (scans.append(args), done(*args))[1])
-    lazy = compare(open_trace(made.path), ["i2am", recipe("i2am", resize="bilinear"), recipe("i2am", layers="sum")])
+    lazy = compare(open_trace(made.path), ["i2am", get_recipe("i2am", resize="bilinear"), get_recipe("i2am", layers="sum")])
     assert scans == [], "nothing is read before it is computed"
     dask.compute(lazy, scheduler="synchronous")
     assert len(scans) == 4 * 3 - 3  # layers x steps, less three calls that are absent
@@ -94,7 +94,7 @@ def test_scans_that_recipes_share_are_done_once(made: Synthetic, monkeypatch: py
 @pytest.mark.parametrize(("call", "error", "words"), [
     (lambda t: compare(t, ["i2am"]), InvalidInput, "needs two recipes or more, got i2am; there are i2am, i2am-v1"),
     (lambda t: compare(t, "daam"), InvalidInput, "needs two recipes or more, got daam"),
-    (lambda t: compare(t, ["i2am", "daam", recipe("i2am")]), InvalidInput, "recipe i2am is named twice"),
+    (lambda t: compare(t, ["i2am", "daam", get_recipe("i2am")]), InvalidInput, "recipe i2am is named twice"),
     (lambda t: compare(t, ["i2am", "damm"]), InvalidInput, "no recipe 'damm'; .*; the nearest is daam"),
     (lambda t: compare(t, ["i2am", "hrv-selective"]), InvalidInput, "choose them with heads="),
     (lambda t: compare(t, direction="up"), InvalidInput, "no maps called 'up'; there are r2g, g2r, sram, tokens"),
@@ -168,10 +168,10 @@ def test_fields_are_set_and_tokens_drawn_by_command(made: Synthetic, tmp_path: P
     arguments = ["map", str(made.path), "--r2g", "--recipe", "i2am-official", "--set", "resize=bilinear", "--set", "target=7x9"]
     assert run([*arguments, "-o", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"] == "i2am-official(resize=bilinear, target=7+9)"
-    row = recipe("i2am-official", resize="bilinear", target=(7, 9))
+    row = get_recipe("i2am-official", resize="bilinear", target=(7, 9))
     np.testing.assert_array_equal(np.load(path), r2g(open_trace(made.path), recipe=row))
     assert run(["map", str(made.path), "--tokens", "1,2", "-o", str(path), "--overwrite", "--set", "time=mean"]) == 0
-    np.testing.assert_array_equal(np.load(path), token_map(open_trace(made.path), [1, 2], recipe=recipe("daam", time="mean")))
+    np.testing.assert_array_equal(np.load(path), token_map(open_trace(made.path), [1, 2], recipe=get_recipe("daam", time="mean")))
     assert run(["imacs", str(made.path), "--recipe", "daam", "--layers", "0,1", "--set", "clamp=no", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out.partition("\n")[2])
     assert (facts["recipe"], facts["imacs_r"]) == ("daam(clamp=no)", None)
@@ -192,8 +192,8 @@ def test_videos_are_compared_over_all_their_frames(tmp_path: Path) -> None:
     layers = [dataclasses.replace(reference_layer("a", (4, 3)), frames=3), dataclasses.replace(reference_layer("b", (8, 6)), frames=3)]
     made = synthetic_trace(tmp_path / "t.zarr", layers=layers, steps=1, encoding="factors", latent_grid=(8, 6), frames=3)
     trace = open_trace(made.path)
-    found = compare(trace, ["i2am", recipe("i2am", target="first")])
-    one, other = (r2g(trace, recipe=name).values for name in ("i2am", recipe("i2am", target="first")))
+    found = compare(trace, ["i2am", get_recipe("i2am", target="first")])
+    one, other = (r2g(trace, recipe=name).values for name in ("i2am", get_recipe("i2am", target="first")))
     assert found["map"].dims == ("recipe", "frame", "y", "x")
     other = resize(other, (8, 6), "bilinear")
     assert found["pearson"][0, 1] == pytest.approx(stats.pearsonr(one.ravel(), other.ravel())[0], abs=1e-9)

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 from methods import method_trace, resample
 
-from i2am.analyzer import g2r, open_trace, r2g, recipe
+from i2am.analyzer import g2r, get_recipe, open_trace, r2g
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.maps.heatmap import heatmap
 from i2am.analyzer.methods.recipes import RECIPES
@@ -72,7 +72,9 @@ def test_the_released_code_masks_the_reference_first(made: Synthetic) -> None:
     np.testing.assert_allclose(heatmap(map), plain * (plain > 0.4), rtol=1e-6, atol=1e-9)
     custom = g2r(trace, recipe="i2am-custom")
     np.testing.assert_array_equal(heatmap(custom, mask=mask), heatmap(custom))
-    np.testing.assert_allclose(heatmap(custom, recipe=recipe("i2am-custom", pre_mask=True), mask=mask[..., None] > 0).max(), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        heatmap(custom, recipe=get_recipe("i2am-custom", pre_mask=True), mask=mask[..., None] > 0).max(), 1, atol=1e-6
+    )
 
 
 def test_each_map_of_a_kept_axis_is_scaled_by_itself(made: Synthetic) -> None:
@@ -85,7 +87,7 @@ def test_each_map_of_a_kept_axis_is_scaled_by_itself(made: Synthetic) -> None:
 
 
 def test_a_changed_row_travels_with_its_map(made: Synthetic) -> None:
-    map = r2g(open_trace(made.path), recipe=recipe("daam", threshold=0.5, upsample="nearest"))
+    map = r2g(open_trace(made.path), recipe=get_recipe("daam", threshold=0.5, upsample="nearest"))
     found = heatmap(map)
     scaled = minmax(resample(map.values, IMAGE, "nearest"))
     np.testing.assert_allclose(found, np.where(scaled > 0.5, scaled, 0), rtol=1e-6)

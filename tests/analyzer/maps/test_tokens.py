@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from methods import LATENT, LAYERS, lse, method_trace, resample
 
-from i2am.analyzer import Trace, open_trace, r2g, recipe, token_map
+from i2am.analyzer import Trace, get_recipe, open_trace, r2g, token_map
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from i2am.schema.trace import TokenGroup
 from traces import Synthetic
@@ -64,7 +64,7 @@ def test_a_probe_s_softmax_may_run_over_positions(made: Synthetic) -> None:
 
 
 def test_all_tokens_of_a_probe_together_are_all_attention(made: Synthetic) -> None:
-    each = token_map(open_trace(made.path), probe="animals", recipe=recipe("ovam", tokens="sum"), branch="cond", keep="layer")
+    each = token_map(open_trace(made.path), probe="animals", recipe=get_recipe("ovam", tokens="sum"), branch="cond", keep="layer")
     assert each["layer"].values.tolist() == [0, 1, 4]  # layer 2 has no such keys, the middle is left out
     np.testing.assert_allclose(each, np.broadcast_to(np.array([2 * 2, 3 * 2, 3 * 3])[:, None, None], each.shape), rtol=1e-5)
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from i2am.analyzer import open_trace, token_map, words
+from i2am.analyzer import list_words, open_trace, token_map, word_map
 from i2am.analyzer.cli.group import i2am
 from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput, UnknownSelection
@@ -70,7 +70,7 @@ def trace(made: Synthetic) -> Trace:
 
 
 def test_all_words_are_listed_with_their_tokens(trace: Trace) -> None:
-    rows = words(trace, branch="cond")
+    rows = list_words(trace, branch="cond")
     first = [(row.word, row.occurrence, row.tokens, row.pieces) for row in rows if row.tokens[0] < 12]
     assert first == [
         ("a", 1, (1,), ("a",)),
@@ -89,8 +89,13 @@ def test_all_words_are_listed_with_their_tokens(trace: Trace) -> None:
         ("zebra", (14, 15)),
         (",", (16,)),
     ]
-    assert [row.word for row in words(trace, branch="uncond")] == ["Hat"]
-    assert [(row.word, row.occurrence) for row in words(trace, probe="concepts")] == [("a", 1), ("mouse", 1), ("computer", 1), ("mouse", 2)]
+    assert [row.word for row in list_words(trace, branch="uncond")] == ["Hat"]
+    assert [(row.word, row.occurrence) for row in list_words(trace, probe="concepts")] == [
+        ("a", 1),
+        ("mouse", 1),
+        ("computer", 1),
+        ("mouse", 2),
+    ]
 
 
 @pytest.mark.parametrize(("word", "options", "tokens"), [
@@ -108,7 +113,7 @@ def test_all_words_are_listed_with_their_tokens(trace: Trace) -> None:
     ("hat", {"branch": "uncond"}, [1]),
 ])  # fmt: skip
 def test_a_words_map_is_that_of_its_tokens(trace: Trace, word: str, options: dict[str, Any], tokens: list[int]) -> None:
-    found = words(trace, word, **options)
+    found = word_map(trace, word, **options)
     selection = {name: value for name, value in options.items() if name != "occurrence"}
     xr.testing.assert_identical(found.drop_attrs(), token_map(trace, tokens, group="text", **selection).drop_attrs())
     assert found.attrs["tokens"] == tokens
@@ -117,7 +122,7 @@ def test_a_words_map_is_that_of_its_tokens(trace: Trace, word: str, options: dic
 
 def test_a_probability_trace_has_the_same_words(made: Synthetic, trace: Trace, tmp_path: Path) -> None:
     stored = open_trace(made_trace(tmp_path / "p.zarr", "probabilities").path)
-    np.testing.assert_allclose(words(stored, "zebra"), words(trace, "zebra"), rtol=1e-3)
+    np.testing.assert_allclose(word_map(stored, "zebra"), word_map(trace, "zebra"), rtol=1e-3)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -125,7 +130,7 @@ def test_a_probability_trace_has_the_same_words(made: Synthetic, trace: Trace, t
 def test_every_phrase_is_found_where_it_stands(trace: Trace, first: int, count: int, upper: bool) -> None:
     picked = SPELLED[first : first + count]
     phrase = " ".join(word for word, _, _ in picked).replace(" 's", "'s")
-    found = words(trace, phrase.upper() if upper else phrase)
+    found = word_map(trace, phrase.upper() if upper else phrase)
     expected = {token for _, start, stop in picked for token in range(start, stop)}
     assert expected <= set(found.attrs["tokens"])
 
@@ -155,12 +160,12 @@ def oracle(made: Synthetic, tokens: list[int], among: list[int], branch: int = 0
 def test_probes_answer_as_an_oracle_in_float64(
     made: Synthetic, trace: Trace, word: str, probe: str, options: dict[str, Any], tokens: list[int], among: range
 ) -> None:
-    found = words(trace, word, probe=probe, recipe="daam", **options)
+    found = word_map(trace, word, probe=probe, recipe="daam", **options)
     np.testing.assert_allclose(found, oracle(made, tokens, list(among)), rtol=1e-5)
 
 
 def test_probes_are_asked_by_their_own_method(made: Synthetic, trace: Trace) -> None:
-    found = words(trace, "cat", probe="scene")
+    found = word_map(trace, "cat", probe="scene")
     assert found.attrs["recipe"] == "ovam"
     assert found.attrs["branch"] == "uncond"
     heads = sum(layer.heads for layer in trace.layers)
@@ -195,21 +200,21 @@ def test_probes_are_asked_by_their_own_method(made: Synthetic, trace: Trace) -> 
 ])  # fmt: skip
 def test_what_is_not_there_is_said_in_one_line(trace: Trace, word: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises((UnknownSelection, InvalidInput), match=message):
-        words(trace, word, **options)
+        word_map(trace, word, **options)
 
 
 def test_probes_of_stored_probabilities_are_refused(tmp_path: Path) -> None:
     stored = open_trace(made_trace(tmp_path / "p.zarr", "probabilities").path)
     with pytest.raises(InvalidInput, match=r"probes need the queries.*record with encoding factors"):
-        words(stored, "cat", probe="scene")
+        word_map(stored, "cat", probe="scene")
 
 
 def test_a_trace_without_texts_says_so(tmp_path: Path) -> None:
     trace = open_trace(made_trace(tmp_path / "t.zarr", texts=()).path)
     with pytest.raises(InvalidInput, match=r"does not say what its text tokens are: the run was given embeddings.*takes tokens by number"):
-        words(trace, "dog")
+        word_map(trace, "dog")
     with pytest.raises(InvalidInput, match="does not say what its text tokens are"):
-        words(trace)
+        list_words(trace)
 
 
 # -- the command line ------------------------------------------------------------------------------------------------------------
@@ -248,7 +253,7 @@ def test_the_command_draws_a_word(made: Synthetic, trace: Trace, tmp_path: Path,
     assert (facts["word"], facts["occurrences"], facts["tokens"]) == ("red", [2], [9])
     assert out.exists()
     if suffix == "npy":
-        np.testing.assert_array_equal(np.load(out), words(trace, "red#2"))
+        np.testing.assert_array_equal(np.load(out), word_map(trace, "red#2"))
 
 
 def test_the_command_draws_a_word_of_a_probe(made: Synthetic, tmp_path: Path) -> None:

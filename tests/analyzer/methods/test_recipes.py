@@ -24,7 +24,7 @@ from methods import (
     synthetic_calls,
 )  # fmt: skip
 
-from i2am.analyzer import Recipe, Trace, g2r, imacs, judge, looks, open_trace, r2g, recipe, sram, token_map
+from i2am.analyzer import Recipe, Trace, g2r, get_recipe, imacs, judge, looks, open_trace, r2g, sram, token_map
 from i2am.analyzer.evaluation.imacs import score
 from i2am.analyzer.methods.recipes import CHOICES, FIELDS, RECIPES, Axis, read_changes, write
 from i2am.schema.errors import InvalidInput, UnknownSelection
@@ -166,7 +166,7 @@ KEEPS = st.sets(st.sampled_from(["time", "layer", "head"])).map(lambda axes: tup
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=CHANGES, keep=KEEPS)
 def test_any_change_of_a_row_is_followed_literally(made: Synthetic, changes: dict[str, Any], keep: tuple[str, ...]) -> None:
-    row, calls = recipe("i2am", **changes), synthetic_calls(made)
+    row, calls = get_recipe("i2am", **changes), synthetic_calls(made)
     close(token_map(open_trace(made.path), [0, 2], keep=keep, recipe=row), follow(row, calls, [0, 2], keep))
     found = r2g(open_trace(made.path), layers=[0, 1], keep=keep, recipe=row)  # these have the same 16 reference tokens
     close(found, follow(row, calls[:2], list(range(5, 21)), keep))
@@ -193,11 +193,11 @@ def test_specials_may_be_dropped_before_the_softmax(made: Synthetic) -> None:
     for c in alone:  # what is left are the tokens with a place
         group = dataclasses.replace(c.layer.groups[1], start=0, stop=c.P.shape[-1], specials=0)
         c.layer = dataclasses.replace(c.layer, groups=(group,), tokens=group.stop)
-    row = recipe("i2am", renormalize=True, specials=False)
+    row = get_recipe("i2am", renormalize=True, specials=False)
     close(g2r(trace, recipe=row), g2r_i2am(alone, np.ones(LATENT)))
-    close(sram(trace, AT, recipe=recipe(row, skip="mid*", before=("time",))), sram_by_time(alone, AT, LATENT, (3, 5)))
-    close(r2g(trace, recipe=recipe(row, r2g="keys"), layers=1), np.full(LATENT, 2 / 15))  # what sums to 1 over 15 tokens; two calls
-    half = token_map(trace, [1], among=[0, 1], recipe=recipe("i2am", r2g="keys"), layers=1)
+    close(sram(trace, AT, recipe=get_recipe(row, skip="mid*", before=("time",))), sram_by_time(alone, AT, LATENT, (3, 5)))
+    close(r2g(trace, recipe=get_recipe(row, r2g="keys"), layers=1), np.full(LATENT, 2 / 15))  # what sums to 1 over 15 tokens; two calls
+    half = token_map(trace, [1], among=[0, 1], recipe=get_recipe("i2am", r2g="keys"), layers=1)
     pair = calls[1].P[:, :, :, :, :2]
     close(half, np.nansum(pair[..., 1] / pair.sum(-1), 0).mean(0))
 
@@ -208,8 +208,8 @@ def test_specials_may_be_dropped_before_the_softmax(made: Synthetic) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_label_gives_the_row_back(name: str) -> None:
     row = RECIPES[name]
-    assert recipe(name) is not None
-    assert (recipe(row.label), row.label) == (row, name)
+    assert get_recipe(name) is not None
+    assert (get_recipe(row.label), row.label) == (row, name)
 
 
 @settings(max_examples=60)
@@ -229,39 +229,39 @@ def test_a_label_gives_the_row_back(name: str) -> None:
     name=st.sampled_from(list(RECIPES)),
 )
 def test_a_changed_row_s_label_gives_it_back(changes: dict[str, Any], more: dict[str, Any], name: str) -> None:
-    row = recipe(name, **changes, **more)
-    assert recipe(row.label) == row
-    assert recipe(name, **read_changes(f"{f}={write(getattr(row, f))}" for f in FIELDS)) == row
+    row = get_recipe(name, **changes, **more)
+    assert get_recipe(row.label) == row
+    assert get_recipe(name, **read_changes(f"{f}={write(getattr(row, f))}" for f in FIELDS)) == row
 
 
 def test_every_choice_of_a_field_is_a_row() -> None:
     for field, allowed in CHOICES.items():
         for value in allowed:
-            assert getattr(recipe("i2am", **{field: value}), field) == value
+            assert getattr(get_recipe("i2am", **{field: value}), field) == value
     assert set(get_args(Axis)) == {"token", "query", "time", "head"}
 
 
 @pytest.mark.parametrize(("call", "words"), [
     (lambda t: r2g(t, recipe="damm"), "there is no recipe 'damm'; there are i2am, .*; the nearest is daam"),
     (lambda t: r2g(t, recipe=["i2am"]), r"there is no recipe \['i2am'\]"),
-    (lambda t: recipe("daam", rezise="bilinear"), "no field 'rezise'; it has r2g, .*; the nearest is resize"),
-    (lambda t: recipe("daam", name="mine"), "no field 'name'"),
-    (lambda t: recipe("daam", resize="lanczos"), "recipe daam: resize is 'lanczos'; expected bicubic, bilinear, nearest"),
-    (lambda t: recipe("daam", heads=3), "heads is 3; expected sum, mean"),
-    (lambda t: recipe("daam", clamp=1), "clamp is 1; expected True or False"),
-    (lambda t: recipe("daam", before=("layer",)), "before is .*; expected a tuple of token, query, time, head"),
-    (lambda t: recipe("daam", before="time"), "expected a tuple"),
-    (lambda t: recipe("daam", factors=(0,)), "factors is .*; expected a tuple of positive whole numbers"),
-    (lambda t: recipe("daam", target="biggest"), r"target is 'biggest'; expected latent, largest, first, image or \(rows, columns\)"),
-    (lambda t: recipe("daam", target=(0, 3)), "target is"),
-    (lambda t: recipe("daam", threshold=1.0), "threshold is 1.0; expected 0 <= threshold < 1"),
-    (lambda t: recipe("daam", skip=3), "skip is 3; expected text"),
-    (lambda t: recipe("daam(resize)"), "'resize' changes nothing; write field=value"),
-    (lambda t: recipe("daam(clamp=perhaps)"), "'perhaps' is no value of the field clamp; expected yes or no"),
-    (lambda t: recipe("daam(threshold=low)"), "expected a number"),
-    (lambda t: recipe("daam(factors=1+b)"), "expected whole numbers"),
-    (lambda t: r2g(t, recipe=recipe("i2am", skip="*")), r"recipe i2am leaves out every layer of the trace: it skips \*; name layers"),
-    (lambda t: r2g(t, recipe=recipe("i2am", factors=(64,))), "takes those 64 times coarser than the latent"),
+    (lambda t: get_recipe("daam", rezise="bilinear"), "no field 'rezise'; it has r2g, .*; the nearest is resize"),
+    (lambda t: get_recipe("daam", name="mine"), "no field 'name'"),
+    (lambda t: get_recipe("daam", resize="lanczos"), "recipe daam: resize is 'lanczos'; expected bicubic, bilinear, nearest"),
+    (lambda t: get_recipe("daam", heads=3), "heads is 3; expected sum, mean"),
+    (lambda t: get_recipe("daam", clamp=1), "clamp is 1; expected True or False"),
+    (lambda t: get_recipe("daam", before=("layer",)), "before is .*; expected a tuple of token, query, time, head"),
+    (lambda t: get_recipe("daam", before="time"), "expected a tuple"),
+    (lambda t: get_recipe("daam", factors=(0,)), "factors is .*; expected a tuple of positive whole numbers"),
+    (lambda t: get_recipe("daam", target="biggest"), r"target is 'biggest'; expected latent, largest, first, image or \(rows, columns\)"),
+    (lambda t: get_recipe("daam", target=(0, 3)), "target is"),
+    (lambda t: get_recipe("daam", threshold=1.0), "threshold is 1.0; expected 0 <= threshold < 1"),
+    (lambda t: get_recipe("daam", skip=3), "skip is 3; expected text"),
+    (lambda t: get_recipe("daam(resize)"), "'resize' changes nothing; write field=value"),
+    (lambda t: get_recipe("daam(clamp=perhaps)"), "'perhaps' is no value of the field clamp; expected yes or no"),
+    (lambda t: get_recipe("daam(threshold=low)"), "expected a number"),
+    (lambda t: get_recipe("daam(factors=1+b)"), "expected whole numbers"),
+    (lambda t: r2g(t, recipe=get_recipe("i2am", skip="*")), r"recipe i2am leaves out every layer of the trace: it skips \*; name layers"),
+    (lambda t: r2g(t, recipe=get_recipe("i2am", factors=(64,))), "takes those 64 times coarser than the latent"),
     (lambda t: token_map(t, [5]), "no token 5; it has 0 to 4"),
     (lambda t: token_map(t, [2], among=[1]), "token 2 has a map only if it is one of those that the softmax runs over"),
     (lambda t: token_map(t, keep="word"), "cannot keep 'word'"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from methods import GENERATED, Calls, daam, g2r_by_query, g2r_i2am, prompt_to_prompt, stored_calls
 
-from i2am.analyzer import Trace, g2r, open_trace, r2g, recipe, token_map
+from i2am.analyzer import Trace, g2r, get_recipe, open_trace, r2g, token_map
 from i2am.recorder.demo.cli import record_demo
 from i2am.schema.errors import InvalidInput
 
@@ -39,7 +39,7 @@ def test_layers_of_one_resolution_are_taken_as_they_are(demo: tuple[Trace, list[
     trace, calls = demo
     with pytest.raises(InvalidInput, match=r"leaves out every layer of the trace: it skips .*, and takes those 4 times coarser"):
         r2g(trace, recipe="prompt-to-prompt")
-    found = r2g(trace, recipe=recipe("prompt-to-prompt", factors=(2,)))
+    found = r2g(trace, recipe=get_recipe("prompt-to-prompt", factors=(2,)))
     close(found, prompt_to_prompt(calls, lambda c: c.tokens("reference"), (32, 32)))
 
 

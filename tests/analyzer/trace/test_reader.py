@@ -21,7 +21,7 @@ from i2am.analyzer.store.chunks import Blocks
 from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import CorruptTrace, IncompleteTrace, NotATrace, TraceError, UnknownSelection, UnknownVersion
 from i2am.schema.layout import data_plans
-from i2am.schema.trace import Trace as Record
+from i2am.schema.trace import TraceRecord
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -339,4 +339,4 @@ def test_blocks_of_the_plan_are_what_the_trace_hands_out(made: Synthetic) -> Non
     trace = open_trace(made.path)
     for name, plan in data_plans(trace.record, 1).items():
         assert trace.blocks(1, name).shape == plan.shape
-    assert isinstance(dataclasses.replace(trace.record), Record)
+    assert isinstance(dataclasses.replace(trace.record), TraceRecord)

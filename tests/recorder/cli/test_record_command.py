@@ -25,7 +25,7 @@ from i2am.recorder.specs.loading import find_class, load_pipeline
 from i2am.recorder.specs.spec import read_spec
 from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, NoSpace, TraceError, UnknownSelection
 from i2am.schema.layout import layout
-from i2am.schema.trace import Trace
+from i2am.schema.trace import TraceRecord
 from pipelines import WIDTH, adapter_weights, paint_by_example, picture, square_mask, stable_diffusion, vision
 
 torch.set_num_threads(1)
@@ -133,11 +133,11 @@ def run(*arguments: object) -> Result:
     return result
 
 
-def read(path: Path) -> Trace:
-    return Trace.from_json(json.loads((path / "zarr.json").read_text())["attributes"]["i2am"])
+def read(path: Path) -> TraceRecord:
+    return TraceRecord.from_json(json.loads((path / "zarr.json").read_text())["attributes"]["i2am"])
 
 
-def sites(trace: Trace) -> list[tuple[Any, ...]]:
+def sites(trace: TraceRecord) -> list[tuple[Any, ...]]:
     groups = [tuple((g.name, g.role, g.start, g.stop, g.specials, g.grid) for g in layer.groups) for layer in trace.layers]
     return [(x.name, x.grid, x.heads, x.head_dim, x.tokens, x.scale, x.dtype, g) for x, g in zip(trace.layers, groups, strict=True)]
 

@@ -16,7 +16,7 @@ from i2am.recorder.encoding.rounding import round_mantissa
 from i2am.recorder.encoding.scores import encode_scores, heads_of
 from i2am.schema.codec import PROBABILITY_SCALE
 from i2am.schema.errors import InvalidInput, NoSpace, UnknownSelection
-from i2am.schema.trace import Trace
+from i2am.schema.trace import TraceRecord
 from pipelines import build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -29,8 +29,8 @@ def stored(path: Path, name: str, layer: int = 1) -> np.ndarray:
     return np.asarray(zarr.open_array(path / f"layers/{layer:03d}/{name}", mode="r")[:])
 
 
-def trace_of(path: Path) -> Trace:
-    return Trace.from_json(json.loads((path / "zarr.json").read_text())["attributes"]["i2am"])
+def trace_of(path: Path) -> TraceRecord:
+    return TraceRecord.from_json(json.loads((path / "zarr.json").read_text())["attributes"]["i2am"])
 
 
 def every_stored_number() -> torch.Tensor:

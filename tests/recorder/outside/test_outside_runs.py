@@ -34,7 +34,7 @@ from i2am.analyzer import open_trace
 from i2am.analyzer.cli.main import run
 from i2am.recorder import recording
 from i2am.schema.codec import decode_probability
-from i2am.schema.trace import Trace
+from i2am.schema.trace import TraceRecord
 
 __all__ = ["memory"]
 
@@ -82,7 +82,7 @@ def test_evaluations_are_counted_where_nobody_says_how_many(tmp_path: Path) -> N
     trace = open_trace(tmp_path / "run.zarr")
     assert (trace.record.steps, len(trace.present), trace.complete) == (7, 7, True)
     attributes = json.loads((tmp_path / "run.zarr" / "zarr.json").read_text())["attributes"]["i2am"]
-    assert Trace.from_json(attributes) == running.trace
+    assert TraceRecord.from_json(attributes) == running.trace
     with recording(model, tmp_path / "some.zarr", denoisers=UNET, groups="reference", order=GUIDED, steps="2:6:3"):
         sample(model, cond, uncond, steps=7)
     assert open_trace(tmp_path / "some.zarr").steps["evaluation"].tolist() == [2, 5]

@@ -13,7 +13,7 @@ from i2am.recorder.plan.options import keep_heads, select_heads, select_layers, 
 from i2am.recorder.plan.sizes import encoded, human, layer_bytes, parse_bytes, weigh
 from i2am.schema.errors import InvalidInput, NoSpace, UnknownSelection
 from i2am.schema.layout import layout
-from i2am.schema.trace import Codec, Layer, TokenGroup, Trace
+from i2am.schema.trace import Codec, Layer, TokenGroup, TraceRecord
 
 EVALUATIONS = 50
 
@@ -24,10 +24,10 @@ def layer(path: str, side: int, heads: int = 8, tokens: int = 257) -> Layer:
 
 
 NAMES = {"down_blocks.0": 64, "down_blocks.1": 32, "mid_block": 8, "up_blocks.1": 16, "up_blocks.3": 64}
-TRACE = Trace("t", "recording", 1, ("cond",), EVALUATIONS, tuple(layer(f"unet.{name}.attn2", side) for name, side in NAMES.items()))
+TRACE = TraceRecord("t", "recording", 1, ("cond",), EVALUATIONS, tuple(layer(f"unet.{name}.attn2", side) for name, side in NAMES.items()))
 
 
-def ways(trace: Trace, limit: int) -> dict[str, str]:
+def ways(trace: TraceRecord, limit: int) -> dict[str, str]:
     """What a refusal proposes, by option, and the sizes it promises."""
     with pytest.raises(NoSpace) as caught:
         check_budget(trace, EVALUATIONS, "run.zarr", limit, sys.maxsize)
@@ -106,7 +106,7 @@ def test_a_flux_sized_recording_comes_down_to_five_gigabytes() -> None:
     blocks = [f"transformer.transformer_blocks.{i}.attn" for i in range(19)]
     blocks += [f"transformer.single_transformer_blocks.{i}.attn" for i in range(38)]
     layers = [Layer(path, 0, 24, 128, 0.1, (64, 64), 4096, (group,), "factors", "bfloat16", "float32", 4096 * 2 + 512) for path in blocks]
-    whole = Trace("t", "recording", 1, ("cond",), 28, tuple(layers))
+    whole = TraceRecord("t", "recording", 1, ("cond",), 28, tuple(layers))
     assert weigh(whole).nbytes > 2 * 28 * 57 * 24 * 4096 * 128 * 4, "keys of a softmax shared with the image change with each step"
     chosen = set(select_layers("transformer.transformer_blocks.*", blocks))
     kept = tuple(keep_heads(layer, "every=4") for layer in layers if layer.path in chosen)

@@ -15,7 +15,7 @@ from i2am.recorder.store.writer import Writer
 from i2am.schema.errors import CorruptTrace, InvalidInput, UnknownSelection
 from i2am.schema.journal import decode_manifest
 from i2am.schema.text import Text, Word
-from i2am.schema.trace import Layer, TokenGroup, Trace
+from i2am.schema.trace import Layer, TokenGroup, TraceRecord
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -100,7 +100,7 @@ def test_a_missing_or_changed_probe_key_is_an_error(made: Synthetic, tmp_path: P
 
 
 def test_probe_keys_are_on_disk_before_the_step_that_counts_on_them(tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "t.zarr", Trace("00000000-0000-4000-8000-000000000001", "recording", 1, ("cond",), 2))
+    writer = Writer(tmp_path / "t.zarr", TraceRecord("00000000-0000-4000-8000-000000000001", "recording", 1, ("cond",), 2))
     keys = np.ones((2, 21, 8), np.float32)
     writer.add_layer(layers()[0], keys)
     writer.add_texts(TEXTS)
@@ -113,7 +113,7 @@ def test_probe_keys_are_on_disk_before_the_step_that_counts_on_them(tmp_path: Pa
 
 
 def test_a_writer_refuses_keys_that_do_not_fit_the_layer(tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "t.zarr", Trace("00000000-0000-4000-8000-000000000001", "recording", 1, ("cond",), 2))
+    writer = Writer(tmp_path / "t.zarr", TraceRecord("00000000-0000-4000-8000-000000000001", "recording", 1, ("cond",), 2))
     with pytest.raises(InvalidInput, match="21 tokens of probes; their keys come with it"):
         writer.add_layer(layers()[0])
     with pytest.raises(InvalidInput, match="0 tokens of probes"):

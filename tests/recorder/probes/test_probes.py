@@ -18,7 +18,7 @@ from memory import MemoryWriter, memory
 from pipelines_text import FAMILIES, LENGTH, clip_encoder, clip_tokenizer, prompted, prompted_xl
 
 import pipelines
-from i2am.analyzer import open_trace, words
+from i2am.analyzer import open_trace, word_map
 from i2am.recorder import record, recording
 from i2am.recorder.demo.pipeline import load_shipped
 from i2am.recorder.plan.probes import read_probes
@@ -155,7 +155,7 @@ def test_a_probe_that_is_the_prompt_has_its_maps(tmp_path: Path) -> None:
     trace = open_trace(tmp_path / "t.zarr")
     for word in ("zebra", "a", "cat"):
         xr.testing.assert_allclose(
-            words(trace, word, probe="prompt", recipe="daam").drop_attrs(), words(trace, word).drop_attrs(), rtol=1e-5
+            word_map(trace, word, probe="prompt", recipe="daam").drop_attrs(), word_map(trace, word).drop_attrs(), rtol=1e-5
         )
 
 

@@ -11,7 +11,7 @@ from memory import MemoryWriter, memory
 
 from i2am.recorder import record
 from i2am.recorder.session.provenance import to_plain
-from i2am.schema.trace import Trace
+from i2am.schema.trace import TraceRecord
 from pipelines import build, generator, text_encoder, text_to_image, tokenizer
 
 __all__ = ["memory"]
@@ -41,7 +41,7 @@ def test_provenance_says_where_everything_comes_from(memory: type[MemoryWriter])
     assert options.items() <= trace.provenance["options"].items()
     assert trace.created.endswith("+00:00")
     assert trace.latent_grid == (16, 12)
-    assert Trace.from_json(trace.to_json()) == trace
+    assert TraceRecord.from_json(trace.to_json()) == trace
 
 
 def test_config_hashes_follow_the_config(memory: type[MemoryWriter]) -> None:

@@ -23,7 +23,7 @@ from i2am.recorder.demo.encoder import GarmentEncoder
 from i2am.recorder.demo.pipeline import TryOnPipeline
 from i2am.recorder.labels.refusals import refuse_pipeline
 from i2am.schema.errors import AlreadyExists, InvalidInput, UnsupportedModel
-from i2am.schema.trace import Trace
+from i2am.schema.trace import TraceRecord
 from pipelines import (
     SCHEDULERS,
     adapter_weights,
@@ -59,7 +59,7 @@ def test_a_trace_on_disk_is_plain_zarr(tmp_path: Path) -> None:
         output = pipeline(**call())
         running.facts["late"] = [1, 2]
     assert running.path == path
-    assert running.trace == Trace.from_json(attributes(path))
+    assert running.trace == TraceRecord.from_json(attributes(path))
     assert running.trace.status == "complete"
     assert running.trace.provenance["facts"] == {"pair": 7, "late": [1, 2]}
     assert [layer.call for layer in running.trace.layers] == [0, 1]

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from pipelines_text import prompted
 from repository import ROOT
 
-from i2am.analyzer import concept_words, open_trace, words
+from i2am.analyzer import concept_words, list_words, open_trace, word_map
 from i2am.recorder.cli.record import record_command
 from i2am.recorder.specs.probes import read_probe_file
 from i2am.recorder.specs.spec import read_spec
@@ -99,9 +99,9 @@ def test_the_command_records_probes(folder: Path) -> None:
     assert result.exit_code == 0, (result.output, result.exception)
     trace = open_trace(folder / "run.zarr")
     assert [group.name for group in trace.layers[0].probes] == ["scene", "words"]
-    assert [row.word for row in words(trace, probe="words")] == ["mouse", "red", "hat"]
-    assert words(trace, "zebra", probe="scene").compute().min() >= 0
-    assert [row.word for row in words(trace)] == ["a", "red", "dog"]
+    assert [row.word for row in list_words(trace, probe="words")] == ["mouse", "red", "hat"]
+    assert word_map(trace, "zebra", probe="scene").compute().min() >= 0
+    assert [row.word for row in list_words(trace)] == ["a", "red", "dog"]
     refused = run(folder / "spec.toml", "-o", folder / "other.zarr", "--encoding", "probabilities")
     assert isinstance(refused.exception, InvalidInput)
     assert "probes are asked of queries" in str(refused.exception)

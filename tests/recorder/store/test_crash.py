@@ -23,7 +23,7 @@ from i2am.recorder.store.writer import Writer
 from i2am.schema.codec import decode_probability
 from i2am.schema.errors import NoSpace
 from i2am.schema.journal import decode_lines
-from i2am.schema.trace import Trace
+from i2am.schema.trace import TraceRecord
 from traces import default_layers, synthetic_trace
 
 pytestmark = [pytest.mark.analyzer, pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")]
@@ -89,7 +89,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
 
 def check_partial(path: Path, probabilities: list[np.ndarray]) -> int:
     """Every journalled step is whole and right; the rest is visibly absent. How many steps there are."""
-    record = Trace.from_json(json.loads((path / "zarr.json").read_text())["attributes"]["i2am"])
+    record = TraceRecord.from_json(json.loads((path / "zarr.json").read_text())["attributes"]["i2am"])
     journal = path / "journal.jsonl"
     entries = decode_lines(journal.read_bytes()) if journal.exists() else []
     # A kill after the last rename but before the process has ended leaves a trace that may say that it is complete.
@@ -171,7 +171,7 @@ except KeyboardInterrupt:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    record = Trace.from_json(json.loads((tmp_path / "t/zarr.json").read_text())["attributes"]["i2am"])
+    record = TraceRecord.from_json(json.loads((tmp_path / "t/zarr.json").read_text())["attributes"]["i2am"])
     assert (record.status, record.reason) == ("interrupted", "interrupted from the keyboard")
     entries = decode_lines((tmp_path / "t/journal.jsonl").read_bytes())
     assert 3 <= len(entries) < 1000
@@ -241,7 +241,7 @@ except NoSpace as error:
     text = (tmp_path / "t/journal.jsonl").read_bytes()
     assert text.endswith(b"}\n"), "the torn line was taken back"
     assert len(decode_lines(text)) == int(process.stdout) > 3
-    record = Trace.from_json(json.loads((tmp_path / "t/zarr.json").read_text())["attributes"]["i2am"])
+    record = TraceRecord.from_json(json.loads((tmp_path / "t/zarr.json").read_text())["attributes"]["i2am"])
     assert record.status == "interrupted"
 
 

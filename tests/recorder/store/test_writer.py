@@ -20,7 +20,7 @@ from i2am.recorder.store.writer import Writer
 from i2am.schema.errors import AlreadyExists, InvalidInput
 from i2am.schema.journal import decode_lines, decode_manifest
 from i2am.schema.layout import ArrayPlan, layout
-from i2am.schema.trace import Codec, Image, Layer, Trace
+from i2am.schema.trace import Codec, Image, Layer, TraceRecord
 from traces import Synthetic, default_layers, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -34,8 +34,8 @@ def small(**options: object) -> dict[str, object]:
     return {"layers": default_layers()[1:2], "steps": 3, **options}
 
 
-def record(steps: int = 3, **fields: object) -> Trace:
-    return Trace("00000000-0000-4000-8000-000000000001", "recording", 1, ("cond",), steps, **fields)
+def record(steps: int = 3, **fields: object) -> TraceRecord:
+    return TraceRecord("00000000-0000-4000-8000-000000000001", "recording", 1, ("cond",), steps, **fields)
 
 
 def commit(writer: Writer, step: int) -> None:
