@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .pairs import HELD_OUT, Pair, draw_pair
-from .plan import Plan
+from i2am.recorder.demo.pairs import HELD_OUT, Pair, draw_pair
+from plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .feed import Batch
-from .pipeline import TryOnPipeline, denoiser_input
-from .plan import Plan
+from feed import Batch
+from i2am.recorder.demo.pipeline import TryOnPipeline, denoiser_input
+from plan import Plan
 
 
 class FullPrecisionAttention(TorchFunctionMode):

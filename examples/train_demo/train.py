@@ -1,6 +1,6 @@
 """Train the demo model on synthetic try-on pairs; all the attention it shows emerges from painting alone.
 
-    python -m i2am.recorder.demo.train --minutes 60 --out out/weights
+    python examples/train_demo/train.py --minutes 60 --out out/weights
 
 The learning rate follows the share of the time (or step) budget that is used up, so a run always ends annealed, on
 any machine. A run can be stopped and taken up again with --resume; a larger model is a matter of --channels and --size.
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from .feed import Batch, batches, draw_pool, stack
-from .muon import Muon, split_parameters
-from .objective import FullPrecisionAttention, one_step_error, painting_loss
-from .pairs import HELD_OUT, draw_pair
-from .plan import Plan, build_pipeline
+from feed import Batch, batches, draw_pool, stack
+from i2am.recorder.demo.pairs import HELD_OUT, draw_pair
+from muon import Muon, split_parameters
+from objective import FullPrecisionAttention, one_step_error, painting_loss
+from plan import Plan, build_pipeline
 
 
 class Trainer:

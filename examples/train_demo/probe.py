@@ -1,6 +1,6 @@
 """Steers training: paints held-out pairs, watches the cross-attention in torch, compares both with the truth.
 
-    python -m i2am.recorder.demo.probe recorder/demo/weights --pairs 64
+    python examples/train_demo/probe.py recorder/demo/weights --pairs 64
 
 `benchmarks/` asks the same of recorded traces.
 """
@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .evaluation import found, held_out_pairs, painting_error
-from .pairs import Float, Pair
-from .pipeline import TryOnPipeline
+from i2am.recorder.demo.evaluation import found, held_out_pairs, painting_error
+from i2am.recorder.demo.pairs import Float, Pair
+from i2am.recorder.demo.pipeline import TryOnPipeline
 
 
 @dataclass

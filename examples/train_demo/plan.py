@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from .encoder import GarmentEncoder
-from .pipeline import COORDINATE_CHANNELS, TryOnPipeline
+from i2am.recorder.demo.encoder import GarmentEncoder
+from i2am.recorder.demo.pipeline import COORDINATE_CHANNELS, TryOnPipeline
 
 
 @dataclass(frozen=True, slots=True)
