@@ -16,9 +16,9 @@ from torch.nn import functional  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
 from feed import batches, draw_pool  # noqa: E402
-from i2am.recorder.demo.evaluation import held_out_pairs  # noqa: E402
 from i2am.recorder.demo.pairs import Pair, draw_pair  # noqa: E402
 from i2am.recorder.demo.pipeline import WEIGHTS, TryOnPipeline, load_shipped  # noqa: E402
+from i2am.recorder.demo.truth import held_out_pairs  # noqa: E402
 from plan import Plan, build_pipeline  # noqa: E402
 from probe import measure  # noqa: E402
 from train import Trainer, export  # noqa: E402

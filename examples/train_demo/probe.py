@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from i2am.recorder.demo.evaluation import found, held_out_pairs, painting_error
 from i2am.recorder.demo.pairs import Float, Pair
 from i2am.recorder.demo.pipeline import TryOnPipeline
+from i2am.recorder.demo.truth import found, held_out_pairs, painting_error
 
 
 @dataclass
