@@ -47,7 +47,7 @@ class Checkpoint:
 def find_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Weights that a training run kept on the way, and those it ended with.
 
-    `python -m i2am.recorder.demo.train --keep 14 --out FOLDER` leaves them under FOLDER/checkpoints and in FOLDER.
+    `python examples/train_demo/train.py --keep 14 --out FOLDER` leaves them under FOLDER/checkpoints and in FOLDER.
     """
     inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     found = {int(path.name.removeprefix("step-")): path for path in inside.glob("step-*") if (path / "model_index.json").is_file()}

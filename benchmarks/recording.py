@@ -32,8 +32,8 @@ Sampler = tuple[Any, dict[str, Any]]
 
 def demo(steps: int) -> Sampler:
     """The shipped model on one pair."""
-    from i2am.recorder.demo.evaluation import held_out_pairs
     from i2am.recorder.demo.pipeline import load_shipped
+    from i2am.recorder.demo.truth import held_out_pairs
 
     pipeline, pair = load_shipped(), held_out_pairs(1)[0]
     images = {"image": pair.agnostic, "mask_image": pair.mask, "example_image": pair.reference}

@@ -4,7 +4,7 @@
     python benchmarks/truth.py --cache out/truth --checkpoints out/run -o docs/truth.md # and a training run's checkpoints
 
 Everything but what the pictures themselves are worth is computed from recorded traces. The control is the same network with random
-weights. Checkpoints are those of `python -m i2am.recorder.demo.train --keep 14 --out out/run`. With -o the tables go into a page, between
+weights. Checkpoints are those of `python examples/train_demo/train.py --keep 14 --out out/run`. With -o the tables go into a page, between
 its marks; the words around them stay.
 """
 

@@ -15,8 +15,8 @@ from measure import table
 from i2am.analyzer.methods.recipes import RECIPES
 from i2am.analyzer.metrics.imacs import imacs
 from i2am.analyzer.numerics.statistics import bootstrap_mean
-from i2am.recorder.demo.evaluation import found, painting_error
 from i2am.recorder.demo.pairs import Pair
+from i2am.recorder.demo.truth import found, painting_error
 
 RESAMPLES: Final = 2000
 COLUMNS: Final = {

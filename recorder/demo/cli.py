@@ -95,7 +95,7 @@ def truth_facts(pair: Pair, grid: tuple[int, int]) -> dict[str, Any]:
 
     Range    `position` (y, x, yx) in shares of the reference's height and width from its top left; null elsewhere
     """
-    from .evaluation import truth_grid
+    from .truth import truth_grid
 
     position, torso = truth_grid(pair, grid)
     shares = (position[..., ::-1].astype(float) + 1) / 2

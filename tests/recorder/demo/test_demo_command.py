@@ -12,8 +12,8 @@ from PIL import Image
 from i2am.analyzer import open_trace
 from i2am.analyzer.cli.main import run
 from i2am.recorder.demo import cli as demo
-from i2am.recorder.demo.evaluation import truth_grid
 from i2am.recorder.demo.pairs import HELD_OUT, draw_pair
+from i2am.recorder.demo.truth import truth_grid
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
-"""The demo pipeline: a true diffusers citizen whose attention passes through SDPA, and its shipped weights."""
+"""The demo pipeline: a true diffusers citizen whose attention passes through SDPA; its training, and its shipped weights."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ pytest.importorskip("diffusers")
 from torch.nn import functional  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
-from i2am.recorder.demo.evaluation import held_out_pairs  # noqa: E402
-from i2am.recorder.demo.feed import batches, draw_pool  # noqa: E402
+import probe  # noqa: E402
+import train  # noqa: E402
+from feed import batches, draw_pool  # noqa: E402
 from i2am.recorder.demo.pairs import Pair, draw_pair  # noqa: E402
 from i2am.recorder.demo.pipeline import WEIGHTS, TryOnPipeline, load_shipped  # noqa: E402
-from i2am.recorder.demo.plan import Plan, build_pipeline  # noqa: E402
-from i2am.recorder.demo.probe import measure  # noqa: E402
-from i2am.recorder.demo.train import Trainer, export  # noqa: E402
+from i2am.recorder.demo.truth import held_out_pairs  # noqa: E402
+from plan import Plan, build_pipeline  # noqa: E402
 
 SMALL = Plan(size=32, channels=(32, 32), width=32, batch=2, pool=4, steps=4, threads=1)
 
@@ -148,25 +149,35 @@ def test_wrong_sizes_and_outputs_are_refused(pipeline: TryOnPipeline, pair: Pair
 
 def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     source = batches(draw_pool(SMALL), SMALL, torch.device("cpu"), torch.Generator().manual_seed(0))
-    trainer = Trainer(SMALL, torch.device("cpu"))
+    trainer = train.Trainer(SMALL, torch.device("cpu"))
     start = trainer.model.state_dict()["0.conv_in.weight"].clone()
     trainer.step(next(source))
     trainer.save(tmp_path / "state.pt")
     assert trainer.progress == 0.25
-    other = Trainer(SMALL, torch.device("cpu"))
+    other = train.Trainer(SMALL, torch.device("cpu"))
     other.load(tmp_path / "state.pt")
     assert other.steps == 1
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, other.model.state_dict()[name]), name
     assert not torch.equal(start, other.model.state_dict()["0.conv_in.weight"])
-    export(other, tmp_path / "weights")
+    train.export(other, tmp_path / "weights")
     loaded = TryOnPipeline.from_pretrained(tmp_path / "weights")
     halved = other.average.unet.conv_in.weight.half().float()
     assert torch.equal(loaded.unet.conv_in.weight, halved)
 
 
+def test_the_scripts_train_and_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--size=32", "--channels=32,32", "--width=32", "--batch=2", "--pool=4", "--steps=2", "--threads=1"]
+    train.main(["--out", str(tmp_path), "--keep=1", *small], standalone_mode=False)
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    capsys.readouterr()
+    probe.main([str(tmp_path), "--pairs=1", "--steps=1", "--threads=1"], standalone_mode=False)
+    assert set(json.loads(capsys.readouterr().out)) == {"painting", "worst_pair", "found"}
+
+
 def test_shipped_weights_paint_and_find_the_garment() -> None:
-    result = measure(load_shipped(), held_out_pairs(4), steps=6, guidance_scale=1.2)
+    result = probe.measure(load_shipped(), held_out_pairs(4), steps=6, guidance_scale=1.2)
     assert result["painting"] < 1 / 3
     assert max(result["found"].values()) >= 0.9
     assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 12e6

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from i2am.recorder.demo import pairs
-from i2am.recorder.demo.evaluation import painting_error, truth_grid
 from i2am.recorder.demo.pairs import FILL, HELD_OUT, PATTERNS, Float, Pair, Pose, draw_pair, pixel_centres
+from i2am.recorder.demo.truth import painting_error, truth_grid
 
 SEEDS = range(HELD_OUT, HELD_OUT + 16)
 

@@ -1,4 +1,4 @@
-"""What decides a training run, and the untrained pipeline it starts from."""
+"""The settings of a training run, and the untrained pipeline that it starts from."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from .encoder import GarmentEncoder
-from .pipeline import COORDINATE_CHANNELS, TryOnPipeline
+from i2am.recorder.demo.encoder import GarmentEncoder
+from i2am.recorder.demo.pipeline import COORDINATE_CHANNELS, TryOnPipeline
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that decides what a training run does."""
+    """The settings of a training run."""
 
     minutes: float = 60.0
-    """Budget of training time, all resumed parts together."""
+    """Budget of training time, before and after --resume together."""
     steps: int = 0
-    """Budget in optimiser steps; 0: the minutes decide."""
+    """Budget in optimiser steps; 0 means that `minutes` is the budget."""
     batch: int = 32
     rate: float = 2e-2
     """Peak learning rate of Muon; AdamW has a tenth of it."""
@@ -34,9 +34,9 @@ class Plan:
     width: int = 96
     """Width of the reference tokens."""
     pool: int = 16384
-    """Pairs drawn once and then seen again with other colours."""
+    """How many pairs are drawn before training starts."""
     dropout: float = 0.1
-    """Share of samples that learn to paint without the reference."""
+    """Share of samples from which the reference is withheld, for guidance."""
     decay: float = 0.999
     """Of the moving average of the weights, which is what is saved."""
     threads: int = 2
@@ -60,7 +60,7 @@ def build_pipeline(plan: Plan) -> TryOnPipeline:
     encoder = GarmentEncoder(image_size=plan.size, patch_size=plan.patch, width=plan.width)
     scheduler = DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
-        # The clean latent: 48 channels of noise need not squeeze through the network, as a predicted velocity would ask.
+        # The clean latent: to predict velocity, the network would have to pass on 48 channels of noise, through a width of 64.
         prediction_type="sample",
         timestep_spacing="trailing",
         clip_sample=True,

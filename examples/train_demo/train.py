@@ -1,9 +1,9 @@
-"""Train the demo model on synthetic try-on pairs; all the attention it shows emerges from painting alone.
+"""Train the demo model on synthetic try-on pairs. The loss is about the painted image alone and never looks at attention.
 
-    python -m i2am.recorder.demo.train --minutes 60 --out out/weights
+    python examples/train_demo/train.py --minutes 60 --out out/weights
 
-The learning rate follows the share of the time (or step) budget that is used up, so a run always ends annealed, on
-any machine. A run can be stopped and taken up again with --resume; a larger model is a matter of --channels and --size.
+The learning rate falls with the share of the time budget (or step budget) that is used up, so it ends near zero however
+fast the machine is. --resume continues a run that was stopped; --size, --channels and --width make a larger model.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from .feed import Batch, batches, draw_pool, stack
-from .muon import Muon, split_parameters
-from .objective import FullPrecisionAttention, one_step_error, painting_loss
-from .pairs import HELD_OUT, draw_pair
-from .plan import Plan, build_pipeline
+from feed import Batch, batches, draw_pool, stack
+from i2am.recorder.demo.pairs import HELD_OUT, draw_pair
+from muon import Muon, split_parameters
+from objective import FullPrecisionAttention, one_step_error, painting_loss
+from plan import Plan, build_pipeline
 
 
 class Trainer:
-    """A run in progress: the pipeline being trained, its moving average, the optimisers, and how far they came."""
+    """The state of a run: the pipeline being trained, the moving average of its weights, the optimisers, steps and seconds so far."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan, self.device = plan, device
@@ -51,15 +51,15 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the budget used up, 1 when done."""
+        """Share of the budget that is used up; 1 or more when the run is done."""
         if self.plan.steps:
             return self.steps / self.plan.steps
         return self.seconds / (60 * self.plan.minutes)
 
     def step(self, batch: Batch) -> float:
-        """One optimiser step; returns the loss."""
+        """Make one step of both optimisers and return the loss."""
         start = time.perf_counter()
-        # Also after a resumption, when the optimisers may be new.
+        # Every process warms up anew, also after --resume.
         self.warm = min(1.0, self.warm + 0.02)
         share = self.warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, self.progress)))
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
@@ -78,12 +78,12 @@ class Trainer:
         return loss.item()
 
     def _follow(self) -> None:
-        # A young average forgets faster, or the random start would stay in it for thousands of steps.
+        # The average forgets faster in the first steps, or the random weights would stay in it for thousands of steps.
         weight = 1 - min(self.plan.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.shadow.parameters()), [p.detach() for p in self.model.parameters()], weight)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint that load() can go on from, atomically."""
+        """Write a checkpoint for load(), first under another name, so that a crash never leaves half of one."""
         state = {
             "plan": asdict(self.plan),
             "steps": self.steps,
@@ -96,7 +96,7 @@ class Trainer:
         path.with_suffix(".part").replace(path)
 
     def load(self, path: Path) -> None:
-        """Take up a checkpoint; the budget is the present plan's."""
+        """Continue from a checkpoint; the plan, and with it the budget, stays that of this trainer."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.steps, self.seconds = state["steps"], state["seconds"]
         self.model.load_state_dict(state["model"])
@@ -116,12 +116,12 @@ def export(trainer: Trainer, out: Path) -> None:
 
 
 def milestones(keep: int) -> list[float]:
-    """Shares of the budget at which weights are kept on the way, ever further apart, as painting improves ever slower."""
+    """Shares of the budget after which weights are kept, in geometric steps, because painting improves fastest at the start."""
     return [float(share) for share in np.geomspace(0.01, 1, keep + 1)[:-1]]
 
 
 def train(plan: Plan, out: Path, checkpoint: Path, resume: bool, every: float, keep: int) -> None:
-    """Train until the budget is used up, logging and checkpointing every so many seconds, and keeping the weights of `keep` moments."""
+    """Train until the budget is used up; log and write a checkpoint every `every` seconds; keep the weights at `keep` milestones."""
     torch.set_num_threads(plan.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(plan, device)
@@ -161,9 +161,9 @@ def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the weights and log.jsonl.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Where to keep the resumable state [OUT/state.pt].")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint.")
 @click.option("--every", default=60.0, show_default=True, help="Seconds between log lines and checkpoints.")
-@click.option("--keep", default=0, show_default=True, help="Weights to keep on the way, under OUT/checkpoints.")
+@click.option("--keep", default=0, show_default=True, help="How many times to keep the weights before the end, under OUT/checkpoints.")
 @click.option("--minutes", default=60.0, show_default=True, help="Time budget, all resumed parts together.")
 @click.option("--steps", default=0, help="Step budget instead of the time budget.")
 @click.option("--batch", default=32, show_default=True)
@@ -178,7 +178,7 @@ def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int
 @click.option("--pool", default=16384, show_default=True, help="Pairs drawn before training starts.")
 @click.option("--threads", default=2, show_default=True)
 def main(out: Path, checkpoint: Path | None, resume: bool, every: float, keep: int, **plan: Any) -> None:
-    """Train the demo model; the weights are its moving average, in float16."""
+    """Train the demo model and save the moving average of its weights in float16."""
     train(Plan(**plan), out, checkpoint or out / "state.pt", resume, every, keep)
 
 

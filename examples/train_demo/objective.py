@@ -1,4 +1,4 @@
-"""The training objective: paint the person from noise, the reference and everything but the torso."""
+"""The training objective: paint the person, given noise, the reference and the person without the torso."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .feed import Batch
-from .pipeline import TryOnPipeline, denoiser_input
-from .plan import Plan
+from feed import Batch
+from i2am.recorder.demo.pipeline import TryOnPipeline, denoiser_input
+from plan import Plan
 
 
 class FullPrecisionAttention(TorchFunctionMode):
-    """Take attention out of autocast: the CPU kernel's backward pass is twice as fast in float32 as in bfloat16."""
+    """Compute attention in float32 under autocast: the backward pass of the CPU kernel is twice as fast as in bfloat16."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.scaled_dot_product_attention:
@@ -56,7 +56,7 @@ def paint(pipeline: TryOnPipeline, batch: Batch, noise: Tensor, step: Tensor, ke
 def painting_loss(pipeline: TryOnPipeline, batch: Batch, plan: Plan) -> Tensor:
     """Squared error of the clean image, 16 times heavier under the mask, up to four times heavier on nearly clean ones.
 
-    Steps are drawn towards the noisy end, where only the reference tells what to paint.
+    Noisy steps are drawn more often, because only the reference tells there what to paint.
     """
     count, device = len(batch.mask), batch.mask.device
     last = int(pipeline.scheduler.config.num_train_timesteps)

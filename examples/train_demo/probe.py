@@ -1,8 +1,8 @@
-"""Steers training: paints held-out pairs, watches the cross-attention in torch, compares both with the truth.
+"""Measure saved weights: paint held-out pairs, sum up the cross-attention in torch, compare both with the ground truth.
 
-    python -m i2am.recorder.demo.probe recorder/demo/weights --pairs 64
+    python examples/train_demo/probe.py recorder/demo/weights --pairs 64
 
-`benchmarks/` asks the same of recorded traces.
+`benchmarks/truth.py` measures the same from recorded traces.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .evaluation import found, held_out_pairs, painting_error
-from .pairs import Float, Pair
-from .pipeline import TryOnPipeline
+from i2am.recorder.demo.pairs import Float, Pair
+from i2am.recorder.demo.pipeline import TryOnPipeline
+from i2am.recorder.demo.truth import found, held_out_pairs, painting_error
 
 
 @dataclass
 class CrossAttention:
-    """Cross-attention probabilities of one run, mean over heads and steps, by layer name."""
+    """Sums of the cross-attention probabilities of one run, by layer name; patches() divides them by the calls."""
 
     tokens: int
-    """Keys of a reference call; calls with another number are not looked at."""
+    """Number of reference tokens; calls with another number of keys are ignored."""
     total: dict[str, Tensor] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
 
     def add(self, layer: str, query: Tensor, key: Tensor) -> None:
-        """Add one call's conditional rows: the second half of the batch under guidance.
+        """Add the probabilities of one call, mean over heads. Under guidance, the second half of the rows has the reference.
 
         Dims     query (row, head, x, channel), key (row, head, token, channel)
         """
@@ -57,7 +57,7 @@ class CrossAttention:
 
 
 class _Watch(TorchFunctionMode):
-    """Shows every scaled_dot_product_attention inside it to a CrossAttention."""
+    """Passes query and key of every scaled_dot_product_attention inside it to a CrossAttention."""
 
     def __init__(self, seen: CrossAttention, layer: str) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def watching(pipeline: TryOnPipeline) -> Iterator[CrossAttention]:
 
 
 def measure(pipeline: TryOnPipeline, pairs: list[Pair], steps: int, guidance_scale: float, batch: int = 16) -> dict[str, Any]:
-    """Paint pairs and compare images and attention with the truth.
+    """Paint pairs and compare images and attention with the ground truth.
 
     Range    painting: error over the mean colour's, all pairs together; worst_pair: the same of the worst pair;
              found: share of torso patches by layer
@@ -124,7 +124,7 @@ def _paint(pipeline: TryOnPipeline, pairs: list[Pair], steps: int, guidance_scal
 
 
 def _count_found(attention: Tensor, pairs: list[Pair], pipeline: TryOnPipeline) -> NDArray[np.int64]:
-    """(Patches found, patches) in one layer; of the attention's rows, the last belong to the pairs."""
+    """(Patches found, patches) in one layer. Under guidance, the first half of the rows had no reference; only the last rows count."""
     side = int(pipeline.unet.config.sample_size)
     counts = np.zeros(2, np.int64)
     for row, pair in zip(attention[-len(pairs) :].cpu().numpy(), pairs, strict=True):

@@ -1,7 +1,7 @@
-"""The truth about held-out pairs, for any attention grid and any painted image; numpy alone.
+"""Ground truth of the synthetic pairs, and scores of painted images and of attention against it. Needs numpy alone.
 
-What is measured with it: squared error under the mask against that of the garment's mean colour, and the share of torso
-patches whose attention is strongest where the garment really comes from.
+The scores: squared error under the mask, beside that of the garment's mean colour; and the number of torso patches whose
+attention is strongest near the place that the garment there comes from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training batches: a pool of pairs drawn once, seen again and again in other colours."""
+"""Training batches, drawn at random from a pool of pairs that is made once; each time in other colours."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .pairs import HELD_OUT, Pair, draw_pair
-from .plan import Plan
+from i2am.recorder.demo.pairs import HELD_OUT, Pair, draw_pair
+from plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pairs as the denoiser wants them; images (image, rgb, y, x) in [-1, 1], the mask (image, 1, y, x) 0 or 1."""
+    """Pairs as tensors: person and reference (image, rgb, y, x) in [-1, 1], the mask (image, 1, y, x) 0 or 1."""
 
     person: Tensor
     reference: Tensor
@@ -23,7 +23,7 @@ class Batch:
 
 
 def stack(pairs: list[Pair], device: torch.device) -> Batch:
-    """Lay pairs into one batch."""
+    """Put pairs into one batch."""
 
     def images(name: str) -> Tensor:
         array = np.stack([getattr(pair, name) for pair in pairs])
@@ -34,7 +34,7 @@ def stack(pairs: list[Pair], device: torch.device) -> Batch:
 
 
 def draw_pool(plan: Plan) -> Batch:
-    """Draw the training pairs, packed as bytes to fit into memory."""
+    """Draw the training pairs, stored as bytes so that they fit into memory."""
     seeds = np.random.default_rng(plan.seed).integers(0, HELD_OUT, plan.pool)
     packed = []
     for start in range(0, plan.pool, 256):
@@ -45,7 +45,7 @@ def draw_pool(plan: Plan) -> Batch:
 
 
 def batches(pool: Batch, plan: Plan, device: torch.device, generator: torch.Generator) -> Iterator[Batch]:
-    """Random batches for ever; each pair in colours of its own: channels swapped and inverted, person and garment alike."""
+    """Yield random batches without end. Each pair's colour channels are permuted and inverted at random, in both images alike."""
     while True:
         chosen = torch.randint(len(pool.mask), (plan.batch,), generator=generator)
         swap = torch.rand(plan.batch, 3, generator=generator).argsort(1)[:, :, None, None]
