@@ -12,12 +12,13 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
-from ...schema.trace import Image, TokenGroup, head_numbers
+from ...schema.trace import Image, Role, TokenGroup, head_numbers
 from ..methods.recipes import Recipe, get_recipe
 from ..trace.calls import Calls
 from ..trace.reader import Trace
 from ..trace.views import centres
 from .reduction import Graph, Lift, Piece, Rule, reduce_maps
+from .select import Select
 from .selection import Selection, choose, split
 
 AXES: Final = ("time", "layer", "head")
@@ -69,7 +70,14 @@ class Sources:
 
 
 def question(
-    trace: Trace, direction: str, recipe: str | Recipe, keep: Iterable[str] | str, time_groups: int | None, **selection: Any
+    trace: Trace,
+    direction: str,
+    select: Select,
+    recipe: str | Recipe,
+    keep: Iterable[str] | str,
+    time_groups: int | None,
+    role: Role = "reference",
+    probe: str | None = None,
 ) -> Question:
     """What a call of a map function asks for.
 
@@ -80,7 +88,7 @@ def question(
     if on_reference and row.g2r == "none":
         raise InvalidInput(f"recipe {row.name} has no maps on the reference; it has R2G and maps of tokens, or change its field g2r")
     kept = kept_axes(keep, time_groups)
-    chosen = choose(trace, recipe=row, on_reference=on_reference, **selection)
+    chosen = choose(trace, select, recipe=row, on_reference=on_reference, role=role, probe=probe)
     times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
     return Question(trace, direction, row, chosen, tuple(axis for axis in AXES if axis in kept), times)
 

@@ -1,4 +1,4 @@
-"""From what a caller asks for to positions in a trace, with a message that lists what there is for whatever there is not."""
+"""From what a caller selects to positions in a trace; errors list the valid choices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fnmatch
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +15,7 @@ from ...schema.messages import listed, option
 from ...schema.trace import Layer, Role, TokenGroup, head_numbers
 from ..methods.recipes import Recipe, get_recipe
 from ..trace.reader import Selector, Trace
-
-Positions: TypeAlias = int | slice | Iterable[int] | None
-"""Positions on an axis, Python's way: one, a range, several, a boolean each; None is all."""
-
-
-Heads: TypeAlias = Positions | Mapping[Selector, Positions]
-"""Heads by the model's numbers: the same in each layer, or those of each layer that is named, and no other layer."""
+from .select import Heads, Positions, Select
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +39,8 @@ class Selection:
 
 def choose(
     trace: Trace,
+    select: Select,
     *,
-    layers: Selector | Iterable[Selector] | None = None,
-    steps: Positions = None,
-    heads: Heads = None,
-    sample: int = 0,
-    branch: str | None = None,
-    group: str | None = None,
     recipe: str | Recipe | None = None,
     on_reference: bool = False,
     role: Role = "reference",
@@ -65,6 +54,8 @@ def choose(
     Raises   UnknownSelection naming what the trace has, InvalidInput for something that selects nothing
     """
     record, row = trace.record, None if recipe is None else get_recipe(recipe)
+    layers, steps, heads = select.layers, select.steps, select.heads
+    sample, branch, group = select.sample, select.branch, select.group
     if group is not None and probe is not None:
         raise InvalidInput(f"keys are those of a group or a probe; leave out {option('group')} or {option('probe')}")
     by_layer = _by_layer(trace, heads) if isinstance(heads, Mapping) else None

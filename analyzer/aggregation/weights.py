@@ -17,7 +17,8 @@ from ..numerics.resize import middle, resize
 from ..store.chunks import read_table
 from ..trace.images import find_mask, masks
 from ..trace.reader import Trace
-from .selection import Positions, pick_positions
+from .select import Positions
+from .selection import pick_positions
 
 Mask: TypeAlias = str | NDArray[Any] | None
 """Name of a mask in the trace, or an array ([frame,] y, x) of shares 0..1 or 0..255; None counts all positions alike."""

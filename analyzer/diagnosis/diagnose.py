@@ -15,6 +15,7 @@ import xarray as xr
 from dask.base import compute
 
 from ...schema.errors import InvalidInput
+from ..aggregation.select import Select
 from ..aggregation.selection import choose, has_places
 from ..maps.attribution import g2r, r2g
 from ..metrics.masks import fit_mask
@@ -75,7 +76,7 @@ def gather(
     """
     if trace.latent_frames:
         raise InvalidInput(f"{trace.path} is of a video, and the ranges of a diagnosis were measured on images; ask for maps and metrics")
-    chosen = choose(trace, sample=sample, group=group)
+    chosen = choose(trace, Select(sample=sample, group=group))
     which: dict[str, Any] = {"sample": sample, "group": chosen.groups[0].name}
     where = mask or find_mask(trace, "mask", f"mask_{sample}", "mask")
     lazy = {"r2g": r2g(trace, **which)}

@@ -15,6 +15,7 @@ from PIL.Image import Image
 from ...schema.errors import InvalidInput
 from ...schema.messages import listed
 from ...schema.trace import Layer
+from ..aggregation.select import Select
 from ..aggregation.selection import Selection, choose, has_places
 from ..maps.attribution import g2r, r2g
 from ..methods.recipes import get_recipe
@@ -46,7 +47,7 @@ def differ(first: Trace, second: Trace, metrics: Iterable[str] | None = None, **
 
     Raises   InvalidInput naming the layers, heads, tokens or steps in which the recordings differ in shape; as the maps and metrics
     """
-    chosen = [choose(trace, **selection) for trace in (first, second)]
+    chosen = [choose(trace, Select.of(selection), recipe=selection.get("recipe")) for trace in (first, second)]
     if found := differences(first, second, *chosen):
         raise InvalidInput(f"{first.path} and {second.path} are of different shapes and cannot be laid over each other: {'; '.join(found)}")
     both = [name for name in available(first, **selection) if name in available(second, **selection)] if metrics is None else list(metrics)

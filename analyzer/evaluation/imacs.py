@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
+from ..aggregation.select import Select
 from ..aggregation.selection import choose, has_places
 from ..inspection.precision import precision_note
 from ..maps.attribution import g2r, r2g
@@ -50,7 +51,7 @@ def plan_scores(trace: Trace, mask: str | None = None, reference_mask: str | Non
 
     Raises   InvalidInput for masks that cannot be meant, UnknownSelection for what the trace does not have
     """
-    chosen = choose(trace, **selection)
+    chosen = choose(trace, Select.of(selection), recipe=selection.get("recipe"))
     row = get_recipe(selection.get("recipe", "i2am"))
     on_reference = has_places(chosen) and row.g2r != "none"
     plain = g2r(trace, **{**selection, "recipe": get_recipe(row, query_mask=False)}) if on_reference else None

@@ -16,6 +16,7 @@ from dask.base import compute
 
 from ...schema.errors import InvalidInput, TraceError
 from ...schema.messages import for_shell, is_for_shell, option
+from ..aggregation.select import Select
 from ..aggregation.selection import choose
 from ..inspection.precision import precision_note
 from ..methods.recipes import Recipe, get_recipe
@@ -131,7 +132,7 @@ def _scored(trace: Trace, question: Question, scheduler: str | None) -> Row:
 
 
 def _layers(trace: Trace, question: Question) -> tuple[int, ...]:
-    return choose(trace, **{name: question.selection[name] for name in ("layers", "group", "recipe") if name in question.selection}).layers
+    return choose(trace, Select.of(question.selection), recipe=question.recipe).layers
 
 
 def shape_of(trace: Trace, question: Question) -> Shape:

@@ -10,6 +10,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from ...schema.errors import InvalidInput
+from ..aggregation.select import Select
 from ..aggregation.selection import choose
 from ..inspection.truth import require_truth
 from ..maps.looks import looks
@@ -51,7 +52,7 @@ def head_accuracy(
 
 def _of_trace(trace: Trace, radius: float, **selection: Any) -> xr.DataArray:
     truth = require_truth(trace)
-    chosen = choose(trace, **selection)
+    chosen = choose(trace, Select.of(selection))
     order = [chosen.layers[i] for i in published_order(trace.layers[index].name for index in chosen.layers)]
     coords = head_coordinates([trace.layers[index] for index in order])
     scores = np.full((len(order), len(coords["head"])), np.nan)

@@ -33,7 +33,7 @@ from ..aggregation.build import (
 )
 from ..aggregation.reduction import pick_patch, pick_token
 from ..aggregation.request import Question, Sources, build_map, question
-from ..aggregation.selection import Heads, Positions
+from ..aggregation.select import Heads, Positions, Select
 from ..aggregation.weights import Mask, only_frames, pick_frames, recipe_mask, weighting
 from ..inspection.precision import column_mass_lost
 from ..methods.recipes import Recipe
@@ -68,8 +68,8 @@ def r2g(
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025; v1 prints the other softmax axis (Eq. 4)
     """
-    selection = {"steps": steps, "layers": layers, "heads": heads, "sample": sample, "branch": branch, "group": group}
-    asked = question(trace, "r2g", recipe, keep, time_groups, **selection)
+    select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
+    asked = question(trace, "r2g", select, recipe, keep, time_groups)
     row, target, sources = asked.row, generated_grid(asked), Sources()
     shown = None if frames is None else list(pick_frames(trace, frames))
     for index, tokens, places in asked.layers:
@@ -115,8 +115,8 @@ def g2r(
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025; the mask: v1, Eq. 17
     """
-    selection = {"steps": steps, "layers": layers, "heads": heads, "sample": sample, "branch": branch, "group": group}
-    asked = question(trace, "g2r", recipe, keep, time_groups, **selection)
+    select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
+    asked = question(trace, "g2r", select, recipe, keep, time_groups)
     row, target, sources = asked.row, reference_shape(asked), Sources()
     mask = recipe_mask(trace, asked.chosen.sample, row) if query_mask is None else query_mask
     which, extra = only_frames(trace, asked.chosen.layers, frames, weighting(trace, mask))
@@ -158,8 +158,8 @@ def sram(
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025 (v1: Eq. 16)
     """
-    selection = {"steps": steps, "layers": layers, "heads": heads, "sample": sample, "branch": branch, "group": group}
-    asked = question(trace, "sram", recipe, keep, time_groups, **selection)
+    select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
+    asked = question(trace, "sram", select, recipe, keep, time_groups)
     target, sources = reference_shape(asked), Sources()
     for index, tokens, places in asked.layers:
         among = tuple(placed_tokens(tokens)) if asked.row.renormalize and asked.row.g2r == "keys" else None

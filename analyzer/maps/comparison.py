@@ -13,7 +13,7 @@ from scipy import stats
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
-from ..aggregation.selection import Positions
+from ..aggregation.select import Positions
 from ..methods.recipes import RECIPES, Recipe, get_recipe
 from ..metrics.placement import ROUNDING
 from ..numerics.resize import resize

@@ -13,6 +13,7 @@ import xarray as xr
 from ...schema.errors import InvalidInput
 from ...schema.trace import head_numbers
 from ..aggregation.request import AXES, kept_axes
+from ..aggregation.select import Select
 from ..aggregation.selection import Selection, cell, choose, split
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.pointing import PLACES, Grid, Values
@@ -38,7 +39,7 @@ def looks(
     row = get_recipe(recipe, query_mask=False)
     if trace.latent_frames:
         raise InvalidInput(f"{trace.path} is of a video, and patches point from the places of one image; ask sram for a patch of a frame")
-    chosen = choose(trace, recipe=row, on_reference=True, **selection)
+    chosen = choose(trace, Select.of(selection), recipe=row, on_reference=True)
     # The map of G2R knows the axes, their labels, and which picture the tokens lie on; its values are never asked for.
     like = g2r(trace, keep=keep, time_groups=time_groups, recipe=row, **{**selection, "layers": list(chosen.layers)})
     if like.dims[-2:] != ("ref_y", "ref_x"):
@@ -119,7 +120,7 @@ def row_entropy(
     Raises   UnknownSelection, InvalidInput; for a layer with one token to look at too
     """
     kept = kept_axes(keep, time_groups)
-    chosen = choose(trace, **selection)
+    chosen = choose(trace, Select.of(selection))
     tables = []
     for index, tokens, selected in zip(chosen.layers, chosen.groups, chosen.pairs, strict=True):
         first = tokens.start if specials else tokens.start + tokens.specials

@@ -11,7 +11,8 @@ from ...schema.errors import InvalidInput
 from ...schema.trace import TokenGroup
 from ..aggregation.build import add_exact, exact_lift, generated_grid, places_like
 from ..aggregation.request import AXES, Sources, build_map, question
-from ..aggregation.selection import Heads, Positions, pick_positions
+from ..aggregation.select import Heads, Positions, Select
+from ..aggregation.selection import pick_positions
 from ..methods.recipes import Recipe
 from ..trace.images import find_image
 from ..trace.reader import Selector, Trace
@@ -54,8 +55,8 @@ def token_map(
     axes = (keep,) if isinstance(keep, str) else keep
     each = isinstance(axes, Iterable) and "token" in (axes := tuple(axes))
     kept = tuple(axis for axis in axes if axis != "token") if each else axes
-    selection = {"steps": steps, "layers": layers, "heads": heads, "sample": sample, "branch": branch, "group": group}
-    asked = question(trace, "tokens", recipe or ("ovam" if probe else "daam"), kept, time_groups, **selection, role="text", probe=probe)
+    select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
+    asked = question(trace, "tokens", select, recipe or ("ovam" if probe else "daam"), kept, time_groups, role="text", probe=probe)
     numbers = _numbers(asked.chosen.groups, tokens, "token")
     row, target, sources = asked.row, generated_grid(asked), Sources()
     alone = numbers if row.renormalize and among is None and row.r2g == "keys" else None

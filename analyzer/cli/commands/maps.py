@@ -133,13 +133,15 @@ def refine(trace: Trace, map: xr.DataArray, patches: bool, as_published: bool) -
 
 def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str | None:
     """What the encoding did to a map, if it did anything."""
+    from ...aggregation.select import Select
     from ...aggregation.selection import choose
     from ...inspection.precision import precision_note
 
     if not map.attrs.get("column_mass_lost"):
         return None
-    typed = {name: options[name] for name in ("layers", "heads", "recipe", "probe") if name in options}
-    chosen = choose(trace, group=None if "probe" in typed else map.attrs["group"], **typed)
+    probe = options.get("probe")
+    select = Select(layers=options.get("layers"), heads=options.get("heads"), group=None if probe else map.attrs["group"])
+    chosen = choose(trace, select, recipe=options.get("recipe"), probe=probe)
     return precision_note(trace, chosen.layers)
 
 

@@ -17,6 +17,7 @@ from PIL.Image import Image
 from ....schema.errors import CorruptTrace
 from ....schema.trace import Image as ImageRecord
 from ....schema.trace import ImageRole
+from ...aggregation.select import Select
 from ...aggregation.selection import Selection, choose, has_places
 from ...evaluation.imacs import SCORES, Scoring, plan_scores
 from ...inspection.info import size_text
@@ -64,7 +65,7 @@ def report(
     started = time.perf_counter()
     trace = open_trace(path, partial=partial)
     # What cannot be asked is said before the long look at every file.
-    chosen, scoring = choose(trace, group=group, sample=sample), plan_scores(trace, group=group, sample=sample)
+    chosen, scoring = choose(trace, Select(group=group, sample=sample)), plan_scores(trace, group=group, sample=sample)
     checked = verify(path, partial=partial, progress=progress)
     if not checked.ok:
         raise CorruptTrace(f"{path} is corrupt: {checked.findings[0].where}: {checked.findings[0].problem} (`i2am verify {path}` says all)")

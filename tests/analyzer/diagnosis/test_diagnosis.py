@@ -11,6 +11,7 @@ from oracles import attribution_trace, softmaxes
 from planted import PLANTS, planted_trace
 
 from i2am.analyzer import open_trace
+from i2am.analyzer.aggregation.select import Select
 from i2am.analyzer.aggregation.selection import choose
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.diagnosis.diagnose import diagnose, gather, ranges
@@ -61,7 +62,7 @@ def test_limits_lie_beyond_what_is_healthy(name: str) -> None:
 def test_the_survey_is_what_its_calls_say(tmp_path: Path, encoding: str) -> None:
     made = attribution_trace(tmp_path / "run.zarr", encoding)
     trace = open_trace(made.path)
-    found = survey(trace, choose(trace, sample=1, branch="uncond", heads=[0, 2]))
+    found = survey(trace, choose(trace, Select(sample=1, branch="uncond", heads=[0, 2])))
     for layer, each in enumerate(found):
         assert each is not None
         group = next(g for g in made.trace.layers[layer].groups if g.name == "reference")
