@@ -38,11 +38,10 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0, level
     found = found[~np.isnan(found)]
     if len(found) < FEWEST:
         return Interval(float(found.mean()) if len(found) else np.nan, np.nan, np.nan, len(found))
-    rng, means = np.random.default_rng(seed), np.empty(resamples)
+    from scipy.stats import bootstrap  # half a second, which who asks for one trace need not wait
+
     # The size of a batch decides the order of draws, and with it the interval: it hangs on the number of values alone.
-    batch = max(1, BATCH_BYTES // found.nbytes)
-    for start in range(0, resamples, batch):
-        part = means[start : start + batch]
-        part[:] = rng.choice(found, (len(part), len(found))).mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    batch, rng = max(1, BATCH_BYTES // found.nbytes), np.random.default_rng(seed)
+    drawn = bootstrap((found,), np.mean, n_resamples=resamples, batch=batch, confidence_level=level, method="percentile", rng=rng)
+    low, high = drawn.confidence_interval
     return Interval(float(found.mean()), float(low), float(high), len(found))

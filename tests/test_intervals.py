@@ -1,4 +1,4 @@
-"""The bootstrap: its laws, and scipy's as oracle."""
+"""The bootstrap: its laws, and an oracle that draws one resample after another in float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
 
 from i2am.analyzer import intervals
 from i2am.analyzer.intervals import bootstrap_mean
@@ -33,11 +32,25 @@ def test_it_moves_and_stretches_as_the_values_do(values: list[float], shift: flo
     np.testing.assert_allclose([there.low, there.high], [here.low * factor + shift, here.high * factor + shift], atol=1e-8)
 
 
-def test_it_is_scipy_s() -> None:
+def drawn_one_by_one(values: np.ndarray, seed: int, level: float, resamples: int) -> np.ndarray:
+    """Ends of the percentile interval: each resample takes as many values as there are, any of them any number of times."""
+    rng = np.random.default_rng(seed)
+    means = sorted(float(values[rng.integers(0, len(values), len(values))].mean()) for _ in range(resamples))
+    return np.interp([(1 - level) / 2 * (resamples - 1), (1 + level) / 2 * (resamples - 1)], np.arange(resamples), means)
+
+
+@pytest.mark.parametrize(("level", "resamples"), [(0.95, 9_999), (0.5, 9_999), (0.9, 40)])
+def test_it_is_that_of_resamples_drawn_one_by_one(level: float, resamples: int) -> None:
     values = np.random.default_rng(3).gamma(2.0, size=60)
-    theirs = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
-    ours = bootstrap_mean(values)
-    np.testing.assert_allclose([ours.low, ours.high], theirs, atol=0.05 * (theirs.high - theirs.low))
+    found = bootstrap_mean(values, seed=1, level=level, resamples=resamples)
+    np.testing.assert_allclose([found.low, found.high], drawn_one_by_one(values, 1, level, resamples), rtol=1e-12)
+
+
+def test_other_draws_tell_of_the_same_interval() -> None:
+    values = np.random.default_rng(3).gamma(2.0, size=60)
+    low, high = drawn_one_by_one(values, 1, intervals.LEVEL, intervals.RESAMPLES)
+    found = bootstrap_mean(values)
+    np.testing.assert_allclose([found.low, found.high], [low, high], atol=0.05 * (high - low))
 
 
 def test_the_seed_decides_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
