@@ -14,6 +14,7 @@ from scipy import stats
 from ..schema.errors import InvalidInput, UnknownSelection
 from .attention import centres
 from .attribution import g2r, r2g, sram
+from .intervals import correlations
 from .metrics import ROUNDING
 from .reader import Trace
 from .recipes import RECIPES, Recipe
@@ -84,12 +85,8 @@ def correlate(maps: NDArray[np.float64]) -> NDArray[np.float64]:
     low, high = flat.min(1), flat.max(1)
     # Compared so that NaN tells nothing apart either.
     tells = high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high))
-    found = np.full((2, len(flat), len(flat)), np.nan)
-    if tells.any():
-        both = np.ix_(tells, tells)
-        found[0][both] = np.corrcoef(flat[tells])
-        found[1][both] = np.corrcoef(stats.rankdata(flat[tells], axis=1))
-    return np.asarray(np.clip(found, -1, 1))
+    telling = np.where(tells[:, None], flat, np.nan)
+    return np.stack([correlations(telling), correlations(stats.rankdata(telling, axis=1, nan_policy="propagate"))])
 
 
 def write_table(compared: xr.Dataset) -> str:

@@ -18,12 +18,12 @@ from .attribution import g2r, r2g
 from .export import save_bytes, save_maps
 from .figures import compose, draw, encode_png, show, stack
 from .illustration import picture, provenance
+from .intervals import correlation
 from .judgement import METRICS, available, plan_metrics
 from .masks import has_places
 from .reader import Trace, listed
 from .recipes import recipe as named
 from .selection import Selection, choose
-from .signatures import correlation
 
 WHICH: Final = ("first", "second", "difference")
 MEANING: Final = {"r2g": "R2G: what came from the reference", "g2r": "G2R: what of it was used"}

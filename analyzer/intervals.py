@@ -1,4 +1,4 @@
-"""How far a mean over traces can be trusted: the percentile bootstrap, with a seed, so that it is the same each time."""
+"""How far a mean over traces can be trusted, by a bootstrap with a seed, so that it is the same each time; and how alike maps are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 LEVEL: Final = 0.95
 RESAMPLES: Final = 9_999
@@ -45,3 +46,20 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0, level
     drawn = bootstrap((found,), np.mean, n_resamples=resamples, batch=batch, confidence_level=level, method="percentile", rng=rng)
     low, high = drawn.confidence_interval
     return Interval(float(found.mean()), float(low), float(high), len(found))
+
+
+def correlations(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson correlation of every pair of rows.
+
+    Dims     (row, value) -> (row, row)
+    Range    [-1, 1]; NaN with a row that is constant or holds NaN
+    """
+    if rows.shape[1] < FEWEST:
+        return np.full((len(rows), len(rows)), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.atleast_2d(np.corrcoef(rows))
+
+
+def correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Pearson correlation of two maps of one shape; NaN if one of them is constant."""
+    return float(correlations(np.stack([np.ravel(first), np.ravel(second)]).astype(np.float64))[0, 1])

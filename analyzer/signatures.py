@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .intervals import correlation
 from .pointing import RADIUS
 from .precision import column_mass_lost
 from .reader import Trace
@@ -127,13 +128,6 @@ def lost_columns(evidence: Evidence) -> Found:
     lost = column_mass_lost(evidence.trace)
     found = [(lost[index], evidence.trace.layers[index].name) for index in evidence.chosen.layers]
     return max(found) if found else None
-
-
-def correlation(first: Values, second: Values) -> float:
-    """Pearson correlation of two maps; NaN if one of them is constant."""
-    a, b = (each.ravel() - each.mean() for each in (np.asarray(first, np.float64), np.asarray(second, np.float64)))
-    length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / length if length > 0 else np.nan
 
 
 def _spatial(evidence: Evidence) -> bool:

@@ -19,7 +19,8 @@ from recordings import pipelines, record_pair, recordings
 
 from i2am.analyzer import open_trace
 from i2am.analyzer.diagnosis import gather
-from i2am.analyzer.signatures import SIGNATURES, Evidence, correlation
+from i2am.analyzer.intervals import correlation
+from i2am.analyzer.signatures import SIGNATURES, Evidence
 from i2am.recorder.demo.pairs import Pair
 from i2am.recorder.demo.pipeline import TryOnPipeline
 from i2am.schema.trace import LOSSY

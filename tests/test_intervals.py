@@ -1,4 +1,4 @@
-"""The bootstrap: its laws, and an oracle that draws one resample after another in float64."""
+"""The bootstrap: its laws, and an oracle that draws one resample after another in float64. Correlations by their definition."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2am.analyzer import intervals
-from i2am.analyzer.intervals import bootstrap_mean
+from i2am.analyzer.intervals import bootstrap_mean, correlation, correlations
 
 pytestmark = pytest.mark.analyzer
 
@@ -81,3 +81,21 @@ def test_too_few_values_have_no_interval() -> None:
 def test_values_that_are_all_alike_have_an_interval_of_no_width() -> None:
     found = bootstrap_mean([0.25] * 9)
     assert (found.low, found.mean, found.high) == (0.25, 0.25, 0.25)
+
+
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_correlations_are_those_of_their_definition(count: int, seed: int) -> None:
+    rows = np.random.default_rng(seed).normal(size=(3, count))
+    centred = rows - rows.mean(1, keepdims=True)
+    expected = [[(a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()) for b in centred] for a in centred]
+    np.testing.assert_allclose(correlations(rows), expected, atol=1e-12)
+    assert correlation(rows[0].reshape(1, -1), rows[1].reshape(1, -1)) == pytest.approx(expected[0][1], abs=1e-12)
+
+
+def test_what_does_not_vary_correlates_with_nothing() -> None:
+    rows = np.array([[1.0, 2.0, 4.0], [3.0, 3.0, 3.0], [1.0, np.nan, 0.0], [2.0, 4.0, 8.0]])
+    found = correlations(rows)
+    assert np.isnan(found[1]).all() and np.isnan(found[2]).all() and np.isnan(found[:, 1:3]).all()
+    assert found[0, 3] == pytest.approx(1)
+    assert np.isnan(correlations(np.ones((2, 1)))).all()
