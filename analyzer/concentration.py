@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.special import entr
 
 from ..schema.errors import InvalidInput
 from .assembly import AXES, kept_axes
@@ -111,6 +112,4 @@ def _shares(map: Map) -> tuple[NDArray[np.float64], xr.DataArray]:
 def _evenness(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     if shares.shape[-1] < 2:
         return np.ones(shares.shape[:-1])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(shares == 0, 0.0, shares * np.log(shares))
-    return np.asarray(np.clip(-terms.sum(-1) / np.log(shares.shape[-1]), 0, 1))
+    return np.asarray(np.clip(entr(shares).sum(-1) / np.log(shares.shape[-1]), 0, 1))
