@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from .reader import Trace
     from .verification import Report
 
-COMPACT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
 
 @click.command("info", epilog=example("i2am info run.zarr", "i2am info run.zarr --json | jq .layers", "i2am info --partial run.zarr"))
 @trace_argument

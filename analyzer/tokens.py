@@ -9,7 +9,7 @@ import xarray as xr
 
 from ..schema.errors import InvalidInput
 from ..schema.trace import TokenGroup
-from .assembly import AXES, Sources, build_map, find_image, question
+from .assembly import Sources, build_map, find_image, question
 from .attention import place_dims
 from .attribution import lost_columns
 from .columns import Columns
@@ -17,8 +17,6 @@ from .gathering import add_exact, exact_lift, generated_grid, places_like
 from .reader import Selector, Trace
 from .recipes import Recipe
 from .selection import Heads, Positions, pick_positions
-
-KEPT = (*AXES, "token")
 
 
 def token_map(
