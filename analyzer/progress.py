@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
 
-from dask.callbacks import Callback
 from tqdm import tqdm
+from tqdm.dask import TqdmCallback
 
 
 def hidden() -> bool | None:
@@ -16,16 +13,6 @@ def hidden() -> bool | None:
     return None if sys.stderr is not None else True
 
 
-@contextmanager
-def shown(what: str) -> Iterator[None]:
+def shown(what: str) -> TqdmCallback:
     """Count the tasks of whatever dask computes in this block."""
-    with tqdm(desc=what, unit="task", leave=False, disable=hidden()) as bar:
-
-        def begin(graph: Any, state: Mapping[str, Any]) -> None:
-            bar.reset(total=len(state["ready"]) + len(state["waiting"]))
-
-        def count(*_: Any) -> None:
-            bar.update()
-
-        with Callback(start_state=begin, posttask=count):  # type: ignore[no-untyped-call]
-            yield
+    return TqdmCallback(tqdm_class=tqdm, desc=what, unit="task", leave=False, disable=hidden())

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 PROBABILITY_SCALE: Final = 2.0**-15
 """Stored float16 = P * 2**15: exact to scale by, and as far from fp16's subnormals as [0, 1] goes."""
+MANTISSA: Final = 10
+"""Mantissa bits of float16."""
 
 _REBIAS: Final = 2.0**112
 """Moving float16's bits into float32's places leaves the exponent 112 too low."""

@@ -23,7 +23,7 @@ IMAGE_ROLES: Final[tuple[ImageRole, ...]] = ("generated", "reference", "mask", "
 STATUSES: Final[tuple[Status, ...]] = ("recording", "interrupted", "complete")
 FACTOR_DTYPES: Final = ("float16", "float32")
 LOSSY: Final = 0.01
-"""Share of a token's column from which an encoding's loss is worth a word."""
+"""Share of a token's column from which an encoding's loss is worth a word: the mean over tokens is then off by up to as much."""
 
 
 def _pair(value: Any) -> tuple[int, int] | None:

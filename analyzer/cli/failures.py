@@ -16,7 +16,6 @@ from ...schema.errors import MissingExtra, TraceError
 DEBUG: Final = "I2AM_DEBUG"
 EXTRAS: Final = {
     **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate", "safetensors"), 'pip install "i2am[record]"'),
-    "matplotlib": 'pip install "i2am[plot]"',
     "pyarrow": 'pip install "i2am[parquet]"',
     "distributed": 'pip install "i2am[cluster]"',
     **dict.fromkeys(("h5netcdf", "h5py"), 'pip install "i2am[netcdf]"'),

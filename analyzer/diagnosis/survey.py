@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...schema.trace import TokenGroup, head_numbers
 from ..aggregation.selection import Selection
+from ..inspection.sums import blocks, shifts
 from ..numerics.statistics import row_evenness
 from ..trace.calls import Calls
 from ..trace.reader import Trace
@@ -25,10 +26,6 @@ Values = NDArray[np.float64]
 
 STEPS: Final = 8
 """Calls that one task goes through; it hands on sums of them."""
-BLOCK_BYTES: Final = 2**24
-"""P that one task holds at once, in bytes of float64."""
-MOST_SHIFT: Final = 700.0
-"""exp of more would overflow; no P that is not 0 goes with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +73,16 @@ def survey_calls(calls: Calls, where: tuple[int, int], steps: list[int], group: 
 
     Raises   CorruptTrace if a file was changed
     """
-    width, positions = calls.layer.grid[1], math.prod(calls.layer.places)
+    positions = math.prod(calls.layer.places)
     spatial = group.stop - group.start - group.specials
     even, mass = np.zeros(len(heads)), np.zeros((len(heads), group.tokens))
     looked, answered = np.zeros((positions, spatial)), np.zeros((positions, spatial))
-    height = max(1, BLOCK_BYTES // (8 * calls.layer.heads * width * calls.layer.tokens))
     for step in steps:
         at = (*where, step)
         query_lse, token_lse = (each[heads] for each in calls.normalizers(at))
-        top = query_lse.max(1, keepdims=True)
-        rows, columns = np.exp(query_lse - top), np.exp(np.minimum(top - token_lse[:, group.start : group.stop], MOST_SHIFT))
-        for start in range(0, positions // width, height):  # of a video, rows run through the frames
-            part = slice(start * width, min((start + height) * width, positions))
-            block = calls.region("probability", at, slice(None), slice(start, start + height), slice(None))[heads]
-            block = block[..., group.start : group.stop].astype(np.float64).reshape(len(heads), -1, group.tokens)
+        rows, columns = shifts(query_lse, token_lse[:, group.start : group.stop])
+        for part, whole in blocks(calls, at):
+            block = whole[heads, :, group.start : group.stop].astype(np.float64)
             mass += block.sum(1) / positions
             looked[part] += block[..., group.specials :].sum(0)
             if spatial > 1:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
@@ -119,8 +118,3 @@ def _row(scores: xr.DataArray, concept: str | None) -> xr.DataArray:
     if concept not in known:
         raise UnknownSelection(f"there is no concept {concept!r}; there are {', '.join(known)}")
     return scores.sel(concept=concept).transpose("layer", "head")
-
-
-def count_selected(selected: Mapping[str, Any]) -> int:
-    """How many heads a mapping names."""
-    return sum(len(heads) for heads in selected.values())

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
+from ...schema.codec import MANTISSA
 from ...schema.journal import decode_lines
 from ...schema.layout import JOURNAL
+from ...schema.trace import LOSSY
 from ..trace.reader import Trace
-
-NOTED: Final = 0.01
-"""Share of one token's column from which on its loss is worth a word: the mean over tokens is then off by up to as much."""
-ALL_BITS: Final = 10
-"""Mantissa bits of float16."""
 
 
 def column_mass_lost(trace: Trace) -> list[float]:
@@ -34,11 +30,11 @@ def precision_note(trace: Trace, layers: Iterable[int] | None = None) -> str | N
     lost = column_mass_lost(trace)
     # Nobody takes R2G over the tokens of an adapter.
     used = [lost[index] for index in (range(len(lost)) if layers is None else layers) if not trace.layers[index].queries]
-    bad = [share for share in used if share > NOTED]
+    bad = [share for share in used if share > LOSSY]
     if not bad:
         return None
     bits = trace.record.codec.keep_bits
-    what = "float16 lost" if bits == ALL_BITS else f"rounding to {bits} bits changed"
+    what = "float16 lost" if bits == MANTISSA else f"rounding to {bits} bits changed"
     return (
         f"note: {what} up to {max(bad):.0%} of one token's column in {len(bad)} of {len(used)} layer{'s' if len(used) > 1 else ''}, "
         "so R2G is approximate; record with encoding factors for exact maps"

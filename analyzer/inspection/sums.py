@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,30 +63,38 @@ def _sums(calls: Calls, at: At) -> tuple[NDArray[np.float64], NDArray[np.float64
 
     Dims     (head, position), (head, token)
     """
-    layer = calls.layer
-    query_lse, token_lse = calls.normalizers(at)
-    top = query_lse.max(1, keepdims=True)
-    weight = np.exp(query_lse - top)  # (head, position)
-    rows, columns = np.empty(query_lse.shape), np.zeros(token_lse.shape)
-    height = _height(calls)
-    for start in range(0, query_lse.shape[1] // layer.grid[1], height):
-        block = calls.region("probability", at, slice(None), slice(start, start + height), slice(None))
-        block = block.reshape(layer.heads, -1, layer.tokens)
-        part = slice(start * layer.grid[1], start * layer.grid[1] + block.shape[1])
+    per_position, per_token = shifts(*calls.normalizers(at))
+    rows, columns = np.empty(per_position.shape), np.zeros(per_token.shape)
+    for part, block in blocks(calls, at):
         rows[:, part] = block.sum(2, dtype=np.float64)
-        columns += _weighed(weight[:, part], block)
-    with np.errstate(invalid="ignore"):
-        columns *= np.exp(np.minimum(top - token_lse, MOST_SHIFT))
+        columns += _weighed(per_position[:, part], block)
+    columns *= per_token
     # A column that is 0 throughout belongs to a key that the model hid from every position.
     return rows, np.where(columns == 0, 1.0, columns)
 
 
-def _height(calls: Calls) -> int:
-    """Rows of a block: whole inner chunks, so that none is unpacked twice."""
-    layer = calls.layer
-    most = max(1, BLOCK_BYTES // (8 * layer.heads * layer.grid[1] * layer.tokens))
+def shifts(query_lse: NDArray[np.float64], token_lse: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What P is multiplied with to become G: one factor a position, one a token.
+
+    Dims     (head, position), (head, token) -> the same
+    """
+    top = query_lse.max(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return np.exp(query_lse - top), np.exp(np.minimum(top - token_lse, MOST_SHIFT))
+
+
+def blocks(calls: Calls, at: At) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Positions and their P, a few rows of whole inner chunks at a time, so that none is unpacked twice.
+
+    Dims     (head, position, token)
+    """
+    layer, width = calls.layer, calls.layer.grid[1]
     chunk = calls.arrays["probability"].chunk_rows if "probability" in calls.arrays else 1
-    return max(chunk, most // chunk * chunk)
+    most = max(1, BLOCK_BYTES // (8 * layer.heads * width * layer.tokens))
+    height, end = max(chunk, most // chunk * chunk), math.prod(layer.places)
+    for start in range(0, end // width, height):  # of a video, rows run through the frames
+        block = calls.region("probability", at, slice(None), slice(start, start + height), slice(None))
+        yield slice(start * width, min((start + height) * width, end)), block.reshape(layer.heads, -1, layer.tokens)
 
 
 def _weighed(weight: NDArray[np.float64], block: NDArray[Any]) -> NDArray[np.float64]:

@@ -23,7 +23,6 @@ from .sums import CallSums, sum_calls
 
 TOLERANCE: Final = 2e-3
 """How far a sum of probabilities may be from 1: float16 rounds each by up to 2**-11, and the model may have worked in bfloat16."""
-PIECE: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +105,9 @@ def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: boo
 
 def hash_file(path: Path) -> tuple[int, str]:
     """Size and sha256 of a file, read in pieces."""
-    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return size, digest.hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
 
 
 def _open(root: Path, partial: bool) -> tuple[Trace | None, list[Finding]]:

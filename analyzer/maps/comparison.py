@@ -17,6 +17,7 @@ from ..aggregation.select import Positions
 from ..methods.recipes import RECIPES, Recipe, get_recipe
 from ..metrics.placement import ROUNDING
 from ..numerics.resize import resize
+from ..numerics.statistics import correlations
 from ..trace.reader import Trace
 from ..trace.views import centres
 from .attribution import g2r, r2g, sram
@@ -83,12 +84,8 @@ def correlate(maps: NDArray[np.float64]) -> NDArray[np.float64]:
     low, high = flat.min(1), flat.max(1)
     # Compared so that NaN tells nothing apart either.
     tells = high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high))
-    found = np.full((2, len(flat), len(flat)), np.nan)
-    if tells.any():
-        both = np.ix_(tells, tells)
-        found[0][both] = np.corrcoef(flat[tells])
-        found[1][both] = np.corrcoef(stats.rankdata(flat[tells], axis=1))
-    return np.asarray(np.clip(found, -1, 1))
+    telling = np.where(tells[:, None], flat, np.nan)
+    return np.stack([correlations(telling), correlations(stats.rankdata(telling, axis=1, nan_policy="propagate"))])
 
 
 def write_table(compared: xr.Dataset) -> str:

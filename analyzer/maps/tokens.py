@@ -10,7 +10,7 @@ import xarray as xr
 from ...schema.errors import InvalidInput
 from ...schema.trace import TokenGroup
 from ..aggregation.build import add_exact, exact_lift, generated_grid, places_like
-from ..aggregation.request import AXES, Sources, build_map, question
+from ..aggregation.request import Sources, build_map, question
 from ..aggregation.select import Heads, Positions, Select
 from ..aggregation.selection import pick_positions
 from ..methods.recipes import Recipe
@@ -19,8 +19,6 @@ from ..trace.reader import Selector, Trace
 from ..trace.softmax import Columns
 from ..trace.views import place_dims
 from .attribution import lost_columns
-
-KEPT = (*AXES, "token")
 
 
 def token_map(

@@ -1,4 +1,4 @@
-"""How far a mean over traces can be trusted: the percentile bootstrap, with a seed, so that it is the same each time."""
+"""How far a mean over traces can be trusted, by a bootstrap with a seed, so that it is the same each time; and how alike maps are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr
 
 LEVEL: Final = 0.95
 RESAMPLES: Final = 9_999
@@ -39,13 +40,12 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0, level
     found = found[~np.isnan(found)]
     if len(found) < FEWEST:
         return Interval(float(found.mean()) if len(found) else np.nan, np.nan, np.nan, len(found))
-    rng, means = np.random.default_rng(seed), np.empty(resamples)
+    from scipy.stats import bootstrap  # half a second, which who asks for one trace need not wait
+
     # The size of a batch decides the order of draws, and with it the interval: it hangs on the number of values alone.
-    batch = max(1, BATCH_BYTES // found.nbytes)
-    for start in range(0, resamples, batch):
-        part = means[start : start + batch]
-        part[:] = rng.choice(found, (len(part), len(found))).mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    batch, rng = max(1, BATCH_BYTES // found.nbytes), np.random.default_rng(seed)
+    drawn = bootstrap((found,), np.mean, n_resamples=resamples, batch=batch, confidence_level=level, method="percentile", rng=rng)
+    low, high = drawn.confidence_interval
     return Interval(float(found.mean()), float(low), float(high), len(found))
 
 
@@ -57,16 +57,24 @@ def row_evenness(rows: NDArray[Any]) -> NDArray[np.float64]:
     return evenness(np.divide(values, total, out=np.broadcast_to(even, values.shape).copy(), where=total > 0))
 
 
-def correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Pearson correlation of two maps; NaN if one of them is constant."""
-    a, b = (each.ravel() - each.mean() for each in (np.asarray(first, np.float64), np.asarray(second, np.float64)))
-    length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / length if length > 0 else np.nan
-
-
 def evenness(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     if shares.shape[-1] < 2:
         return np.ones(shares.shape[:-1])
+    return np.asarray(np.clip(entr(shares).sum(-1) / np.log(shares.shape[-1]), 0, 1))
+
+
+def correlations(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson correlation of every pair of rows.
+
+    Dims     (row, value) -> (row, row)
+    Range    [-1, 1]; NaN with a row that is constant or holds NaN
+    """
+    if rows.shape[1] < FEWEST:
+        return np.full((len(rows), len(rows)), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(shares == 0, 0.0, shares * np.log(shares))
-    return np.asarray(np.clip(-terms.sum(-1) / np.log(shares.shape[-1]), 0, 1))
+        return np.atleast_2d(np.corrcoef(rows))
+
+
+def correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Pearson correlation of two maps of one shape; NaN if one of them is constant."""
+    return float(correlations(np.stack([np.ravel(first), np.ravel(second)]).astype(np.float64))[0, 1])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
-MANTISSA: Final = 10
-"""Bits of float16's."""
+from ...schema.codec import MANTISSA
 
 
 def round_mantissa(stored: Tensor, keep_bits: int) -> None:

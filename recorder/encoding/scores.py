@@ -10,8 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ...schema.codec import PROBABILITY_SCALE
-from .rounding import MANTISSA, round_mantissa
+from ...schema.codec import MANTISSA, PROBABILITY_SCALE
+from .rounding import round_mantissa
 
 BLOCK_BYTES: Final = 32 * 2**20
 """Scores held at one time, in bytes of float32 (a few such blocks live at once)."""

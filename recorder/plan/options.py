@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeAlias
 
+from ...schema.codec import MANTISSA
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.record import BRANCHES
 from ...schema.trace import Codec, Layer
@@ -21,8 +22,6 @@ Steps: TypeAlias = str | Sequence[int] | None
 Heads: TypeAlias = str | Sequence[int] | None
 
 KEYS: Final = ("auto", "all", "reference", "text")
-WHOLE: Final = 10
-"""Mantissa bits of float16."""
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
 EVERY: Final = re.compile(r"every=(\d+)")
 SLICE: Final = re.compile(r"(\d*):(\d*)(?::(\d*))?")
@@ -156,7 +155,7 @@ class Options:
     """Most that waits to be written, in MiB."""
     heads: Heads = None
     """`every=2`, `0:4` or numbers of heads, as each layer has them; None is all."""
-    keep_bits: int = WHOLE
+    keep_bits: int = MANTISSA
     """Mantissa bits, of float16's 10, that probabilities are rounded to so that they pack better."""
     max_bytes: int | str | None = None
     """Most that the trace may hold before compression, such as `5GB`; None sets no limit."""
@@ -178,7 +177,7 @@ class Options:
         _choice("encoding", self.encoding, ENCODINGS_WANTED)
         _choice("keys", self.keys, KEYS)
         Codec(self.codec, self.level, self.keep_bits)  # type: ignore[arg-type]
-        if self.keep_bits < WHOLE and self.encoding == "factors":
+        if self.keep_bits < MANTISSA and self.encoding == "factors":
             raise InvalidInput('keep_bits rounds probabilities, but factors are kept exactly; use encoding="probabilities" or "auto"')
         if read_probes(self.probes) and self.encoding != "factors":
             raise InvalidInput(

@@ -112,11 +112,6 @@ class Writer:
         """Steps that are durable."""
         return len(self._committed)
 
-    @property
-    def peak_bytes(self) -> int:
-        """Most bytes of blocks that were held at once."""
-        return self._workers.peak
-
     def add_layer(self, layer: Layer, probe_key: NDArray[Any] | None = None) -> int:
         """Create a layer's arrays, with the keys of its probes if it has any, and return its index.
 

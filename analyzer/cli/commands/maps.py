@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from ...trace.reader import Trace
 
-COMPACT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
 
 @click.command(
     "map",

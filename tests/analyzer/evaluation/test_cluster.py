@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,9 +25,10 @@ from repository import ROOT
 from i2am.analyzer import evaluate
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.evaluation import cluster
-from i2am.analyzer.evaluation.cluster import connected, require_workers
+from i2am.analyzer.evaluation.cluster import connected, evaluate_there, require_workers
 from i2am.analyzer.evaluation.rows import Question, Row, evaluate_trace
 from i2am.analyzer.store import chunks
+from i2am.analyzer.store.discovery import find_traces
 from i2am.schema.errors import InvalidInput, NoCluster
 from traces import synthetic_trace
 
@@ -161,18 +163,24 @@ def test_a_worker_of_another_release_is_named(address: str, traces: Path, monkey
         evaluate(traces, client=client)
 
 
-def test_what_distributed_logs_does_not_come_beside_our_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_distributed_logs_does_not_come_beside_our_line(
+    address: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     log = logging.getLogger("distributed.client")
     handler = logging.StreamHandler(sys.stderr)
     log.addHandler(handler)
     try:
-        with cluster.quiet():
+        with connected(address):
             log.error("inside")
         log.error("outside")
+        monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
+        with pytest.raises(NoCluster), connected("127.0.0.1:1"):
+            pass
+        log.error("after")
     finally:
         log.removeHandler(handler)
     shown = capfd.readouterr().err
-    assert "inside" not in shown and "outside" in shown
+    assert "inside" not in shown and "outside" in shown and "after" in shown
 
 
 def test_what_travels_is_small(traces: Path) -> None:
@@ -255,32 +263,60 @@ def test_workers_that_cannot_do_the_work_are_named(traces: Path) -> None:
         require_workers(client_of(here, workers=False), trace)
 
 
-def test_work_that_every_worker_has_left_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.2)
-    cancelled: list[Any] = []
-    there = {"tcp://w:2": 1}
-    client: Any = SimpleNamespace(nthreads=lambda: dict(there), cancel=cancelled.append)
-    with cluster._watched(client, ["future"]) as deserted:
-        assert not deserted.wait(0.5)
-        there.clear()
-        assert deserted.wait(10)
-        assert cancelled == [["future"]]
-    client.nthreads = lambda: 1 / 0
-    with cluster._watched(client, []) as deserted:
-        assert not deserted.wait(0.5), "a scheduler that is gone is another matter"
+def test_work_that_takes_long_is_waited_for(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(path: Path, question: Question, scheduler: str) -> Row:
+        time.sleep(1)
+        return Row(id=path.stem)
+
+    members = find_traces(sorted(traces.glob("pair-*.zarr"))[:2])
+    with connected(address) as client:
+        client.wait_for_workers(1, timeout=cluster.WORKER_SECONDS)
+        monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.2)
+        monkeypatch.setattr(cluster, "require_workers", lambda client, path: None)
+        monkeypatch.setattr(cluster, "evaluate_trace", slow)
+        rows = dict(evaluate_there(client, members, Question(("imacs_g",))))
+    assert [rows[0].id, rows[1].id] == ["pair-0", "pair-1"]
+
+
+def test_work_that_every_worker_has_left_is_given_up_and_a_scheduler_that_is_gone_is_another_matter(
+    tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "require_workers", lambda client, path: None)
+    members, question = find_traces(traces), Question(("imacs_g",))
+    command = [sys.executable, "-P", "-m", "dask", "scheduler", "--port", "0", *LOCAL, "--scheduler-file", str(tmp_path / "s.json")]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        with connected(_address(tmp_path / "s.json", [process])) as client:
+            monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.5)
+            begin = time.monotonic()
+            with pytest.raises(NoCluster, match=r"lost its last worker after 0 of 5 traces, and none came for 0\.5 s"):
+                list(evaluate_there(client, members, question))
+            assert 0.5 < time.monotonic() - begin < 15
+            assert not client.futures, "nothing is left for a worker that may yet come"
+            monkeypatch.setattr(cluster, "WORKER_SECONDS", 60)
+            threading.Timer(0.5, process.kill).start()
+            with pytest.raises(NoCluster, match="the dask scheduler went away after 0 of 5 traces"):
+                list(evaluate_there(client, members, question))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ended(status: str, outcome: Any) -> Any:
+    """As much of a future as is asked of it."""
+    return SimpleNamespace(status=status, exception=lambda: outcome, result=lambda: outcome)
 
 
 def test_a_trace_that_only_the_client_sees_says_so(traces: Path) -> None:
-    gone = Row(kind="NotATrace", error="there is no such folder", code=3)
-    assert (
-        "the worker that was to read it does not see it; workers read traces themselves"
-        in cluster._found_here(gone, traces / "pair-0.zarr").error
-    )
-    assert cluster._found_here(gone, traces / "nothing.zarr") is gone
+    gone = ended("finished", Row(kind="NotATrace", error="there is no such folder", code=3))
+    text = "the worker that was to read it does not see it; workers read traces themselves"
+    assert text in cluster._row(gone, traces / "pair-0.zarr").error
+    assert cluster._row(gone, traces / "nothing.zarr") is gone.result()
 
 
 def test_a_trace_that_costs_its_worker_is_a_row_like_others(traces: Path) -> None:
-    row = cluster._lost(RuntimeError("worker died\nfour times"), traces)
+    row = cluster._row(ended("error", RuntimeError("worker died\nfour times")), traces)
     assert (row.kind, row.code) == ("RuntimeError", 1)
     assert "(worker died four times); they may be short of memory" in row.error
 

@@ -1,4 +1,4 @@
-"""The bootstrap: its laws, and scipy's as oracle."""
+"""The bootstrap: its laws, and an oracle that draws one resample after another in float64. Correlations by their definition."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
 
 from i2am.analyzer.numerics import statistics
-from i2am.analyzer.numerics.statistics import bootstrap_mean
+from i2am.analyzer.numerics.statistics import bootstrap_mean, correlation, correlations
 
 pytestmark = pytest.mark.analyzer
 
@@ -33,11 +32,25 @@ def test_it_moves_and_stretches_as_the_values_do(values: list[float], shift: flo
     np.testing.assert_allclose([there.low, there.high], [here.low * factor + shift, here.high * factor + shift], atol=1e-8)
 
 
-def test_it_is_scipy_s() -> None:
+def drawn_one_by_one(values: np.ndarray, seed: int, level: float, resamples: int) -> np.ndarray:
+    """Ends of the percentile interval: each resample takes as many values as there are, any of them any number of times."""
+    rng = np.random.default_rng(seed)
+    means = sorted(float(values[rng.integers(0, len(values), len(values))].mean()) for _ in range(resamples))
+    return np.interp([(1 - level) / 2 * (resamples - 1), (1 + level) / 2 * (resamples - 1)], np.arange(resamples), means)
+
+
+@pytest.mark.parametrize(("level", "resamples"), [(0.95, 9_999), (0.5, 9_999), (0.9, 40)])
+def test_it_is_that_of_resamples_drawn_one_by_one(level: float, resamples: int) -> None:
     values = np.random.default_rng(3).gamma(2.0, size=60)
-    theirs = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
-    ours = bootstrap_mean(values)
-    np.testing.assert_allclose([ours.low, ours.high], theirs, atol=0.05 * (theirs.high - theirs.low))
+    found = bootstrap_mean(values, seed=1, level=level, resamples=resamples)
+    np.testing.assert_allclose([found.low, found.high], drawn_one_by_one(values, 1, level, resamples), rtol=1e-12)
+
+
+def test_other_draws_tell_of_the_same_interval() -> None:
+    values = np.random.default_rng(3).gamma(2.0, size=60)
+    low, high = drawn_one_by_one(values, 1, statistics.LEVEL, statistics.RESAMPLES)
+    found = bootstrap_mean(values)
+    np.testing.assert_allclose([found.low, found.high], [low, high], atol=0.05 * (high - low))
 
 
 def test_the_seed_decides_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,3 +81,21 @@ def test_too_few_values_have_no_interval() -> None:
 def test_values_that_are_all_alike_have_an_interval_of_no_width() -> None:
     found = bootstrap_mean([0.25] * 9)
     assert (found.low, found.mean, found.high) == (0.25, 0.25, 0.25)
+
+
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_correlations_are_those_of_their_definition(count: int, seed: int) -> None:
+    rows = np.random.default_rng(seed).normal(size=(3, count))
+    centred = rows - rows.mean(1, keepdims=True)
+    expected = [[(a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()) for b in centred] for a in centred]
+    np.testing.assert_allclose(correlations(rows), expected, atol=1e-12)
+    assert correlation(rows[0].reshape(1, -1), rows[1].reshape(1, -1)) == pytest.approx(expected[0][1], abs=1e-12)
+
+
+def test_what_does_not_vary_correlates_with_nothing() -> None:
+    rows = np.array([[1.0, 2.0, 4.0], [3.0, 3.0, 3.0], [1.0, np.nan, 0.0], [2.0, 4.0, 8.0]])
+    found = correlations(rows)
+    assert np.isnan(found[1]).all() and np.isnan(found[2]).all() and np.isnan(found[:, 1:3]).all()
+    assert found[0, 3] == pytest.approx(1)
+    assert np.isnan(correlations(np.ones((2, 1)))).all()

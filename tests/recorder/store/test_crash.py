@@ -148,9 +148,9 @@ def test_interrupted_from_the_keyboard(tmp_path: Path) -> None:
     script = f"""
 import time, numpy as np
 from i2am.recorder.store.writer import Writer
-from i2am.schema.trace import Trace
+from i2am.schema.trace import TraceRecord
 from traces import reference_layer
-writer = Writer({str(tmp_path / "t")!r}, Trace("id", "recording", 1, ("cond",), 1000))
+writer = Writer({str(tmp_path / "t")!r}, TraceRecord("id", "recording", 1, ("cond",), 1000))
 layer = reference_layer(grid=(1, 1), heads=1)
 writer.add_layer(layer)
 block = dict(probability=np.ones((1, 1, 1, 16), "f2"), query_lse=np.ones((1, 1, 1), "f4"), token_lse=np.ones((1, 16), "f4"))
@@ -220,9 +220,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 import numpy as np
 from i2am.recorder.store.writer import Writer
 from i2am.schema.errors import NoSpace
-from i2am.schema.trace import Trace
+from i2am.schema.trace import TraceRecord
 from traces import reference_layer
-writer = Writer({str(tmp_path / "t")!r}, Trace("id", "recording", 1, ("cond",), 100))
+writer = Writer({str(tmp_path / "t")!r}, TraceRecord("id", "recording", 1, ("cond",), 100))
 writer.add_layer(reference_layer(grid=(1, 1), heads=1))
 block = dict(probability=np.ones((1, 1, 1, 16), "f2"), query_lse=np.ones((1, 1, 1), "f4"), token_lse=np.ones((1, 16), "f4"))
 try:
