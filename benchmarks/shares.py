@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from i2am.recorder.capture import hooks as capture
-from i2am.recorder.encoding import transfer as blocks
-from i2am.recorder.session import intake, run
+from i2am.recorder.encoding import transfer
+from i2am.recorder.session import blocks, run
 from i2am.recorder.store import files as storage
 from i2am.recorder.store import workers, writer
 
 SAMPLING = (
     # (what it is, where it lives, names) in the thread that samples
-    ("labels: step, branch, layer, keys", run.Run, ("begin", "hear", "step", "end")),
+    ("labels: step, branch, layer, keys", run.Run, ("begin", "hear", "close_evaluation", "end")),
     ("labels: step, branch, layer, keys", capture.Capture, ("_attend",)),
-    ("encode: softmax, log-sum-exps, rounding", intake, ("encode_scores", "sum_rows")),
-    ("copy off the device", blocks.Outbox, ("block",)),
+    ("encode: softmax, log-sum-exps, rounding", blocks, ("encode_scores", "sum_rows")),
+    ("copy off the device", transfer.Outbox, ("block",)),
     ("wait for the queue", workers.Workers, ("submit",)),
     ("wait for the last writes", workers.Workers, ("drain", "close")),
     ("root, journal, manifest, pictures", writer.Writer, ("finish", "add_layer", "add_images")),

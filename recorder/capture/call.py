@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Call:
     """One attention call, its tensors as the model has them and still on its device."""
 
@@ -16,16 +16,16 @@ class Call:
     """Module path from the pipeline."""
     projection: str
     """What made the values: `to_v`, or `to_v_ip.i` of IP-Adapter i; several joined by `+` in the order of their keys."""
-    repeat: int
+    repeat: int = 0
     """How many calls on the same projection came before it in this run of the module."""
     query: Tensor
     """(row, head, x, channel)"""
     key: Tensor
     """(row, head or fewer, token, channel)"""
     scale: float
-    mask: Tensor | None
+    mask: Tensor | None = None
     """Boolean or additive, broadcast to (row, head, x, token)."""
-    grid: tuple[int, int] | None
+    grid: tuple[int, int] | None = None
     """(rows, columns) of x from the nearest enclosing module that sees an image; None if none fits."""
     parts: tuple[int, ...] = ()
     """Keys of each projection; empty for a single one."""
@@ -64,5 +64,5 @@ class Listener(Protocol):
     def end(self, root: str) -> None:
         """The denoiser ran through."""
 
-    def silence(self, path: str, module: nn.Module) -> None:
+    def unseen(self, path: str, module: nn.Module) -> None:
         """A chosen module ran and no call was seen."""

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ..encoding.scores import default_scale
 from .call import Call, Listener
 from .mode import Mode
@@ -105,8 +106,8 @@ class Capture:
 
     def _watch_resampler(self, path: str, adapter: int, module: nn.Module) -> None:
         def tell(query: Tensor, key: Tensor, scale: float) -> None:
-            grid = (1, query.shape[2])
-            self._listener.hear(Call(path, "to_v", 0, query, key, scale, None, grid, resampler=adapter))
+            call = Call(path=path, projection="to_v", query=query, key=key, scale=scale, grid=(1, query.shape[2]), resampler=adapter)
+            self._listener.hear(call)
 
         self._handles += watch_resampler(module, lambda: self._wanted, tell)
 
@@ -131,7 +132,7 @@ class Capture:
             cached = not self._projections.ran and hasattr(module, "_diffusers_hook")
             cached = cached or (skips and not self._mode.worked)
             if output is not None and not self._calls and not cached and not self._hear_factors():
-                self._listener.silence(path, module)
+                self._listener.unseen(path, module)
             self._projections.forget()
             self.factors.forget()
 
@@ -150,7 +151,9 @@ class Capture:
             return False
         query, key, scale, mask = found
         grid, around = self._grid(query.shape[2])
-        self._listener.hear(Call(self._path, "", 0, query, key, scale, mask, grid, (), self._projections.own, around=around))
+        own = self._projections.own
+        call = Call(path=self._path, projection="", query=query, key=key, scale=scale, mask=mask, grid=grid, around=around, own=own)
+        self._listener.hear(call)
         return True
 
     def _take_softmax(self, scores: Tensor) -> None:
@@ -173,30 +176,43 @@ class Capture:
         enable_gqa: bool = False,
     ) -> None:
         if is_causal:
-            raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; leave it out through layers=")
+            out = f"leave it out through {option('layers')}"
+            raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; {out}")
         if query.ndim == 3 and self._outside:
             query, key = self.factors.unfold(query, key)
         if query.ndim != 4:
             raise UnsupportedModel(
-                f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); leave it out through layers="
+                f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); "
+                f"leave it out through {option('layers')}"
             )
         # Outside diffusers the caller says what keys are, whatever made them.
         known = () if self._outside else self._projections.segments(self._path, len(self._calls), value)
         segments = known or (("", key.shape[2]),)
         projection = "+".join(name for name, _ in segments)
-        repeat = self._calls.count(projection)
-        ordinal = len(self._calls)
+        repeat, ordinal = self._calls.count(projection), len(self._calls)
         self._calls.append(projection)
         module = self._modules[self._path]
         joined = not self._outside and is_self_attention(module)
         if (not self._outside and is_muted(module, projection, repeat)) or (joined and key.shape[2] == query.shape[2]):
             return
-        scale = default_scale(query.shape[-1]) if scale is None else float(scale)
-        parts = tuple(tokens for _, tokens in segments)
         grid, around = self._grid(query.shape[2])
-        own, read = self._projections.own, self._projections.input(projection)
-        what = (self._path, projection, repeat, query, key, scale, attn_mask, grid, parts, own, joined, read)
-        self._listener.hear(Call(*what, around=around, ordinal=ordinal))
+        call = Call(
+            path=self._path,
+            projection=projection,
+            repeat=repeat,
+            ordinal=ordinal,
+            query=query,
+            key=key,
+            scale=default_scale(query.shape[-1]) if scale is None else float(scale),
+            mask=attn_mask,
+            grid=grid,
+            around=around,
+            parts=tuple(tokens for _, tokens in segments),
+            own=self._projections.own,
+            joined=joined,
+            context=self._projections.input(projection),
+        )
+        self._listener.hear(call)
 
     def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""

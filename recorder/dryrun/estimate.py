@@ -115,7 +115,7 @@ def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[
     with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener, shapes_only=True):
         for denoiser in denoisers(pipeline).values():
             denoiser(**inputs)
-    return listener.layers
+    return listener.sites.layers.all
 
 
 def count_evaluations(pipeline: Any, spec: Spec) -> int:
@@ -143,13 +143,8 @@ class _Shapes:
 
     def __init__(self, pipeline: Any, options: Options) -> None:
         self._denoisers, self._canvases = denoisers(pipeline), Canvases()
-        self._sites = Sites(Context.of(pipeline), replace(options, encoding="probabilities"), self._add)
+        self.sites = Sites(Context.of(pipeline), replace(options, encoding="probabilities"))
         self._scene = Scene()
-        self.layers: list[Layer] = []
-
-    def _add(self, layer: Layer) -> int:
-        self.layers.append(layer)
-        return len(self.layers) - 1
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         self._scene, _ = read_scene(self._denoisers[root], self._canvases, args, kwargs)
@@ -157,12 +152,12 @@ class _Shapes:
 
     def hear(self, call: Call) -> None:
         if call.resampler is not None:
-            self._sites.find_resampler(call, self._scene)
+            self.sites.find_resampler(call, self._scene)
         else:
-            self._sites.find(call, self._scene)
+            self.sites.find(call, self._scene)
 
     def end(self, root: str) -> None:
         pass
 
-    def silence(self, path: str, module: nn.Module) -> None:
+    def unseen(self, path: str, module: nn.Module) -> None:
         raise hidden_attention(path, module)

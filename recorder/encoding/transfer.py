@@ -59,3 +59,7 @@ class Outbox:
         if tensor.device not in self._streams:
             self._streams[tensor.device] = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
         return Block(tensor, self._streams[tensor.device])
+
+    def number(self, value: Tensor) -> float | Block:
+        """One number; on a GPU it is fetched beside the model's work, not before it."""
+        return self.block(value) if value.device.type == "cuda" else float(value)

@@ -1,8 +1,7 @@
-"""Call sites: which layer of the trace a captured call is, and which part of it is kept."""
+"""Layers of the trace: which one a captured call is, and which of its queries and keys are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ...schema.codec import factor_dtype
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ...schema.trace import Layer, TokenGroup
 from ..capture.call import Call
 from ..capture.projections import UNKNOWN
@@ -31,27 +31,113 @@ from .tokens import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where a call goes in the trace."""
+    """Which layer of the trace a call is, and how to read its queries and keys."""
 
     index: int
     layer: Layer
     generated: slice
     """Queries that are places of the generated image."""
-    columns: tuple[slice, ...]
+    columns: tuple[slice, ...] = ()
     """Keys that are kept; empty for all."""
+    order: tuple[int, ...] = ()
+    """Positions of the sequence, panel by panel; empty where they are in that order already."""
+
+
+class Layers:
+    """The layers of a trace, in the order in which their calls were met."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self.all: list[Layer] = []
+        self.indices: dict[tuple[Any, ...], int] = {}
+        """Of layers, by what tells their calls from others."""
+        self.roles: set[str] = set()
+        """Of all keys that were met, kept or not, but the image's own."""
+
+    def site(
+        self,
+        key: tuple[Any, ...],
+        call: Call,
+        ordinal: int,
+        groups: tuple[TokenGroup, ...],
+        generated: slice,
+        places: Places | None,
+        *,
+        mask: Tensor | None,
+        referenced: bool = False,
+        order: tuple[int, ...] = (),
+    ) -> Site | None:
+        """The site of a call whose keys are `groups`; None if none of them are kept.
+
+        Raises   UnsupportedModel if it has no layer, or another than before
+        """
+        self.roles |= {group.role for group in groups} - {"self"}
+        kept = keep_groups(groups, self._options.keys, referenced)
+        if not kept:
+            return None
+        columns = () if kept == groups else columns_of(kept)
+        masked = hides(mask, generated, columns) or _differ(call)
+        index, layer = self.place(key, self.describe(call, ordinal, moved_together(kept), places, masked))
+        return Site(index=index, layer=layer, generated=generated, columns=columns, order=order)
+
+    def describe(
+        self, call: Call, ordinal: int, groups: tuple[TokenGroup, ...], places: Places | None = None, masked: bool = False
+    ) -> Layer:
+        """The layer that a call is; needs shapes only. `groups` are those that are stored; `masked` rules out factors.
+
+        Raises   UnsupportedModel if its queries have no grid or its heads cannot be shared
+        """
+        _, heads, positions, head_dim = call.query.shape
+        places = call.grid if places is None else places
+        out = f"leave it out through {option('layers')}"
+        if places is None:
+            raise UnsupportedModel(
+                f"{call.path} attends from {positions} positions, which no enclosing module lays out as rows and columns "
+                f"(attention over time alone, or a packed sequence); {out}"
+            )
+        if heads % call.key.shape[1]:
+            raise UnsupportedModel(f"{call.path} has {heads} query heads on {call.key.shape[1]} key heads; {out}")
+        dtype = str(call.query.dtype).removeprefix("torch.")
+        tokens, call_tokens = groups[-1].stop, call.key.shape[2]
+        layer = Layer(
+            path=call.path,
+            call=ordinal,
+            heads=heads,
+            head_dim=head_dim,
+            scale=call.scale,
+            grid=(places[-2], places[-1]),
+            frames=places[0] if len(places) > 2 else 0,
+            tokens=tokens,
+            groups=groups,
+            encoding=choose_encoding(self._options.encoding, tokens, head_dim, masked),
+            dtype=dtype,
+            factor_dtype=factor_dtype(dtype),
+            call_tokens=call_tokens if call_tokens > tokens else 0,
+        )
+        return keep_heads(layer, self._options.heads)
+
+    def place(self, key: tuple[Any, ...], layer: Layer) -> tuple[int, Layer]:
+        """The layer as the trace has it: the same in each evaluation and branch, whatever the keys that are not kept.
+
+        Raises   UnsupportedModel if it is not what it was before
+        """
+        if key not in self.indices:
+            self.indices[key] = len(self.all)
+            self.all.append(layer)
+        known = self.all[self.indices[key]]
+        require_same(known, layer)
+        return self.indices[key], known
 
 
 class Sites:
-    """Finds the site of each call; a new one becomes a layer of the trace."""
+    """Finds the site of each call of a diffusers pipeline."""
 
-    def __init__(self, context: Context, options: Options, add_layer: Callable[[Layer], int]) -> None:
-        self._context, self._options, self._add_layer = context, options, add_layer
+    def __init__(self, context: Context, options: Options) -> None:
+        self._context, self._options = context, options
         self._sites: dict[tuple[Any, ...], Site | None] = {}
-        self._layers: dict[tuple[str, str, int], tuple[int, Layer]] = {}
-        self.roles: set[str] = set()
-        """Of all keys that were met, kept or not, but the image's own."""
+        self.layers = Layers(options)
 
     def find(self, call: Call, scene: Scene, row: int | None = None) -> Site | None:
         """The site of a call, or of one row of it where rows have sequences of their own; None if nothing of it is to be kept.
@@ -72,16 +158,12 @@ class Sites:
         assert call.resampler is not None
         if self._options.keys == "text":
             return ()
-        labels = adapter_labels(call.resampler, self._context, scene)
-        return tuple(self._resampled(call, ordinal, label) for ordinal, label in enumerate(labels))
-
-    def _resampled(self, call: Call, ordinal: int, label: str) -> Site:
-        site = (call.path, label, ordinal)
-        if site not in self._layers:
-            layer = resampler_layer(call, ordinal, label, self._context, self._options)
-            self._layers[site] = self._add_layer(layer), layer
-        index, layer = self._layers[site]
-        return Site(index, layer, slice(0, call.query.shape[2]), ())
+        sites = []
+        for ordinal, label in enumerate(adapter_labels(call.resampler, self._context, scene)):
+            layer = replace(self.layers.describe(call, ordinal, resampler_groups(call, label, self._context)), queries=label)
+            index, layer = self.layers.place((call.path, label, ordinal), layer)
+            sites.append(Site(index=index, layer=layer, generated=slice(0, call.query.shape[2])))
+        return tuple(sites)
 
     def _make(self, call: Call, scene: Scene, row: int | None) -> Site | None:
         groups = token_groups(call, self._context, scene)
@@ -90,46 +172,26 @@ class Sites:
         generated, places = generated_queries(call, groups, scene)
         if places is None and scene.canvas and not call.own:
             return None  # asked by text or reference tokens alone
-        self.roles |= {group.role for group in groups} - {"self"}
-        kept = keep_groups(groups, self._options.keys, scene.referenced)
-        if not kept:
-            return None
-        columns = () if kept == groups else columns_of(kept)
-        masked = hides(call.mask if row is None else mask_of(call.mask, row), generated, columns) or _differ(call)
-        encoding = self._options.encoding
-        layer = keep_heads(
-            describe(call, self._ordinal(call), moved_together(kept), encoding, places, masked),
-            self._options.heads,
-        )
-        index, layer = self._place(call, layer)
-        return Site(index, layer, generated, columns)
+        key, ordinal = self._identify(call)
+        mask = call.mask if row is None else mask_of(call.mask, row)
+        return self.layers.site(key, call, ordinal, groups, generated, places, mask=mask, referenced=scene.referenced)
 
-    def _place(self, call: Call, layer: Layer) -> tuple[int, Layer]:
-        """The layer as the trace has it: the same in each evaluation and branch, whatever the keys that are not kept."""
-        site = self._same(call)
-        if site not in self._layers:
-            self._layers[site] = self._add_layer(layer), layer
-            return self._layers[site]
-        index, known = self._layers[site]
-        require_same(known, layer)
-        return index, known
+    def _identify(self, call: Call) -> tuple[tuple[Any, ...], int]:
+        """What tells a call's layer from others, and its number in the module: 0 for the module's own keys, 1 + i for adapter i.
 
-    def _same(self, call: Call) -> tuple[str, str, int]:
-        """The site of a call in earlier passes; keys that were kept since then had a projection at first."""
-        own = (call.path, call.projection, call.repeat)
-        return next((site for site in self._layers if site[0] == call.path), own) if call.projection == UNKNOWN else own
-
-    def _ordinal(self, call: Call) -> int:
-        """0 for the module's own keys, 1 + i for adapter i: the same whichever adapters are silent at first."""
-        site = self._same(call)
-        if site in self._layers:
-            return self._layers[site][1].call
+        The number is the same whichever adapters are silent at first.
+        """
+        key: tuple[Any, ...] = (call.path, call.projection, call.repeat)
+        if call.projection == UNKNOWN:  # keys that were kept since an earlier pass had a projection then
+            key = next((known for known in self.layers.indices if known[0] == call.path), key)
+        if key in self.layers.indices:
+            return key, self.layers.all[self.layers.indices[key]].call
         adapter = call.projection.partition("to_v_ip")[2]
         ordinal = int(adapter.lstrip(".") or 0) + 1 if "to_v_ip" in call.projection else int(call.projection == "add_v_proj")
-        taken = {layer.call for _, layer in self._layers.values() if layer.path == call.path}
+        taken = {layer.call for layer in self.layers.all if layer.path == call.path}
         while ordinal in taken:
             ordinal += 1
-        return ordinal
+        return key, ordinal
 
 
 def require_same(known: Layer, layer: Layer) -> None:
@@ -137,8 +199,8 @@ def require_same(known: Layer, layer: Layer) -> None:
     if any(getattr(known, name) != getattr(layer, name) for name in ("groups", "grid", "frames", "scale", "heads", "call_heads")):
         raise UnsupportedModel(
             f"{known.name} changed during the run: {known.tokens} keys on grid {known.places} before, {layer.tokens} on {layer.places};"
-            ' a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
-            "or leave it out through layers="
+            " a trace has one shape for each layer, so keep guidance and size constant, record one branch, or "
+            f"{option('keys', 'reference')}, or leave it out through {option('layers')}"
         )
 
 
@@ -148,12 +210,6 @@ def _differ(call: Call) -> bool:
     if not same_keys(call.key.dtype, unevenness):
         raise uneven_keys(call.path)
     return unevenness > 0
-
-
-def resampler_layer(call: Call, ordinal: int, label: str, context: Context, options: Options) -> Layer:
-    """The layer that a resampler's attention to one reference is."""
-    layer = describe(call, ordinal, resampler_groups(call, label, context), options.encoding)
-    return keep_heads(replace(layer, queries=label), options.heads)
 
 
 def part_of_mask(mask: Tensor | None, generated: slice, columns: tuple[slice, ...] = ()) -> Tensor | None:
@@ -174,38 +230,3 @@ def hides(mask: Tensor | None, generated: slice, columns: tuple[slice, ...] = ()
     """Whether a mask changes any score that is kept; asks the device."""
     part = part_of_mask(mask, generated, columns)
     return part is not None and (part.device.type == "meta" or bool((additive(part) != 0).any()))
-
-
-def describe(
-    call: Call, ordinal: int, groups: tuple[TokenGroup, ...], encoding: str, places: Places | None = None, masked: bool | None = None
-) -> Layer:
-    """The layer that a call site is; needs shapes only. `groups` are those that are stored, `masked` whether factors cannot say them.
-
-    Raises   UnsupportedModel if its queries have no grid or its heads cannot be shared
-    """
-    _, heads, positions, head_dim = call.query.shape
-    places = call.grid if places is None else places
-    if places is None:
-        raise UnsupportedModel(
-            f"{call.path} attends from {positions} positions, which no enclosing module lays out as rows and columns "
-            "(attention over time alone, or a packed sequence); leave it out through layers="
-        )
-    if heads % call.key.shape[1]:
-        raise UnsupportedModel(f"{call.path} has {heads} query heads on {call.key.shape[1]} key heads; leave it out through layers=")
-    dtype = str(call.query.dtype).removeprefix("torch.")
-    tokens, call_tokens = groups[-1].stop, call.key.shape[2]
-    return Layer(
-        path=call.path,
-        call=ordinal,
-        heads=heads,
-        head_dim=head_dim,
-        scale=call.scale,
-        grid=(places[-2], places[-1]),
-        frames=places[0] if len(places) > 2 else 0,
-        tokens=tokens,
-        groups=groups,
-        encoding=choose_encoding(encoding, tokens, head_dim, call.mask is not None if masked is None else masked),
-        dtype=dtype,
-        factor_dtype=factor_dtype(dtype),
-        call_tokens=call_tokens if call_tokens > tokens else 0,
-    )

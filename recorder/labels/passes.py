@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from torch import nn
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ...schema.record import BRANCHES
 from ..capture.call import Call
 from ..capture.modules import denoisers
@@ -23,7 +25,7 @@ SEQUENTIAL: Final = ("Flux*", "Qwen*", "Wan*", "Chroma*")
 """Globs over the classes of denoisers whose pipelines guide in one pass for each branch, cond first."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """One pass through a denoiser: all of an evaluation, or one guidance branch of it."""
 
@@ -31,33 +33,49 @@ class Pass:
     """In the whole batch."""
     order: tuple[str | None, ...]
     """Parts of the batch."""
-    kept: tuple[Row, ...]
+    labelled: tuple[Row, ...]
+    """Rows that belong to a branch."""
+    kept: tuple[Row, ...] = ()
     """Rows to record; none if it is not selected."""
-    scene: Scene
+    first: bool
+    """Whether an evaluation begins with it."""
+    time: float | Block
+    """What the denoiser is told of its time."""
+    scene: Scene = field(default_factory=Scene)
     scenes: tuple[Scene, ...] = ()
     """Of each row, where rows have sequences of their own."""
+    context: Any = None
+    """What the denoiser of a pipeline is conditioned on."""
 
     def scene_of(self, row: Row) -> Scene:
         """What a row is about."""
         return self.scenes[row.index] if self.scenes else self.scene
 
+    def read_time(self) -> float:
+        """The time, once the device has told it."""
+        return float(self.time()) if isinstance(self.time, Block) else self.time
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, kw_only=True)
 class Evaluation:
     """What the denoisers compute between two steps of the scheduler."""
 
     ordinal: int
-    scheduler_step: int
     position: int
     """On the trace's step axis."""
-    timestep: float | Block
-    sigma: float
     chosen: bool
     """Whether this evaluation is selected."""
-    passes: list[Pass]
-    branches: set[str]
-    """Those that a pass was made for."""
+    passes: list[Pass] = field(default_factory=list)
     done: bool = False
+    """Whether its last pass ran through."""
+    scheduler_step: int = 0
+    timestep: float = math.nan
+    sigma: float = math.nan
+
+    @property
+    def branches(self) -> set[str]:
+        """Those that a pass was made for."""
+        return {row.branch for one in self.passes for row in one.labelled}
 
     @property
     def kept(self) -> bool:
@@ -115,5 +133,6 @@ def rows_of_call(call: Call, this: Pass) -> tuple[Row, ...]:
     if this.order[-1] is None and call.repeat == 1 and rows == part:
         return ()
     raise UnsupportedModel(
-        f"{call.path} attends for {rows} rows of the {this.rows} in the batch, so its branches are not known; leave it out through layers="
+        f"{call.path} attends for {rows} rows of the {this.rows} in the batch, so its branches are not known; "
+        f"leave it out through {option('layers')}"
     )

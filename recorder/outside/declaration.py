@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Final, TypeAlias
 
 from torch import nn
@@ -24,7 +24,7 @@ Grids: TypeAlias = Grid | Mapping[str, Grid] | None
 WHOLE: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """One row: a stretch of the keys, and how many there are, if it is not what the other rows leave."""
 
@@ -55,7 +55,7 @@ class Tokens:
         if isinstance(row, Tokens):
             return row
         if isinstance(row, TokenGroup):
-            return cls(row.name, row.role, row.tokens, row.specials, row.grid, image=row.image)
+            return cls(name=row.name, role=row.role, count=row.tokens, specials=row.specials, grid=row.grid, image=row.image)
         given = {"name": row} if isinstance(row, str) else dict(row) if isinstance(row, Mapping) else None
         if given is None:
             raise InvalidInput(f"groups: {row!r} is no token group; write {EXAMPLE}")
@@ -104,12 +104,16 @@ def _pair(value: Any, where: str) -> Grid:
     return pair
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
     """All that is said of one model, checked before it runs."""
 
     model: Any
     denoisers: Mapping[str, nn.Module]
+    given: tuple[nn.Module, ...]
+    """The denoisers as they were given, in torch.compile's wrapper if they are in one."""
+    modules: Mapping[str, nn.Module]
+    """Attention modules by path."""
     groups: tuple[tuple[str, tuple[Tokens, ...]], ...] = ()
     """Glob over layer names and its rows; the first that matches counts."""
     grids: tuple[tuple[str, Grid], ...] = ()
@@ -118,10 +122,6 @@ class Declaration:
     sequential: bool = False
     """Whether each branch has a pass of its own."""
     evaluations: int | None = None
-    modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    """Attention modules by path."""
-    given: tuple[nn.Module, ...] = ()
-    """The denoisers as they were given, in torch.compile's wrapper if they are in one."""
 
     def tokens_of(self, layer: str) -> tuple[Tokens, ...] | None:
         """The rows for a layer; None if nothing was said."""
@@ -168,7 +168,17 @@ def declare(
         for glob in globs:
             if not fnmatch.filter(modules, glob.partition("#")[0]):
                 raise UnknownSelection(f"{name}: {glob!r} matches no attention module; there are {shorten(modules)}")
-    return Declaration(model, roots, rows, grids, _order(order, sequential), bool(sequential), evaluations, modules, given)
+    return Declaration(
+        model=model,
+        denoisers=roots,
+        given=given,
+        modules=modules,
+        groups=rows,
+        grids=grids,
+        order=_order(order, sequential),
+        sequential=bool(sequential),
+        evaluations=evaluations,
+    )
 
 
 def _roots(model: Any, denoisers: Any) -> dict[str, nn.Module]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
@@ -13,38 +13,29 @@ import torch
 from torch import Tensor
 
 from ...schema.errors import InvalidInput
-from ...schema.trace import Layer, TokenGroup
+from ...schema.messages import option
+from ...schema.trace import TokenGroup
 from ..capture.call import Call
-from ..labels.layers import Site, describe, hides, require_same
-from ..labels.tokens import columns_of, keep_groups, moved_together
-from ..plan.options import Options, keep_heads
+from ..labels.layers import Layers, Site
+from ..plan.options import Options
 from .declaration import EXAMPLE, WHOLE, Declaration, Grid, Tokens
 
 NEAR: Final = 1e-6
 """How far from a whole number a share of a grid's rows may be."""
-LEAVE: Final = "or leave the module out through layers="
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a call goes in the trace, and how to read its sequence."""
-
-    generated: slice
-    """Queries that are places of the generated image."""
-    columns: tuple[slice, ...]
-    """Keys that are kept; empty for all."""
-    order: tuple[int, ...]
-    """Positions of the sequence, panel by panel; empty where they are in that order already."""
-    site: Site | None = None
-
-    def arrange(self, call: Call) -> Call:
-        """The call with the panels of its sequence one after another."""
-        if not self.order:
-            return call
-        index = _index(self.order, call.key.device)
-        whole = call.query.shape[2] == call.key.shape[2]
-        query = call.query.index_select(2, index) if whole else call.query
-        return replace(call, query=query, key=call.key.index_select(2, index), mask=_reorder(call.mask, index, whole))
+def arrange(call: Call, order: tuple[int, ...]) -> Call:
+    """The call with the panels of its sequence one after another."""
+    if not order:
+        return call
+    index = _index(order, call.key.device)
+    whole = call.query.shape[2] == call.key.shape[2]
+    query, mask = call.query.index_select(2, index) if whole else call.query, call.mask
+    if mask is not None and mask.shape[-1] > 1:
+        mask = mask.index_select(-1, index)
+    if mask is not None and whole and mask.ndim > 1 and mask.shape[-2] > 1:
+        mask = mask.index_select(-2, index)
+    return replace(call, query=query, key=call.key.index_select(2, index), mask=mask)
 
 
 @lru_cache(maxsize=64)  # one for each resolution; sent to the device once
@@ -52,66 +43,43 @@ def _index(order: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(order, device=device)
 
 
-def _reorder(mask: Tensor | None, index: Tensor, queries: bool) -> Tensor | None:
-    if mask is not None and mask.shape[-1] > 1:
-        mask = mask.index_select(-1, index)
-    if mask is not None and queries and mask.ndim > 1 and mask.shape[-2] > 1:
-        mask = mask.index_select(-2, index)
-    return mask
+class DeclaredSites:
+    """Finds the site of each call of a model that its caller declared."""
 
-
-class Places:
-    """Finds the place of each call; a new one becomes a layer of the trace."""
-
-    def __init__(self, declaration: Declaration, options: Options, pictures: set[str], add_layer: Callable[[Layer], int]) -> None:
-        self._declaration, self._options, self._pictures, self._add_layer = declaration, options, pictures, add_layer
-        self._places: dict[tuple[Any, ...], Place | None] = {}
-        self._layers: dict[tuple[str, int], tuple[int, Layer]] = {}
+    def __init__(self, declaration: Declaration, options: Options, pictures: set[str]) -> None:
+        self._declaration, self._pictures = declaration, pictures
+        self._sites: dict[tuple[Any, ...], Site | None] = {}
+        self.layers = Layers(options)
         self.panel: tuple[float, float] = (WHOLE, WHOLE)
         """Rows and columns of the denoiser's own grid that are the image being made, as shares."""
-        self.roles: set[str] = set()
-        """Of all keys that were met, kept or not, but the image's own."""
 
-    def find(self, call: Call) -> Place | None:
-        """The place of a call; None if nothing of it is to be kept.
+    def find(self, call: Call) -> Site | None:
+        """The site of a call; None if nothing of it is to be kept.
 
         Raises   InvalidInput if what was said does not fit the call, UnsupportedModel if it is not what it was before
         """
         key = (call.path, call.ordinal, call.own, call.around, call.scale, call.query.shape[1:], call.key.shape[1:])
-        if key not in self._places:
-            self._places[key] = self._make(call)
-        return self._places[key]
+        if key not in self._sites:
+            self._sites[key] = self._make(call)
+        return self._sites[key]
 
-    def _make(self, call: Call) -> Place | None:
+    def _make(self, call: Call) -> Site | None:
         name = call.path if call.ordinal == 0 else f"{call.path}#{call.ordinal}"
         rows = self._declaration.tokens_of(name)
         if call.own and not any(row.role == "self" for row in rows or ()):
             return None  # the image being made, attending to itself alone
         keys = call.key.shape[2]
         if rows is None:
-            raise InvalidInput(f"{name} reads {keys} keys, and nothing says what they are; pass groups=[{EXAMPLE}], {LEAVE}")
+            raise InvalidInput(f"{name} reads {keys} keys, and nothing says what they are; pass groups=[{EXAMPLE}], {_leave()}")
         canvas = self._declaration.grid_of(name) or call.around
         groups = self._with_pictures(name, cover(name, rows, keys, canvas))
-        generated, grid = generated_queries(name, groups, call.query.shape[2], keys, canvas)
-        self.roles |= {group.role for group in groups} - {"self"}
-        kept = keep_groups(groups, self._options.keys)
-        if not kept:
-            return None
-        place = Place(generated, () if kept == groups else columns_of(kept), panels(name, rows, keys, canvas))
-        if canvas is not None and any(group.role == "self" for group in groups):
+        generated, grid = declared_queries(name, groups, call.query.shape[2], keys, canvas)
+        order = panels(name, rows, keys, canvas)
+        call = arrange(call, order)
+        site = self.layers.site((call.path, call.ordinal), call, call.ordinal, groups, generated, grid, mask=call.mask, order=order)
+        if site is not None and canvas is not None and any(group.role == "self" for group in groups):
             self.panel = grid[0] / canvas[0], grid[1] / canvas[1]
-        return self._lay(place, place.arrange(call), moved_together(kept), grid)
-
-    def _lay(self, place: Place, call: Call, kept: tuple[TokenGroup, ...], grid: Grid) -> Place:
-        """The place with the layer that it has in the trace."""
-        masked = hides(call.mask, place.generated, place.columns)
-        layer = keep_heads(describe(call, call.ordinal, kept, self._options.encoding, grid, masked), self._options.heads)
-        site = call.path, call.ordinal
-        if site not in self._layers:
-            self._layers[site] = self._add_layer(layer), layer
-        index, known = self._layers[site]
-        require_same(known, layer)
-        return replace(place, site=Site(index, known, place.generated, place.columns))
+        return site
 
     def _with_pictures(self, name: str, groups: tuple[TokenGroup, ...]) -> tuple[TokenGroup, ...]:
         """Groups that name the picture they were made from, where it was given."""
@@ -125,6 +93,10 @@ class Places:
         return tuple(replace(group, image=group.name) if group.image is None and group.name in named else group for group in groups)
 
 
+def _leave() -> str:
+    return f"or leave the module out through {option('layers')}"
+
+
 def cover(name: str, rows: Sequence[Tokens], keys: int, canvas: Grid | None) -> tuple[TokenGroup, ...]:
     """The token groups of a call's keys, in order, all of them.
 
@@ -136,12 +108,13 @@ def cover(name: str, rows: Sequence[Tokens], keys: int, canvas: Grid | None) -> 
     if left < 0 or (left > 0) != any(count is None for _, count, _ in sized):
         told = " + ".join(f"{row.name} {'the rest' if count is None else count}" for row, count, _ in sized)
         raise InvalidInput(
-            f"{name} reads {keys} keys, but its groups add up to {known} ({told}); make them cover the keys in order, {LEAVE}"
+            f"{name} reads {keys} keys, but its groups add up to {known} ({told}); make them cover the keys in order, {_leave()}"
         )
     groups, start = [], 0
     for row, count, grid in sized:
         stop = start + (left if count is None else count)
-        groups.append(TokenGroup(row.name, row.role, start, stop, row.specials, grid, row.image))
+        group = TokenGroup(name=row.name, role=row.role, start=start, stop=stop, specials=row.specials, grid=grid, image=row.image)
+        groups.append(group)
         start = stop
     return tuple(groups)
 
@@ -165,7 +138,7 @@ def _measure(name: str, row: Tokens, canvas: Grid | None) -> tuple[int | None, G
     return grid[0] * grid[1] + row.specials, grid
 
 
-def generated_queries(name: str, groups: Sequence[TokenGroup], positions: int, keys: int, canvas: Grid | None) -> tuple[slice, Grid]:
+def declared_queries(name: str, groups: Sequence[TokenGroup], positions: int, keys: int, canvas: Grid | None) -> tuple[slice, Grid]:
     """Which queries of a call are places of the generated image, and their rows and columns.
 
     Raises   InvalidInput if that cannot be told
@@ -180,7 +153,7 @@ def generated_queries(name: str, groups: Sequence[TokenGroup], positions: int, k
         seen = "no enclosing module sees an image" if canvas is None else f"the image around it has {canvas[0]} x {canvas[1]}"
         raise InvalidInput(
             f"{name} asks from {positions} positions, but {seen}{'' if own is None else f' and group self {own.tokens} tokens'}; "
-            f'say the rows and columns of the image being made: grid={{"{name}": (rows, columns)}}, {LEAVE}'
+            f'say the rows and columns of the image being made: grid={{"{name}": (rows, columns)}}, {_leave()}'
         )
     return asked, grid
 

@@ -16,14 +16,15 @@ from torch import nn
 from tqdm import tqdm
 
 from ...schema.errors import AlreadyExists, NoSpace
+from ...schema.messages import option
 from ...schema.trace import TraceRecord
-from .intake import Intake
+from .run import Run
 
 
 def refuse_taken(path: Path, overwrite: bool) -> None:
     """Raise AlreadyExists if there is something at a path, unless it may be replaced."""
     if path.exists() and not overwrite:
-        raise AlreadyExists(f"{path} exists already; choose another path, or pass overwrite=True to replace it")
+        raise AlreadyExists(f"{path} exists already; choose another path, or pass {option('overwrite', True)} to replace it")
 
 
 def uncompiled(denoisers: Iterable[nn.Module]) -> AbstractContextManager[Any]:
@@ -37,7 +38,7 @@ def uncompiled(denoisers: Iterable[nn.Module]) -> AbstractContextManager[Any]:
 
 @contextmanager
 def terminated() -> Iterator[None]:
-    """Turn a polite kill into an exit that can be cleaned up after, where nobody else has."""
+    """Turn SIGTERM into SystemExit, unless it is handled already."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
@@ -53,31 +54,40 @@ def terminated() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(path: Path, wanted: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """One bar on stderr if that is a terminal; yields what to call with the evaluations that are kept and planned."""
+def progress_bar(path: Path, wanted: bool, model: Any) -> Iterator[Callable[[int, int], None]]:
+    """One bar on stderr if that is a terminal, a pipeline's own being quiet meanwhile; yields what takes evaluations kept and planned."""
     if not (wanted and sys.stderr.isatty()):
-        yield None
+        yield lambda kept, planned: None
         return
+    own = getattr(model, "_progress_bar_config", None)
     with tqdm(desc=f"recording {path.name}", unit="step", file=sys.stderr) as bar:
 
         def show(kept: int, planned: int) -> None:
             bar.total = planned or None
             bar.update(kept - bar.n)
 
-        yield show
+        try:
+            if hasattr(model, "progress_bar"):
+                model._progress_bar_config = {**(own or {}), "disable": True}
+            yield show
+        finally:
+            if own is not None:
+                model._progress_bar_config = own
+            elif hasattr(model, "_progress_bar_config"):
+                del model._progress_bar_config
 
 
-def interrupt(intake: Intake, path: Path, error: BaseException) -> None:
+def interrupt(run: Run, path: Path, error: BaseException) -> None:
     """Keep what was committed, and tell how to open it."""
-    writer = intake.writer
+    writer = run.writer
     if writer is None:
         return
     # What the operating system said of a full disk, not our own sentence about what is kept.
     what = str(error.__cause__ if isinstance(error, NoSpace) else error).strip().splitlines()
-    reason = f"{type(error).__name__}{': ' + what[0] if what else ''} after {intake.kept} recorded evaluations"
-    writer.interrupt(reason, cut=not intake.planned)
+    reason = f"{type(error).__name__}{': ' + what[0] if what else ''} after {run.kept} recorded evaluations"
+    writer.interrupt(reason, cut=not run.labels.planned)
     if writer.committed and not isinstance(error, NoSpace):
-        of = f" of {writer.trace.steps}" if intake.planned else ""
+        of = f" of {writer.trace.steps}" if run.labels.planned else ""
         steps = f"{writer.committed}{of} steps are recorded and readable"
         error.add_note(f"{steps}: `i2am info {path} --partial`, or open_trace({str(path)!r}, partial=True)")
 
@@ -88,6 +98,6 @@ def warn_of_losses(trace: TraceRecord, path: Path, stacklevel: int) -> None:
     if lossy:
         warnings.warn(
             f"float16 lost up to {max(lossy):.0%} of one token's column of G in {len(lossy)} of {len(trace.layers)} layers of "
-            f'{path}: R2G maps of these layers are approximate; encoding="auto" or "factors" keeps them exact',
+            f"{path}: R2G maps of these layers are approximate; {option('encoding', 'auto')} or factors keeps them exact",
             stacklevel=stacklevel + 1,
         )

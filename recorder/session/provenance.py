@@ -13,8 +13,6 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ..capture.modules import denoisers
-
 LIBRARIES: Final = ("i2am", "torch", "diffusers", "transformers", "numpy", "zarr")
 MANY: Final = 4096
 """Longest list of numbers that is kept."""
@@ -31,27 +29,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def model_record(pipeline: Any) -> dict[str, Any]:
-    """The pipeline and its components: classes, names, hashes of their configs, device and dtype of the denoiser."""
-    components = {name: _component(part) for name, part in getattr(pipeline, "components", {}).items() if _has_config(part)}
-    denoiser = next(iter(denoisers(pipeline).values()), None)
-    parameter = next(denoiser.parameters(), None) if denoiser is not None else None
-    return {
-        "pipeline": type(pipeline).__name__,
-        "name": str(getattr(pipeline, "name_or_path", "") or _config(pipeline).get("_name_or_path", "") or ""),
-        "components": components,
-        "device": "" if parameter is None else str(parameter.device),
-        "dtype": "" if parameter is None else str(parameter.dtype).removeprefix("torch."),
-    }
-
-
-def outside_record(model: Any, denoisers: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """A model that is no pipeline, and its denoisers: classes, hashes of configs where there are any, device and dtype of the first."""
-    parameter = next((p for denoiser in denoisers.values() for p in denoiser.parameters()), None)
+def model_record(model: Any, denoisers: Mapping[str, nn.Module], components: Mapping[str, Any]) -> dict[str, Any]:
+    """A model and its components: classes, names, hashes of their configs, device and dtype of the first denoiser."""
+    parameter = next((parameter for denoiser in denoisers.values() for parameter in denoiser.parameters()), None)
     return {
         "pipeline": type(model).__name__,
-        "name": str(getattr(model, "name_or_path", "") or ""),
-        "components": {name: _component(denoiser) for name, denoiser in denoisers.items()},
+        "name": _name(model, _config(model)),
+        "components": {name: _component(part) for name, part in components.items() if _has_config(part)},
         "device": "" if parameter is None else str(parameter.device),
         "dtype": "" if parameter is None else str(parameter.dtype).removeprefix("torch."),
     }
@@ -105,9 +89,12 @@ def _has_config(part: Any) -> bool:
 
 def _component(part: Any) -> dict[str, str]:
     config = _config(part)
-    name = getattr(part, "name_or_path", "") or config.get("_name_or_path", "")
     text = json.dumps(config, sort_keys=True, default=str)
-    return {"class": type(part).__name__, "name": str(name or ""), "config_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return {"class": type(part).__name__, "name": _name(part, config), "config_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _name(part: Any, config: dict[str, Any]) -> str:
+    return str(getattr(part, "name_or_path", "") or config.get("_name_or_path", "") or "")
 
 
 def _config(part: Any) -> dict[str, Any]:

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
-
-import torch
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.record import JSON
 from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
-from ..capture.modules import attention_modules, denoisers
+from ..capture.modules import denoisers
 from ..capture.wrapping import replaced
 from ..images.inputs import generated_pictures
 from ..images.pixels import Picture
-from ..labels.passes import named_passes
+from ..images.windows import Window
 from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments
-from ..outside.declaration import declare
-from ..plan.options import Heads, Layers, Options, Steps, select_layers
+from ..outside.declaration import Declaration, declare
+from ..plan.options import Heads, Layers, Options, Steps
+from .declared import DeclaredLabels
 from .guard import interrupt, progress_bar, refuse_taken, terminated, uncompiled, warn_of_losses
-from .outside import OutsideRecording
+from .pipeline import PipelineLabels
 from .provenance import versions
-from .run import Run
+from .run import Labels, Run
 
 DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
 """What is said of a model that is no pipeline."""
+OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, on trust"
 
 
 def record(
@@ -60,14 +63,22 @@ def record(
 
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
-    kept = Options(layers, steps, branches, encoding, keys, codec, level, queue_mb, heads, keep_bits, max_bytes)
-    pictures = {"reference_mask": reference_mask, "reference_image": reference_image}
-    options = replace(kept, overwrite=overwrite, progress=progress, facts=facts, probes=probes, **pictures)
+    what = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
+    how: dict[str, Any] = {
+        "codec": codec,
+        "level": level,
+        "queue_mb": queue_mb,
+        "max_bytes": max_bytes,
+        "overwrite": overwrite,
+        "progress": progress,
+    }
+    more: dict[str, Any] = {"reference_mask": reference_mask, "reference_image": reference_image, "facts": facts, "probes": probes}
+    options = replace(what, **how, **more)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
 
 
-def recording(model: Any, path: str | PathLike[str], **options: Any) -> Recording | OutsideRecording:
+def recording(model: Any, path: str | PathLike[str], **options: Any) -> Recording:
     """Write the attention of one run to `path`: of the one call that the block makes to a diffusers pipeline, with options as `record`.
 
     With `denoisers={"unet": model.diffusion_model}` it is that of any torch sampler that runs in the block. What cannot be told of
@@ -81,56 +92,132 @@ def recording(model: Any, path: str | PathLike[str], **options: Any) -> Recordin
         chosen = Options(**options)
     except TypeError as error:
         raise InvalidInput(f"recording() does not take this: {error}; arguments of the pipeline go into its own call") from None
-    if "denoisers" in said:
-        return OutsideRecording(declare(model, **said), Path(path), chosen)
-    if said:
+    if said and "denoisers" not in said:
         raise InvalidInput(f"recording() takes {', '.join(said)} with denoisers=, which names the modules of a model that is no pipeline")
-    return Recording(model, Path(path), chosen)
+    return Recording(model, Path(path), chosen, declare(model, **said) if said else None)
 
 
 class Recording:
     """A recording while it runs, and its trace once it is complete."""
 
-    def __init__(self, pipeline: Any, path: Path, options: Options) -> None:
+    def __init__(self, model: Any, path: Path, options: Options, declaration: Declaration | None = None) -> None:
         self.path = path
         """Where the trace is written."""
         self.trace: TraceRecord | None = None
         """The trace's record, once the block has been left."""
         self.facts: dict[str, Any] = dict(options.facts or {})
         """Kept under provenance; may be added to inside the block."""
-        self._pipeline, self._options = pipeline, options
-        self._run: Run | None = None
-        self._generated: list[Picture] | None = None
+        self._model, self._options = model, options
+        self._declared = None if declaration is None else DeclaredLabels(declaration, options)
+        self._run = None if self._declared is None else self._make_run(self._declared)
+        self._generated: list[Picture] = []
         self._notes: list[str] = []
+        self._unproven: set[str] = set()
         self._running = False
         self._restore = ExitStack()
 
+    def step(self, timestep: float, sigma: float = math.nan) -> None:
+        """Say that the sampler of a declared model is about to make a step; what its denoisers compute until the next belongs to it.
+
+        Without it each evaluation of a denoiser is a step, at the timestep that the denoiser is given.
+        """
+        labels, run = self._require_declared("step")
+        run.close_evaluation()
+        labels.step(float(timestep), float(sigma))
+
+    def images(self, windows: Mapping[str, Window] | None = None, **pictures: Any) -> None:
+        """Keep pictures: `generated`, `reference`, `mask`, `reference_mask`, or any other name for an input; several as a list.
+
+        `windows` say which part (top, left, bottom, right) of a picture, in its pixels, its token grid covers, where it was cropped.
+
+        Raises   InvalidInput
+        """
+        labels, run = self._require_declared("images")
+        run.add_pictures(labels.name_pictures(windows, pictures))
+
+    def _require_declared(self, name: str) -> tuple[DeclaredLabels, Run]:
+        if self._declared is None or self._run is None:
+            raise InvalidInput(f"{name}() is for models that denoisers= names; a diffusers pipeline shows its steps and pictures itself")
+        return self._declared, self._run
+
     def __enter__(self) -> Recording:
-        if not denoisers(self._pipeline) or not hasattr(self._pipeline, "scheduler"):
-            raise UnsupportedModel(
-                f"{type(self._pipeline).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
-                'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
-            )
         refuse_taken(self.path, self._options.overwrite)
         refuse_hijack()
-        refuse_pipeline(self._pipeline, self._options.keys)
+        if self._declared is None:
+            self._check_pipeline()
         with ExitStack() as stack:
-            stack.enter_context(replaced(type(self._pipeline), "__call__", self._wrap_call))
             stack.enter_context(terminated())
+            if self._run is None:
+                stack.enter_context(replaced(type(self._model), "__call__", self._wrap_call))
+            else:
+                self._give_pictures()
+                stack.enter_context(self._listening(self._run))
             self._restore = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        self._restore.close()
-        if self._generated is not None and self._run is not None:
-            self.trace = self._finish(self._run, self._generated)
-            warn_of_losses(self.trace, self.path, 3)
-        elif error is None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            self._restore.__exit__(kind, error, traceback)
+        finally:
+            if self._run is not None and self._run.over and self._run.writer is not None:
+                self.trace = self._finish(self._run)
+                warn_of_losses(self.trace, self.path, 3 if self._declared is None else 2)
+                for missing in self._declared.missing(self.path) if self._declared is not None else ():
+                    warnings.warn(missing, stacklevel=2)
+        if self.trace is None and error is None:
             raise InvalidInput("the pipeline was not called while recording, so nothing was recorded; call it once inside the block")
+
+    def _check_pipeline(self) -> None:
+        if not denoisers(self._model) or not hasattr(self._model, "scheduler"):
+            raise UnsupportedModel(
+                f"{type(self._model).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
+                'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
+            )
+        refuse_pipeline(self._model, self._options.keys)
+
+    def _give_pictures(self) -> None:
+        given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
+        self.images(**{name: value for name, value in given.items() if value is not None})
+
+    def _make_run(self, labels: Labels) -> Run:
+        return Run(labels, self.path, self._options, self._provenance)
+
+    def _provenance(self) -> dict[str, JSON]:
+        trusted = [f"{path} {OWN_KERNEL}" for path in sorted(self._unproven)]
+        notes: list[JSON] = [*self._notes, *(self._run.labels.notes() if self._run is not None else []), *trusted]
+        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
+
+    @contextmanager
+    def _listening(self, run: Run) -> Iterator[Capture]:
+        """All that the denoisers attend to is heard by `run`; what stops it leaves what is whole."""
+        labels = run.labels
+        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None)
+        self._unproven = capture.factors.unproven
+        bar = progress_bar(self.path, self._options.progress, self._model)
+        try:
+            with uncompiled(labels.given), bar as run.progress, capture:
+                try:
+                    yield capture
+                except BaseException:
+                    with suppress(Exception):
+                        run.abandon()
+                    raise
+                run.close()
+        except BaseException as error:
+            if not run.over:
+                interrupt(run, self.path, error)
+            raise
+
+    def _finish(self, run: Run) -> TraceRecord:
+        try:
+            return run.finish(self._generated)
+        except BaseException as error:
+            interrupt(run, self.path, error)
+            raise
 
     def _wrap_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
-            if pipeline is not self._pipeline or self._running:
+            if pipeline is not self._model or self._running:
                 return original(pipeline, *args, **kwargs)
             if self._run is not None:
                 raise InvalidInput(
@@ -141,76 +228,18 @@ class Recording:
         return call
 
     def _record(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        pipeline = self._pipeline
-        arguments = bind_arguments(original, pipeline, args, kwargs)
-        run = Run(pipeline, self.path, self._options, arguments, self._provenance)
-        modules = attention_modules(pipeline)
-        chosen = select_layers(self._options.layers, list(modules))
-        if not chosen:
-            raise UnsupportedModel(f"{type(pipeline).__name__} has no cross-attention in its denoiser, so there is nothing to record")
-        self._run, self._running = run, True
+        """Call the pipeline and keep what it attends to."""
+        arguments = bind_arguments(original, self._model, args, kwargs)
+        labels = PipelineLabels(self._model, self._options, arguments)
+        run = self._run = self._make_run(labels)
+        self._running = True
         try:
-            with Capture(denoisers(pipeline), {path: modules[path] for path in chosen}, run) as capture, self._watched(run):
-                run.probing.unheard = capture.unheard
-                output = original(pipeline, *args, **kwargs)
-                run.close()
-        except BaseException as error:
-            interrupt(run.intake, self.path, error)
-            raise
+            with labels.watched(run), self._listening(run) as capture:
+                labels.probing.unheard = capture.unheard
+                output = original(self._model, *args, **kwargs)
         finally:
             self._running = False
         self._generated = generated_pictures(output, arguments.get("output_type"))
         if not self._generated:
             self._notes.append(f"the pipeline returned no images that could be kept (output_type {arguments.get('output_type')})")
         return output
-
-    @contextmanager
-    def _watched(self, run: Run) -> Iterator[None]:
-        """The scheduler's steps counted, compiled code bypassed, one progress bar shown."""
-        scheduler = self._pipeline.scheduler
-
-        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-            def step(this: Any, *args: Any, **kwargs: Any) -> Any:
-                if this is not self._pipeline.scheduler:
-                    return original(this, *args, **kwargs)
-                sample = kwargs.get("sample", args[2] if len(args) > 2 else None)
-                run.step(sample if isinstance(sample, torch.Tensor) else None)
-                result = original(this, *args, **kwargs)
-                run.stepped()
-                return result
-
-            return step
-
-        watched = replaced(type(scheduler), "step", wrap), named_passes(self._pipeline, run.name_pass)
-        roots = [getattr(self._pipeline, name) for name in denoisers(self._pipeline)]  # in the wrapper of torch.compile, if there is one
-        with watched[0], watched[1], run.texts.watched(), run.probing.watched(), uncompiled(roots), self._bar(run):
-            yield
-
-    @contextmanager
-    def _bar(self, run: Run) -> Iterator[None]:
-        """One bar on stderr if that is a terminal; the pipeline's own stays quiet meanwhile."""
-        with progress_bar(self.path, self._options.progress) as show:
-            if show is None:
-                yield
-                return
-            run.intake.progress = show
-            own = getattr(self._pipeline, "_progress_bar_config", None)
-            self._pipeline._progress_bar_config = {**(own or {}), "disable": True}
-            try:
-                yield
-            finally:
-                if own is None:
-                    del self._pipeline._progress_bar_config
-                else:
-                    self._pipeline._progress_bar_config = own
-
-    def _provenance(self) -> dict[str, JSON]:
-        notes = self._run.transcript.notes if self._run is not None else []
-        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": [*self._notes, *notes]}
-
-    def _finish(self, run: Run, generated: list[Picture]) -> TraceRecord:
-        try:
-            return run.finish(generated)
-        except BaseException as error:
-            interrupt(run.intake, self.path, error)
-            raise

@@ -1,281 +1,244 @@
-"""One run of a pipeline, from what is captured to what is written: labels each call and hands its blocks on."""
+"""One run, from what is captured to what is written: its evaluations, their passes and the blocks of each call."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import datetime
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Protocol, TypeAlias
 
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
-from ...schema.errors import InvalidInput, UnsupportedModel
+from ...schema.errors import TraceError, UnsupportedModel
 from ...schema.record import JSON
-from ...schema.trace import Layer, TokenGroup, TraceRecord
+from ...schema.trace import Codec, Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
-from ..capture.modules import denoisers, reads_features
-from ..encoding.transfer import Block
-from ..images.inputs import input_pictures
-from ..labels.frames import VIDEO_AXES, whole_video
-from ..labels.grids import Canvases
-from ..labels.layers import Sites
-from ..labels.passes import Evaluation, Pass, is_sequential, pass_branch, rows_of_call
-from ..labels.refusals import hidden_attention
-from ..labels.rows import Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
-from ..labels.scenes import read_scene
-from ..labels.schedule import evaluations_left, noise_level, scheduler_timestep
-from ..labels.tokens import Context, context_role
+from ..encoding.transfer import Outbox
+from ..images.pixels import Picture
+from ..labels.layers import Site
+from ..labels.passes import Evaluation, Pass
+from ..labels.rows import Row
+from ..plan.budget import check_budget
 from ..plan.options import Options, select_steps
-from ..plan.probes import read_probes
-from ..probes.encoding import Probing
+from ..plan.sizes import free_bytes, parse_bytes
 from ..store.writer import Writer
-from ..text.readings import Texts
-from .intake import Intake
-from .provenance import input_record, model_record, sampler_record
-from .transcript import Transcript
+from .blocks import encode_row
 
-LATENT_AXES: Final = 4
+Placed: TypeAlias = tuple[Call, int, Site, Row]
+"""A row of a call, by its index, with its layer and what it is in the trace."""
+
+
+class Labels(Protocol):
+    """What is known of a model, which says what the passes and calls of one run are."""
+
+    denoisers: Mapping[str, nn.Module]
+    given: Sequence[nn.Module]
+    """The denoisers in torch.compile's wrapper, if they are in one."""
+    modules: Mapping[str, nn.Module]
+    """Attention modules to record, by path."""
+    pictures: list[Picture]
+    """Kept from the start."""
+    evaluations: int = 0
+    """Of the whole run; 0 until that is known."""
+    planned: bool = True
+    """Whether it is their number; else it is the most there can be."""
+    samples: int = 0
+    latent_grid: tuple[int, int] | None = None
+
+    def label(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: Evaluation | None) -> Pass | None:
+        """What a denoiser is about to compute, `now` being the evaluation that is going on; None if it is not wanted."""
+
+    def start(self, this: Pass) -> None:
+        """An evaluation begins with this pass."""
+
+    def place(self, call: Call, this: Pass) -> Iterator[Placed]:
+        """The rows of a call that are kept."""
+
+    def probe_keys(self, call: Call, layer: Layer, this: Pass) -> tuple[tuple[TokenGroup, ...], NDArray[Any] | None]:
+        """Keys of probes that the module of a new layer makes."""
+        return (), None
+
+    def close(self, now: Evaluation, writer: Writer | None) -> None:
+        """An evaluation is complete: check it, and set its time."""
+
+    def is_whole(self, now: Evaluation | None) -> bool:
+        """Whether an evaluation is known to have been complete when an error stopped the run."""
+        return False
+
+    def is_complete(self) -> bool:
+        """Whether all evaluations of the run are known to have been made."""
+        return False
+
+    def unseen(self, path: str, module: nn.Module) -> TraceError:
+        """The error for a module that ran without one attention call that can be seen."""
+
+    def nothing(self, seen: int) -> TraceError:
+        """The error for a run of so many evaluations of which nothing was recorded."""
+
+    def record(self) -> dict[str, Any]:
+        """What the trace says of model, sampler and inputs."""
+
+    def notes(self) -> list[str]:
+        """What provenance adds to that."""
+        return []
 
 
 class Run:
-    """Listens to the capture of one pipeline call and writes its trace."""
+    """Listens to the capture of one run and writes its trace."""
 
-    def __init__(
-        self, pipeline: Any, path: Path, options: Options, arguments: dict[str, Any], provenance: Callable[[], dict[str, JSON]]
-    ) -> None:
-        self._pipeline, self._path, self._options, self._arguments = pipeline, path, options, arguments
-        self._provenance = provenance
-        self.pictures = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask, options.reference_image)
-        self._context = Context.of(pipeline, [image.name for image, _ in self.pictures if image.role == "reference"])
-        self._model, self._inputs = model_record(pipeline), input_record(arguments)
-        self._rows, self.texts = Rows(), Texts(pipeline)
-        self.transcript = Transcript(self.texts)
-        self.probing = Probing(pipeline, read_probes(options.probes), self.texts)
-        self.pictures += self.probing.pictures
-        self._heard: Call | None = None
-        self._probed = False
-        self.intake = Intake(path, options, self._record, self.pictures, self._clock)
-        self._sites = Sites(self._context, options, self._add_layer)
-        self._canvases = Canvases()
-        self._pass_name: str | None = None
-        self._evaluation: Evaluation | None = None
+    def __init__(self, labels: Labels, path: Path, options: Options, provenance: Callable[[], dict[str, JSON]]) -> None:
+        self.labels, self._path, self._options, self._provenance = labels, path, options, provenance
+        self.writer: Writer | None = None
+        """None until there is something to write."""
+        self.evaluation: Evaluation | None = None
+        """The one that is going on."""
+        self.seen = 0
+        """Evaluations that were begun."""
+        self.kept = 0
+        """Evaluations handed to the writer."""
+        self.over = False
+        """Whether the run is known to have come to its end."""
+        self.progress: Callable[[int, int], None] = lambda kept, planned: None
+        self._pictures = list(labels.pictures)
+        self._waiting: list[Evaluation] = []
+        self._outbox = Outbox()
+        self._layers = 0
         self._chosen: frozenset[int] = frozenset()
-        self._seen = self._scheduler_steps = self._samples = 0
-        self._latent_grid: tuple[int, int] | None = None
-        self._reads_features, self._written = reads_features(pipeline), False
+        if labels.evaluations:
+            self._plan()
 
-    def name_pass(self, name: str | None) -> None:
-        """What the pipeline calls the pass that it is about to make; None if nothing."""
-        self._pass_name = name
+    def _plan(self) -> None:
+        self._chosen = frozenset(select_steps(self._options.steps, self.labels.evaluations))
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A denoiser is about to run; whether its attention is wanted."""
-        if kwargs.get("skip_layers") is not None:
-            return False  # a pass that leaves layers out, to guide away from: it is neither branch
-        if self._reads_features and not self._written:
-            self._written = True
-            return False  # the reference's own pass, whose features the next one reads
-        denoiser = denoisers(self._pipeline)[root]
-        sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
-        scene, scenes = read_scene(denoiser, self._canvases, args, kwargs)
-        sequential = is_sequential(denoiser)
-        before = self._evaluation
-        if before is not None and before.kept and not sequential:
-            raise self._repeated()
-        order, rows = self._label(args, kwargs, len(sample), sequential)
-        branches = {row.branch for row in rows}
-        if before is None or (not sequential and not before.kept):
-            before = self._evaluation = self._evaluate(denoiser_argument(args, kwargs, 1, "timestep"), rows, sequential)
-        elif branches & before.branches or not branches:
-            raise self._repeated()
-        kept = tuple(row for row in rows if row.branch in self._options.axis) if before.chosen else ()
-        if kept and (self.intake.kept >= self.intake.steps or max(row.sample for row in kept) >= self._samples):
+        this = self.labels.label(root, args, kwargs, self.evaluation)
+        if this is None:
+            return False
+        now = self._start(this) if this.first or self.evaluation is None else self.evaluation
+        kept = tuple(row for row in this.labelled if row.branch in self._options.axis) if now.chosen else ()
+        steps, samples = len(self._chosen), self.labels.samples
+        if kept and (now.position >= steps or max(row.sample for row in kept) >= samples):
             raise UnsupportedModel(
-                f"denoiser evaluation {before.ordinal} was not planned: {self.intake.steps} evaluations of {self._samples} samples were; "
-                "a pipeline that guides in separate denoiser passes in a way of its own is not recorded yet; use guidance_scale=1"
+                f"denoiser evaluation {now.ordinal} was not planned: {steps} evaluations of {samples} samples were; a pipeline that guides "
+                "in separate denoiser passes in a way of its own is not recorded yet; use guidance_scale=1"
             )
-        before.passes.append(Pass(len(sample), order, kept, scene, scenes))
-        before.branches |= branches
-        before.done = False
-        context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
-        self.transcript.hear(context, kept)
-        self.probing.begin(denoiser, context)
+        now.passes.append(replace(this, kept=kept))
+        now.done = False
         return bool(kept)
 
-    def _label(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, sequential: bool
-    ) -> tuple[tuple[str | None, ...], tuple[Row, ...]]:
-        """The parts of a pass's batch, and its rows."""
-        if not sequential:
-            order = row_order(self._pipeline, self._arguments)
-            return order, self._rows.label(conditioning_of(args, kwargs), rows, order)
-        now = self._evaluation
-        taken = set() if now is None else now.branches
-        branch = pass_branch(self._pass_name, 0 if now is None else len(now.passes))
-        if self._pass_name is None and branch is not None:
-            known = self._rows.label(conditioning_of(args, kwargs), rows, (branch,))
-            # Two branches with one prompt look alike; then only their order tells them apart.
-            if known and not {row.branch for row in known} & taken:
-                return (branch,), known
-        return (branch,), number([branch] * rows)
-
-    def _evaluate(self, timestep: Any, rows: tuple[Row, ...], sequential: bool) -> Evaluation:
-        time = self._timestep(timestep)
-        if self._seen == 0:
-            self._plan(float(time()) if isinstance(time, Block) else time, rows, sequential)
-        sigma = noise_level(self._pipeline.scheduler, time) if isinstance(time, float) else math.nan
-        chosen = self._seen in self._chosen
-        self._seen += 1
-        return Evaluation(self._seen - 1, self._scheduler_steps, self.intake.kept, time, sigma, chosen, [], set())
-
-    def _repeated(self) -> UnsupportedModel:
-        return UnsupportedModel(
-            f"{type(self._pipeline).__name__} ran its denoiser twice between two steps of its scheduler, so it is not known which "
-            "guidance branch is which; record it with guidance_scale=1, or use a pipeline that batches its guidance"
-        )
+    def _start(self, this: Pass) -> Evaluation:
+        self.close_evaluation()
+        self.labels.start(this)
+        if not self._chosen:
+            self._plan()
+        self.evaluation = Evaluation(ordinal=self.seen, position=self.kept, chosen=self.seen in self._chosen)
+        self.seen += 1
+        return self.evaluation
 
     def hear(self, call: Call) -> None:
         """Label one attention call and queue its blocks."""
-        now = self._evaluation
-        if now is None:
+        if self.evaluation is None:
             return
-        this = now.passes[-1]
-        if call.resampler is not None:
-            self._hear_resampler(call, this, now.position)
-            return
-        self._heard = call
-        call = whole_video(call, this.scene.frames) if this.scene.frames else call
-        for row in rows_of_call(call, this):
-            site = self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)
-            if site is not None:
-                self.intake.put(call, row.index, site, row, now.position)
-
-    def _add_layer(self, layer: Layer) -> int:
-        """Give the trace a layer that was met, with the keys that its module makes of the probes."""
-        probes: tuple[TokenGroup, ...] = ()
-        keys = None
-        if self._heard is not None and self._evaluation is not None and not layer.queries:
-            this = self._evaluation.passes[-1]
-            part = this.order.index("cond") if "cond" in this.order else 0
-            probes, keys = self.probing.keys(self._heard, layer, part * (this.rows // len(this.order)))
-        return self.intake.open().add_layer(replace(layer, probes=probes), keys)
-
-    def _hear_resampler(self, call: Call, this: Pass, position: int) -> None:
-        sites = self._sites.find_resampler(call, this.scene) if this.kept else ()
-        if sites and call.query.shape[0] != this.rows * len(sites):
-            raise UnsupportedModel(
-                f"{call.path} makes tokens of {call.query.shape[0]} references for a batch of {this.rows} rows with {len(sites)} each, so "
-                "it is not known which is whose; leave it out through layers="
-            )
-        for row in this.kept:
-            for image, site in enumerate(sites):
-                self.intake.put(call, row.index * len(sites) + image, site, row, position)
+        this = self.evaluation.passes[-1]
+        for arranged, index, site, row in self.labels.place(call, this):
+            if site.index == self._layers:
+                probes, keys = self.labels.probe_keys(call, site.layer, this)
+                self._open().add_layer(replace(site.layer, probes=probes), keys)
+                self._layers += 1
+            blocks, lost = encode_row(arranged, index, site, self._options.keep_bits, self._outbox)
+            self._open().put(site.index, row.sample, row.branch, self.evaluation.position, blocks, lost=lost)
 
     def end(self, root: str) -> None:
         """The denoiser ran through."""
-        if self._evaluation is not None:
-            self._evaluation.done = True
+        if self.evaluation is not None:
+            self.evaluation.done = True
 
-    def silence(self, path: str, module: nn.Module) -> None:
-        """Stop: a chosen module ran unseen."""
-        raise hidden_attention(path, module)
+    def unseen(self, path: str, module: nn.Module) -> None:
+        """Stop: a chosen module ran, and no call was seen."""
+        raise self.labels.unseen(path, module)
 
-    def step(self, sample: Tensor | None) -> None:
-        """The scheduler is about to step: the evaluation that it follows is complete, and its batch is checked."""
-        passes = [] if self._evaluation is None or sample is None else self._evaluation.passes
-        for one in passes:
-            expected = len(sample) * len(one.order)  # type: ignore[arg-type]
-            if one.kept and one.rows != expected:
-                raise unknown_batch(one.rows, f"{expected} for {expected // len(one.order)} images", one.order)
-        if sample is not None and sample.ndim in (LATENT_AXES, VIDEO_AXES):
-            self._latent_grid = (sample.shape[-2], sample.shape[-1])
-        self._close_evaluation()
-        self._written = False
+    def close_evaluation(self) -> None:
+        """What the denoisers computed last is complete.
 
-    def stepped(self) -> None:
-        """The scheduler has stepped."""
-        self._scheduler_steps += 1
+        Raises   InvalidInput, UnsupportedModel if it is not what was expected
+        """
+        now, self.evaluation = self.evaluation, None
+        if now is None or not now.done:
+            return
+        self.labels.close(now, self.writer)
+        if now.kept:
+            self.kept += 1
+            self._waiting.append(now)
+            if self.writer is not None:
+                self._commit(self.writer)
+            self.progress(self.kept, len(self._chosen) if self.labels.planned else 0)
 
     def close(self) -> None:
-        """The pipeline is through.
+        """The run has come to its end.
 
-        Raises   UnsupportedModel if nothing could be recorded
+        Raises   InvalidInput, UnsupportedModel if nothing could be recorded
         """
-        self._close_evaluation()
-        if self.intake.writer is None:
-            raise self._nothing()
+        self.close_evaluation()
+        self.over = True
+        if self.writer is None:
+            raise self.labels.nothing(self.seen)
 
-    def finish(self, generated: list[Any]) -> TraceRecord:
+    def abandon(self) -> None:
+        """The run was stopped by an error: what is whole of its last evaluation counts, and all of it may be whole."""
+        if self.labels.is_whole(self.evaluation):
+            self.close_evaluation()
+            self.over = self.labels.is_complete()
+
+    def add_pictures(self, pictures: list[Picture]) -> None:
+        """Keep pictures that come while the run goes on."""
+        if self.writer is None:
+            self._pictures += pictures
+        else:
+            self.writer.add_images(pictures)
+
+    def finish(self, generated: list[Picture]) -> TraceRecord:
         """Complete the trace."""
-        sampler = sampler_record(self._pipeline.scheduler, self._arguments)
-        return self.intake.open().finish(images=generated, sampler=sampler, latent_grid=self._latent_grid, provenance=self._provenance())
+        record = {**self.labels.record(), "latent_grid": self.labels.latent_grid, "provenance": self._provenance()}
+        return self._open().finish(images=generated, **record)
 
-    def _nothing(self) -> UnsupportedModel:
-        name, keys = type(self._pipeline).__name__, self._options.keys
-        if self._seen == 0:
-            return UnsupportedModel(f"{name} ran none of its denoisers, so there is nothing to record; call it for at least one step")
-        if keys in ("reference", "text") and self._sites.roles:
-            have = ", ".join(sorted(self._sites.roles))
-            bring = "pass reference_attn=True" if self._reads_features else "load an IP-Adapter with a scale above 0"
-            first = f"{bring}, or " if keys == "reference" else ""
-            return UnsupportedModel(f'keys="{keys}" recorded nothing: attention in {name} has {have} keys only; {first}use keys="all"')
-        return UnsupportedModel(f"{name} made no attention call in the selected layers, steps and branches; select more of them")
-
-    def _plan(self, timestep: float, rows: tuple[Row, ...], sequential: bool) -> None:
-        self.intake.evaluations = evaluations = evaluations_left(self._pipeline.scheduler, timestep)
-        self._chosen = frozenset(select_steps(self._options.steps, evaluations))
-        self.intake.steps, self._samples = len(self._chosen), 1 + max(row.sample for row in rows)
-        if not sequential:
-            self._check_branches({row.branch for row in rows})
-
-    def _check_branches(self, have: set[str]) -> None:
-        if not have & set(self._options.axis):
-            raise InvalidInput(
-                f"branches={self._options.branches!r} selects nothing: this run is not guided and has {', '.join(sorted(have))} only; "
-                'use branches="cond", or a guidance_scale above 1'
+    def _open(self) -> Writer:
+        """The writer, made when there is something to write."""
+        if self.writer is None:
+            options = self._options
+            trace = TraceRecord(
+                id=str(uuid.uuid4()),
+                status="recording",
+                samples=self.labels.samples,
+                branches=options.axis,
+                steps=len(self._chosen),
+                codec=Codec(options.codec, options.level, options.keep_bits),  # type: ignore[arg-type]
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                provenance=self._provenance(),
+                **self.labels.record(),
             )
+            self.writer = Writer(self._path, trace, queue_bytes=int(options.queue_mb * 2**20), overwrite=options.overwrite)
+            self.writer.add_images(self._pictures)
+            self._commit(self.writer)
+        return self.writer
 
-    def _timestep(self, value: Any) -> float | Block:
-        """A timestep on a GPU is fetched beside the denoiser's work, not before it."""
-        if isinstance(value, Tensor):
-            value = value.amax()  # a frame that is given has a noise of its own, which is none
-            if value.device.type == "cuda":
-                return self.intake.outbox.block(value)
-        return scheduler_timestep(self._pipeline.scheduler, float(value))
+    def _commit(self, writer: Writer) -> None:
+        for now in self._waiting:
+            self._check_budget(writer.trace, now.position)
+            step = {"timestep": now.timestep, "sigma": now.sigma}
+            writer.commit(now.position, evaluation=now.ordinal, scheduler_step=now.scheduler_step, **step)
+        self._waiting.clear()
 
-    def _record(self) -> TraceRecord:
-        return self.intake.begin(
-            self._samples,
-            model=self._model,
-            sampler=sampler_record(self._pipeline.scheduler, self._arguments),
-            inputs=self._inputs,
-            provenance=self._provenance(),
-        )
-
-    def _close_evaluation(self) -> None:
-        now, self._evaluation = self._evaluation, None
-        if now is not None and now.ordinal == 0 and now.done:
-            self._check_branches(now.branches)
-        if now is None or not now.done or not now.kept:
-            return
-        if self.intake.writer is not None:
-            self._tell(self.intake.writer)
-        self.intake.close(now)
-
-    def _clock(self, evaluation: Evaluation) -> tuple[float, float]:
-        """The timestep and sigma of an evaluation, once a device has told them."""
-        time, sigma = evaluation.timestep, evaluation.sigma
-        if isinstance(time, Block):
-            time = scheduler_timestep(self._pipeline.scheduler, float(time()))
-            sigma = noise_level(self._pipeline.scheduler, time)
-        return time, sigma
-
-    def _tell(self, writer: Writer) -> None:
-        """Say in the trace, once it has layers, what text tokens and probes are."""
-        if not self._probed:
-            self._probed = True
-            self.probing.check(writer.trace)
-            writer.add_texts(self.probing.tell())
-        if said := self.transcript.tell(writer.trace):
-            writer.add_texts(said)
+    def _check_budget(self, trace: TraceRecord, position: int) -> None:
+        """At the first step every layer is known; a run of unknown length is held against the limits step by step."""
+        planned, evaluations = self.labels.planned, self.labels.evaluations
+        if not planned:
+            trace, evaluations = replace(trace, steps=position + 1), position + 1
+        if position == 0 or not planned:
+            # What is on disk already is no longer free, so only the limit counts for it.
+            free = free_bytes(self._path) if position == 0 else sys.maxsize
+            check_budget(trace, evaluations, self._path, parse_bytes(self._options.max_bytes), free)

@@ -92,5 +92,5 @@ class MemoryWriter:
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> type[MemoryWriter]:
     """Recordings of this test go to `memory.last`."""
-    monkeypatch.setattr("i2am.recorder.session.intake.Writer", MemoryWriter)
+    monkeypatch.setattr("i2am.recorder.session.run.Writer", MemoryWriter)
     return MemoryWriter

@@ -26,7 +26,7 @@ from memory import MemoryWriter
 
 from i2am.recorder import record
 from i2am.recorder.labels import layers as sites
-from i2am.recorder.session import intake
+from i2am.recorder.session import run
 from i2am.schema.errors import UnsupportedModel
 from i2am.schema.trace import Layer, TokenGroup
 from pipelines import Built
@@ -88,17 +88,17 @@ ROWS: dict[str, Callable[[], Built]] = {
 def watched() -> Iterator[list[tuple[TokenGroup, ...]]]:
     """The keys of every call site, whole, while recordings stay in memory."""
     seen: list[tuple[TokenGroup, ...]] = []
-    writer, label = intake.Writer, sites.token_groups
+    writer, label = run.Writer, sites.token_groups
 
     def note(*args: Any, **kwargs: Any) -> tuple[TokenGroup, ...]:
         seen.append(label(*args, **kwargs))
         return seen[-1]
 
-    intake.Writer, sites.token_groups = MemoryWriter, note  # type: ignore[assignment, misc]
+    run.Writer, sites.token_groups = MemoryWriter, note  # type: ignore[assignment, misc]
     try:
         yield seen
     finally:
-        intake.Writer, sites.token_groups = writer, label  # type: ignore[misc]
+        run.Writer, sites.token_groups = writer, label  # type: ignore[misc]
 
 
 def row(family: str) -> str:

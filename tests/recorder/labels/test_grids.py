@@ -66,7 +66,7 @@ def test_ids_are_read_once() -> None:
 
 def call_of(projection: str, parts: tuple[int, ...], positions: int, own: bool = True) -> Call:
     tensors = {"query": torch.empty(1, 2, positions, 4, device="meta"), "key": torch.empty(1, 2, sum(parts), 4, device="meta")}
-    return Call("t.attn", projection, 0, tensors["query"], tensors["key"], 0.5, None, None, parts, own)
+    return Call(path="t.attn", projection=projection, query=tensors["query"], key=tensors["key"], scale=0.5, parts=parts, own=own)
 
 
 CANVAS = (Part("self", (2, 3)), Part("reference", (2, 2)))

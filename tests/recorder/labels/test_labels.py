@@ -174,7 +174,8 @@ def test_instructions_are_the_first_of_three_rows(memory: type[MemoryWriter]) ->
 
 def call_of(projection: str, tokens: int, repeat: int = 0, grid: tuple[int, int] | None = (2, 3), **changes: Any) -> Call:
     tensors = {"query": torch.empty(2, 4, 6, 8, device="meta"), "key": torch.empty(2, 4, tokens, 8, device="meta"), **changes}
-    return Call("unet.a.attn2", projection, repeat, tensors["query"], tensors["key"], 0.5, tensors.get("mask"), grid)
+    made = {"query": tensors["query"], "key": tensors["key"], "mask": tensors.get("mask")}
+    return Call(path="unet.a.attn2", projection=projection, repeat=repeat, scale=0.5, grid=grid, **made)
 
 
 def shown(groups: Any) -> list[tuple[Any, ...]]:
@@ -262,10 +263,10 @@ def test_keys_choose_call_sites(keys: str, roles: set[str], memory: type[MemoryW
 
 def test_keys_that_never_appear_are_an_error() -> None:
     pipeline, call = text_to_image()
-    with pytest.raises(UnsupportedModel, match=r'keys="reference" recorded nothing.*has text keys only; load an IP-Adapter'):
+    with pytest.raises(UnsupportedModel, match=r"keys='reference' recorded nothing.*has text keys only; load an IP-Adapter"):
         record(pipeline, PATH, keys="reference", **call())
     pipeline, call = paint_by_example()
-    with pytest.raises(UnsupportedModel, match=r'keys="text" recorded nothing.*has reference keys only; use keys="all"'):
+    with pytest.raises(UnsupportedModel, match=r"keys='text' recorded nothing.*has reference keys only; use keys='all'"):
         record(pipeline, PATH, keys="text", **call())
 
 

@@ -221,7 +221,7 @@ def test_keys_of_their_own_for_each_frame_are_refused(after: int, memory: type[M
 
 def rows(path: str, count: int, positions: int, mask: torch.Tensor | None = None) -> Call:
     query, key = torch.randn(count, 2, positions, 4), torch.randn(1, 2, 3, 4).expand(count, 2, 3, 4)
-    return Call(path, "to_v", 0, query, key, 0.5, mask, None, around=(2, 3))
+    return Call(path=path, projection="to_v", query=query, key=key, scale=0.5, mask=mask, around=(2, 3))
 
 
 @pytest.mark.parametrize(

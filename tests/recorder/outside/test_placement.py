@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from i2am.recorder.outside.declaration import Tokens
-from i2am.recorder.outside.placement import cover, generated_queries, panels
+from i2am.recorder.outside.placement import cover, declared_queries, panels
 from i2am.schema.errors import InvalidInput
 
 SIDES = st.integers(1, 9)
@@ -42,7 +42,7 @@ def test_panels_are_a_permutation_that_reads_each_row_by_row(height: int, widths
     assert list(order) == [int(cell) for cut in cuts for cell in cut.ravel()]
     groups = cover("layer", rows, height * width, (height, width))
     assert [group.grid for group in groups] == [(height, w) for w in widths]
-    assert generated_queries("layer", groups, height * width, height * width, (height, width)) == (
+    assert declared_queries("layer", groups, height * width, height * width, (height, width)) == (
         slice(0, height * widths[0]),
         (height, widths[0]),
     )
@@ -54,11 +54,11 @@ def test_queries_are_the_image_wherever_it_stands(height: int, width: int, other
     rows = [*([row("text", count=text)] if text else []), row("self"), row("reference", grid=(other, 2), specials=1)]
     keys = text + own + other * 2 + 1
     groups = cover("layer", rows, keys, (height, width))
-    assert generated_queries("layer", groups, keys, keys, (height, width)) == (slice(text, text + own), (height, width))
-    assert generated_queries("layer", groups, own, keys, (height, width)) == (slice(0, own), (height, width))
+    assert declared_queries("layer", groups, keys, keys, (height, width)) == (slice(text, text + own), (height, width))
+    assert declared_queries("layer", groups, own, keys, (height, width)) == (slice(0, own), (height, width))
     assert not panels("layer", rows, keys, (height, width))
     with pytest.raises(InvalidInput, match="say the rows and columns of the image being made"):
-        generated_queries("layer", groups, own + keys, keys, (height, width))
+        declared_queries("layer", groups, own + keys, keys, (height, width))
 
 
 def test_a_layer_without_a_grid_says_how_to_give_one() -> None:
@@ -67,6 +67,6 @@ def test_a_layer_without_a_grid_says_how_to_give_one() -> None:
     ):
         cover("layer", [row("self")], 12, None)
     with pytest.raises(InvalidInput, match="asks from 12 positions, but no enclosing module sees an image"):
-        generated_queries("layer", cover("layer", [row("text")], 5, None), 12, 5, None)
+        declared_queries("layer", cover("layer", [row("text")], 5, None), 12, 5, None)
     with pytest.raises(InvalidInput, match="but the image around it has 4 x 4; say the rows"):
-        generated_queries("layer", cover("layer", [row("text")], 5, None), 12, 5, (4, 4))
+        declared_queries("layer", cover("layer", [row("text")], 5, None), 12, 5, (4, 4))

@@ -189,7 +189,7 @@ def test_attention_too_sharp_for_float16_is_said(tmp_path: Path) -> None:
     pipeline, call = build("ip-full")
     with torch.no_grad():
         pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight.mul_(300)
-    with pytest.warns(UserWarning, match=r"float16 lost up to \d+% of one token's column of G in \d of \d layers.*encoding=\"auto\""):
+    with pytest.warns(UserWarning, match=r"float16 lost up to \d+% of one token's column of G in \d of \d layers.*encoding='auto'"):
         record(pipeline, tmp_path / "run.zarr", layers=MID, **call())
 
 

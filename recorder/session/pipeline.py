@@ -1,0 +1,219 @@
+"""The call of a diffusers pipeline, labelled by what the pipeline, its scheduler and its arguments show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...schema.errors import InvalidInput, UnsupportedModel
+from ...schema.messages import option
+from ...schema.trace import Layer, TokenGroup
+from ..capture.call import Call
+from ..capture.modules import attention_modules, denoisers, reads_features
+from ..capture.wrapping import replaced
+from ..encoding.transfer import Outbox
+from ..images.inputs import input_pictures
+from ..labels.frames import VIDEO_AXES, whole_video
+from ..labels.grids import IMAGE_AXES, Canvases
+from ..labels.layers import Sites
+from ..labels.passes import Evaluation, Pass, is_sequential, named_passes, pass_branch, rows_of_call
+from ..labels.refusals import hidden_attention
+from ..labels.rows import Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
+from ..labels.scenes import read_scene
+from ..labels.schedule import evaluations_left, noise_level, scheduler_timestep
+from ..labels.tokens import Context, context_role
+from ..plan.options import Options, select_layers
+from ..plan.probes import read_probes
+from ..probes.encoding import Probing
+from ..store.writer import Writer
+from ..text.readings import Texts
+from .provenance import input_record, model_record, sampler_record
+from .run import Labels, Placed, Run
+from .transcript import Transcript
+
+
+class PipelineLabels(Labels):
+    """Labels the one call of a pipeline."""
+
+    def __init__(self, pipeline: Any, options: Options, arguments: dict[str, Any]) -> None:
+        self._pipeline, self._options, self._arguments = pipeline, options, arguments
+        modules = attention_modules(pipeline)
+        self.modules = {path: modules[path] for path in select_layers(options.layers, list(modules))}
+        if not self.modules:
+            raise UnsupportedModel(f"{self._name} has no cross-attention in its denoiser, so there is nothing to record")
+        self.denoisers = denoisers(pipeline)
+        self.given = [getattr(pipeline, name) for name in self.denoisers]
+        given = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask, options.reference_image)
+        self._sites = Sites(Context.of(pipeline, [image.name for image, _ in given if image.role == "reference"]), options)
+        self._model, self._inputs = model_record(pipeline, self.denoisers, getattr(pipeline, "components", {})), input_record(arguments)
+        self._texts = Texts(pipeline)
+        self._transcript = Transcript(self._texts)
+        self.probing = Probing(pipeline, read_probes(options.probes), self._texts)
+        self.pictures = [*given, *self.probing.pictures]
+        self._steps = 0
+        self._rows, self._canvases, self._outbox = Rows(), Canvases(), Outbox()
+        self._pass_name: str | None = None
+        self._reads_features, self._written = reads_features(pipeline), False
+        self._probed = False
+
+    @property
+    def _name(self) -> str:
+        return type(self._pipeline).__name__
+
+    def label(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: Evaluation | None) -> Pass | None:
+        if kwargs.get("skip_layers") is not None:
+            return None  # a pass that leaves layers out, to guide away from: it is neither branch
+        if self._reads_features and not self._written:
+            self._written = True
+            return None  # the reference's own pass, whose features the next one reads
+        denoiser = self.denoisers[root]
+        sequential = is_sequential(denoiser)
+        if now is not None and not sequential:
+            if now.kept:
+                raise self._repeated()
+            now = None
+        sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
+        scene, scenes = read_scene(denoiser, self._canvases, args, kwargs)
+        order, rows = self._label_rows(args, kwargs, len(sample), now, sequential)
+        branches = {row.branch for row in rows}
+        if now is not None and (branches & now.branches or not branches):
+            raise self._repeated()
+        context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
+        self.probing.begin(denoiser, context)
+        time = denoiser_argument(args, kwargs, 1, "timestep")
+        # The latest of its frames: one that is given has no noise, and an earlier time.
+        time = self._outbox.number(time.amax()) if isinstance(time, Tensor) else float(time)
+        return Pass(rows=len(sample), order=order, labelled=rows, first=now is None, time=time, scene=scene, scenes=scenes, context=context)
+
+    def _label_rows(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, now: Evaluation | None, sequential: bool
+    ) -> tuple[tuple[str | None, ...], tuple[Row, ...]]:
+        """The parts of a pass's batch, and its rows."""
+        if not sequential:
+            order = row_order(self._pipeline, self._arguments)
+            return order, self._rows.label(conditioning_of(args, kwargs), rows, order)
+        branch = pass_branch(self._pass_name, 0 if now is None else len(now.passes))
+        if self._pass_name is None and branch is not None:
+            known = self._rows.label(conditioning_of(args, kwargs), rows, (branch,))
+            # Two branches with one prompt look alike; then only their order tells them apart.
+            if known and not {row.branch for row in known} & (set() if now is None else now.branches):
+                return (branch,), known
+        return (branch,), number([branch] * rows)
+
+    def start(self, this: Pass) -> None:
+        if not self.evaluations:
+            scheduler = self._pipeline.scheduler
+            self.evaluations = evaluations_left(scheduler, scheduler_timestep(scheduler, this.read_time()))
+            self.samples = 1 + max(row.sample for row in this.labelled)
+            if not any(map(is_sequential, self.denoisers.values())):
+                self._check_branches({row.branch for row in this.labelled})
+
+    def _check_branches(self, have: set[str]) -> None:
+        if not have & set(self._options.axis):
+            raise InvalidInput(
+                f"{option('branches', self._options.branches)} selects nothing: this run is not guided and has {', '.join(sorted(have))} "
+                f"only; use {option('branches', 'cond')}, or a guidance_scale above 1"
+            )
+
+    def place(self, call: Call, this: Pass) -> Iterator[Placed]:
+        if call.resampler is not None:
+            yield from self._place_resampler(call, this)
+            return
+        call = whole_video(call, this.scene.frames) if this.scene.frames else call
+        for row in rows_of_call(call, this):
+            site = self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)
+            if site is not None:
+                yield call, row.index, site, row
+
+    def _place_resampler(self, call: Call, this: Pass) -> Iterator[Placed]:
+        sites = self._sites.find_resampler(call, this.scene) if this.kept else ()
+        if sites and call.query.shape[0] != this.rows * len(sites):
+            raise UnsupportedModel(
+                f"{call.path} makes tokens of {call.query.shape[0]} references for a batch of {this.rows} rows with {len(sites)} each, so "
+                f"it is not known which is whose; leave it out through {option('layers')}"
+            )
+        for row in this.kept:
+            for image, site in enumerate(sites):
+                yield call, row.index * len(sites) + image, site, row
+
+    def probe_keys(self, call: Call, layer: Layer, this: Pass) -> tuple[tuple[TokenGroup, ...], NDArray[Any] | None]:
+        part = this.order.index("cond") if "cond" in this.order else 0
+        return ((), None) if layer.queries else self.probing.keys(call, layer, part * (this.rows // len(this.order)))
+
+    def close(self, now: Evaluation, writer: Writer | None) -> None:
+        if now.ordinal == 0:
+            self._check_branches(now.branches)
+        if not now.kept:
+            return
+        now.scheduler_step, now.timestep = self._steps, scheduler_timestep(self._pipeline.scheduler, now.passes[0].read_time())
+        now.sigma = noise_level(self._pipeline.scheduler, now.timestep)
+        for one in now.passes:
+            self._transcript.hear(one.context, one.kept)
+        if writer is None:
+            return
+        if not self._probed:
+            self._probed = True
+            self.probing.check(writer.trace)
+            writer.add_texts(self.probing.tell())
+        if said := self._transcript.tell(writer.trace):
+            writer.add_texts(said)
+
+    def unseen(self, path: str, module: nn.Module) -> UnsupportedModel:
+        return hidden_attention(path, module)
+
+    def nothing(self, seen: int) -> UnsupportedModel:
+        keys, roles = self._options.keys, self._sites.layers.roles
+        if seen == 0:
+            return UnsupportedModel(f"{self._name} ran none of its denoisers, so there is nothing to record; call it for at least one step")
+        if keys in ("reference", "text") and roles:
+            bring = "pass reference_attn=True" if self._reads_features else "load an IP-Adapter with a scale above 0"
+            out = f"{bring}, or use {option('keys', 'all')}" if keys == "reference" else f"use {option('keys', 'all')}"
+            have = f"attention in {self._name} has {', '.join(sorted(roles))} keys only"
+            return UnsupportedModel(f"{option('keys', keys)} recorded nothing: {have}; {out}")
+        return UnsupportedModel(f"{self._name} made no attention call in the selected layers, steps and branches; select more of them")
+
+    def record(self) -> dict[str, Any]:
+        return {"model": self._model, "sampler": sampler_record(self._pipeline.scheduler, self._arguments), "inputs": self._inputs}
+
+    def notes(self) -> list[str]:
+        return self._transcript.notes
+
+    @contextmanager
+    def watched(self, run: Run) -> Iterator[None]:
+        """The scheduler's steps told to the run, and what the pipeline encodes and calls its passes read."""
+        scheduler = self._pipeline.scheduler
+
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+            def step(this: Any, *args: Any, **kwargs: Any) -> Any:
+                if this is not self._pipeline.scheduler:
+                    return original(this, *args, **kwargs)
+                self._check_step(run.evaluation, kwargs.get("sample", args[2] if len(args) > 2 else None))
+                run.close_evaluation()
+                self._written = False
+                result = original(this, *args, **kwargs)
+                self._steps += 1
+                return result
+
+            return step
+
+        passes = named_passes(self._pipeline, self._name_pass)
+        with replaced(type(scheduler), "step", wrap), passes, self._texts.watched(), self.probing.watched():
+            yield
+
+    def _name_pass(self, name: str | None) -> None:
+        self._pass_name = name
+
+    def _check_step(self, now: Evaluation | None, sample: Any) -> None:
+        """Hold the batch of the evaluation that a scheduler's step follows against the latent that it steps."""
+        if not isinstance(sample, Tensor):
+            return
+        for one in now.passes if now is not None else ():
+            expected = len(sample) * len(one.order)
+            if one.kept and one.rows != expected:
+                raise unknown_batch(one.rows, f"{expected} for {expected // len(one.order)} images", one.order)
+        if sample.ndim in (IMAGE_AXES, VIDEO_AXES):
+            self.latent_grid = (sample.shape[-2], sample.shape[-1])
