@@ -1,6 +1,6 @@
 """The paper's custom try-on model at its published size, with random weights where none are given.
 
-Hands on `build_custom` and `CustomTryOnPipeline`. Stands alone: no other part of i2am imports it, and it records nothing.
+Hands on `build_custom` and `CustomTryOnPipeline`. No other part of i2am imports it, and it records nothing by itself.
 """
 
 from .pipeline import CustomTryOnPipeline as CustomTryOnPipeline

@@ -1,9 +1,9 @@
 """A small try-on diffusion model with known ground truth: synthetic pairs, pipeline, weights and the command `i2am demo`.
 
-Hands on the pairs: `draw_pair`, `Pair` and `HELD_OUT`, the first seed that training never uses. Is trained by `examples/train_demo`;
-nothing else in i2am imports it.
+Hands on the pairs and the pipeline. `examples/train_demo` trains it; no other part of i2am imports it.
 """
 
-from .pairs import HELD_OUT as HELD_OUT
-from .pairs import Pair as Pair
-from .pairs import draw_pair as draw_pair
+# Loaded on first use, as `__init__.pyi` says: pairs need numpy alone, the pipeline needs torch.
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,7 @@ from repository import ROOT
 
 pytestmark = pytest.mark.analyzer
 
-FACES = ("analyzer", "recorder")
+FACES = ("analyzer", "recorder", "recorder/demo")
 
 
 def stub(half: str) -> list[str]:
