@@ -6,7 +6,7 @@
 The second command records all 12 in two processes. Run it again after a failure or a kill, and only what is missing is recorded.
 On GPUs this does the same:
 
-    accelerate launch --multi_gpu --num_processes 2 --module i2am.analyzer.cli record examples/demo.toml --manifest pairs/pairs.csv -o traces
+    accelerate launch --multi_gpu --module i2am.analyzer.cli record examples/demo.toml --manifest pairs/pairs.csv -o traces
 """
 
 from __future__ import annotations

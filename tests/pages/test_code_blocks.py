@@ -49,9 +49,10 @@ def blocks(text: str, language: str) -> list[str]:
     return [body for kind, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S) if kind == language]
 
 
-def commands(text: str) -> Iterator[list[str]]:
+def commands(page: Path) -> Iterator[list[str]]:
     """Arguments of every `i2am` command line: in blocks, in `code` within a sentence, in comments and docstrings of examples."""
-    shown = "".join(blocks(text, "sh")) if "```" in text else text
+    text = read(page)
+    shown = "".join(blocks(text, "sh")) if page.suffix == ".md" else text
     for line in [line.strip("# ") for line in shown.splitlines()] + re.findall(r"`(i2am [^`]+)`", text):
         start = re.match(r"(?:torchrun .*? |accelerate launch .*? --module )?(?:i2am|i2am\.analyzer\.cli) (?=[a-z-])", line)
         if start:
@@ -90,7 +91,7 @@ def test_names_are_no_deeper_than_faces(page: Path) -> None:
 @pytest.mark.parametrize("page", [*MARKDOWN, *PROGRAMS, *SPECS], ids=name)
 def test_commands_and_their_options_exist(page: Path) -> None:
     root = click.Context(i2am, info_name="i2am")
-    for words in commands(read(page)):
+    for words in commands(page):
         command = i2am.get_command(root, words[0])
         if command is None:
             raise AssertionError(f"i2am {' '.join(words)}: no such command")
