@@ -104,6 +104,12 @@ class PipelineLabels(Labels):
                 return (branch,), known
         return (branch,), number([branch] * rows)
 
+    def _repeated(self) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"{self._name} ran its denoiser twice between two steps of its scheduler, so it is not known which guidance branch is which; "
+            "record it with guidance_scale=1, or use a pipeline that batches its guidance"
+        )
+
     def start(self, this: Pass) -> None:
         if not self.evaluations:
             scheduler = self._pipeline.scheduler
