@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.layout import data_plans, image_layout, probe_layout
 from ...schema.messages import listed
-from ...schema.trace import Image, Layer, TraceRecord, count_heads, head_numbers
+from ...schema.trace import Image, Layer, TraceRecord
 from ..store.chunks import Blocks, read_heads, read_table
 from ..store.validation import Contents, inspect
 
@@ -83,12 +83,14 @@ class Trace:
     @property
     def latent_grid(self) -> tuple[int, int]:
         """(rows, columns) that maps are brought to: the latent's, or else the largest layer grid."""
-        return self.record.latent_grid or max((layer.grid for layer in self.layers if not layer.queries), key=math.prod, default=(1, 1))
+        return self.record.latent_grid or max(
+            (layer.grid for layer in self.layers if not layer.is_resampler), key=math.prod, default=(1, 1)
+        )
 
     @property
     def latent_frames(self) -> int:
         """Frames that maps of a video have: those of the layers that have most; 0 for images, whose maps have no such axis."""
-        return max((layer.frames for layer in self.layers if not layer.queries), default=0)
+        return max((layer.frames for layer in self.layers if not layer.is_resampler), default=0)
 
     @property
     def latent_places(self) -> tuple[int, ...]:
@@ -233,8 +235,8 @@ class Trace:
             "grid": list(layer.grid),
             "frames": layer.frames,
             "heads": layer.heads,
-            "call_heads": layer.call_heads or layer.heads,
-            "head_numbers": list(head_numbers(layer)),
+            "call_heads": layer.model_heads,
+            "head_numbers": list(layer.heads_kept),
             "head_dim": layer.head_dim,
             "tokens": layer.tokens,
             "groups": groups,
@@ -275,7 +277,7 @@ class Trace:
         )
         layers = "".join(
             f"<tr><td>{index}</td><td>{html.escape(layer.name)}</td><td>{' x '.join(map(str, layer.places))}</td>"
-            f"<td>{count_heads(layer)}</td><td>{layer.tokens}</td><td>{html.escape(layer.encoding)}</td>"
+            f"<td>{layer.head_count}</td><td>{layer.tokens}</td><td>{html.escape(layer.encoding)}</td>"
             f"<td>{int(self.present[:, index].sum())}</td></tr>"
             for index, layer in enumerate(self.layers)
         )

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ...schema.trace import Layer, head_numbers
+from ...schema.trace import Layer
 from .calls import Calls, Kind, Values
 from .reader import Trace
 
@@ -85,7 +85,7 @@ def _lazy(trace: Trace, index: int, kind: Kind) -> xr.DataArray:
         "branch": list(trace.record.branches),
         "step": trace.steps["evaluation"],
         "timestep": ("step", trace.steps["timestep"]),
-        "head": list(head_numbers(layer)),
+        "head": list(layer.heads_kept),
         **{dim: centres(length) for dim, length in zip(place_dims(layer.places), layer.places, strict=True)},
         "group": ("token", [group.name for group in layer.groups for _ in range(group.tokens)]),
     }
