@@ -89,11 +89,11 @@ def blocks(calls: Calls, at: At) -> Iterator[tuple[slice, NDArray[Any]]]:
     Dims     (head, position, token)
     """
     layer, width = calls.layer, calls.layer.grid[1]
-    chunk = calls.arrays["probability"].chunk_rows if "probability" in calls.arrays else 1
+    chunk = calls.chunk_rows
     most = max(1, BLOCK_BYTES // (8 * layer.heads * width * layer.tokens))
     height, end = max(chunk, most // chunk * chunk), math.prod(layer.places)
     for start in range(0, end // width, height):  # of a video, rows run through the frames
-        block = calls.region("probability", at, slice(None), slice(start, start + height), slice(None))
+        block = calls.region("probability", at, rows=slice(start, start + height))
         yield slice(start * width, min((start + height) * width, end)), block.reshape(layer.heads, -1, layer.tokens)
 
 

@@ -19,7 +19,7 @@ from ..metrics.pointing import PLACES, Grid, Values
 from ..numerics.resize import resize
 from ..numerics.statistics import row_evenness
 from ..trace.reader import Trace
-from ..trace.views import centres, generated_softmax, place_dims, probabilities
+from ..trace.views import centres, place_dims
 from .attribution import g2r
 
 
@@ -73,7 +73,7 @@ def _of_layer(trace: Trace, chosen: Selection, row: Recipe, steps: tuple[int, ..
     """
     index, tokens = chosen.layers[which], chosen.groups[which]
     grid, latent = trace.layers[index].grid, trace.latent_grid
-    calls = (probabilities if row.g2r == "keys" else generated_softmax)(trace, index)
+    calls = trace.probabilities(index) if row.g2r == "keys" else trace.generated_softmax(index)
     spatial = slice(tokens.start + tokens.specials, tokens.stop)
     part = calls.isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial).astype(np.float64)
     if row.renormalize and row.g2r == "keys":

@@ -104,8 +104,7 @@ def _attention(blocks: Sequence[Calls], at: tuple[int, int, int]) -> list[Values
         if calls.where[at] < 0:
             found.append(np.full(shape, np.nan))
             continue
-        everything = (slice(None), slice(None), slice(None))
-        found.append(calls.region("probability", at, *everything).mean(0, dtype=np.float64).reshape(shape))
+        found.append(calls.region("probability", at).mean(0, dtype=np.float64).reshape(shape))
     return found
 
 

@@ -7,9 +7,10 @@ that the record plans.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ from ...schema.layout import (
 )
 from ...schema.messages import option
 from ...schema.trace import Layer, TraceRecord
-from .chunks import LEADING, read_table
+from .chunks import LEADING, Blocks, read_table
 from .files import list_files, read_file, read_json, read_root, require_equal, require_files, require_known, require_sums
 
 MOST_CHUNK: Final = 2**30
@@ -46,22 +47,34 @@ MOST_LENGTH: Final = 2**20
 """Longest axis of one call."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Contents:
-    """A trace that passed its checks: the record, and which calls are there."""
+    """A trace that passed its checks: its record, which calls are there, and the arrays that hold them."""
 
+    path: Path
+    """Where it lies."""
     record: TraceRecord
     """As on disk; for a partial trace its steps are the planned ones."""
     steps: dict[str, NDArray[Any]]
-    """evaluation, timestep, sigma, scheduler_step of each step that counts."""
+    """evaluation, timestep, sigma and scheduler_step of each step that counts, in execution order."""
     present: NDArray[np.bool_]
-    """(step, layer)."""
-    calls: tuple[NDArray[np.int32], ...]
+    """(step, layer): whether the layer was called."""
+    call_steps: tuple[NDArray[np.int32], ...]
     """Per layer, (sample, branch, step): the step position on disk, -1 where absent."""
-    keys: tuple[NDArray[np.int32] | None, ...]
+    key_steps: tuple[NDArray[np.int32] | None, ...]
     """Per layer of encoding `factors`, (sample, branch, step): the step position whose key serves."""
-    files: FileSums = field(repr=False)
-    """Every file that counts -> (bytes, sha256)."""
+
+    @property
+    def token(self) -> str:
+        """What tells this trace, as opened, from any other: names in task graphs are made of it."""
+        facts = f"{self.path.resolve()} {self.record.id} {self.record.status} {len(self.present)}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    def blocks(self, layer: int, name: str) -> Blocks:
+        """A recorded array of a layer, such as `probability` or `key`, as it is stored."""
+        where = self.key_steps[layer] if name == "key" else self.call_steps[layer]
+        assert where is not None  # only layers with factors have keys, and inspect read their key_step
+        return Blocks(str(self.path), data_plans(self.record, layer)[name], where, self.record.layers[layer].name)
 
 
 def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
@@ -145,7 +158,7 @@ def _contents(
     files: FileSums,
 ) -> Contents:
     calls = tuple(_calls(root, record, i, present[:, i], keys[i], files) for i in range(len(record.layers)))
-    return Contents(record, steps, present, calls, keys, files)
+    return Contents(root, record, steps, present, calls, keys)
 
 
 def _calls(

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import html
 import math
 import operator
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.layout import data_plans, image_layout, probe_layout
+from ...schema.layout import image_layout, probe_layout
 from ...schema.messages import listed
-from ...schema.trace import Image, Layer, TraceRecord
-from ..store.chunks import Blocks, read_heads, read_table
+from ...schema.trace import Image, Layer
+from ..store.chunks import read_heads, read_table
 from ..store.validation import Contents, inspect
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from .calls import Kind
 
 Selector: TypeAlias = int | str
 """A layer: its position, its name, a glob such as `*up_blocks*`, or `re:` and a regular expression."""
@@ -37,33 +37,16 @@ def open_trace(path: str | os.PathLike[str], *, partial: bool = False) -> Trace:
 
     Raises   NotATrace, UnknownVersion, IncompleteTrace unless `partial`, CorruptTrace naming the file
     """
-    return Trace(Path(path), inspect(path, partial))
+    return Trace(**vars(inspect(path, partial)))
 
 
-class Trace:
+class Trace(Contents):
     """A recorded run: what it is, which calls it holds, and their attention, read when computed."""
-
-    def __init__(self, path: Path, contents: Contents) -> None:
-        self.path = path
-        """Where it lies."""
-        self.record: TraceRecord = contents.record
-        """The record in its root."""
-        self.steps: dict[str, NDArray[Any]] = contents.steps
-        """evaluation, timestep, sigma and scheduler_step of each step that counts, in execution order."""
-        self.present: NDArray[np.bool_] = contents.present
-        """(step, layer): whether the layer was called."""
-        self.contents = contents
 
     @property
     def id(self) -> str:
         """The recording's UUID."""
         return self.record.id
-
-    @property
-    def token(self) -> str:
-        """What tells this trace, as opened, from any other: names in task graphs are made of it."""
-        facts = f"{self.path.resolve()} {self.id} {self.record.status} {len(self.present)}"
-        return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     @property
     def complete(self) -> bool:
@@ -152,12 +135,6 @@ class Trace:
             for step in range(len(self.present))
         ]
 
-    def blocks(self, layer: int, name: str) -> Blocks:
-        """A recorded array of a layer, such as `probability` or `key`, as it is stored."""
-        where = self.contents.keys[layer] if name == "key" else self.contents.calls[layer]
-        assert where is not None  # only layers with factors have keys, and inspect read their key_step
-        return Blocks(str(self.path), data_plans(self.record, layer)[name], where, self.layers[layer].name)
-
     def probe_key(self, layer: Selector, probe: str | None = None) -> NDArray[np.float32] | NDArray[np.float16]:
         """Keys of one probe in a layer, or of all of them one after another, exactly as the model makes them.
 
@@ -182,18 +159,14 @@ class Trace:
         Dims     (sample, branch, step, head, [frame,] y, x, token), float32, lazy
         Range    [0, 1], sums to 1 over token if all keys of the call were kept
         """
-        from .views import probabilities
-
-        return probabilities(self, self.layer(layer))
+        return self._view(layer, "probability")
 
     def scores(self, layer: Selector) -> xr.DataArray:
         """S = scale * (q . k), with whatever mask the model added: NaN where the call is absent.
 
         Dims     (sample, branch, step, head, [frame,] y, x, token), float32, lazy
         """
-        from .views import scores
-
-        return scores(self, self.layer(layer))
+        return self._view(layer, "score")
 
     def generated_softmax(self, layer: Selector) -> xr.DataArray:
         """G, softmax over the generated positions: NaN where the call is absent.
@@ -201,9 +174,12 @@ class Trace:
         Dims     (sample, branch, step, head, [frame,] y, x, token), float32, lazy
         Range    [0, 1], sums to 1 over y and x, in a video over frame, y and x
         """
-        from .views import generated_softmax
+        return self._view(layer, "generated")
 
-        return generated_softmax(self, self.layer(layer))
+    def _view(self, layer: Selector, kind: Kind) -> xr.DataArray:
+        from .views import lazy_array  # dask and xarray load slowly, and most of a trace needs neither
+
+        return lazy_array(self, self.layer(layer), kind)
 
     def _match(self, selector: Selector) -> list[int]:
         names = [layer.name for layer in self.layers]
