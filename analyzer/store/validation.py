@@ -35,7 +35,7 @@ from ...schema.layout import (
     step_layout,
 )
 from ...schema.messages import option
-from ...schema.trace import Layer, TraceRecord
+from ...schema.trace import TraceRecord
 from .chunks import LEADING, Blocks, read_table
 from .files import list_files, read_file, read_json, read_root, require_equal, require_files, require_known, require_sums
 
@@ -165,20 +165,23 @@ def _calls(
     root: Path, record: TraceRecord, index: int, present: NDArray[np.bool_], keys: NDArray[np.int32] | None, files: FileSums
 ) -> NDArray[np.int32]:
     """Where each call lies. A call has all of its files or none."""
+    name = record.layers[index].name
+    if keys is not None and ((keys < -1) | (keys > np.arange(keys.shape[2]))).any():
+        raise CorruptTrace(f"key_step of layer {name} points to a step that comes later; the trace was changed after the recording")
     plans = [plan for name, plan in data_plans(record, index).items() if name != "key"]
     calls = np.full((record.samples, len(record.branches), len(present)), -1, np.int32)
     for at in np.ndindex(calls.shape):
-        found = {name: name in files for plan in plans for name in _block_files(plan, at)}
+        found = {file: file in files for plan in plans for file in _block_files(plan, at)}
         if any(found.values()):
-            require_known(root, [name for name, there in found.items() if not there])
+            require_known(root, [file for file, there in found.items() if not there])
             calls[at] = at[2]
         if keys is not None and calls[at] >= 0:
             key = data_plans(record, index)["key"] if at[2] == 0 or keys[at] != keys[at[0], at[1], at[2] - 1] else None
-            require_known(root, [name for name in _block_files(key, (*at[:2], int(keys[at]))) if name not in files] if key else [])
+            require_known(root, [file for file in _block_files(key, (*at[:2], int(keys[at]))) if file not in files] if key else [])
     if not np.array_equal((calls >= 0).any((0, 1)), present):
         step = int(np.argmax((calls >= 0).any((0, 1)) != present))
         raise CorruptTrace(
-            f"the trace {root} says that layer {record.layers[index].name} was {'' if present[step] else 'not '}called in step {step}, "
+            f"the trace {root} says that layer {name} was {'' if present[step] else 'not '}called in step {step}, "
             f"but its files say otherwise; the trace was changed after the recording"
         )
     return calls
@@ -200,10 +203,8 @@ def _block_files(plan: ArrayPlan, at: tuple[int, ...]) -> list[str]:
 
 
 def _key_steps(root: Path, record: TraceRecord, index: int) -> NDArray[np.int32] | None:
-    if record.layers[index].encoding != "factors":
-        return None
-    plan = next(plan for plan in layer_layout(record, index) if plan.path == f"{layer_path(index)}/key_step")
-    return _checked_keys(record.layers[index], read_table(str(root), plan))
+    path = f"{layer_path(index)}/key_step"
+    return next((read_table(str(root), plan) for plan in layer_layout(record, index) if plan.path == path), None)
 
 
 def _journalled_keys(record: TraceRecord, index: int, entries: list[dict[str, Any]]) -> NDArray[np.int32] | None:
@@ -219,12 +220,6 @@ def _journalled_keys(record: TraceRecord, index: int, entries: list[dict[str, An
                 raise CorruptTrace(
                     f"{JOURNAL}, line {step + 1}, has no table of key steps for layer {record.layers[index].name}"
                 ) from error
-    return _checked_keys(record.layers[index], keys)
-
-
-def _checked_keys(layer: Layer, keys: NDArray[np.int32]) -> NDArray[np.int32]:
-    if ((keys < -1) | (keys > np.arange(keys.shape[2]))).any():
-        raise CorruptTrace(f"key_step of layer {layer.name} points to a step that comes later; the trace was changed after the recording")
     return keys
 
 

@@ -125,7 +125,27 @@ class Trace(Contents):
 
     def layer_table(self) -> list[dict[str, Any]]:
         """One row a layer."""
-        return [self._layer_row(index, layer) for index, layer in enumerate(self.layers)]
+        return [
+            {
+                "index": index,
+                "name": layer.name,
+                "grid": list(layer.grid),
+                "frames": layer.frames,
+                "heads": layer.heads,
+                "call_heads": layer.model_heads,
+                "head_numbers": list(layer.heads_kept),
+                "head_dim": layer.head_dim,
+                "tokens": layer.tokens,
+                "groups": [
+                    {"name": g.name, "role": g.role, "tokens": g.tokens, "specials": g.specials, "grid": list(g.grid) if g.grid else None}
+                    for g in layer.groups
+                ],
+                "encoding": layer.encoding,
+                "calls": int(self.present[:, index].sum()),
+                "column_mass_lost": layer.column_mass_lost,
+            }
+            for index, layer in enumerate(self.layers)
+        ]
 
     def step_table(self) -> list[dict[str, Any]]:
         """One row a step that counts, in execution order."""
@@ -200,33 +220,9 @@ class Trace(Contents):
             raise UnknownSelection(f"no layer of the trace matches {selector!r}; it has {listed(names)}")
         return found
 
-    def _layer_row(self, index: int, layer: Layer) -> dict[str, Any]:
-        groups = [
-            {"name": g.name, "role": g.role, "tokens": g.tokens, "specials": g.specials, "grid": list(g.grid) if g.grid else None}
-            for g in layer.groups
-        ]
-        return {
-            "index": index,
-            "name": layer.name,
-            "grid": list(layer.grid),
-            "frames": layer.frames,
-            "heads": layer.heads,
-            "call_heads": layer.model_heads,
-            "head_numbers": list(layer.heads_kept),
-            "head_dim": layer.head_dim,
-            "tokens": layer.tokens,
-            "groups": groups,
-            "encoding": layer.encoding,
-            "calls": int(self.present[:, index].sum()),
-            "column_mass_lost": layer.column_mass_lost,
-        }
-
     def _summary(self) -> list[tuple[str, str]]:
-        planned = (
-            ""
-            if self.complete
-            else f" of {self.record.steps} planned; {self.record.status}{': ' if self.record.reason else ''}{self.record.reason}"
-        )
+        why = f": {self.record.reason}" if self.record.reason else ""
+        planned = "" if self.complete else f" of {self.record.steps} planned; {self.record.status}{why}"
         groups = dict.fromkeys(
             f"{g.name} ({g.tokens} tokens{f', {g.grid[0]} x {g.grid[1]}' if g.grid else ''})" for x in self.layers for g in x.groups
         )
