@@ -12,7 +12,7 @@ import numpy as np
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
-from ...schema.trace import Layer, Role, TokenGroup, head_numbers
+from ...schema.trace import Layer, Role, TokenGroup
 from ..methods.recipes import Recipe, get_recipe
 from ..trace.reader import Selector, Trace
 from .select import Heads, Positions, Select
@@ -88,7 +88,7 @@ def choose(
 
 def _places(trace: Trace, asked: tuple[int, ...]) -> tuple[int, ...]:
     """The layers whose queries are places of the generated image."""
-    found = tuple(index for index in asked if not trace.layers[index].queries)
+    found = tuple(index for index in asked if not trace.layers[index].is_resampler)
     if asked and not found:
         layer = trace.layers[asked[0]]
         raise UnknownSelection(
@@ -112,7 +112,7 @@ def recipe_layers(trace: Trace, row: Recipe, on_reference: bool) -> tuple[int, .
     if row.factors:
         found = [i for i in found if _factor(trace, trace.layers[i]) in row.factors]
     if not found:
-        there = sorted({_factor(trace, layer) for layer in trace.layers if not layer.queries})
+        there = sorted({_factor(trace, layer) for layer in trace.layers if not layer.is_resampler})
         sizes = f", and takes those {_either(row.factors)} times coarser than the latent, of which there are {_either(there)}"
         raise InvalidInput(
             f"recipe {row.name} leaves out every layer of the trace: it skips {row.skip or 'none'}{sizes if row.factors else ''}; "
@@ -177,7 +177,7 @@ def _pairs(
         return tuple(chosen), tuple(sorted({number for numbers in chosen for number in numbers}))
     assert not isinstance(heads, Mapping)
     wanted = _heads(heads, [trace.layers[i] for i in layers])
-    return tuple(tuple(n for n in head_numbers(trace.layers[i]) if n in wanted) for i in layers), wanted
+    return tuple(tuple(n for n in trace.layers[i].heads_kept if n in wanted) for i in layers), wanted
 
 
 def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ...]:
@@ -227,8 +227,8 @@ def whole(number: Any, what: str) -> int:
 
 def _heads(wanted: Positions, layers: Sequence[Layer]) -> tuple[int, ...]:
     """Selected heads by the model's numbers; those named one by one must have been kept, of a range those that were."""
-    kept = sorted({number for layer in layers for number in head_numbers(layer)})
-    most = max(layer.call_heads or layer.heads for layer in layers)
+    kept = sorted({number for layer in layers for number in layer.heads_kept})
+    most = max(layer.model_heads for layer in layers)
     found = pick_positions(wanted, most, "head", kept)
     if gone := [number for number in found if number not in kept]:
         raise UnknownSelection(f"head {gone[0]} was not recorded; of {most} the trace has {listed(map(str, kept))}")

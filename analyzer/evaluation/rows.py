@@ -141,7 +141,7 @@ def shape_of(trace: Trace, question: Question) -> Shape:
     Of heads that are chosen by layer, it is those of these layers.
     """
     chosen = question.selection.get("heads")
-    heads = tuple((layer.name, layer.call_heads or layer.heads) for layer in trace.layers)
+    heads = tuple((layer.name, layer.model_heads) for layer in trace.layers)
     if isinstance(chosen, Mapping) and set(chosen) <= {name for name, _ in heads}:
         heads = tuple(layer for layer in heads if layer[0] in chosen)
     axes: Shape = {"layers": tuple(layer.name for layer in trace.layers), "heads": heads, "steps": (len(trace.present),)}

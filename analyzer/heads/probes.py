@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import is_for_shell, listed, option
 from ...schema.text import Text
-from ...schema.trace import Layer, TokenGroup, head_numbers
+from ...schema.trace import Layer, TokenGroup
 from ..trace.heads import published_order
 from ..trace.reader import Selector, Trace
 from .concepts import Concepts
@@ -88,7 +88,7 @@ class Enquiry:
 
 
 def _write(layer: Layer) -> str:
-    return f"heads {listed(map(str, head_numbers(layer)))} of {layer.head_dim} channels"
+    return f"heads {listed(map(str, layer.heads_kept))} of {layer.head_dim} channels"
 
 
 def _has(layer: Layer, probe: str) -> bool:
@@ -119,4 +119,4 @@ def _layers(trace: Trace, layers: Selector | Iterable[Selector] | None, probe: s
 
 
 def _shape(layer: Layer) -> tuple[object, ...]:
-    return head_numbers(layer), layer.call_heads or layer.heads, layer.head_dim
+    return layer.heads_kept, layer.model_heads, layer.head_dim

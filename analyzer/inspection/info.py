@@ -48,7 +48,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         "bytes": disk,
         "bytes_raw_float16": raw,
         "compression": disk / raw if raw else None,
-        "column_mass_lost": max((share for layer, share in zip(trace.layers, lost, strict=True) if not layer.queries), default=0.0),
+        "column_mass_lost": max((share for layer, share in zip(trace.layers, lost, strict=True) if not layer.is_resampler), default=0.0),
         "note": precision_note(trace),
         "model": record.model,
         "sampler": record.sampler,

@@ -209,8 +209,7 @@ def render(found: Estimate, wanted: str, free: int) -> str:
     for layer, sizes in zip(found.trace.layers, found.layers, strict=True):
         keys = " + ".join(f"{group.name} {group.tokens}" for group in layer.groups)
         weights = (human(sizes["probabilities"]), human(sizes["factors"]))
-        heads = f"{layer.heads} of {layer.call_heads}" if layer.call_heads else str(layer.heads)
-        rows.append((layer.name, heads, str(layer.head_dim), f"{layer.grid[0]}x{layer.grid[1]}", keys, *weights))
+        rows.append((layer.name, layer.head_count, str(layer.head_dim), f"{layer.grid[0]}x{layer.grid[1]}", keys, *weights))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [str.ljust if name in ("layer", "keys") else str.rjust for name in rows[0]]
     lines = ["  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip() for row in rows]

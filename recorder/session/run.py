@@ -155,7 +155,7 @@ class Run:
         """Give the trace a layer that was met, with the keys that its module makes of the probes."""
         probes: tuple[TokenGroup, ...] = ()
         keys = None
-        if self._heard is not None and self._evaluation is not None and not layer.queries:
+        if self._heard is not None and self._evaluation is not None and not layer.is_resampler:
             this = self._evaluation.passes[-1]
             part = this.order.index("cond") if "cond" in this.order else 0
             probes, keys = self.probing.keys(self._heard, layer, part * (this.rows // len(this.order)))
