@@ -126,17 +126,19 @@ PROJECTIONS: Final = {
     "IPAdapterFaceIDImageProjection": Projection(first="ff.net.0.proj"),
     "IPAdapterFaceIDPlusImageProjection": Projection(),
 }
+DEFAULT: Final = Family(glob="*")
+"""Of pipelines that nobody named."""
 
 
 def family_of(model: object) -> Family:
-    """The row of a pipeline or a denoiser, by the names of its class and its bases; one without any field for those nobody named."""
+    """The row of a pipeline or a denoiser, by the names of its class and its bases."""
     return _find_family(model if isinstance(model, type) else type(model))
 
 
 @cache
 def _find_family(cls: type) -> Family:
     rows = (row for name in _names(cls) for row in FAMILIES if fnmatchcase(name, row.glob) or name == row.denoiser)
-    return next(rows, Family(glob="*"))
+    return next(rows, DEFAULT)
 
 
 def input_goes(pipeline: object) -> str:

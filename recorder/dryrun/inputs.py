@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ...schema.errors import InvalidInput, UnsupportedModel
+from ..families import PROJECTIONS, family_of
 from ..labels.tokens import Context
 from ..specs.spec import Spec
 
-POOLED: Final = ("PaintByExamplePipeline", "StableDiffusionImageVariationPipeline")
-"""Pipelines whose image encoder gives one token for the whole reference."""
 Grid: TypeAlias = tuple[int, int]
 
 TEXT_TOKENS: Final = 77
@@ -91,7 +90,7 @@ def context_tokens(pipeline: Any, spec: Spec) -> int:
     context = Context.of(pipeline)
     if context.role == "text":
         return int(getattr(getattr(pipeline.text_encoder, "config", None), "max_position_embeddings", TEXT_TOKENS))
-    if type(pipeline).__name__ in POOLED:
+    if family_of(pipeline).pooled:
         return 1
     specials = getattr(getattr(pipeline.image_encoder, "config", None), "num_special_tokens", None)
     if specials is None or context.patches is None:
@@ -122,14 +121,9 @@ def sequence_tokens(pipeline: Any) -> int:
 
 def embedding_shape(projection: Any, sequence: int) -> tuple[int, ...]:
     """What one reference is to an adapter's projection, without the batch."""
-    match type(projection).__name__:
-        case "ImageProjection":
-            return (projection.image_embeds.in_features,)
-        case "IPAdapterFullImageProjection":
-            return (sequence, projection.ff.net[0].proj.in_features)
-        case "IPAdapterPlusImageProjection":
-            return (sequence, projection.proj_in.in_features)
-        case "IPAdapterFaceIDImageProjection":
-            return (projection.ff.net[0].proj.in_features,)
-        case name:
-            raise UnsupportedModel(f"a dry run does not know the IP-Adapter projection {name}; record a few steps instead")
+    name = type(projection).__name__
+    known = PROJECTIONS.get(name)
+    if known is None or not known.first:
+        raise UnsupportedModel(f"a dry run does not know the IP-Adapter projection {name}; record a few steps instead")
+    width = projection.get_submodule(known.first).in_features
+    return (sequence, width) if known.sequence else (width,)

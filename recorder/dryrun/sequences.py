@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ...schema.errors import UnsupportedModel
 from ..capture.modules import denoisers
+from ..families import family_of
 from ..images.windows import whole_cells
 from ..labels.tokens import Context
 from ..specs.spec import Spec
@@ -214,24 +214,8 @@ def _module(pipeline: Any, name: str) -> Any:
     return next(module for module in modules if hasattr(module, name))
 
 
-FAMILIES: Final = (
-    # (glob over the pipeline's class name, what it gives its denoiser)
-    ("FluxKontextPipeline", kontext),
-    ("Flux2KleinKV*", flux2_cached),
-    ("Flux2*Inpaint*", None),
-    ("Flux2*", flux2),
-    ("FluxKontext*", None),
-    ("Flux*ControlNet*", None),
-    ("Flux*", flux),
-    ("StableDiffusion3ControlNet*", None),
-    ("StableDiffusion3*", sd3),
-    ("QwenImageEdit*Pipeline", qwen_edit),
-    ("Wan*ImageToVideo*", wan),
-    ("WanPipeline", wan),
-    ("KandinskyV22*ControlNet*", None),
-    ("KandinskyV22*", kandinsky),
-    ("PixArt*", pixart),
-)
+MAKERS: Final = {make.__name__: make for make in (flux, kontext, flux2, flux2_cached, sd3, qwen_edit, wan, kandinsky, pixart)}
+"""By the name that a family's row gives."""
 
 
 def denoiser_inputs(pipeline: Any, spec: Spec) -> dict[str, Any]:
@@ -239,11 +223,10 @@ def denoiser_inputs(pipeline: Any, spec: Spec) -> dict[str, Any]:
 
     Raises   UnsupportedModel for a pipeline that is not known; InvalidInput
     """
-    name = type(pipeline).__name__
     if isinstance(getattr(pipeline, "unet", None), UNet2DConditionModel) and not hasattr(pipeline, "movq"):
         return unet_inputs(pipeline, spec)
-    family = next((row for row in FAMILIES if fnmatch.fnmatchcase(name, row[0])), ("", None))[1]
-    if family is None:
+    make = MAKERS.get(family_of(pipeline).inputs)
+    if make is None:
         model = type(next(iter(denoisers(pipeline).values()))).__name__
-        raise UnsupportedModel(f"a dry run does not know what {name} gives its {model}; record a few steps instead")
-    return family(pipeline, spec)
+        raise UnsupportedModel(f"a dry run does not know what {type(pipeline).__name__} gives its {model}; record a few steps instead")
+    return make(pipeline, spec)

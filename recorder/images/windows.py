@@ -1,8 +1,7 @@
-"""Denoisers whose one sequence holds text, references, the time and the image that is being made (OmniGen): where each lies in a row."""
+"""The window of a reference that its encoder sees, in the picture's own pixels."""
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from typing import Any, Final, TypeAlias
 
@@ -10,18 +9,14 @@ import PIL.Image
 import torch
 
 from ..capture.modules import reads_ends
+from ..families import family_of
 
 Window: TypeAlias = tuple[float, float, float, float]
-WHOLE_CELLS: Final = "Flux2*"
-"""Glob over those that cut it to whole cells of tokens; the others stretch it."""
-STRETCHED: Final = "StableVideoDiffusion*"
-"""Glob over pipelines whose image encoder is given all of the picture, and tensors in [0, 1], whatever its processor is set to."""
-
 CELL: Final = 16
 """Pixels of one token's side."""
 
 
-def cropped_window(height: int, width: int, most: int) -> tuple[float, float, float, float] | None:
+def cropped_window(height: int, width: int, most: int) -> Window | None:
     """The part of a reference that is left once it is scaled to at most `most` pixels and its middle is cut to whole tokens.
 
     Source   diffusers, OmniGen's processor
@@ -45,11 +40,12 @@ def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Wind
 
     Source   CLIPImageProcessor: the shorter edge is resized, then the centre is cropped
     """
-    if fnmatch.fnmatchcase(type(pipeline).__name__, WHOLE_CELLS) and isinstance(value, PIL.Image.Image):
+    kind = family_of(pipeline).window
+    if kind == "cells" and isinstance(value, PIL.Image.Image):
         return _whole_cells(value.height, value.width, 2 * pipeline.vae_scale_factor)
     if most is not None and isinstance(value, PIL.Image.Image):
         return cropped_window(value.height, value.width, most)
-    if fnmatch.fnmatchcase(type(pipeline).__name__, STRETCHED):
+    if kind == "whole":
         return None
     processor, encoded = getattr(pipeline, "feature_extractor", None), isinstance(value, torch.Tensor)
     if processor is None and reads_ends(pipeline):

@@ -5,28 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ...schema.trace import Role, TokenGroup
 from ..capture.call import Call
 from ..capture.modules import denoisers
 from ..capture.projections import UNKNOWN
+from ..families import DEFAULT, PROJECTIONS, Family, family_of
 from .grids import Canvas, Part, Places
-
-PLACELESS: Final = (
-    "ImageProjection",
-    "IPAdapterPlusImageProjection",
-    "IPAdapterFaceIDImageProjection",
-    "IPAdapterFaceIDPlusImageProjection",
-)
-"""Adapter projections whose tokens are not patches, whatever their number is."""
-REDUX_TEXT: Final = 512
-"""Text tokens before the image's in what FluxPriorReduxPipeline hands to Flux; Flux's own text is never longer."""
-REDUX_GRIDS: Final = {729: (27, 27)}
-"""Patches of the encoder that Flux Redux is published with (SigLIP so400m, 384 pixels in patches of 14, no CLS)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +31,14 @@ class Context:
     """Stored reference images, in order."""
     adapters: tuple[str, ...]
     """Class names of the IP-Adapters' projections."""
-    longest_text: int | None = None
-    """Tokens beyond this many are a reference's that was appended to the text."""
+    family: Family = DEFAULT
+    """What is expected of the pipeline."""
 
     @classmethod
     def of(cls, pipeline: Any, references: Sequence[str] = ()) -> Context:
         """Read off a pipeline; `references` are the names of the images it is given."""
         names = [type(p).__name__ for root in denoisers(pipeline).values() for p in _projections(root)]
-        longest = REDUX_TEXT if type(pipeline).__name__.startswith("Flux") else None
-        return cls(context_role(pipeline), _patches(pipeline), tuple(references), tuple(names), longest)
+        return cls(context_role(pipeline), _patches(pipeline), tuple(references), tuple(names), family_of(pipeline))
 
 
 def context_role(pipeline: Any) -> Role:
@@ -145,7 +134,7 @@ def _unknown_keys(call: Call, name: str) -> UnsupportedModel:
             "the values of an attention call come from none of its projections, so its keys cannot be told apart "
             "(a cache of keys, or a processor that changes its values)"
         )
-    return UnsupportedModel(f"{call.path}: {made}; leave the module out through layers=")
+    return UnsupportedModel(f"{call.path}: {made}; leave the module out through {option('layers')}")
 
 
 def _kept_groups(call: Call, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
@@ -160,21 +149,20 @@ def _context_groups(start: int, stop: int, context: Context) -> list[TokenGroup]
     only = context.references[0] if len(context.references) == 1 else None
     if context.role != "text":
         return [_patch_group("reference", start, stop, context.patches, only)]
-    longest = context.longest_text
+    longest, grid = context.family.longest_text, context.family.appended_grid
     if longest is None or stop - start <= longest:
         return [TokenGroup("text", "text", start, stop)]
     split = start + longest
-    return [
-        TokenGroup("text", "text", start, split),
-        TokenGroup("reference", "reference", split, stop, grid=REDUX_GRIDS.get(stop - split), image=only),
-    ]
+    grid = grid if grid is not None and grid[0] * grid[1] == stop - split else None
+    return [TokenGroup("text", "text", start, split), TokenGroup("reference", "reference", split, stop, grid=grid, image=only)]
 
 
 def _adapter_groups(name: str, repeat: int, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
     adapter = int(name.partition(".")[2] or 0)
     labels = adapter_labels(adapter, context, scene)
     labels = [labels[repeat]] if scene.separate else labels
-    placeless = adapter < len(context.adapters) and context.adapters[adapter] in PLACELESS
+    projection = PROJECTIONS.get(context.adapters[adapter]) if adapter < len(context.adapters) else None
+    placeless = projection is not None and projection.placeless
     each = (stop - start) // len(labels)
     for i, label in enumerate(labels):
         image = label if label in context.references else None
@@ -218,7 +206,7 @@ def _sequence_groups(call: Call, start: int, stop: int, context: Context, scene:
         parts = " + ".join(f"{part.role} {part.grid[0]} x {part.grid[1]}" for part in canvas) or "no image"
         raise UnsupportedModel(
             f"{call.path} has {count} keys in one sequence, but the denoiser was given {parts} and {scene.text} text tokens, so it is not "
-            "known which is which; leave the module out through layers="
+            f"known which is which; leave the module out through {option('layers')}"
         )
     names = [part.name or part.role for part in canvas]
     for i, part in enumerate(canvas):
@@ -240,7 +228,7 @@ def _joined_groups(call: Call, start: int, stop: int, context: Context) -> Itera
     if (stop - start) % each:
         raise UnsupportedModel(
             f"{call.path} was given {stop - start} keys in the place of its own {each}, not a whole number of references of the same size; "
-            "leave the module out through layers="
+            f"leave the module out through {option('layers')}"
         )
     count = (stop - start) // each - 1
     yield TokenGroup("self", "self", start, start + each, grid=call.grid)
