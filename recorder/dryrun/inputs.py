@@ -49,11 +49,8 @@ def unet_inputs(pipeline: Any, spec: Spec) -> dict[str, Any]:
         ids = 5 if getattr(pipeline, "requires_aesthetics_score", False) else 6
         width = unet.config.projection_class_embeddings_input_dim - ids * unet.config.addition_time_embed_dim
         added = {"text_embeds": meta(unet, 1, width), "time_ids": meta(unet, 1, ids)}
-    projections = getattr(unet.encoder_hid_proj, "image_projection_layers", ()) if spec.adapters else ()
-    if projections:
-        sequence = sequence_tokens(pipeline)
-        counts = reference_counts(spec)
-        added["image_embeds"] = [meta(unet, 1, n, *embedding_shape(p, sequence)) for n, p in zip(counts, projections, strict=True)]
+    if spec.adapters and hasattr(unet.encoder_hid_proj, "image_projection_layers"):
+        added["image_embeds"] = adapter_embeddings(pipeline, spec, unet)
     width = unet.config.cross_attention_dim
     width = width if isinstance(width, int) else width[0]
     if unet.config.encoder_hid_dim_type == "text_proj":
@@ -101,8 +98,11 @@ def context_tokens(pipeline: Any, spec: Spec) -> int:
     return int(specials) + context.patches[0] * context.patches[1]
 
 
-def reference_counts(spec: Spec) -> list[int]:
-    """How many references each adapter is given."""
+def adapter_embeddings(pipeline: Any, spec: Spec, model: Any) -> list[Tensor]:
+    """What each IP-Adapter's projection is given, of as many references as it reads.
+
+    Raises   InvalidInput, UnsupportedModel
+    """
     given: Any = spec.images.get("ip_adapter_image")
     given = given if isinstance(given, list) else [given] * len(spec.adapters)
     if len(given) != len(spec.adapters):
@@ -110,7 +110,9 @@ def reference_counts(spec: Spec) -> list[int]:
             f"[images] of {spec.path.name}: ip_adapter_image has {len(given)} entries for {len(spec.adapters)} adapters; "
             "give one for each, a list of paths where an adapter reads several"
         )
-    return [len(item) if isinstance(item, list) else 1 for item in given]
+    counts = [len(item) if isinstance(item, list) else 1 for item in given]
+    shapes = [_embedding_shape(projection, sequence_tokens(pipeline)) for projection in model.encoder_hid_proj.image_projection_layers]
+    return [meta(model, 1, count, *shape) for count, shape in zip(counts, shapes, strict=True)]
 
 
 def sequence_tokens(pipeline: Any) -> int:
@@ -119,7 +121,7 @@ def sequence_tokens(pipeline: Any) -> int:
     return 1 if patches is None else 1 + patches[0] * patches[1]
 
 
-def embedding_shape(projection: Any, sequence: int) -> tuple[int, ...]:
+def _embedding_shape(projection: Any, sequence: int) -> tuple[int, ...]:
     """What one reference is to an adapter's projection, without the batch."""
     name = type(projection).__name__
     known = PROJECTIONS.get(name)

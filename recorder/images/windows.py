@@ -27,10 +27,7 @@ def cropped_window(height: int, width: int, most: int) -> Window | None:
     for edge, bound in ((max(tall, wide), most), (min(tall, wide), CELL)):
         if (edge > bound) if bound == most else (edge < bound):
             tall, wide = round(tall * bound / edge), round(wide * bound / edge)
-    y, x = height / tall, width / wide
-    top, left = (tall % CELL) // 2, (wide % CELL) // 2
-    window = (top * y, left * x, (top + tall // CELL * CELL) * y, (left + wide // CELL * CELL) * x)
-    return None if window == (0, 0, height, width) else window
+    return _centre((height, width), (tall, wide), (tall // CELL * CELL, wide // CELL * CELL))
 
 
 def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Window | None:
@@ -57,12 +54,15 @@ def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Wind
         height, width = value.height, value.width
     else:
         height, width = value.shape[-2:] if isinstance(value, torch.Tensor) else value.shape[:2]
-    tall, wide = _resized(processor, height, width)
-    crop = processor.crop_size
-    top, left = (tall - crop["height"]) // 2, (wide - crop["width"]) // 2
-    y, x = height / tall, width / wide
-    window = (top * y, left * x, (top + crop["height"]) * y, (left + crop["width"]) * x)
-    return None if window == (0, 0, height, width) else window
+    return _centre((height, width), _resized(processor, height, width), (processor.crop_size["height"], processor.crop_size["width"]))
+
+
+def _centre(size: tuple[int, int], resized: tuple[int, int], cut: tuple[int, int]) -> Window | None:
+    """The middle that is cut out of a resized image, in the image's own pixels; None is all of it."""
+    y, x = size[0] / resized[0], size[1] / resized[1]
+    top, left = (resized[0] - cut[0]) // 2, (resized[1] - cut[1]) // 2
+    window = (top * y, left * x, (top + cut[0]) * y, (left + cut[1]) * x)
+    return None if window == (0, 0, *size) else window
 
 
 def whole_cells(height: int, width: int, cell: int) -> tuple[int, int]:
