@@ -162,7 +162,7 @@ def test_perturbed_rows_are_neither_branch(cls: Any, channels: int, extra: dict[
 def test_instructions_are_the_first_of_three_rows(memory: type[MemoryWriter]) -> None:
     pipeline = stable_diffusion(StableDiffusionInstructPix2PixPipeline, channels=8)
     arguments = {**text_arguments(), "image": picture(1)}
-    with pytest.raises(UnsupportedModel, match=r'concatenated to the latent.s channels.*keys="text"'):
+    with pytest.raises(UnsupportedModel, match=r"concatenated to the latent.s channels.*keys='text'"):
         record(pipeline, PATH, **arguments, generator=generator())
     keys: list[torch.Tensor] = []
     attention = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2
