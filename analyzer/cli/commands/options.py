@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-import numpy as np
+
+from ...output.files import endings
 
 if TYPE_CHECKING:
     from ...trace.reader import Trace
@@ -77,6 +76,24 @@ def overwrite_option(command: F) -> F:
     return click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")(command)
 
 
+def output_option(text: str, **more: Any) -> Callable[[F], F]:
+    """-o, with what it says of its file."""
+    return click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help=text, **more)
+
+
+def maps_output_option(command: F) -> F:
+    """-o of commands that lay several maps side by side."""
+    return output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps.")(command)
+
+
+def mask_options(command: F) -> F:
+    """Against what maps are scored."""
+    text = "Where the reference should appear in the generated image.  [default: the trace's mask]"
+    used = "The part of the reference that should be used.  [default: the trace's reference mask]"
+    command = click.option("--reference-mask", metavar="NAME|PNG", help=used)(command)
+    return click.option("--mask", metavar="NAME|PNG", help=text)(command)
+
+
 def changes_option(command: F) -> F:
     """--set."""
     text = "Change a field of the recipe, such as resize=bilinear; may be given several times."
@@ -106,58 +123,32 @@ def selection_options(command: F) -> F:
     return command
 
 
-def given(trace: Trace | None = None, /, **options: Any) -> dict[str, Any]:
-    """The options that were typed: the library's own defaults stand for the others.
-
-    Heads from a file become the heads they are; with the trace they are meant for, it is first made sure that it is of their model.
-    """
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were typed, changes made to the recipe: the library's own defaults stand for the others."""
     typed = {name: value for name, value in options.items() if value is not None}
     if changes := typed.pop("changes", ()):
         from ...methods.recipes import get_recipe, read_changes
 
         typed["recipe"] = get_recipe(typed.get("recipe", "i2am"), **read_changes(changes)).label
-    if "heads_from" not in options:
-        return typed
-    ranking = {name: typed.pop(name) for name in RANKING if name in typed}
+    return typed
+
+
+def with_heads(typed: dict[str, Any], trace: Trace | None = None) -> dict[str, Any]:
+    """Typed options with the heads that --heads-from and its ranking name; a trace must be of the model they were scored on."""
+    others = {name: value for name, value in typed.items() if name not in ("heads_from", *RANKING)}
+    ranking = {name: typed[name] for name in RANKING if name in typed}
     if "heads_from" not in typed:
         if ranking:
             raise click.UsageError(f"--{next(iter(ranking))} is of a file that ranks heads; say which with --heads-from FILE")
-        return typed
+        return others
     if "heads" in typed:
         raise click.UsageError("--heads and --heads-from each say which heads; give one of them")
     from ...heads.files import load_heads
     from ...heads.ranking import select_heads
 
-    scores = load_heads(typed.pop("heads_from"))
-    return {**typed, "heads": select_heads(scores, **ranking, trace=trace)}
+    return {**others, "heads": select_heads(load_heads(typed["heads_from"]), **ranking, trace=trace)}
 
 
 def example(*lines: str) -> str:
     """The end of a help text."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def answer(text: str, note: str | None) -> None:
-    """What was asked on stdout, what to bear in mind on stderr."""
-    click.echo(text)
-    if note:
-        click.echo(note, err=True)
-
-
-def document(value: Any) -> str:
-    """One JSON document of strict JSON: numpy's numbers become plain ones, NaN and infinity null."""
-    return json.dumps(_plain(value), indent=2, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

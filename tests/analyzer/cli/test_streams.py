@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from i2am.analyzer import open_trace, r2g
+from i2am.analyzer.cli.commands.text import size_text
 from i2am.analyzer.cli.failures import describe
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.inspection.info import size_text
 from i2am.schema.errors import InvalidInput
 from traces import Synthetic, synthetic_trace
 
