@@ -10,8 +10,8 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Final
 
-from ...schema.errors import InvalidInput, MissingExtra
-from ...schema.messages import SHOWN
+from ...schema.errors import InvalidInput
+from ...schema.messages import SHOWN, require_extra
 from ..methods.recipes import get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES
 from ..output.files import refuse_existing, save_bytes
@@ -36,7 +36,7 @@ def write_notes(evaluation: Evaluation) -> str | None:
     """What to bear in mind: traces left out, copies of one recording, what an encoding lost."""
     lines = [f"skipped {member.name}: {row.error}" for member, row in evaluation.skipped[:SHOWN]]
     if (more := len(evaluation.skipped) - SHOWN) > 0:
-        lines.append(f"skipped {more} more (--json lists all)")
+        lines.append(f"skipped {more} more (`--json` lists all)")
     if evaluation.skipped:
         lines.append(f"{len(evaluation.skipped)} of {len(evaluation.rows)} traces were skipped")
     return "\n".join([*lines, *_remarks(evaluation)]) or None
@@ -68,7 +68,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {' or '.join(WRITERS)}")
     refuse_existing(path, overwrite=overwrite)
     if path.suffix == ".parquet":
-        _parquet_library()
+        require_extra(["pyarrow"], "writing .parquet", ", or write .csv")
 
 
 def save_table(evaluation: Evaluation, path: Path, *, overwrite: bool = False) -> None:
@@ -96,25 +96,18 @@ def _csv(evaluation: Evaluation) -> bytes:
 
 
 def _parquet(evaluation: Evaluation) -> bytes:
-    arrow, parquet = _parquet_library()
-    texts, numbers = arrow.string(), arrow.float64()
+    import pyarrow
+    import pyarrow.parquet
+
+    texts, numbers = pyarrow.string(), pyarrow.float64()
     fields = [("trace", texts), ("id", texts), *((name, numbers) for name in evaluation.metrics), ("path", texts)]
     facts = {name: value for name, value in facts_of(evaluation).items() if name != "traces"}
     # What is NaN has no JSON; an interval of one trace is one.
     metadata = {"i2am": json.dumps(facts, default=str).replace("NaN", "null")}
-    table = arrow.Table.from_pylist(_records(evaluation), schema=arrow.schema(fields, metadata=metadata))
+    table = pyarrow.Table.from_pylist(_records(evaluation), schema=pyarrow.schema(fields, metadata=metadata))
     buffer = BytesIO()
-    parquet.write_table(table, buffer)
+    pyarrow.parquet.write_table(table, buffer)
     return buffer.getvalue()
-
-
-def _parquet_library() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtra('writing .parquet needs pyarrow, which is not installed; pip install "i2am[parquet]", or write .csv') from error
-    return pyarrow, pyarrow.parquet
 
 
 def _mean_rows(evaluation: Evaluation) -> list[list[str]]:

@@ -22,10 +22,9 @@ PROBE: Final = "concepts"
 
 def how(probe: str) -> str:
     """How a recording comes to hold the concepts' words."""
-    if is_for_shell():
-        lines = f'[probes] {probe} = {{ lines = "words.txt" }}'
-        return f'record with encoding = "factors" and {lines}, a file that `i2am concepts --words` prints'
-    return f'record with encoding="factors" and probes={{"{probe}": concept_words()}}'
+    made = f'[probes] {probe} = {{ lines = "words.txt" }}, a file that `i2am concepts --words` prints'
+    words = made if is_for_shell() else f'{option("probes")}{{"{probe}": concept_words()}}'
+    return f"record with {option('encoding', 'factors')} and {words}"
 
 
 class Enquiry:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from ...schema.journal import disk_bytes
+from ...schema.messages import size_text
 from ..trace.reader import Trace
 from .precision import column_mass_lost, precision_note
 
 HALF: Final = 2
 """Bytes of a float16: what raw attention is counted in."""
-UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def describe(trace: Trace) -> dict[str, Any]:
@@ -109,11 +108,6 @@ def _said(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [*dict.fromkeys(rows), *([("probes", probes)] if probes else [])]
 
 
-def disk_bytes(path: Path) -> int:
-    """Bytes of every file under a folder."""
-    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
-
-
 def raw_bytes(trace: Trace) -> int:
     """Bytes of the recorded calls' attention as bare float16 numbers."""
     record = trace.record
@@ -132,13 +126,6 @@ def _ends(values: np.ndarray[Any, np.dtype[Any]]) -> list[float]:
 
 def _arrow(ends: list[float]) -> str:
     return " to ".join(f"{value:g}" for value in ends) or "none"
-
-
-def size_text(nbytes: float) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
-    unit = next((unit for unit in UNITS if nbytes < 999.5 * UNITS[unit]), "GB")
-    scaled = nbytes / UNITS[unit]
-    return f"{scaled:.1f} {unit}" if scaled < 10 and unit != "bytes" else f"{scaled:.0f} {unit}"
 
 
 def _size(facts: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +14,8 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from ...schema.errors import AlreadyExists, InvalidInput, MissingExtra
-
-NETCDF: Final = ("h5netcdf", "h5py")
-"""What writes netCDF into memory."""
+from ...schema.errors import AlreadyExists, InvalidInput
+from ...schema.messages import EXTRAS, refuse_taken, require_extra
 
 
 def save_map(map: xr.DataArray, path: Path, *, overwrite: bool = False) -> None:
@@ -56,11 +53,8 @@ def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
     Raises   AlreadyExists if it is taken, or is a trace; InvalidInput if its folder does not exist
     """
     if not path.parent.is_dir():
-        raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or write elsewhere with -o")
-    if not path.exists():
-        return
-    if not overwrite:
-        raise AlreadyExists(f"{path} exists already; choose another name with -o, or add --overwrite")
+        raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or choose another path")
+    refuse_taken(path, overwrite)
     if path.is_dir() and not _is_map(path):
         raise AlreadyExists(f"{path} is a folder that holds something other than a map, so it is not overwritten; choose another name")
 
@@ -111,8 +105,7 @@ def require_netcdf() -> None:
 
     Raises   MissingExtra
     """
-    if not all(find_spec(module) for module in NETCDF):
-        raise MissingExtra('.nc needs a netCDF library, and none is installed; pip install "i2am[netcdf]", or take .zarr')
+    require_extra(EXTRAS["netcdf"], "writing and reading .nc", ", or take .zarr")
 
 
 def _netcdf(maps: xr.Dataset, path: Path) -> None:

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import html
 import math
-import operator
 import os
-import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.errors import InvalidInput, UnknownSelection
+from ...schema.errors import UnknownSelection
 from ...schema.layout import data_plans, image_layout, probe_layout
-from ...schema.messages import listed
+from ...schema.messages import listed, option
+from ...schema.selection import Layers, match_layers
+from ...schema.selection import Selector as Selector
 from ...schema.trace import Image, Layer, TraceRecord, count_heads, head_numbers
 from ..store.chunks import Blocks, read_heads, read_table
 from ..store.validation import Contents, inspect
 
 if TYPE_CHECKING:
     import xarray as xr
-
-Selector: TypeAlias = int | str
-"""A layer: its position, its name, a glob such as `*up_blocks*`, or `re:` and a regular expression."""
 
 
 def open_trace(path: str | os.PathLike[str], *, partial: bool = False) -> Trace:
@@ -107,17 +102,12 @@ class Trace:
             )
         return found[0]
 
-    def select(self, selectors: Selector | Iterable[Selector] | None = None) -> tuple[int, ...]:
+    def select(self, selectors: Layers = None) -> tuple[int, ...]:
         """Positions of all layers that any of `selectors` names, in trace order; None is all.
 
         Raises   UnknownSelection for a selector that names none, InvalidInput for none at all
         """
-        if selectors is None:
-            return tuple(range(len(self.layers)))
-        given = list(selectors) if isinstance(selectors, Iterable) and not isinstance(selectors, str) else [selectors]
-        if not given:
-            raise InvalidInput(f"the layer selection is empty; the trace has {listed(layer.name for layer in self.layers)}")
-        return tuple(sorted({index for selector in given for index in self._match(selector)}))
+        return match_layers(selectors, [layer.name for layer in self.layers])
 
     def image(self, name: str) -> NDArray[np.uint8]:
         """Pixels of a picture.
@@ -168,8 +158,8 @@ class Trace:
         if plan is None or (probe is not None and probe not in known):
             wanted = "probes" if probe is None else f"probe {probe!r}"
             raise UnknownSelection(
-                f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}. Probes are made while recording: "
-                "recording(..., probes={name: [texts or images]})"
+                f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}; probes are made "
+                f"while recording, with {option('probes')}"
             )
         keys = read_heads(str(self.path), plan)
         return keys if probe is None else keys[:, known[probe].start : known[probe].stop]
@@ -202,25 +192,6 @@ class Trace:
         from .views import generated_softmax
 
         return generated_softmax(self, self.layer(layer))
-
-    def _match(self, selector: Selector) -> list[int]:
-        names = [layer.name for layer in self.layers]
-        if not isinstance(selector, str):
-            try:
-                position = operator.index(selector)
-            except TypeError as error:
-                raise InvalidInput(f"{selector!r} names no layer; expected a position from 0, a name, or a pattern of names") from error
-            if not -len(names) <= position < len(names):
-                raise UnknownSelection(f"the trace has no layer {position}; its {len(names)} layers are 0 to {len(names) - 1}")
-            return [position % len(names)]
-        if selector in names:
-            return [names.index(selector)]
-        if selector.isdecimal():
-            return self._match(int(selector))
-        found = [i for i, name in enumerate(names) if _matches(selector, name)]
-        if not found:
-            raise UnknownSelection(f"no layer of the trace matches {selector!r}; it has {listed(names)}")
-        return found
 
     def _layer_row(self, index: int, layer: Layer) -> dict[str, Any]:
         groups = [
@@ -284,12 +255,3 @@ class Trace:
             f"<div><b>i2am trace</b> <code>{html.escape(self.id)}</code><table>{rows}</table>"
             f"<details><summary>{len(self.layers)} layers</summary><table>{head}{layers}</table></details></div>"
         )
-
-
-def _matches(selector: str, name: str) -> bool:
-    if not selector.startswith("re:"):
-        return fnmatch.fnmatchcase(name, selector)
-    try:
-        return re.search(selector[3:], name) is not None
-    except re.error as error:
-        raise UnknownSelection(f"{selector!r} is not a regular expression: {error}") from error

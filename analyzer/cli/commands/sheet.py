@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from ....schema.errors import CorruptTrace
+from ....schema.messages import size_text
 from ....schema.trace import Image as ImageRecord
 from ....schema.trace import ImageRole
 from ...aggregation.select import Select
 from ...aggregation.selection import Selection, choose, has_places
 from ...evaluation.imacs import SCORES, Scoring, plan_scores
-from ...inspection.info import size_text
 from ...inspection.truth import find_truth
 from ...inspection.verify import verify
 from ...maps.attribution import g2r, r2g, sram

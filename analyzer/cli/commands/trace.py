@@ -35,7 +35,7 @@ def info_command(trace: Path, partial: bool, as_json: bool) -> None:
 @json_option
 def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
     """Check every file by its sha256, every table by the plan, and that rows of P and columns of G sum to 1."""
-    from ...inspection.info import size_text
+    from ....schema.messages import size_text
     from ...inspection.verify import verify
 
     report = verify(trace, partial=partial, progress=True)
