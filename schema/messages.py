@@ -42,7 +42,7 @@ def option(name: str, value: object = None) -> str:
 
 
 def is_for_shell() -> bool:
-    """Whether messages go to who types a command; work that is done elsewhere has to be told."""
+    """Whether messages are for the command line; work in other processes has to be told."""
     return _reader.get() == "shell"
 
 
