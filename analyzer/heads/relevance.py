@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...schema.errors import InvalidInput
+from ...schema.selection import Selector
 from ...schema.trace import Layer
 from ..aggregation.selection import whole
 from ..progress import hidden
 from ..trace.heads import head_coordinates
-from ..trace.reader import Selector, Trace
+from ..trace.reader import Trace
 from .concepts import Concepts, load_concepts
 from .counting import Counts, Drawing, count_layer
 from .probes import PROBE, Enquiry

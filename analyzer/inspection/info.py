@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from ...schema.journal import disk_bytes
 from ..trace.reader import Trace
 from .precision import column_mass_lost, precision_note
 
@@ -63,11 +62,6 @@ def _probes(trace: Trace) -> dict[str, dict[str, Any]]:
             row = found.setdefault(group.name, {"role": group.role, "tokens": 0, "layers": 0})
             row.update(tokens=max(row["tokens"], group.tokens), layers=row["layers"] + 1)
     return found
-
-
-def disk_bytes(path: Path) -> int:
-    """Bytes of every file under a folder."""
-    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
 def raw_bytes(trace: Trace) -> int:

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.messages import listed
+from ...schema.messages import listed, option
 from ...schema.trace import TokenGroup
 from ..trace.calls import Calls
 from ..trace.reader import Trace
@@ -115,7 +115,7 @@ def _blocks(trace: Trace, group: str) -> list[int]:
         names = dict.fromkeys(layer.queries for layer in trace.layers if layer.is_resampler)
         raise UnknownSelection(
             f"the trace holds no resampler of the tokens {group!r}; it holds those of {listed(names)}; only IP-Adapters that squeeze "
-            "patches into tokens have one (Plus, and SD3's), and layers= must not leave it out when recording"
+            f"patches into tokens have one (Plus, and SD3's), and {option('layers')} must not leave it out when recording"
         )
     return found
 

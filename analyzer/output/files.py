@@ -12,13 +12,13 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from io import BytesIO, StringIO
 from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from ...schema.errors import AlreadyExists, InvalidInput, MissingExtra
+from ...schema.errors import AlreadyExists, InvalidInput
+from ...schema.messages import refuse_taken, require_extra
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,8 +67,8 @@ class Format:
     write: Callable[[Output, Path], None]
     needs: tuple[str, ...] = ()
     """Modules of an extra."""
-    missing: str = ""
-    """What to say where they are not installed."""
+    otherwise: str = ""
+    """The way out where they cannot be installed."""
 
 
 def suffixes(*kinds: Kind) -> list[str]:
@@ -100,8 +100,8 @@ def require_library(suffix: str) -> None:
 
     Raises   MissingExtra
     """
-    if not all(find_spec(module) for module in FORMATS[suffix].needs):
-        raise MissingExtra(FORMATS[suffix].missing)
+    known = FORMATS[suffix]
+    require_extra(known.needs, f"the format {suffix}", known.otherwise)
 
 
 def save(output: Output, path: Path, *, overwrite: bool = False) -> None:
@@ -127,11 +127,8 @@ def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
     Raises   AlreadyExists if it is taken, or is a trace; InvalidInput if its folder does not exist
     """
     if not path.parent.is_dir():
-        raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or write elsewhere with -o")
-    if not path.exists():
-        return
-    if not overwrite:
-        raise AlreadyExists(f"{path} exists already; choose another name with -o, or add --overwrite")
+        raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or choose another path")
+    refuse_taken(path, overwrite)
     if path.is_dir() and not _is_map(path):
         raise AlreadyExists(f"{path} is a folder that holds something other than a map, so it is not overwritten; choose another name")
 
@@ -234,15 +231,12 @@ def _is_map(path: Path) -> bool:
     return isinstance(attributes, dict) and "i2am" not in attributes
 
 
-_NO_NETCDF = '.nc needs a netCDF library, and none is installed; pip install "i2am[netcdf]", or take .zarr'
-_NO_ARROW = 'writing .parquet needs pyarrow, which is not installed; pip install "i2am[parquet]", or write .csv'
-
 FORMATS: Final = {
     ".png": Format(("picture",), _png),
     ".npy": Format(("map",), _npy),
-    ".nc": Format(("map", "maps"), _netcdf, ("h5netcdf", "h5py"), _NO_NETCDF),
+    ".nc": Format(("map", "maps"), _netcdf, ("h5netcdf", "h5py"), ", or take .zarr"),
     ".zarr": Format(("map", "maps"), _zarr),
     ".csv": Format(("table",), _csv),
-    ".parquet": Format(("table",), _parquet, ("pyarrow",), _NO_ARROW),
+    ".parquet": Format(("table",), _parquet, ("pyarrow",), ", or write .csv"),
 }
 """By suffix, in the order in which they are named. A new format is a row here."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace, IncompleteTrace
-from ...schema.journal import FileSums, decode_lines, decode_manifest
+from ...schema.journal import FileSums, decode_lines, decode_manifest, present_of, steps_of
 from ...schema.layout import (
     JOURNAL,
     MANIFEST,
@@ -136,17 +136,8 @@ def _partial(root: Path, record: TraceRecord, entries: list[dict[str, Any]]) -> 
     require_known(root, [name for plan in _probe_plans(record) for name in plan.file_names if name not in listing])
     for index in range(len(record.layers)):
         _require_layer_documents(root, record, index, len(entries))
-    steps: dict[str, NDArray[Any]] = {
-        "evaluation": np.array([e["evaluation"] for e in entries], np.int32),
-        "timestep": np.array([e["timestep"] for e in entries], np.float64),
-        "sigma": np.array([math.nan if e["sigma"] is None else e["sigma"] for e in entries], np.float64),
-        "scheduler_step": np.array([e["scheduler_step"] for e in entries], np.int32),
-    }
-    present = np.array([[i in e["present"] for i in range(len(record.layers))] for e in entries], bool).reshape(
-        len(entries), len(record.layers)
-    )
     keys = tuple(_journalled_keys(record, i, entries) for i in range(len(record.layers)))
-    return _contents(root, record, steps, present, keys, files)
+    return _contents(root, record, steps_of(entries), present_of(entries, len(record.layers)), keys, files)
 
 
 def _contents(

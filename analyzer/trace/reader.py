@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import fnmatch
 import html
 import math
-import operator
 import os
-import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.errors import InvalidInput, UnknownSelection
+from ...schema.errors import UnknownSelection
 from ...schema.layout import image_layout, probe_layout
-from ...schema.messages import listed
+from ...schema.messages import listed, option
+from ...schema.selection import Layers, Selector, match_layers
 from ...schema.trace import Image, Layer
 from ..store.chunks import read_heads, read_table
 from ..store.validation import Contents, inspect
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from .calls import Kind
-
-Selector: TypeAlias = int | str
-"""A layer: its position, its name, a glob such as `*up_blocks*`, or `re:` and a regular expression."""
 
 
 def open_trace(path: str | os.PathLike[str], *, partial: bool = False) -> Trace:
@@ -92,17 +86,12 @@ class Trace(Contents):
             )
         return found[0]
 
-    def select(self, selectors: Selector | Iterable[Selector] | None = None) -> tuple[int, ...]:
+    def select(self, selectors: Layers = None) -> tuple[int, ...]:
         """Positions of all layers that any of `selectors` names, in trace order; None is all.
 
         Raises   UnknownSelection for a selector that names none, InvalidInput for none at all
         """
-        if selectors is None:
-            return tuple(range(len(self.layers)))
-        given = list(selectors) if isinstance(selectors, Iterable) and not isinstance(selectors, str) else [selectors]
-        if not given:
-            raise InvalidInput(f"the layer selection is empty; the trace has {listed(layer.name for layer in self.layers)}")
-        return tuple(sorted({index for selector in given for index in self._match(selector)}))
+        return match_layers(selectors, [layer.name for layer in self.layers])
 
     def image(self, name: str) -> NDArray[np.uint8]:
         """Pixels of a picture.
@@ -167,8 +156,8 @@ class Trace(Contents):
         if plan is None or (probe is not None and probe not in known):
             wanted = "probes" if probe is None else f"probe {probe!r}"
             raise UnknownSelection(
-                f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}. Probes are made while recording: "
-                "recording(..., probes={name: [texts or images]})"
+                f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}; probes are made "
+                f"while recording, with {option('probes')}"
             )
         keys = read_heads(str(self.path), plan)
         return keys if probe is None else keys[:, known[probe].start : known[probe].stop]
@@ -200,25 +189,6 @@ class Trace(Contents):
         from .views import lazy_array  # dask and xarray load slowly, and most of a trace needs neither
 
         return lazy_array(self, self.layer(layer), kind)
-
-    def _match(self, selector: Selector) -> list[int]:
-        names = [layer.name for layer in self.layers]
-        if not isinstance(selector, str):
-            try:
-                position = operator.index(selector)
-            except TypeError as error:
-                raise InvalidInput(f"{selector!r} names no layer; expected a position from 0, a name, or a pattern of names") from error
-            if not -len(names) <= position < len(names):
-                raise UnknownSelection(f"the trace has no layer {position}; its {len(names)} layers are 0 to {len(names) - 1}")
-            return [position % len(names)]
-        if selector in names:
-            return [names.index(selector)]
-        if selector.isdecimal():
-            return self._match(int(selector))
-        found = [i for i, name in enumerate(names) if _matches(selector, name)]
-        if not found:
-            raise UnknownSelection(f"no layer of the trace matches {selector!r}; it has {listed(names)}")
-        return found
 
     def _summary(self) -> list[tuple[str, str]]:
         why = f": {self.record.reason}" if self.record.reason else ""
@@ -258,12 +228,3 @@ class Trace(Contents):
             f"<div><b>i2am trace</b> <code>{html.escape(self.id)}</code><table>{rows}</table>"
             f"<details><summary>{len(self.layers)} layers</summary><table>{head}{layers}</table></details></div>"
         )
-
-
-def _matches(selector: str, name: str) -> bool:
-    if not selector.startswith("re:"):
-        return fnmatch.fnmatchcase(name, selector)
-    try:
-        return re.search(selector[3:], name) is not None
-    except re.error as error:
-        raise UnknownSelection(f"{selector!r} is not a regular expression: {error}") from error

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ...schema.errors import AlreadyExists, InvalidInput
+from ...schema.errors import InvalidInput
+from ...schema.messages import option, refuse_taken
 
 if TYPE_CHECKING:
     from .pairs import Pair
@@ -43,10 +44,9 @@ def demo_command(context: click.Context, out: Path, seed: int, overwrite: bool, 
     and what the trace alone tells of it to DIR/report.png and the terminal.
     """
     for name in (TRACE, REPORT):
-        if (out / name).exists() and not overwrite:
-            raise AlreadyExists(f"{out / name} exists already; choose another folder with -o, or add --overwrite")
+        refuse_taken(out / name, overwrite)
     if out.exists() and not out.is_dir():
-        raise InvalidInput(f"{out} is a file; name a folder with -o")
+        raise InvalidInput(f"{out} is a file; name a folder with {option('out')}")
     record_demo(out / TRACE, seed, overwrite=overwrite)
     given = [str(out / TRACE), "-o", str(out / REPORT), *(["--overwrite"] if overwrite else []), *(["--json"] if as_json else [])]
     return report_trace(context, given)

@@ -16,8 +16,9 @@ import torch
 import transformers
 
 from ...schema.errors import InvalidInput, TraceError
+from ...schema.messages import guess
 from ..families import family_of
-from .spec import Adapter, Images, Spec, check_keys, nearest
+from .spec import Adapter, Images, Spec, check_keys
 
 RECORDER_IMAGES = ("reference_mask", "reference_image")
 """Images that are the recorder's, not the pipeline's."""
@@ -75,9 +76,8 @@ def find_class(name: str, kind: str) -> Any:
         found = getattr(diffusers, name, None)
         if not inspect.isclass(found):
             names = [n for n in dir(diffusers) if n.endswith(kind.capitalize())]
-            hint = nearest(name, names) or ";"
             what = f"diffusers {diffusers.__version__} has no {kind} {name!r}"
-            raise InvalidInput(f"{what}{hint} a class from elsewhere is written module:Class")
+            raise InvalidInput(f"{what}; {guess(name, names)}a class from elsewhere is written module:Class")
         return found
     try:
         module = importlib.import_module(module_name)
@@ -85,7 +85,7 @@ def find_class(name: str, kind: str) -> Any:
         raise InvalidInput(f"{kind} {name!r}: cannot import {module_name} ({error}); install it, or correct the name") from error
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
-        raise InvalidInput(f"{kind} {name!r}: {module_name} has no class {class_name}{nearest(class_name, dir(module))}")
+        raise InvalidInput(f"{kind} {name!r}: {module_name} has no class {class_name}; {guess(class_name, dir(module))}name one it has")
     return found
 
 

@@ -10,7 +10,7 @@ import click
 
 from ....schema.errors import InvalidInput
 from ...output.files import endings
-from .options import example, given, json_option, numbers, output_option, overwrite_option, traces_argument, words
+from .options import example, given, json_option, layers_option, numbers, output_option, overwrite_option, traces_argument, words
 from .text import align, answer, document
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> No
 @click.option("--by", type=BY, default="relevance", show_default=True, help="Concepts (HRV), or patches sent to their true place.")
 @click.option("--concepts", type=SCORES, metavar="FILE", help=CONCEPTS_HELP)
 @click.option("--probe", metavar="NAME", help=f"{PROBE_HELP}  [default: concepts]")
-@click.option("--layers", callback=words, metavar="NAMES", help="Layers: names, globs or positions, separated by commas.")
+@layers_option
 @click.option("--branch", help="Guidance branch: cond or uncond.")
 @click.option("--group", help="Token group whose SRAM is held against the truth; by default the reference's only one.")
 @click.option("--seed", type=int, help="Which words are drawn.  [default: 0]")
@@ -136,7 +136,7 @@ def select_command(scores: Path, concept: str | None, top: int | None, bottom: i
 @click.option("--thresholds", callback=words, metavar="T,T", help="Of normalised R2G.  [default: 0.3,0.4,0.5]")
 @click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear.  [default: the trace's mask]")
 @click.option("--word", metavar="WORD", help="Map of a word of the prompt instead of R2G.")
-@click.option("--layers", callback=words, metavar="NAMES", help="Layers whose heads are scored: names, globs or positions.")
+@layers_option
 @click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0.")
 @click.option("--sample", type=int, help="Generated image, from 0.  [default: 0]")
 @click.option("--branch", help="Guidance branch: cond or uncond.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from ....schema.selection import read_positions
 from ...output.files import endings
 
 if TYPE_CHECKING:
@@ -20,18 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | slice | None:
-    """Positions: `3`, `0,2,5`, or Python's half-open ranges `0:10`, `::5`."""
-    if text is None:
-        return None
-    try:
-        if ":" in text:
-            ends = [int(part) if part.strip() else None for part in text.split(":")]
-            if ends[2:] == [0]:
-                raise ValueError
-            return slice(*ends)
-        return [int(part) for part in text.split(",")]
-    except (ValueError, TypeError):
-        raise click.BadParameter(f"{text!r} is not a choice of positions; write 3, or 0,2,5, or 0:10, or ::5", context, option) from None
+    """Positions: `3`, `0,2,5`, or half-open ranges `0:10`, `::5`."""
+    return None if text is None else read_positions(text, str(option.name).removesuffix("s"))
 
 
 def place(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -100,10 +91,16 @@ def changes_option(command: F) -> F:
     return click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=text)(command)
 
 
+def layers_option(command: F) -> F:
+    """--layers."""
+    text = "Layers: positions, names, globs, or re: and a regular expression; commas between, or given several times."
+    return click.option("--layers", multiple=True, callback=lambda _, __, texts: texts or None, metavar="NAMES", help=text)(command)
+
+
 def selection_options(command: F) -> F:
     """Which calls a map is made of; the function gets them as keyword arguments of the same names."""
     options = (
-        click.option("--layers", callback=words, metavar="NAMES", help="Layers: names, globs or positions, separated by commas."),
+        layers_option,
         click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0."),
         click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0: the same in every layer."),
         click.option(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from ....schema.errors import CorruptTrace
+from ....schema.messages import size_text
 from ....schema.trace import Image as ImageRecord
 from ....schema.trace import ImageRole
 from ...aggregation.select import Select
@@ -30,7 +31,6 @@ from ...output.figures import Mark, compose, patch_mark, show, stack
 from ...output.files import Output, check_output, save
 from ...output.illustration import illustrate, provenance
 from ...trace.reader import Trace, open_trace
-from .text import size_text
 
 TIME_GROUPS: Final = 5
 PATCHES: Final = 3

@@ -6,11 +6,9 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
-
-UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def answer(facts: Any, text: str, note: str | None = None, *, as_json: bool) -> None:
@@ -26,13 +24,6 @@ def align(rows: Iterable[Sequence[object]], *, right: bool = False) -> str:
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     sides = [str.ljust, *[str.rjust if right else str.ljust] * (len(widths) - 1)]
     return "\n".join("  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip() for row in texts)
-
-
-def size_text(nbytes: float) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
-    unit = next((unit for unit in UNITS if nbytes < 999.5 * UNITS[unit]), "GB")
-    scaled = nbytes / UNITS[unit]
-    return f"{scaled:.1f} {unit}" if scaled < 10 and unit != "bytes" else f"{scaled:.0f} {unit}"
 
 
 def document(value: Any) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ....schema.errors import CorruptTrace
+from ....schema.messages import size_text
 from ...output.files import endings
 from .options import example, json_option, output_option, overwrite_option, trace_argument
-from .text import align, answer, size_text
+from .text import align, answer
 
 if TYPE_CHECKING:
     from ...inspection.verify import Report

@@ -215,7 +215,7 @@ def test_a_reader_that_has_had_enough_is_no_error(made: Synthetic) -> None:
 def test_without_a_netcdf_library_the_line_names_it(
     made: Synthetic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("i2am.analyzer.output.files.find_spec", lambda name: None)
+    monkeypatch.setattr("i2am.schema.messages.find_spec", lambda name: None)
     assert run(["map", str(made.path), "--r2g", "-o", "m.nc"]) == 5
     assert 'pip install "i2am[netcdf]"' in capsys.readouterr().err
     assert os.listdir() == []

@@ -149,7 +149,7 @@ BAD: list[tuple[Callable[[Path], list[Any]], int, str]] = [
     (lambda f: ["heads", f / "traces", "--by", "truth", "--seed", 3], 2, "--seed is of heads scored by relevance, not by truth"),
     (lambda f: ["heads", f / "traces", "--group", "text"], 2, "--group is of heads scored by truth, not by relevance"),
     (lambda f: ["heads", f / "traces", "--by", "truth", "-o", f / "h.npy"], 2, "end it in .nc or .zarr"),
-    (lambda f: ["heads", f / "traces", "--by", "truth", "-o", f / "truth.nc"], 2, "exists already; choose another name with -o"),
+    (lambda f: ["heads", f / "traces", "--by", "truth", "-o", f / "truth.nc"], 2, "choose another path, or add --overwrite"),
     (lambda f: ["heads", f / "traces", "--concepts", f / "nowhere.toml"], 2, "cannot be read as a list of concepts"),
     (lambda f: ["heads", f / "nowhere"], 3, "there is no"),
     (lambda f: ["select", f / "truth.nc"], 2, "say how many heads: just one of --top and --bottom, such as --top 30"),
