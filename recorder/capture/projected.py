@@ -138,7 +138,7 @@ class Factors:
     def _refusal(self, what: str) -> UnsupportedModel:
         return UnsupportedModel(
             f"{self._path} multiplies matrices itself and {what}; let it call torch.nn.functional.scaled_dot_product_attention, "
-            f"or leave it out through {option('layers')}"
+            f"or leave it out with {option('layers')}"
         )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-from torch import nn
+from typing import Any
 
 from ...schema.errors import UnsupportedModel
 from ...schema.messages import option
@@ -20,9 +17,6 @@ from ..capture.wrapping import replaced
 from ..encoding.transfer import Block
 from .rows import Row
 from .tokens import Scene
-
-SEQUENTIAL: Final = ("Flux*", "Qwen*", "Wan*", "Chroma*")
-"""Globs over the classes of denoisers whose pipelines guide in one pass for each branch, cond first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +75,6 @@ class Evaluation:
     def kept(self) -> bool:
         """Whether any row of it is recorded."""
         return any(one.kept for one in self.passes)
-
-
-def is_sequential(denoiser: nn.Module) -> bool:
-    """Whether a denoiser's batch never holds two guidance branches."""
-    return any(fnmatch.fnmatchcase(type(denoiser).__name__, pattern) for pattern in SEQUENTIAL)
 
 
 def pass_branch(named: str | None, taken: int) -> str | None:

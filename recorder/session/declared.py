@@ -10,7 +10,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from ...schema.errors import InvalidInput, UnsupportedModel
-from ...schema.messages import option
+from ...schema.messages import listed, option
 from ...schema.record import NAME
 from ...schema.trace import IMAGE_ROLES, ImageRole
 from ..capture.call import Call
@@ -23,7 +23,7 @@ from ..labels.passes import Evaluation, Pass, rows_of_call
 from ..labels.rows import Row, number
 from ..outside.declaration import Declaration
 from ..outside.placement import DeclaredSites, arrange
-from ..plan.options import Options, select_layers, shorten
+from ..plan.options import Options, select_layers
 from ..store.writer import Writer
 from .provenance import model_record
 from .run import Labels, Placed
@@ -236,7 +236,7 @@ class DeclaredLabels(Labels):
         asked = self._options.steps if isinstance(self._options.steps, Sequence) and not isinstance(self._options.steps, str) else ()
         if gone := [step for step in asked if step >= self._begun]:
             made = f"the run made {self._begun} evaluations"
-            yield f"{option('steps')}{shorten(map(str, gone))} were asked for, but {made}, so {path} has none of them"
+            yield f"{option('steps')}{listed(map(str, gone))} were asked for, but {made}, so {path} has none of them"
         if silent := sorted(set(self.denoisers) - self._ran):
             yield f"the denoiser {', '.join(silent)} never ran, so {path} has nothing of it"
 

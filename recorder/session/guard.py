@@ -15,16 +15,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ...schema.errors import AlreadyExists, NoSpace
+from ...schema.errors import NoSpace
 from ...schema.messages import option
 from ...schema.trace import TraceRecord
 from .run import Run
-
-
-def refuse_taken(path: Path, overwrite: bool) -> None:
-    """Raise AlreadyExists if there is something at a path, unless it may be replaced."""
-    if path.exists() and not overwrite:
-        raise AlreadyExists(f"{path} exists already; choose another path, or pass {option('overwrite', True)} to replace it")
 
 
 def uncompiled(denoisers: Iterable[nn.Module]) -> AbstractContextManager[Any]:

@@ -16,11 +16,12 @@ from ..capture.call import Call
 from ..capture.modules import attention_modules, denoisers, reads_features
 from ..capture.wrapping import replaced
 from ..encoding.transfer import Outbox
+from ..families import family_of
 from ..images.inputs import input_pictures
 from ..labels.frames import VIDEO_AXES, whole_video
 from ..labels.grids import IMAGE_AXES, Canvases
 from ..labels.layers import Sites
-from ..labels.passes import Evaluation, Pass, is_sequential, named_passes, pass_branch, rows_of_call
+from ..labels.passes import Evaluation, Pass, named_passes, pass_branch, rows_of_call
 from ..labels.refusals import hidden_attention
 from ..labels.rows import Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
 from ..labels.scenes import read_scene
@@ -71,7 +72,7 @@ class PipelineLabels(Labels):
             self._written = True
             return None  # the reference's own pass, whose features the next one reads
         denoiser = self.denoisers[root]
-        sequential = is_sequential(denoiser)
+        sequential = family_of(denoiser).sequential
         if now is not None and not sequential:
             if now.kept:
                 raise self._repeated()
@@ -115,7 +116,7 @@ class PipelineLabels(Labels):
             scheduler = self._pipeline.scheduler
             self.evaluations = evaluations_left(scheduler, scheduler_timestep(scheduler, this.read_time()))
             self.samples = 1 + max(row.sample for row in this.labelled)
-            if not any(map(is_sequential, self.denoisers.values())):
+            if not any(family_of(denoiser).sequential for denoiser in self.denoisers.values()):
                 self._check_branches({row.branch for row in this.labelled})
 
     def _check_branches(self, have: set[str]) -> None:
@@ -148,7 +149,7 @@ class PipelineLabels(Labels):
 
     def probe_keys(self, call: Call, layer: Layer, this: Pass) -> tuple[tuple[TokenGroup, ...], NDArray[Any] | None]:
         part = this.order.index("cond") if "cond" in this.order else 0
-        return ((), None) if layer.queries else self.probing.keys(call, layer, part * (this.rows // len(this.order)))
+        return ((), None) if layer.is_resampler else self.probing.keys(call, layer, part * (this.rows // len(this.order)))
 
     def close(self, now: Evaluation, writer: Writer | None) -> None:
         if now.ordinal == 0:

@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from ...schema.errors import InvalidInput, UnsupportedModel
+from ...schema.messages import refuse_taken
 from ...schema.record import JSON
+from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
 from ..capture.modules import denoisers
@@ -24,9 +26,9 @@ from ..images.windows import Window
 from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments
 from ..outside.declaration import Declaration, declare
-from ..plan.options import Heads, Layers, Options, Steps
+from ..plan.options import Options
 from .declared import DeclaredLabels
-from .guard import interrupt, progress_bar, refuse_taken, terminated, uncompiled, warn_of_losses
+from .guard import interrupt, progress_bar, terminated, uncompiled, warn_of_losses
 from .pipeline import PipelineLabels
 from .provenance import versions
 from .run import Labels, Run
@@ -41,14 +43,14 @@ def record(
     path: str | PathLike[str],
     *,
     layers: Layers = None,
-    steps: Steps = None,
+    steps: Positions = None,
     branches: str = "cond",
     encoding: str = "probabilities",
     keys: str = "auto",
     codec: str = "lz4",
     level: int = 5,
     queue_mb: float = 512,
-    heads: Heads = None,
+    heads: Positions = None,
     keep_bits: int = 10,
     max_bytes: int | str | None = None,
     overwrite: bool = False,

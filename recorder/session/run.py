@@ -112,7 +112,7 @@ class Run:
             self._plan()
 
     def _plan(self) -> None:
-        self._chosen = frozenset(select_steps(self._options.steps, self.labels.evaluations))
+        self._chosen = frozenset(select_steps(self._options.steps, self.labels.evaluations, self.labels.planned))
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A denoiser is about to run; whether its attention is wanted."""
