@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.messages import listed, option
 from ...schema.record import NAME
+from ...schema.selection import read_positions
 from ...schema.trace import IMAGE_ROLES, ImageRole
 from ..capture.call import Call
 from ..encoding.transfer import Block, Outbox
@@ -233,8 +234,8 @@ class DeclaredLabels(Labels):
 
     def missing(self, path: Path) -> Iterator[str]:
         """What was asked for and is not in the trace."""
-        asked = self._options.steps if isinstance(self._options.steps, Sequence) and not isinstance(self._options.steps, str) else ()
-        if gone := [step for step in asked if step >= self._begun]:
+        asked = read_positions(self._options.steps, "step")
+        if gone := [step for step in asked if step >= self._begun] if isinstance(asked, list) else []:
             made = f"the run made {self._begun} evaluations"
             yield f"{option('steps')}{listed(map(str, gone))} were asked for, but {made}, so {path} has none of them"
         if silent := sorted(set(self.denoisers) - self._ran):
