@@ -14,6 +14,7 @@ from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
 from ...schema.trace import Layer, Role, TokenGroup, head_numbers
 from ..methods.recipes import Recipe, get_recipe
+from ..numerics.resize import middle
 from ..trace.reader import Selector, Trace
 from .select import Heads, Positions, Select
 
@@ -69,10 +70,6 @@ def choose(
     found = find_groups(trace, asked, group, role) if probe is None else _find_probe(trace, asked, probe)
     if not 0 <= whole(sample, "a sample") < record.samples:
         raise UnknownSelection(f"the trace has no sample {sample}; it has {_range(record.samples)}")
-    if branch is not None and branch not in record.branches:
-        raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(record.branches)}")
-    usual = row.branch if row else "cond"
-    wanted = branch or (usual if usual in record.branches else record.branches[0])
     pairs, numbers = _pairs(trace, [i for i, _ in found], heads, by_layer)
     return Selection(
         tuple(i for i, _ in found),
@@ -81,9 +78,20 @@ def choose(
         numbers,
         pairs,
         whole(sample, "a sample"),
-        record.branches.index(wanted),
+        find_branch(trace, branch, row.branch if row else "cond"),
         " ".join(f"{i}:{','.join(map(str, p))}" for (i, _), p in zip(found, pairs, strict=True)) if by_layer is not None else "",
     )
+
+
+def find_branch(trace: Trace, branch: str | None, usual: str = "cond") -> int:
+    """Position of a branch: the one named, or else the usual one, or the first where the trace lacks that.
+
+    Raises   UnknownSelection listing the branches
+    """
+    there = trace.record.branches
+    if branch is not None and branch not in there:
+        raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(there)}")
+    return there.index(branch or (usual if usual in there else there[0]))
 
 
 def _places(trace: Trace, asked: tuple[int, ...]) -> tuple[int, ...]:
@@ -191,8 +199,8 @@ def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ..
     return tuple(tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count))
 
 
-def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
-    """The cell of a layer's grid that contains a latent patch's centre; frames stand before rows and columns in both, or in neither.
+def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The (frame, row, column) of a layer's grid that contains a latent patch's centre; a patch of an image has no frame.
 
     Raises   UnknownSelection if the latent has no such patch
     """
@@ -209,7 +217,8 @@ def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, 
         are = ("are ", "", "")
         ranges = (f"{name}s {verb}{_range(n)} {from_where[name]}" for name, n, verb in zip(names, latent, are, strict=False))
         raise UnknownSelection(f"the latent grid has no patch ({', '.join(map(str, place))}); {', '.join(ranges)}")
-    return tuple((2 * i + 1) * n // (2 * m) for i, n, m in zip(place, grid, latent, strict=True))
+    frame, row, column = (middle(n, m)[i] for i, n, m in zip((0, *place)[-3:], grid, (1, *latent)[-3:], strict=True))
+    return int(frame), int(row), int(column)
 
 
 def whole(number: Any, what: str) -> int:
