@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ...schema.errors import InvalidInput
+from ..facts import MapFacts
 from ..metrics.placement import place, place_signed
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -231,14 +232,14 @@ def _style(name: str) -> Style:
 def _shape(map: xr.DataArray) -> tuple[int, int]:
     if map.ndim != 2:
         raise InvalidInput(f"a map with dimensions {map.dims} has no rows and columns to draw; write it to .npy, .nc or .zarr instead")
-    rows, columns = map.attrs.get("image_shape") or map.shape
+    rows, columns = MapFacts.of(map).image_shape or map.shape
     return int(rows), int(columns)
 
 
 def _scaled(map: xr.DataArray, factor: int) -> xr.DataArray:
     """The map for a picture enlarged by `factor`: its window grows with it."""
     _shape(map)
-    window = map.attrs.get("window")
+    window = MapFacts.of(map).window
     return map if window is None else map.assign_attrs(window=tuple(factor * edge for edge in window))
 
 

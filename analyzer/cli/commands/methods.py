@@ -119,6 +119,7 @@ def compare_command(
 
 
 def _save(trace: Trace, found: xr.Dataset, out: Path, style: str, overwrite: bool) -> None:
+    from ...facts import MapFacts
     from ...output.figures import compose, draw, encode_png
     from ...output.files import save_bytes, save_maps
     from ...output.illustration import picture, provenance
@@ -127,7 +128,7 @@ def _save(trace: Trace, found: xr.Dataset, out: Path, style: str, overwrite: boo
         save_maps({str(name): values for name, values in found.data_vars.items()}, out, overwrite=overwrite)
         return
     maps, names = found["map"], found["recipe"].values.tolist()
-    below = picture(trace, maps.attrs.get("image"))
+    below = picture(trace, MapFacts.of(maps).image)
     sheet = compose([draw(maps.sel(recipe=name), below, style) for name in names], COLUMNS if maps.ndim == 3 else 1, names)
     save_bytes(encode_png(sheet, provenance(maps.assign_attrs(recipes=names))), out, overwrite=overwrite)
 
