@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from typing import Any, Final
 
 import numpy as np
@@ -139,7 +140,8 @@ def _plan_exact(request: MapRequest, i: int, exact: Exact) -> Source:
     if weights.which:
         plans = tuple(image_layout(image) for image in masks(trace))
         given = (name, "weights")
-        graph[given] = (_one_weighting, str(trace.path), plans, weights.extra, calls.layer.places, weights.which)
+        stacked = (query_weights, str(trace.path), plans, weights.extra, calls.layer.places)
+        graph[given] = (operator.getitem, stacked, weights.which)
     for part in (part for group in groups for part in group) if together else ((step,) for step in _present(request, calls)):
         graph[name, part] = (exact_maps, calls, exact, chosen.sample, chosen.branch, part, given)
     return Source(name, graph, tuple(tuple((name, part) for part in group) for group in groups), None)
@@ -158,8 +160,3 @@ def patch(calls: Calls, sample: int, branch: int, step: int, y: int, x: int, kin
     """
     values = calls.patch((sample, branch, step), y, x, kind)
     return values if among is None else values / values[:, list(among)].sum(1, dtype=np.float64, keepdims=True)
-
-
-def _one_weighting(root: str, plans: Any, extra: NDArray[Any] | None, places: tuple[int, ...], which: int) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = query_weights(root, plans, extra, places)[which]
-    return weights

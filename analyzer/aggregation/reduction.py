@@ -9,6 +9,8 @@ does not grow with steps or layers.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -247,10 +249,7 @@ def lift_sum(lift: Lift, by_head: bool, values: Values) -> Values:
 
 def add(maps: Sequence[Values]) -> Values:
     """Sum of maps."""
-    total = maps[0]
-    for item in maps[1:]:
-        total = total + item
-    return total
+    return functools.reduce(operator.add, maps)
 
 
 def finish(

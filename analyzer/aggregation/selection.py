@@ -121,16 +121,13 @@ def recipe_layers(trace: Trace, row: Recipe, on_reference: bool) -> tuple[int, .
         found = [i for i in found if _factor(trace, trace.layers[i]) in row.factors]
     if not found:
         there = sorted({_factor(trace, layer) for layer in trace.layers if not layer.queries})
-        sizes = f", and takes those {_either(row.factors)} times coarser than the latent, of which there are {_either(there)}"
+        wanted, have = (" or ".join(map(str, numbers)) for numbers in (row.factors, there))
+        sizes = f", and takes those {wanted} times coarser than the latent, of which there are {have}"
         raise InvalidInput(
             f"recipe {row.name} leaves out every layer of the trace: it skips {row.skip or 'none'}{sizes if row.factors else ''}; "
             f"name layers with {option('layers')}, or change the recipe's fields skip and factors"
         )
     return tuple(found)
-
-
-def _either(numbers: Iterable[int]) -> str:
-    return " or ".join(map(str, numbers))
 
 
 def _factor(trace: Trace, layer: Layer) -> int:
