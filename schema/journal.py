@@ -1,4 +1,4 @@
-"""The two ledgers of a trace: the journal, one line for each committed step, and the manifest of a complete trace.
+"""The journal of a trace, one line for each committed step, and the manifest of a complete one: both list files with their hashes.
 
 A line that does not end, or an unfinished last one, is what a killed recording leaves; a damaged line anywhere else is corruption.
 """

@@ -1,4 +1,4 @@
-"""How a message names the option that helps: `keep='time'` to who calls from Python, `--keep time` to who types a command."""
+"""Parts of error messages: options as the caller writes them (`keep='time'` or `--keep time`), lists of names, nearest names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def option(name: str, value: str | bool | None = None) -> str:
 
 
 def is_for_shell() -> bool:
-    """Whether messages go to who types a command; work that is done elsewhere has to be told."""
+    """Whether messages are for the command line; work in other processes has to be told."""
     return _typed.get()
 
 

@@ -1,4 +1,4 @@
-"""What one recording says of itself: frozen records, valid from birth, that travel as JSON in the trace's root attributes."""
+"""The record of a trace: frozen dataclasses, valid when made, that are stored as JSON in the root attributes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods of the literature as rows: what each fixes that others do otherwise. Any field can be changed in the call.
+"""Recipes: published attribution methods as rows of one table, any field of which can be changed in the call.
 
     r2g(trace, recipe="i2am-official")
     r2g(trace, recipe=recipe("i2am-official", resize="bilinear", skip=""))
@@ -103,7 +103,7 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """The name and, of a row that was changed, what was: `recipe(label)` gives the same row."""
+        """The name and, of a row that was changed, what was: `get_recipe(label)` gives the same row."""
         known = RECIPES.get(self.name)
         changed = {f: getattr(self, f) for f in FIELDS if known and getattr(self, f) != getattr(known, f)}
         return f"{self.name}({', '.join(f'{f}={write(value)}' for f, value in changed.items())})" if changed else self.name

@@ -1,4 +1,4 @@
-"""Sees every attention call of a pipeline's denoisers without changing one bit of its images.
+"""Hooks that capture every attention call of a pipeline's denoisers, without changing one bit of its images.
 
 A TorchFunctionMode is on only inside the chosen attention modules; forward hooks say which module runs, on what grid, and
 which projection the values of a call came from.

@@ -1,4 +1,4 @@
-"""Attention of modules that multiply their matrices themselves: queries and keys as their projections made them.
+"""Attention of modules that multiply matrices themselves: queries and keys as their projections made them.
 
 Where such a module takes its softmax in torch, the scores it takes it of are held against these queries and keys once, so that a
 norm, a rotation or a bias between the projections and the softmax is noticed and not recorded as something it is not.
