@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..methods.recipes import Reduction
 from ..trace.calls import Calls
-from ..trace.softmax import Columns, softmax_rows
+from ..trace.softmax import Columns
 from .reduction import Resampling
 
 Values: TypeAlias = NDArray[Any]
@@ -68,7 +68,7 @@ def _collect(calls: Calls, exact: Exact, at: tuple[int, int], steps: tuple[int, 
     rows = {head: 0 if exact.to.heads_first else i for i, head in enumerate(exact.to.heads)}
     total = np.zeros((max(rows.values()) + 1, *shape), np.float64 if exact.first else np.float32)
     for step in steps:
-        for head, part, values in softmax_rows(calls, (*at, step), exact.columns, exact.to.heads):
+        for head, part, values in calls.softmax_rows((*at, step), exact.columns, exact.to.heads):
             if not exact.first:
                 total[rows[head], part] += values
             elif exact.over == "tokens":

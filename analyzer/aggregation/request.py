@@ -11,7 +11,7 @@ import numpy as np
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
-from ...schema.trace import Image, Role, Softmax, TokenGroup, head_numbers
+from ...schema.trace import Image, Role, Softmax, TokenGroup
 from ..facts import MapFacts, picture_facts
 from ..methods.recipes import Grid, Recipe, get_recipe
 from ..trace.calls import Calls
@@ -60,7 +60,7 @@ class MapRequest:
 
     def heads(self, i: int) -> tuple[int, ...]:
         """Where the selected heads stand on the head axis of the i-th selected layer."""
-        there = head_numbers(self.trace.layers[self.chosen.layers[i]])
+        there = self.trace.layers[self.chosen.layers[i]].heads_kept
         return tuple(there.index(number) for number in self.chosen.pairs[i])
 
     def facts(self) -> MapFacts:

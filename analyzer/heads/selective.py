@@ -113,21 +113,6 @@ def flat_note(table: xr.DataArray) -> str | None:
     )
 
 
-def write_table(table: xr.DataArray) -> str:
-    """The table as text: a row a threshold, mean over traces with its standard error."""
-    names = {"all": f"all {table.attrs['of']}", **{kind: f"{kind} {table.attrs['count']}" for kind in KINDS[1:]}}
-    traces = table.sizes["trace"]
-    lines = [f"{'threshold':<10}" + "".join(f"{names[kind]:>18}" for kind in KINDS)]
-    for level in table["threshold"].values.tolist():
-        cells = (table.sel(heads=kind, threshold=level).values for kind in KINDS)
-        texts = (f"{cell.mean():.4f}" + (f" +-{cell.std(ddof=1) / np.sqrt(traces):.4f}" if traces > 1 else "") for cell in cells)
-        lines.append(f"{level:<10g}" + "".join(f"{text:>18}" for text in texts))
-    better = int((table.sel(heads="top").mean("threshold") > table.sel(heads="all").mean("threshold")).sum())
-    return "\n".join(
-        [*lines, f"top better than all in {better} of {traces} traces; heads chosen by {table.attrs['by']} on {table.attrs['chosen_on']}"]
-    )
-
-
 def _require_others(scores: xr.DataArray, judged: list[Trace]) -> None:
     used = set(scores.attrs.get("traces", ()))
     if both := [trace for trace in judged if trace.id in used]:

@@ -11,7 +11,6 @@ import numpy as np
 import xarray as xr
 
 from ...schema.errors import InvalidInput
-from ...schema.trace import head_numbers
 from ..aggregation.request import AXES, MapRequest, kept_axes, request_map
 from ..aggregation.select import Select, SelectOptions
 from ..aggregation.selection import choose, split
@@ -20,7 +19,7 @@ from ..metrics.pointing import PLACES, Grid, Values
 from ..numerics.resize import bring, middle
 from ..numerics.statistics import row_evenness
 from ..trace.reader import Trace
-from ..trace.views import centres, generated_softmax, place_dims, probabilities
+from ..trace.views import centres, place_dims
 
 
 def looks(
@@ -72,7 +71,7 @@ def _of_layer(request: MapRequest, steps: tuple[int, ...], i: int) -> da.Array:
     """
     trace, chosen, row, to = request.trace, request.chosen, request.row, request.target[1:]
     index, tokens, columns = chosen.layers[i], chosen.groups[i], request.columns[i]
-    calls = (probabilities if columns.softmax == "keys" else generated_softmax)(trace, index)
+    calls = trace.probabilities(index) if columns.softmax == "keys" else trace.generated_softmax(index)
     spatial = slice(columns.tokens[0], columns.tokens[-1] + 1)
     part = calls.isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial).astype(np.float64)
     if columns.among is not None:
@@ -84,7 +83,7 @@ def _of_layer(request: MapRequest, steps: tuple[int, ...], i: int) -> da.Array:
             _resample, part, kwargs={"grid": tokens.grid, "to": to, "row": row}, input_core_dims=[["token"]], output_core_dims=[["cell"]],
             dask="parallelized", dask_gufunc_kwargs={"output_sizes": {"cell": math.prod(to)}}, output_dtypes=[np.float64],
         )  # fmt: skip
-    numbers = list(head_numbers(trace.layers[index]))
+    numbers = list(trace.layers[index].heads_kept)
     there = [numbers.index(number) if number in chosen.pairs[i] else -1 for number in chosen.heads]
     rows, across = (middle(n, m) for n, m in zip(trace.layers[index].grid, trace.latent_grid, strict=True))
     total: da.Array = part.sum("step", skipna=True, min_count=1).data.rechunk(-1)[there][:, rows][:, :, across]
@@ -127,7 +126,7 @@ def row_entropy(
         if tokens.stop - first < 2:
             name = trace.layers[index].name
             raise InvalidInput(f"layer {name} has {tokens.stop - first} tokens of {tokens.name} to look at; a row needs two to be uneven")
-        numbers = head_numbers(trace.layers[index])
+        numbers = trace.layers[index].heads_kept
         heads = [place for place, number in enumerate(numbers) if number in selected]
         calls = trace.probabilities(index).isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
         even = _even_rows(calls).mean(place_dims(trace.layers[index].places))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ...schema.errors import InvalidInput
-from ...schema.messages import nearest
+from ...schema.messages import guess
 from ...schema.trace import Softmax
 from ..numerics.resize import MODES
 
@@ -259,7 +259,7 @@ def get_recipe(row: str | Recipe, /, **changes: Any) -> Recipe:
         raise InvalidInput(f"there is no recipe {row!r}; there are {', '.join(RECIPES)}")
     name, _, written = row.removesuffix(")").partition("(")
     if name not in RECIPES:
-        raise InvalidInput(f"there is no recipe {row!r}; there are {', '.join(RECIPES)}{nearest(name, RECIPES)}")
+        raise InvalidInput(f"there is no recipe {row!r}; {guess(name, RECIPES)}there are {', '.join(RECIPES)}")
     written_changes = read_changes(written.split(", ")) if written else {}
     return dataclasses.replace(RECIPES[name], **(written_changes | changes))
 
@@ -281,7 +281,7 @@ def read_changes(texts: Iterable[str]) -> dict[str, Any]:
 
 def _require_fields(names: Iterable[str]) -> None:
     if unknown := [name for name in names if name not in FIELDS]:
-        raise InvalidInput(f"a recipe has no field {unknown[0]!r}; it has {', '.join(FIELDS)}{nearest(unknown[0], FIELDS)}")
+        raise InvalidInput(f"a recipe has no field {unknown[0]!r}; {guess(unknown[0], FIELDS)}it has {', '.join(FIELDS)}")
 
 
 def write(value: Any) -> str:

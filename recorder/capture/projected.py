@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ..encoding.scores import default_scale
 
 HEADS: Final = ("heads", "num_heads", "n_heads")
@@ -137,7 +138,7 @@ class Factors:
     def _refusal(self, what: str) -> UnsupportedModel:
         return UnsupportedModel(
             f"{self._path} multiplies matrices itself and {what}; let it call torch.nn.functional.scaled_dot_product_attention, "
-            "or leave it out through layers="
+            f"or leave it out with {option('layers')}"
         )
 
 
