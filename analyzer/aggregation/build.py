@@ -1,198 +1,162 @@
-"""The tasks under a map, layer by layer: scans where sums suffice, exact maps where each token or position counts by itself."""
+"""The tasks under a map, and the lazy map over them.
+
+A layer's part of a map comes from scans where sums of its calls suffice, from one row of each call for a single patch, and from exact
+maps where tokens or positions have to be kept apart until they are resampled.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from typing import Any, Final
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
-from ...schema.errors import InvalidInput
 from ...schema.layout import image_layout
-from ...schema.messages import option
-from ...schema.trace import Layer, Softmax, TokenGroup
-from ..methods.recipes import Recipe
+from ...schema.trace import Softmax
 from ..trace.calls import Calls, Kind
-from ..trace.images import find_image, masks
+from ..trace.images import masks
 from ..trace.scan import scan, segments
-from ..trace.softmax import Columns
 from .exact import Exact, exact_maps
-from .reduction import Graph, Lift, pick_generated
-from .request import Question, Sources
+from .reduction import Graph, Lift, Piece, Resampling, Rule, Source, pick_generated, pick_patch, pick_token, reduce_maps
+from .request import AXES, MapRequest
 from .selection import cell
 from .weights import query_weights
 
-REFERENCE_DIMS: Final = ("ref_y", "ref_x")
-Cells = tuple[int, ...]
-"""(rows, columns); frames before them on the generated side of a video."""
+ALL: Final = slice(None)
 
 
-def apart(row: Recipe, axis: str, grid: Cells | None, target: Cells | None) -> bool:
-    """Whether a layer's tokens or positions have to be kept apart until they are resampled: only a clamp can tell."""
-    return row.clamp and grid is not None and grid != target and axis not in row.before
+def build_map(request: MapRequest, **more: Any) -> xr.DataArray:
+    """The lazy map; `more` are attributes beside its facts.
+
+    Dims     kept axes in the order of `AXES`, token where each has a map, then the request's places
+    """
+    chosen, row, axes = request.chosen, request.row, request.axes
+    sources = [plan_layer(request, i) for i in range(len(chosen.layers))]
+    slots = [tuple(chosen.heads.index(number) for number in numbers) for numbers in chosen.pairs]
+    groups = [
+        [Piece(s.tasks[g] if slots[i] else (), s.lift, slots[i], len(request.called[i][g])) for i, s in enumerate(sources)]
+        for g in range(len(request.times))
+    ]
+    tokens = (len(request.columns[0].tokens),) if request.each else ()
+    facts = repr((request.trace.token, request.direction, row, chosen, axes, request.times, groups, tokens, request.target))
+    name = f"i2am-{request.direction}-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
+    rule = Rule(row.time_groups if "time" in axes else row.time, row.heads, row.layers)
+    graphs = {source.name: source.graph for source in sources}
+    array = reduce_maps(name, graphs, groups, len(chosen.heads), frozenset(axes), (*tokens, *request.target), rule)
+    # An image has no axis of frames, and tokens without a place have no rows.
+    missing = len(request.target) - len(request.places)
+    array = array[(*(ALL if axis in axes else 0 for axis in AXES), *(ALL for _ in tokens), *(0 for _ in range(missing)))]
+    dims = (*axes, *("token" for _ in tokens), *request.places)
+    return xr.DataArray(array, request.coordinates(), dims, request.direction, request.facts().to_attrs() | more)
 
 
-def add_scans(asked: Question, sources: Sources, index: int, weights: NDArray[Any] | None, lift: Lift) -> None:
+def plan_layer(request: MapRequest, i: int) -> Source:
+    """The tasks that give the i-th selected layer's part of a map, and how they reach the common grid."""
+    if request.at is not None:
+        return _plan_row(request, i)
+    row, to = request.row, _resampling(request, i)
+    on_generated = request.direction != "g2r"
+    axis, reduction = ("token", row.tokens) if on_generated else ("query", row.queries)
+    first = axis in row.before
+    if request.direction != "tokens" and request.columns[i].among is None and (first or not to.clamps):
+        return _plan_scan(request, i, to)
+    over: Any = "tokens" if on_generated else "positions"
+    exact = Exact(request.columns[i], over, "keep" if request.each else reduction, first and not request.each, to)
+    return _plan_exact(request, i, exact)
+
+
+def _resampling(request: MapRequest, i: int) -> Resampling:
+    """How the layer's maps reach the common grid."""
+    row, layer, tokens = request.row, request.trace.layers[request.chosen.layers[i]], request.chosen.groups[i]
+    grid = (max(layer.frames, 1), *layer.grid)
+    if request.direction in ("g2r", "sram"):
+        grid = (1, *tokens.grid) if tokens.grid else request.target
+    adds = "head" not in request.axes
+    return Resampling(
+        heads=request.heads(i),
+        grid=grid,
+        target=request.target,
+        resize=row.resize,
+        clamp=row.clamp,
+        add_heads=adds,
+        heads_first=adds and "head" in row.before,
+        steps_first="time" in row.before and grid != request.target,
+    )
+
+
+def _plan_scan(request: MapRequest, i: int, to: Resampling) -> Source:
     """One layer from scans, which are named by what they read and by nothing else, so that maps share them."""
-    row, chosen, trace = asked.row, asked.chosen, asked.trace
+    row, chosen, trace, weights = request.row, request.chosen, request.trace, request.weights
     other: Softmax = "keys" if row.g2r == "none" else row.g2r
-    plans = tuple(image_layout(image) for image in masks(trace))
-    token = hashlib.sha256(b"" if weights is None else weights.tobytes() + repr(weights.shape).encode()).hexdigest()[:16]
+    index, counted = chosen.layers[i], request.columns[i].tokens
     calls = Calls.of(trace, index)
-    name = f"i2am-scan-{trace.token}-{row.r2g}-{other}-{token}-{index}-{chosen.sample}-{chosen.branch}"
-    graph: Graph = {(name, "weights"): (query_weights, str(trace.path), plans, weights, calls.layer.places)}
-    # The graph holds every call, selected or not, so that it is the same for all maps; dask drops what is not needed.
-    for step in np.flatnonzero(calls.where[chosen.sample, chosen.branch] >= 0):
-        graph[name, int(step)] = (scan, calls, chosen.sample, chosen.branch, int(step), row.r2g, other, (name, "weights"))
-    sources.graphs[name] = graph
-    tasks = tuple(tuple((name, step) for step in steps) for steps in asked.called(index))
-    sources.add(index, tasks, lift, _late(row, lift))
+    name = f"i2am-scan-{trace.token}-{row.r2g}-{other}-{weights.token}-{index}-{chosen.sample}-{chosen.branch}"
+    plans = tuple(image_layout(image) for image in masks(trace))
+    graph: Graph = {(name, "weights"): (query_weights, str(trace.path), plans, weights.extra, calls.layer.places)}
+    for step in _present(request, calls):
+        graph[name, step] = (scan, calls, chosen.sample, chosen.branch, step, row.r2g, other, (name, "weights"))
+    tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
+    if request.direction == "r2g":
+        parts = tuple(n for n, part in enumerate(segments(calls)) if part.start in counted)
+        return Source(name, graph, tasks, Lift(pick_generated, parts, len(counted) if row.tokens == "mean" else 1, None, to))
+    divisor = math.prod(calls.layer.places) if row.queries == "mean" else 1
+    return Source(name, graph, tasks, Lift(pick_token, (weights.which,), divisor, (counted[0], counted[-1] + 1), to))
 
 
-def add_patches(asked: Question, sources: Sources, index: int, at: Cells, among: tuple[int, ...] | None, lift: Lift) -> None:
+def _plan_row(request: MapRequest, i: int) -> Source:
     """One layer from the attention of one position a call."""
-    row, chosen, trace = asked.row, asked.chosen, asked.trace
-    kind: Kind = "probability" if row.g2r == "keys" else "generated"
-    layer = trace.layers[index]
-    *frame, row_there, x = cell(at, trace.latent_places, places_like(layer, trace.latent_places))
-    y = row_there + (frame[0] * layer.grid[0] if frame else 0)  # rows are counted through the frames
-    only = "" if among is None else f"-{min(among)}-{max(among)}"
+    chosen, trace, columns = request.chosen, request.trace, request.columns[i]
+    index = chosen.layers[i]
+    calls, to = Calls.of(trace, index), _resampling(request, i)
+    frame, row, x = cell(request.at, trace.latent_places, (max(calls.layer.frames, 1), *calls.layer.grid))
+    y = row + frame * calls.layer.grid[0]  # rows are counted through the frames
+    kind: Kind = "probability" if columns.softmax == "keys" else "generated"
+    only = "" if columns.among is None else f"-{min(columns.among)}-{max(columns.among)}"
     name = f"i2am-patch-{trace.token}-{kind}-{index}-{chosen.sample}-{chosen.branch}-{y}-{x}{only}"
-    called, calls = asked.called(index), Calls.of(trace, index)
-    where = (chosen.sample, chosen.branch)
-    sources.graphs[name] = {(name, s): (patch, calls, *where, s, y, x, kind, among) for steps in called for s in steps}
-    sources.add(index, tuple(tuple((name, step) for step in steps) for steps in called), lift, _late(row, lift))
+    graph: Graph = {
+        (name, step): (patch, calls, chosen.sample, chosen.branch, step, y, x, kind, columns.among) for step in _present(request, calls)
+    }
+    tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
+    return Source(name, graph, tasks, Lift(pick_patch, (), 1, (columns.tokens[0], columns.tokens[-1] + 1), to))
 
 
-def patch(
-    calls: Calls, sample: int, branch: int, step: int, y: int, x: int, kind: Kind, among: tuple[int, ...] | None = None
-) -> NDArray[Any]:
+def _plan_exact(request: MapRequest, i: int, exact: Exact) -> Source:
+    """One layer from exact maps."""
+    trace, chosen, weights = request.trace, request.chosen, request.weights
+    index, called = chosen.layers[i], request.called[i]
+    calls = Calls.of(trace, index)
+    # A group of steps is one task where it is added before a clamp; else each call is one, which leaves more to do at a time.
+    together = exact.to.steps_first and exact.to.clamp
+    groups = tuple((steps,) if together and steps else tuple((s,) for s in steps) for steps in called)
+    facts = repr((exact, weights.which, weights.token, groups if together else ""))
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    name = f"i2am-exact-{trace.token}-{digest}-{index}-{chosen.sample}-{chosen.branch}"
+    graph: Graph = {}
+    given: Any = None
+    if weights.which:
+        plans = tuple(image_layout(image) for image in masks(trace))
+        given = (name, "weights")
+        stacked = (query_weights, str(trace.path), plans, weights.extra, calls.layer.places)
+        graph[given] = (operator.getitem, stacked, weights.which)
+    for part in (part for group in groups for part in group) if together else ((step,) for step in _present(request, calls)):
+        graph[name, part] = (exact_maps, calls, exact, chosen.sample, chosen.branch, part, given)
+    return Source(name, graph, tuple(tuple((name, part) for part in group) for group in groups), None)
+
+
+def _present(request: MapRequest, calls: Calls) -> list[int]:
+    """Steps of every call of a layer, selected or not: a graph of one name holds them all, and dask drops what is not needed."""
+    present: list[int] = np.flatnonzero(calls.where[request.chosen.sample, request.chosen.branch] >= 0).tolist()
+    return present
+
+
+def patch(calls: Calls, sample: int, branch: int, step: int, y: int, x: int, kind: Kind, among: tuple[int, ...] | None) -> NDArray[Any]:
     """Task: one generated position's attention in one call, as if its softmax ran `among` some tokens alone if these are given.
 
     Dims     (head, token)
     """
     values = calls.patch((sample, branch, step), y, x, kind)
     return values if among is None else values / values[:, list(among)].sum(1, dtype=np.float64, keepdims=True)
-
-
-def add_exact(asked: Question, sources: Sources, index: int, exact: Exact, which: int = 0, weights: NDArray[Any] | None = None) -> None:
-    """One layer from exact maps; `which` is a row of `query_weights`, 0 being all alike."""
-    trace, chosen = asked.trace, asked.chosen
-    calls, called = Calls.of(trace, index), asked.called(index)
-    # A group of steps is one task where it is added before a clamp; else each call is one, which leaves more to do at a time.
-    together = "time" in asked.row.before and exact.clamp and exact.grid != exact.target
-    groups = tuple((steps,) if together and steps else tuple((s,) for s in steps) for steps in called)
-    facts = repr((exact, which, None if weights is None else weights.tobytes()))
-    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    name = f"i2am-exact-{trace.token}-{digest}-{index}-{chosen.sample}-{chosen.branch}"
-    graph: Graph = {}
-    given: Any = None
-    if which:
-        plans = tuple(image_layout(image) for image in masks(trace))
-        given = (name, "weights")
-        graph[given] = (_one_weighting, str(trace.path), plans, weights, calls.layer.places, which)
-    if exact.heads:
-        for part in (part for group in groups for part in group):
-            graph[name, part] = (exact_maps, calls, exact, chosen.sample, chosen.branch, part, given)
-    sources.graphs[name] = graph
-    sources.add(index, tuple(tuple((name, part) for part in group) for group in groups), None)
-
-
-def generated_lift(asked: Question, index: int, tokens: range, heads: tuple[int, ...], target: Cells) -> Lift:
-    """How scans of a layer become R2G of a stretch of tokens that holds whole segments."""
-    row, grid = asked.row, places_like(asked.trace.layers[index], target)
-    parts = tuple(i for i, part in enumerate(segments(Calls.of(asked.trace, index))) if part.start in tokens)
-    divisor = len(tokens) if row.tokens == "mean" else 1
-    return Lift(pick_generated, parts, heads, divisor, None, grid, target, row.resize, row.clamp, _adds_first(asked))
-
-
-def token_lift(
-    asked: Question, pick: Any, which: tuple[int, ...], tokens: TokenGroup, heads: tuple[int, ...], divisor: int, target: tuple[int, ...]
-) -> Lift:
-    """How what a layer gives for each token becomes a map on the reference, or a row of tokens without a place."""
-    stretch = placed_tokens(tokens)
-    to = (target[0], target[1]) if tokens.grid else None
-    row = asked.row
-    return Lift(pick, which, heads, divisor, (stretch.start, stretch.stop), tokens.grid, to, row.resize, row.clamp, _adds_first(asked))
-
-
-def exact_lift(asked: Question, columns: Columns, heads: tuple[int, ...], over: str, grid: Cells | None, target: tuple[int, ...]) -> Exact:
-    """How a layer's columns become maps, as the recipe says."""
-    row = asked.row
-    axis, reduction = ("token", row.tokens) if over == "tokens" else ("query", row.queries)
-    to = target if grid is not None else None
-    first, head_first = axis in row.before, "head" in row.before
-    # mypy does not carry the literal through a conditional.
-    return Exact(columns, heads, over, reduction, first, asked.adds_heads, head_first, grid, to, row.resize, row.clamp)  # type: ignore[arg-type]
-
-
-def placed_tokens(tokens: TokenGroup) -> range:
-    """The tokens that maps on the reference show: those with a place, or all where none has one."""
-    return range(tokens.start + tokens.specials if tokens.grid else tokens.start, tokens.stop)
-
-
-def generated_grid(asked: Question) -> Cells:
-    """The grid that the recipe brings maps on the generated image to, with as many frames as the layer that has most.
-
-    Raises   InvalidInput for the picture's size where the trace holds none
-    """
-    target, trace = asked.row.target, asked.trace
-    grids = [trace.layers[i].grid for i in asked.chosen.layers]
-    if isinstance(target, tuple):
-        grid = target
-    elif target == "image":
-        image = find_image(trace, f"generated_{asked.chosen.sample}", "generated")
-        if image is None:
-            raise InvalidInput("the trace holds no generated image whose size maps could have; set target to (rows, columns)")
-        grid = (image.height, image.width)
-    else:
-        grid = {"latent": trace.latent_grid, "first": grids[0], "largest": max(grids, key=lambda grid: (math.prod(grid), grid))}[target]
-    return (trace.latent_frames, *grid) if trace.latent_frames else grid
-
-
-def places_like(layer: Layer, target: Cells) -> Cells:
-    """The places of a layer's queries with frames if the target has them: an image is one frame that all show."""
-    return (max(layer.frames, 1), *layer.grid) if len(target) > 2 else layer.grid
-
-
-def reference_shape(asked: Question) -> tuple[int, ...]:
-    """The grid that the recipe brings maps on the reference to, or how many tokens there are where they have no place.
-
-    Raises   InvalidInput for layers whose tokens cannot be laid over each other
-    """
-    trace, chosen, target = asked.trace, asked.chosen, asked.row.reference_target
-    grids = {group.grid for group in chosen.groups}
-    places = [grid for grid in grids if grid]
-    if places and len(places) == len(grids):
-        if isinstance(target, tuple):
-            return target
-        if target == "image":
-            image = find_image(trace, chosen.groups[0].image, "reference")
-            if image is None:
-                raise InvalidInput("the trace holds no reference image whose size maps could have; set reference_target to (rows, columns)")
-            return image.height, image.width
-        largest = max(places, key=lambda grid: (grid[0] * grid[1], grid))
-        return {"latent": trace.latent_grid, "first": chosen.groups[0].grid or largest, "largest": largest}[target]
-    counts = {group.tokens for group in chosen.groups}
-    if places or len(counts) > 1:
-        what = ", ".join(f"{trace.layers[i].name}: {g.tokens} tokens" for i, g in list(zip(chosen.layers, chosen.groups, strict=True))[:4])
-        raise InvalidInput(
-            f"the layers' {chosen.groups[0].name} tokens cannot be laid over each other ({what}); "
-            f"select layers that agree with {option('layers')}"
-        )
-    return (counts.pop(),)
-
-
-def _late(row: Recipe, lift: Lift) -> bool:
-    return "time" in row.before and lift.grid is not None and lift.grid != lift.target
-
-
-def _adds_first(asked: Question) -> bool:
-    return "head" in asked.row.before and asked.adds_heads
-
-
-def _one_weighting(root: str, plans: Any, extra: NDArray[Any] | None, grid: Cells, which: int) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = query_weights(root, plans, extra, grid)[which]
-    return weights

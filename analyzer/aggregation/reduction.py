@@ -9,6 +9,8 @@ does not grow with steps or layers.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -19,7 +21,7 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from ..methods.recipes import Reduction
-from ..numerics.resize import matrix, resize
+from ..numerics.resize import bring
 from ..trace.scan import Sums
 
 FAN_IN: Final = 8
@@ -27,33 +29,57 @@ FAN_IN: Final = 8
 Values: TypeAlias = NDArray[Any]
 Graph: TypeAlias = dict[Any, Any]
 """Task by key."""
-Keys: TypeAlias = dict[int, dict[int, Hashable]]
-"""Layer -> step -> task."""
+Cells: TypeAlias = tuple[int, int, int]
+"""Frames, rows and columns of a map. An image is one frame; tokens without a place are one row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resampling:
+    """How one layer's maps are brought to the common grid. A row of numbers, so that tasks stay small."""
+
+    heads: tuple[int, ...]
+    """Positions on the layer's head axis."""
+    grid: Cells
+    """Of one head's map before it is resampled."""
+    target: Cells
+    resize: str
+    clamp: bool
+    add_heads: bool
+    """Whether heads are added, as they are not kept."""
+    heads_first: bool
+    """Whether they are added before resampling."""
+    steps_first: bool
+    """Whether steps are added before resampling."""
+
+    def __call__(self, maps: Values) -> Values:
+        """To the common grid.
+
+        Dims     (..., frame, row, column) -> (..., *target)
+        """
+        return bring(maps, self.target, self.resize, self.clamp)
+
+    @property
+    def clamps(self) -> bool:
+        """Whether the order of sums and resampling matters, which is linear but for the clamp."""
+        return self.clamp and self.grid != self.target
 
 
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """How one call's sums become its maps on the common grid. A row of numbers, so that tasks stay small."""
+    """How one call's sums become its maps on the common grid."""
 
     pick: Callable[[Any, tuple[int, ...]], Values]
     """(what the call gave, which of its segments or weightings) -> (head, ...)."""
     index: tuple[int, ...]
-    heads: tuple[int, ...]
     divisor: float
     tokens: tuple[int, int] | None
     """Stretch of the last axis that counts; None is all of it."""
-    grid: tuple[int, ...] | None
-    """Shape of one head's map before it is resampled, frames first in a video; None leaves it a row of tokens."""
-    target: tuple[int, ...] | None
-    resize: str
-    clamp: bool
-    add_heads: bool = False
-    """Whether heads are added before resampling."""
+    to: Resampling
 
     def __call__(self, given: Any) -> Values:
         """One call's maps, in float32 as its sums were.
 
-        Dims     -> (head, [frame,] row, column) or (head, token)
+        Dims     -> (head, *target)
         """
         return self.resample(self.select(given))
 
@@ -62,33 +88,29 @@ class Lift:
 
         Dims     -> (head, ...)
         """
-        values: Values = self.pick(given, self.index)[list(self.heads)] / np.float32(self.divisor)
+        values: Values = self.pick(given, self.index)[list(self.to.heads)] / np.float32(self.divisor)
         return values if self.tokens is None else values[..., slice(*self.tokens)]
 
     def resample(self, values: Values) -> Values:
         """To the common grid.
 
-        Dims     (head, ...) -> (head or 1, [frame,] row, column) or (head or 1, token)
+        Dims     (head, ...) -> (head or 1, *target)
         """
-        if self.add_heads:
+        if self.to.heads_first:
             values = values.sum(0, dtype=np.float64, keepdims=True)
-        if self.grid is None or self.target is None:
-            return values
-        return bring(values.reshape(len(values), *self.grid), self.target, self.resize, self.clamp)
+        return self.to(values.reshape(len(values), *self.to.grid))
 
 
-def bring(maps: Values, target: tuple[int, ...], mode: str, clamp: bool) -> Values:
-    """Maps resampled and, if asked, clamped at 0; maps that are of that size already, as they are.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one layer's numbers come from."""
 
-    Dims     (..., row, column) or (..., frame, row, column) -> the same
-    """
-    if maps.shape[-len(target) :] == target:
-        return maps
-    values = resize(maps, (target[-2], target[-1]), mode) if maps.shape[-2:] != target[-2:] else maps
-    if len(target) > 2 and values.shape[-3] != target[0]:
-        along = matrix(values.shape[-3], target[0], mode).astype(values.dtype)
-        values = np.einsum("gf,...fyx->...gyx", along, values)
-    return np.maximum(values, 0, out=values) if clamp else values
+    name: str
+    graph: Graph
+    tasks: tuple[tuple[Hashable, ...], ...]
+    """Of each time group."""
+    lift: Lift | None
+    """None where the tasks give maps that are on the common grid already."""
 
 
 def pick_generated(sums: Sums, index: tuple[int, ...]) -> Values:
@@ -126,8 +148,6 @@ class Piece:
     """Where the layer's heads stand among the selected ones."""
     steps: int
     """How many calls of the layer the group has, however many tasks they are."""
-    late: bool = False
-    """Whether the calls are added before they are lifted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,41 +171,36 @@ def reduce_maps(
     keep: frozenset[str],
     cell: tuple[int, ...],
     rule: Rule,
-) -> tuple[da.Array, Values]:
-    """Maps over the kept axes, and how many (layer, head) pairs each is made of.
+) -> da.Array:
+    """Maps over time, layer and head; an axis that is not kept has length 1.
 
-    Dims     groups (time, layer) -> (time?, layer?, head?, *cell), (time?, layer?, head?)
+    Dims     groups (time, layer) -> (time, layer, head, *cell)
     """
     graph: Graph = {}
     rows = [[[piece] for piece in group] if "layer" in keep else [list(group)] for group in groups]
-    pairs = np.zeros((len(rows), len(rows[0]), heads), np.int64)
     by_head = "head" in keep
+    shape = (len(rows), len(rows[0]), heads if by_head else 1, *cell)
     for g, group in enumerate(rows):
         for i, pieces in enumerate(group):
             used = [piece for piece in pieces if piece.calls]
             keys = [_tree(graph, (name, "sum", g, i, n), piece, by_head) for n, piece in enumerate(used)]
-            for piece in used:
-                pairs[g, i, list(piece.slots)] += 1
             slots, shares = [list(p.slots) if by_head else [0] for p in used], [rule.share(p, by_head) for p in used]
             key = (name, g, i, 0, *(0 for _ in cell))
-            graph[key] = (finish, keys, slots, shares, rule.layers, (heads if by_head else 1, *cell))
-    counts = pairs if by_head else pairs.sum(-1, keepdims=True)
-    shape = (*counts.shape, *cell)
+            graph[key] = (finish, keys, slots, shares, rule.layers, shape[2:])
     layers = {**dependencies, name: graph}
-    array = da.Array(  # type: ignore[no-untyped-call]
+    array: da.Array = da.Array(  # type: ignore[no-untyped-call]
         HighLevelGraph(layers, {**{k: set() for k in dependencies}, name: set(dependencies)}),
         name,
         chunks=((1,) * shape[0], (1,) * shape[1], *((n,) for n in shape[2:])),
         dtype=np.float64,
     )
-    kept = tuple(slice(None) if axis in keep else 0 for axis in ("time", "layer", "head"))
-    return array[kept], counts[kept]
+    return array
 
 
 def _tree(graph: Graph, key: tuple[Hashable, ...], piece: Piece, by_head: bool) -> Hashable:
     """Tasks that lift and add the calls of one piece; returns the last one's key."""
     level: list[Hashable] = []
-    late = piece.lift is not None and piece.late
+    late = piece.lift is not None and piece.lift.to.steps_first
     for i in range(0, len(piece.calls), FAN_IN):
         level.append((*key, 0, i))
         calls = list(piece.calls[i : i + FAN_IN])
@@ -234,10 +249,7 @@ def lift_sum(lift: Lift, by_head: bool, values: Values) -> Values:
 
 def add(maps: Sequence[Values]) -> Values:
     """Sum of maps."""
-    total = maps[0]
-    for item in maps[1:]:
-        total = total + item
-    return total
+    return functools.reduce(operator.add, maps)
 
 
 def finish(

@@ -1,154 +1,150 @@
-"""What is asked for, and the lazy map that answers it, with its coordinates and where it comes from."""
+"""One map that is asked for: its calls and keys, the axes that are kept, the grid and the picture it lies on."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
-import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
-from ...schema.trace import Image, Role, TokenGroup
-from ..methods.recipes import Recipe, get_recipe
+from ...schema.trace import Image, Role, Softmax, TokenGroup
+from ..facts import MapFacts, picture_facts
+from ..methods.recipes import Grid, Recipe, get_recipe
 from ..trace.calls import Calls
+from ..trace.images import find_image
 from ..trace.reader import Trace
+from ..trace.softmax import Columns
 from ..trace.views import centres
-from .reduction import Graph, Lift, Piece, Rule, reduce_maps
+from .reduction import Cells
 from .select import Select
 from .selection import Selection, choose, split
+from .weights import EVEN, Weighting
 
 AXES: Final = ("time", "layer", "head")
 LEVELS: Final = {"time": "TLAM", "layer": "LLAM", "head": "HLAM"}
+Direction: TypeAlias = Literal["r2g", "g2r", "sram", "tokens"]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapRequest:
     """One map that is asked for."""
 
     trace: Trace
-    direction: str
+    direction: Direction
     row: Recipe
     chosen: Selection
     axes: tuple[str, ...]
     """What is kept, in the order of `AXES`."""
     times: tuple[tuple[int, ...], ...]
     """Steps of each time group."""
+    called: tuple[tuple[tuple[int, ...], ...], ...]
+    """Of each layer, those of them at which it was called."""
+    places: tuple[str, ...]
+    """Axes of one map: the last of frame, row and column, or tokens without a place."""
+    target: Cells
+    """The common grid: an image is one frame, tokens without a place are one row."""
+    image: Image | None
+    """The picture that the map lies on."""
+    columns: tuple[Columns, ...]
+    """The keys that count in each layer, and what their softmax runs over."""
+    weights: Weighting = EVEN
+    """How generated positions count in G2R."""
+    at: tuple[int, ...] | None = None
+    """The latent patch that SRAM is of."""
+    each: bool = False
+    """Whether every token of `columns` has a map of its own."""
 
-    @property
-    def layers(self) -> Iterator[tuple[int, TokenGroup, tuple[int, ...]]]:
-        """Each layer, its token group, and where the selected heads stand on its head axis."""
-        for index, group, numbers in zip(self.chosen.layers, self.chosen.groups, self.chosen.pairs, strict=True):
-            there = self.trace.layers[index].heads_kept
-            yield index, group, tuple(there.index(number) for number in numbers)
+    def heads(self, i: int) -> tuple[int, ...]:
+        """Where the selected heads stand on the head axis of the i-th selected layer."""
+        there = self.trace.layers[self.chosen.layers[i]].heads_kept
+        return tuple(there.index(number) for number in self.chosen.pairs[i])
 
-    @property
-    def adds_heads(self) -> bool:
-        """Whether heads are reduced at all."""
-        return "head" not in self.axes
+    def facts(self) -> MapFacts:
+        """What the map says of itself."""
+        chosen = self.chosen
+        return MapFacts(
+            direction=self.direction,
+            levels="+".join(LEVELS[axis] for axis in self.axes) or "ULAM",
+            recipe=self.row.label,
+            trace=self.trace.id,
+            group=chosen.groups[0].name,
+            sample=chosen.sample,
+            branch=self.trace.record.branches[chosen.branch],
+            heads=chosen.picked or None,
+            calls=sum(len(steps) for i, heads in enumerate(chosen.pairs) if heads for steps in self.called[i]),
+            **picture_facts(self.image),
+        )
 
-    def called(self, index: int) -> tuple[tuple[int, ...], ...]:
-        """Steps of each time group at which the layer was called."""
-        present = Calls.of(self.trace, index).where[self.chosen.sample, self.chosen.branch] >= 0
-        return tuple(tuple(step for step in steps if present[step]) for steps in self.times)
+    def coordinates(self) -> dict[str, Any]:
+        """Labels of the kept axes and of the places, and how many (layer, head) pairs each map is made of."""
+        times, chosen, steps = self.times, self.chosen, self.trace.steps
+        shape = self.target[-len(self.places) :]
+        coords: dict[str, Any] = {dim: centres(n) for dim, n in zip(self.places, shape, strict=True) if dim != "token"}
+        if "time" in self.axes:
+            coords["time"] = np.arange(len(times))
+            coords |= {"first_step": ("time", [t[0] for t in times]), "last_step": ("time", [t[-1] for t in times])}
+            coords["timestep"] = ("time", [float(np.mean(steps["timestep"][list(t)])) for t in times])
+        if "layer" in self.axes:
+            coords |= {"layer": list(chosen.layers), "layer_name": ("layer", [self.trace.layers[i].name for i in chosen.layers])}
+        if "head" in self.axes:
+            coords["head"] = list(chosen.heads)
+        pairs = np.array([[[n in own for n in chosen.heads] for own in chosen.pairs]] * len(times), np.int64)
+        pairs *= np.array([[bool(steps) for steps in called] for called in self.called]).T[..., None]
+        counts = pairs.sum(tuple(i for i, axis in enumerate(AXES) if axis not in self.axes))
+        return coords | {"pairs": (self.axes, counts) if self.axes else int(counts)}
 
 
-@dataclass(slots=True)
-class Sources:
-    """Where a map's numbers come from, gathered layer by layer."""
-
-    graphs: dict[str, Graph] = field(default_factory=dict)
-    layers: dict[int, tuple[tuple[tuple[Hashable, ...], ...], Lift | None, bool]] = field(default_factory=dict)
-    """Layer -> tasks of each time group, how they are lifted, and whether only after they are added."""
-
-    def add(self, index: int, tasks: tuple[tuple[Hashable, ...], ...], lift: Lift | None, late: bool = False) -> None:
-        """Note a layer's tasks."""
-        self.layers[index] = (tasks, lift, late)
-
-
-def question(
+def request_map(
     trace: Trace,
-    direction: str,
+    direction: Direction,
     select: Select,
+    *,
     recipe: str | Recipe,
     keep: Iterable[str] | str,
     time_groups: int | None,
+    specials: bool | None = None,
     role: Role = "reference",
     probe: str | None = None,
-) -> Question:
-    """What a call of a map function asks for.
+) -> MapRequest:
+    """What a call of a map function asks for; `specials` says whether tokens without a place count in R2G, None as the recipe does.
 
     Raises   UnknownSelection, InvalidInput
     """
-    row = get_recipe(recipe)
-    on_reference = direction in ("g2r", "sram")
+    row, on_reference = get_recipe(recipe), direction in ("g2r", "sram")
     if on_reference and row.g2r == "none":
         raise InvalidInput(f"recipe {row.name} has no maps on the reference; it has R2G and maps of tokens, or change its field g2r")
     kept = kept_axes(keep, time_groups)
     chosen = choose(trace, select, recipe=row, on_reference=on_reference, role=role, probe=probe)
+    if on_reference:
+        image = find_image(trace, chosen.groups[0].image, "reference")
+        target, places = _reference_cells(trace, row, chosen, image)
+        softmax: Softmax = "generated" if row.g2r == "generated" else "keys"
+        counted = [placed_tokens(group) for group in chosen.groups]
+    else:
+        image, softmax = find_image(trace, f"generated_{chosen.sample}", "generated"), row.r2g
+        grids = [trace.layers[i].grid for i in chosen.layers]
+        target = (max(trace.latent_frames, 1), *_common_grid(trace, row.target, grids, image, "generated image", "target"))
+        places = ("frame", "y", "x") if trace.latent_frames else ("y", "x")
+        counted = _counted(trace, chosen, row.specials if specials is None else specials)
+    alone = row.renormalize and softmax == "keys"
     times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
-    return Question(trace, direction, row, chosen, tuple(axis for axis in AXES if axis in kept), times)
-
-
-def build_map(
-    asked: Question, sources: Sources, dims: tuple[str, ...], shape: tuple[int, ...], image: Image | None, **more: Any
-) -> xr.DataArray:
-    """The lazy map.
-
-    Dims     kept axes in the order of `AXES`, then `dims`
-    """
-    trace, chosen, row = asked.trace, asked.chosen, asked.row
-    called = {index: asked.called(index) for index in chosen.layers}
-    groups = [
-        [
-            Piece(tasks[g] if heads else (), lift, tuple(chosen.heads.index(n) for n in numbers), len(called[index][g]), late)
-            for (index, _, heads), numbers in zip(asked.layers, chosen.pairs, strict=True)
-            for tasks, lift, late in (sources.layers[index],)
-        ]
-        for g in range(len(asked.times))
-    ]
-    facts = repr((trace.token, asked.direction, row, chosen, asked.axes, asked.times, groups, shape))
-    name = f"i2am-{asked.direction}-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
-    rule = Rule(row.time_groups if "time" in asked.axes else row.time, row.heads, row.layers)
-    array, pairs = reduce_maps(name, sources.graphs, groups, len(chosen.heads), frozenset(asked.axes), shape, rule)
-    calls = sum(piece.steps for group in groups for piece in group if piece.calls)
-    attrs = {
-        "direction": asked.direction,
-        "levels": "+".join(LEVELS[axis] for axis in asked.axes) or "ULAM",
-        "recipe": row.label,
-        "trace": trace.id,
-        "group": chosen.groups[0].name,
-        "sample": chosen.sample,
-        "branch": trace.record.branches[chosen.branch],
-        **({"heads": chosen.picked} if chosen.picked else {}),
-        "calls": calls,
-        "image": image.name if image else None,
-        "image_shape": (image.height, image.width) if image else None,
-        "window": image.window if image else None,
-        **more,
-    }
-    coords = _coordinates(asked, dims, shape) | ({"pairs": (asked.axes, pairs)} if asked.axes else {"pairs": int(pairs)})
-    return xr.DataArray(array, dims=(*asked.axes, *dims), coords=coords, attrs=attrs, name=asked.direction)
-
-
-def _coordinates(asked: Question, dims: tuple[str, ...], shape: tuple[int, ...]) -> dict[str, Any]:
-    trace, times, chosen = asked.trace, asked.times, asked.chosen
-    coords: dict[str, Any] = {dim: centres(n) for dim, n in zip(dims, shape, strict=True) if dim != "token"}
-    if "time" in asked.axes:
-        coords |= {
-            "time": np.arange(len(times)),
-            "first_step": ("time", [t[0] for t in times]),
-            "last_step": ("time", [t[-1] for t in times]),
-        }
-        coords["timestep"] = ("time", [float(np.mean(trace.steps["timestep"][list(t)])) for t in times])
-    if "layer" in asked.axes:
-        coords |= {"layer": list(chosen.layers), "layer_name": ("layer", [trace.layers[i].name for i in chosen.layers])}
-    if "head" in asked.axes:
-        coords["head"] = list(chosen.heads)
-    return coords
+    return MapRequest(
+        trace=trace,
+        direction=direction,
+        row=row,
+        chosen=chosen,
+        axes=tuple(axis for axis in AXES if axis in kept),
+        times=times,
+        called=tuple(_called(trace, chosen, index, times) for index in chosen.layers),
+        places=places,
+        target=target,
+        image=image,
+        columns=tuple(Columns(softmax, tuple(tokens), tuple(tokens) if alone else None) for tokens in counted),
+    )
 
 
 def kept_axes(keep: Iterable[str] | str, time_groups: int | None) -> tuple[str, ...]:
@@ -165,3 +161,54 @@ def kept_axes(keep: Iterable[str] | str, time_groups: int | None) -> tuple[str, 
     if time_groups is not None and "time" not in kept:
         raise InvalidInput(f"{option('time_groups')} splits the time axis, which is not kept; add {option('keep', 'time')}")
     return kept
+
+
+def placed_tokens(tokens: TokenGroup) -> range:
+    """The tokens that maps on the reference show: those with a place, or all where none has one."""
+    return range(tokens.start + tokens.specials if tokens.grid else tokens.start, tokens.stop)
+
+
+def _called(trace: Trace, chosen: Selection, index: int, times: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """Steps of each time group at which a layer was called."""
+    present = Calls.of(trace, index).where[chosen.sample, chosen.branch] >= 0
+    return tuple(tuple(step for step in steps if present[step]) for steps in times)
+
+
+def _counted(trace: Trace, chosen: Selection, specials: bool) -> list[range]:
+    """The tokens of each layer that count in R2G."""
+    found = [range(group.start if specials else group.start + group.specials, group.stop) for group in chosen.groups]
+    for index, group, counted in zip(chosen.layers, chosen.groups, found, strict=True):
+        if not counted:
+            name = trace.layers[index].name
+            raise InvalidInput(f"token group {group.name} has nothing but specials in layer {name}; take {option('specials', True)}")
+    return found
+
+
+def _reference_cells(trace: Trace, row: Recipe, chosen: Selection, image: Image | None) -> tuple[Cells, tuple[str, ...]]:
+    """The common grid on the reference, or one row of the tokens where they have no place, and its axes."""
+    grids = [group.grid for group in chosen.groups if group.grid]
+    if len(grids) == len(chosen.groups):
+        grid = _common_grid(trace, row.reference_target, grids, image, "reference image", "reference_target")
+        return (1, *grid), ("ref_y", "ref_x")
+    counts = {group.tokens for group in chosen.groups}
+    if grids or len(counts) > 1:
+        what = ", ".join(f"{trace.layers[i].name}: {g.tokens} tokens" for i, g in list(zip(chosen.layers, chosen.groups, strict=True))[:4])
+        raise InvalidInput(
+            f"the layers' {chosen.groups[0].name} tokens cannot be laid over each other ({what}); "
+            f"select layers that agree with {option('layers')}"
+        )
+    return (1, 1, counts.pop()), ("token",)
+
+
+def _common_grid(
+    trace: Trace, wanted: Grid, grids: Sequence[tuple[int, int]], image: Image | None, picture: str, field: str
+) -> tuple[int, int]:
+    """The grid that the recipe brings the layers' grids to."""
+    if isinstance(wanted, tuple):
+        return wanted
+    if wanted == "image":
+        if image is None:
+            raise InvalidInput(f"the trace holds no {picture} whose size maps could have; set {field} to (rows, columns)")
+        return image.height, image.width
+    largest = max(grids, key=lambda grid: (math.prod(grid), grid))
+    return {"latent": trace.latent_grid, "first": grids[0], "largest": largest}[wanted]

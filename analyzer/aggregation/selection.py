@@ -17,6 +17,7 @@ from ...schema.selection import pick_positions as pick_positions
 from ...schema.selection import whole as whole
 from ...schema.trace import Layer, Role, TokenGroup
 from ..methods.recipes import Recipe, get_recipe
+from ..numerics.resize import middle
 from ..trace.reader import Trace
 from .select import Heads, Positions, Select
 
@@ -72,10 +73,6 @@ def choose(
     found = find_groups(trace, asked, group, role) if probe is None else _find_probe(trace, asked, probe)
     if not 0 <= whole(sample, "a sample") < record.samples:
         raise UnknownSelection(f"the trace has no sample {sample}; it has {extent(record.samples)}")
-    if branch is not None and branch not in record.branches:
-        raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(record.branches)}")
-    usual = row.branch if row else "cond"
-    wanted = branch or (usual if usual in record.branches else record.branches[0])
     pairs, numbers = _pairs(trace, [i for i, _ in found], heads, by_layer)
     return Selection(
         tuple(i for i, _ in found),
@@ -84,9 +81,20 @@ def choose(
         numbers,
         pairs,
         whole(sample, "a sample"),
-        record.branches.index(wanted),
+        find_branch(trace, branch, row.branch if row else "cond"),
         " ".join(f"{i}:{','.join(map(str, p))}" for (i, _), p in zip(found, pairs, strict=True)) if by_layer is not None else "",
     )
+
+
+def find_branch(trace: Trace, branch: str | None, usual: str = "cond") -> int:
+    """Position of a branch: the one named, or else the usual one, or the first where the trace lacks that.
+
+    Raises   UnknownSelection listing the branches
+    """
+    there = trace.record.branches
+    if branch is not None and branch not in there:
+        raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(there)}")
+    return there.index(branch or (usual if usual in there else there[0]))
 
 
 def _places(trace: Trace, asked: tuple[int, ...]) -> tuple[int, ...]:
@@ -116,16 +124,13 @@ def recipe_layers(trace: Trace, row: Recipe, on_reference: bool) -> tuple[int, .
         found = [i for i in found if _factor(trace, trace.layers[i]) in row.factors]
     if not found:
         there = sorted({_factor(trace, layer) for layer in trace.layers if not layer.is_resampler})
-        sizes = f", and takes those {_either(row.factors)} times coarser than the latent, of which there are {_either(there)}"
+        wanted, have = (" or ".join(map(str, numbers)) for numbers in (row.factors, there))
+        sizes = f", and takes those {wanted} times coarser than the latent, of which there are {have}"
         raise InvalidInput(
             f"recipe {row.name} leaves out every layer of the trace: it skips {row.skip or 'none'}{sizes if row.factors else ''}; "
             f"name layers with {option('layers')}, or change the recipe's fields skip and factors"
         )
     return tuple(found)
-
-
-def _either(numbers: Iterable[int]) -> str:
-    return " or ".join(map(str, numbers))
 
 
 def _factor(trace: Trace, layer: Layer) -> int:
@@ -150,7 +155,7 @@ def _find_probe(trace: Trace, layers: Sequence[int], probe: str) -> list[tuple[i
     found = [(i, g) for i in layers for g in trace.layers[i].probes if g.name == probe]
     if not found:
         names = list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].probes))
-        there = f"there are {listed(names)}" if names else "it was recorded without any; record with {option('probes')}"
+        there = f"there are {listed(names)}" if names else f"it was recorded without any; record with {option('probes')}"
         raise UnknownSelection(f"no selected layer has the probe {probe!r}; {there}")
     stored = [trace.layers[i].name for i, _ in found if trace.layers[i].encoding != "factors"]
     if stored:
@@ -194,8 +199,8 @@ def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ..
     return tuple(tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count))
 
 
-def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
-    """The cell of a layer's grid that contains a latent patch's centre; frames stand before rows and columns in both, or in neither.
+def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The (frame, row, column) of a layer's grid that contains a latent patch's centre; a patch of an image has no frame.
 
     Raises   UnknownSelection if the latent has no such patch
     """
@@ -212,7 +217,8 @@ def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, 
         are = ("are ", "", "")
         ranges = (f"{name}s {verb}{extent(n)} {from_where[name]}" for name, n, verb in zip(names, latent, are, strict=False))
         raise UnknownSelection(f"the latent grid has no patch ({', '.join(map(str, place))}); {', '.join(ranges)}")
-    return tuple((2 * i + 1) * n // (2 * m) for i, n, m in zip(place, grid, latent, strict=True))
+    frame, row, column = (middle(n, m)[i] for i, n, m in zip((0, *place)[-3:], grid, (1, *latent)[-3:], strict=True))
+    return int(frame), int(row), int(column)
 
 
 def _heads(wanted: Positions, layers: Sequence[Layer]) -> tuple[int, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,24 @@ from .selection import pick_positions
 
 Mask: TypeAlias = str | NDArray[Any] | None
 """Name of a mask in the trace, or an array ([frame,] y, x) of shares 0..1 or 0..255; None counts all positions alike."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weighting:
+    """Which row of `query_weights` counts, and the row that is not of the trace's own masks."""
+
+    which: int = 0
+    extra: NDArray[Any] | None = None
+
+    @property
+    def token(self) -> str:
+        """What tells `extra` from any other in the names of tasks."""
+        facts = b"" if self.extra is None else self.extra.tobytes() + repr(self.extra.shape).encode()
+        return hashlib.sha256(facts).hexdigest()[:16]
+
+
+EVEN: Final = Weighting()
+"""All positions alike."""
 
 
 def query_weights(root: str, masks: tuple[ArrayPlan, ...], extra: NDArray[Any] | None, places: tuple[int, ...]) -> NDArray[np.float64]:
@@ -43,32 +63,6 @@ def _spread(picture: NDArray[Any], places: tuple[int, ...]) -> NDArray[Any]:
     if values.ndim > 2:
         values = values[middle(len(values), places[0])] if len(places) > 2 else values.mean(0)
     return np.broadcast_to(values, places)
-
-
-def only_frames(
-    trace: Trace, layers: Iterable[int], frames: Positions, chosen: tuple[int, NDArray[Any] | None]
-) -> tuple[int, NDArray[Any] | None]:
-    """A weighting that counts some frames of a video alone; scaled so that a sum over all positions, divided by them, is theirs.
-
-    Raises   UnknownSelection; InvalidInput for images, or layers with other frames than maps have
-    """
-    if frames is None:
-        return chosen
-    count, (which, extra) = trace.latent_frames, chosen
-    picked = pick_frames(trace, frames)
-    for index in layers:
-        if trace.layers[index].frames != count:
-            name = trace.layers[index].name
-            raise InvalidInput(
-                f"frames are counted in those of the map, {count}, and layer {name} has {trace.layers[index].frames}; "
-                f"select layers that have all of them with {option('layers')}"
-            )
-    names = [image.name for image in masks(trace)]
-    base = extra if extra is not None else np.ones((1, 1)) if which == 0 else trace.image(names[which - 1])[..., 0] / 255
-    counted = np.zeros((count, 1, 1))
-    counted[list(picked)] = count / len(picked)
-    base = base[middle(len(base), count)] if base.ndim > 2 else base
-    return 1 + len(names), base * counted
 
 
 def pick_frames(trace: Trace, frames: Positions) -> tuple[int, ...]:
@@ -96,25 +90,50 @@ def recipe_mask(trace: Trace, sample: int, row: Recipe) -> str | None:
     )
 
 
-def weighting(trace: Trace, mask: Mask) -> tuple[int, NDArray[Any] | None]:
-    """Which row of `query_weights` a mask is, and the mask itself if it is not one of the trace's."""
+def weighting(trace: Trace, mask: Mask) -> Weighting:
+    """How a mask counts generated positions.
+
+    Raises   UnknownSelection, InvalidInput
+    """
     names = [image.name for image in masks(trace)]
     if mask is None:
-        return 0, None
+        return EVEN
     if isinstance(mask, str):
         if mask not in names:
             raise UnknownSelection(f"the trace has no mask {mask!r} of the generated image; it has {listed(names)}")
-        return 1 + names.index(mask), None
+        return Weighting(1 + names.index(mask))
     values = np.asarray(mask)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     _require_mask(trace, values)
     values = values.astype(np.float64) / (255 if values.max() > 1 else 1)
-    for i, name in enumerate(names):
+    for i, name in enumerate(names, 1):
         recorded = trace.image(name)[..., 0] / 255
         if recorded.shape == values.shape and np.array_equal(recorded, values):
-            return 1 + i, None
-    return 1 + len(names), values
+            return Weighting(i)
+    return Weighting(1 + len(names), values)
+
+
+def only_frames(trace: Trace, layers: Iterable[int], frames: Positions, all_frames: Weighting) -> Weighting:
+    """The weighting of some frames of a video alone, scaled so that a sum over all positions, divided by them, is theirs.
+
+    Raises   UnknownSelection; InvalidInput for images, or layers with other frames than maps have
+    """
+    if frames is None:
+        return all_frames
+    count, picked = trace.latent_frames, pick_frames(trace, frames)
+    for layer in (trace.layers[index] for index in layers):
+        if layer.frames != count:
+            raise InvalidInput(
+                f"frames are counted in those of the map, {count}, and layer {layer.name} has {layer.frames}; "
+                f"select layers that have all of them with {option('layers')}"
+            )
+    names, base = [image.name for image in masks(trace)], all_frames.extra
+    if base is None:
+        base = trace.image(names[all_frames.which - 1])[..., 0] / 255 if all_frames.which else np.ones((1, 1))
+    counted = np.zeros((count, 1, 1))
+    counted[list(picked)] = count / len(picked)
+    return Weighting(1 + len(names), (base[middle(len(base), count)] if base.ndim > 2 else base) * counted)
 
 
 def _require_mask(trace: Trace, values: NDArray[Any]) -> None:

@@ -17,6 +17,7 @@ from dask.base import compute
 from ...schema.errors import InvalidInput
 from ..aggregation.select import Select
 from ..aggregation.selection import choose, has_places
+from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
 from ..metrics.masks import fit_mask
 from ..trace.images import find_mask, load_mask
@@ -87,7 +88,7 @@ def gather(
     used = None
     if has_places(chosen):
         lazy |= {"g2r": g2r(trace, **positions), "g2r_time": g2r(trace, **positions, **times)}
-        name = reference_mask or find_mask(trace, "reference_mask", f"{lazy['g2r'].attrs.get('image')}_mask", "reference_mask")
+        name = reference_mask or find_mask(trace, "reference_mask", f"{MapFacts.of(lazy['g2r']).image}_mask", "reference_mask")
         used = fit_mask(lazy["g2r"], load_mask(trace, name)) if name else None
     maps: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
     return Evidence(trace, chosen, survey(trace, chosen), maps, inside, used)

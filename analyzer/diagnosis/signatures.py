@@ -10,10 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ..aggregation.selection import Selection, cell
+from ..aggregation.selection import Selection
+from ..facts import MapFacts
 from ..inspection.precision import column_mass_lost
 from ..metrics.pointing import RADIUS
-from ..numerics.resize import resize
+from ..numerics.resize import middle, resize
 from ..numerics.statistics import correlation
 from ..trace.reader import Trace
 from .survey import Survey
@@ -136,7 +137,7 @@ def _spatial(evidence: Evidence) -> bool:
 
 def _contrast(map: xr.DataArray, inside: Mask) -> float:
     """Mean of a map outside a mask over its mean inside, on the part of the picture that the map covers."""
-    top, left, bottom, right = (round(edge) for edge in map.attrs.get("window") or (0, 0, *inside.shape))
+    top, left, bottom, right = (round(edge) for edge in MapFacts.of(map).window or (0, 0, *inside.shape))
     seen = np.s_[max(top, 0) : min(bottom, inside.shape[0]), max(left, 0) : min(right, inside.shape[1])]
     level = resize(map.values, (bottom - top, right - left), "bilinear")
     level = level[max(-top, 0) : min(bottom, inside.shape[0]) - top, max(-left, 0) : min(right, inside.shape[1]) - left]
@@ -153,8 +154,7 @@ def _on_latent(trace: Trace, index: int, values: Values) -> Values:
     Dims     (position, token) -> (patch, token)
     """
     grid, latent = trace.layers[index].grid, trace.latent_grid
-    rows = [cell((y, 0), latent, grid)[0] for y in range(latent[0])]
-    columns = [cell((0, x), latent, grid)[1] for x in range(latent[1])]
+    rows, columns = (middle(n, m) for n, m in zip(grid, latent, strict=True))
     return values.reshape(*grid, -1)[rows][:, columns].reshape(latent[0] * latent[1], -1)
 
 

@@ -17,6 +17,7 @@ from ...schema.messages import listed
 from ...schema.trace import Layer
 from ..aggregation.select import Select
 from ..aggregation.selection import Selection, choose, has_places
+from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
 from ..methods.recipes import get_recipe
 from ..numerics.statistics import correlation
@@ -65,7 +66,7 @@ def differ(first: Trace, second: Trace, metrics: Iterable[str] | None = None, **
     facts = {
         "first": first.id,
         "second": second.id,
-        "recipe": maps[0]["r2g"]["whole"].attrs["recipe"],
+        "recipe": MapFacts.of(maps[0]["r2g"]["whole"]).recipe,
         "maps": {name: _change(*(each[name]["whole"].values for each in maps)) for name in asked},
         "layers": [
             {"name": first.layers[index].name, **{name: _change(*(each[name]["layers"].values[i] for each in maps)) for name in asked}}
@@ -113,12 +114,12 @@ def draw_difference(found: Difference) -> Image:
     for name, maps in found.maps.items():
         if maps.dims[-1] == "token":
             continue
-        pictures = [picture(trace, maps.attrs.get("image")) for trace in (found.first, found.second)]
+        pictures = [picture(trace, MapFacts.of(maps).image) for trace in (found.first, found.second)]
         tiles = [draw(maps[i], pictures[i]) for i in range(2)] + [draw(maps[2], pictures[1], "difference")]
         most = float(np.abs(maps[2]).max())
         columns = 1 if "frame" in maps.dims else 3  # the frames of a video are a strip of their own
         rows.append((MEANING[name], compose(tiles, columns, ["first", "second", f"second - first, up to {most:.2g}"])))
-    generated = [picture(trace, f"generated_{found.maps['r2g'].attrs.get('sample', 0)}") for trace in (found.first, found.second)]
+    generated = [picture(trace, f"generated_{MapFacts.of(found.maps['r2g']).sample}") for trace in (found.first, found.second)]
     shown = [show(pixels) for pixels in generated if pixels is not None and pixels.ndim == 3]
     top = [("Generated", compose(shown, 2, ["first", "second"]))] if len(shown) == 2 else []
     return stack([*top, *rows])

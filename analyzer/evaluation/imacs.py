@@ -14,6 +14,7 @@ from ...schema.errors import InvalidInput
 from ...schema.messages import option
 from ..aggregation.select import Select
 from ..aggregation.selection import choose, has_places
+from ..facts import MapFacts
 from ..inspection.precision import precision_note
 from ..maps.attribution import g2r, r2g
 from ..methods.recipes import get_recipe
@@ -71,14 +72,14 @@ def plan_scores(trace: Trace, mask: str | None = None, reference_mask: str | Non
         if where is not None:
             maps["imacs_r"] = g2r(trace, **selection, query_mask=pixels)
             targets["imacs_r"] = targets["imacs_r_plain"]
-    image = plain.attrs.get("image") if plain is not None else None
+    image = MapFacts.of(plain).image if plain is not None else None
     facts = {"mask": where, "reference_mask": used, **{key: whole.attrs.get(key) for key in ("recipe", "group")}, "image": image}
-    note = precision_note(trace, chosen.layers) if whole.attrs["column_mass_lost"] else None
-    return Scoring(maps, targets, {**facts, "calls": whole.attrs.get("calls"), "note": note})
+    note = precision_note(trace, chosen.layers) if MapFacts.of(whole).column_mass_lost else None
+    return Scoring(maps, targets, {**facts, "calls": MapFacts.of(whole).calls, "note": note})
 
 
 def _own_masks(map: xr.DataArray) -> tuple[str, str]:
-    return f"{map.attrs.get('image')}_mask", "reference_mask"
+    return f"{MapFacts.of(map).image}_mask", "reference_mask"
 
 
 def score(

@@ -12,6 +12,7 @@ from dask.base import compute
 from ...schema.errors import InvalidInput
 from ...schema.messages import guess, option
 from ...schema.trace import ImageRole
+from ..facts import MapFacts
 from ..inspection.truth import require_truth
 from ..maps.attribution import g2r, r2g
 from ..maps.looks import looks, row_entropy
@@ -119,7 +120,7 @@ def plan_metrics(
     maps: dict[Of, xr.DataArray] = {of: ASK[of](trace, pictures.get("mask"), dict(selection)) for of in sorted(wanted)}
     if "reference_mask" in needed:
         drawn_on = next(maps[row.of] for row in rows if row.against == "reference_mask")
-        own = (f"{drawn_on.attrs.get('image')}_mask", "reference_mask")
+        own = (f"{MapFacts.of(drawn_on).image}_mask", "reference_mask")
         pictures["reference_mask"] = load_mask(trace, reference_mask or _own_mask(trace, "reference_mask", *own))
     targets: dict[Against, Any] = {"truth": require_truth(trace)} if "truth" in needed else {}
     for row in rows:

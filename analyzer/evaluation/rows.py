@@ -19,6 +19,7 @@ from ...schema.messages import for_shell, is_for_shell, option
 from ...schema.selection import is_numbered
 from ..aggregation.select import Select
 from ..aggregation.selection import choose
+from ..facts import MapFacts
 from ..inspection.precision import precision_note
 from ..methods.recipes import Recipe, get_recipe
 from ..trace.heads import require_same_heads
@@ -115,7 +116,7 @@ def _judged(trace: Trace, question: Question, scheduler: str | None) -> Row:
     plan = plan_metrics(trace, question.metrics, mask=question.mask, reference_mask=question.reference_mask, **question.selection)
     (computed,) = compute(plan.maps, scheduler=scheduler)  # type: ignore[no-untyped-call]
     values = {name: float(value) for name, value in plan.scores(computed).items()}
-    exact = "r2g" not in plan.maps or not plan.maps["r2g"].attrs.get("column_mass_lost")
+    exact = "r2g" not in plan.maps or not MapFacts.of(plan.maps["r2g"]).column_mass_lost
     return Row(trace.id, values, shape_of(trace, question), None if exact else precision_note(trace, _layers(trace, question)))
 
 

@@ -10,6 +10,7 @@ from ...schema.messages import is_for_shell, listed, option
 from ...schema.selection import Selector
 from ...schema.text import Text
 from ...schema.trace import Layer, TokenGroup
+from ..aggregation.selection import find_branch
 from ..trace.heads import published_order
 from ..trace.reader import Trace
 from .concepts import Concepts
@@ -52,10 +53,7 @@ class Enquiry:
 
         Raises   UnknownSelection
         """
-        branches = trace.record.branches
-        if self.branch is not None and self.branch not in branches:
-            raise UnknownSelection(f"the trace {trace.path} has no branch {self.branch!r}; it has {', '.join(branches)}")
-        return branches.index(self.branch or ("cond" if "cond" in branches else branches[0]))
+        return find_branch(trace, self.branch)
 
     def _same_layers(self, trace: Trace) -> list[int]:
         known = {layer.name: index for index, layer in enumerate(trace.layers) if _has(layer, self.probe)}

@@ -10,38 +10,19 @@ that are computed together (`dask.compute(r2g(trace), g2r(trace))`) read each fi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import xarray as xr
 
-from ...schema.errors import InvalidInput
-from ...schema.messages import option
 from ...schema.selection import Selector
-from ..aggregation.build import (
-    REFERENCE_DIMS,
-    add_exact,
-    add_patches,
-    add_scans,
-    apart,
-    exact_lift,
-    generated_grid,
-    generated_lift,
-    placed_tokens,
-    places_like,
-    reference_shape,
-    token_lift,
-)
-from ..aggregation.reduction import pick_patch, pick_token
-from ..aggregation.request import Question, Sources, build_map, question
+from ..aggregation.build import build_map
+from ..aggregation.request import MapRequest, request_map
 from ..aggregation.select import Heads, Positions, Select
 from ..aggregation.weights import Mask, only_frames, pick_frames, recipe_mask, weighting
 from ..inspection.precision import column_mass_lost
 from ..methods.recipes import Recipe
-from ..trace.images import find_image
 from ..trace.reader import Trace
-from ..trace.softmax import Columns
-from ..trace.views import place_dims
 
 
 def r2g(
@@ -70,23 +51,9 @@ def r2g(
     Source   Park et al., I2AM, ICLR 2025; v1 prints the other softmax axis (Eq. 4)
     """
     select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
-    asked = question(trace, "r2g", select, recipe, keep, time_groups)
-    row, target, sources = asked.row, generated_grid(asked), Sources()
+    request = request_map(trace, "r2g", select, recipe=recipe, keep=keep, time_groups=time_groups, specials=specials)
     shown = None if frames is None else list(pick_frames(trace, frames))
-    for index, tokens, places in asked.layers:
-        counted = range(tokens.start if (row.specials if specials is None else specials) else tokens.start + tokens.specials, tokens.stop)
-        if not counted:
-            raise InvalidInput(
-                f"token group {tokens.name} has nothing but specials in layer {trace.layers[index].name}; take {option('specials', True)}"
-            )
-        grid, alone = places_like(trace.layers[index], target), row.renormalize and row.r2g == "keys"
-        if alone or apart(row, "token", grid, target):
-            columns = Columns(row.r2g, tuple(counted), tuple(counted) if alone else None)
-            add_exact(asked, sources, index, exact_lift(asked, columns, places, "tokens", grid, target))
-        else:
-            add_scans(asked, sources, index, None, generated_lift(asked, index, counted, places, target))
-    image = find_image(trace, f"generated_{asked.chosen.sample}", "generated")
-    found = build_map(asked, sources, place_dims(target), target, image, column_mass_lost=lost_columns(asked))
+    found = build_map(request, column_mass_lost=lost_columns(request))
     return found if shown is None else found.isel(frame=shown).assign_attrs(frames=shown)
 
 
@@ -117,22 +84,12 @@ def g2r(
     Source   Park et al., I2AM, ICLR 2025; the mask: v1, Eq. 17
     """
     select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
-    asked = question(trace, "g2r", select, recipe, keep, time_groups)
-    row, target, sources = asked.row, reference_shape(asked), Sources()
-    mask = recipe_mask(trace, asked.chosen.sample, row) if query_mask is None else query_mask
-    which, extra = only_frames(trace, asked.chosen.layers, frames, weighting(trace, mask))
-    for index, tokens, places in asked.layers:
-        counted, alone = placed_tokens(tokens), row.renormalize and row.g2r == "keys"
-        positions = math.prod(trace.layers[index].places)
-        if alone or apart(row, "query", tokens.grid, (target[0], target[-1])):
-            columns = Columns("generated" if row.g2r == "generated" else "keys", tuple(counted), tuple(counted) if alone else None)
-            add_exact(asked, sources, index, exact_lift(asked, columns, places, "positions", tokens.grid, target), which, extra)
-        else:
-            divisor = positions if row.queries == "mean" else 1
-            add_scans(asked, sources, index, extra, token_lift(asked, pick_token, (which,), tokens, places, divisor, target))
+    request = request_map(trace, "g2r", select, recipe=recipe, keep=keep, time_groups=time_groups)
+    mask = recipe_mask(trace, request.chosen.sample, request.row) if query_mask is None else query_mask
+    weights = only_frames(trace, request.chosen.layers, frames, weighting(trace, mask))
     attrs: dict[str, object] = {"query_mask": mask if isinstance(mask, str) else "array"} if mask is not None else {}
     attrs |= {} if frames is None else {"frames": list(pick_frames(trace, frames))}
-    return _on_reference(asked, sources, target, **attrs)
+    return build_map(replace(request, weights=weights), **attrs)
 
 
 def sram(
@@ -160,20 +117,11 @@ def sram(
     Source   Park et al., I2AM, ICLR 2025 (v1: Eq. 16)
     """
     select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
-    asked = question(trace, "sram", select, recipe, keep, time_groups)
-    target, sources = reference_shape(asked), Sources()
-    for index, tokens, places in asked.layers:
-        among = tuple(placed_tokens(tokens)) if asked.row.renormalize and asked.row.g2r == "keys" else None
-        add_patches(asked, sources, index, at, among, token_lift(asked, pick_patch, (), tokens, places, 1, target))
-    return _on_reference(asked, sources, target, at=tuple(int(i) for i in at))
+    request = request_map(trace, "sram", select, recipe=recipe, keep=keep, time_groups=time_groups)
+    return build_map(replace(request, at=at), at=tuple(int(i) for i in at))
 
 
-def lost_columns(asked: Question) -> float:
+def lost_columns(request: MapRequest) -> float:
     """What the encoding took from one column of G at worst; with the softmax over keys maps are made of rows, which are whole."""
-    lost = column_mass_lost(asked.trace)
-    return max(lost[index] for index in asked.chosen.layers) if asked.row.r2g == "generated" else 0.0
-
-
-def _on_reference(asked: Question, sources: Sources, target: tuple[int, ...], **attrs: object) -> xr.DataArray:
-    image = find_image(asked.trace, asked.chosen.groups[0].image, "reference")
-    return build_map(asked, sources, REFERENCE_DIMS if len(target) == 2 else ("token",), target, image, **attrs)
+    lost = column_mass_lost(request.trace)
+    return max(lost[index] for index in request.chosen.layers) if request.row.r2g == "generated" else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Unpack, get_args
 
 import dask.array as da
 import numpy as np
@@ -13,18 +13,19 @@ from scipy import stats
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
-from ..aggregation.select import Positions
+from ..aggregation.request import Direction
+from ..aggregation.select import Positions, SelectOptions
+from ..facts import MapFacts
 from ..methods.recipes import RECIPES, Recipe, get_recipe
 from ..metrics.placement import ROUNDING
-from ..numerics.resize import resize
+from ..numerics.resize import bring
 from ..numerics.statistics import correlations
 from ..trace.reader import Trace
 from ..trace.views import centres
 from .attribution import g2r, r2g, sram
 from .tokens import token_map
 
-Direction: TypeAlias = Literal["r2g", "g2r", "sram", "tokens"]
-DIRECTIONS: Final[tuple[Direction, ...]] = ("r2g", "g2r", "sram", "tokens")
+DIRECTIONS: Final[tuple[Direction, ...]] = get_args(Direction)
 
 
 def compare(
@@ -34,7 +35,7 @@ def compare(
     direction: Direction = "r2g",
     at: tuple[int, ...] | None = None,
     tokens: Positions = None,
-    **selection: Any,
+    **options: Unpack[SelectOptions],
 ) -> xr.Dataset:
     """The maps of several recipes on one grid, the finest of theirs, with every pair's correlation over its cells.
 
@@ -45,13 +46,13 @@ def compare(
     Range    correlations in [-1, 1]; NaN with a map that is constant up to rounding, as those of i2am-v1
     Raises   InvalidInput for fewer than two recipes or one that is named twice; as the map functions
     """
-    _check(direction, at, tokens, selection)
+    _check(direction, at, tokens, options)
     rows = list(RECIPES.values()) if recipes is None else _rows(recipes)
     maps: dict[str, xr.DataArray] = {}
     left_out: list[str] = []
     for row in rows:
         try:
-            maps[row.label] = _ask(trace, row, direction, at, tokens, selection)
+            maps[row.label] = _ask(trace, row, direction, at, tokens, options)
         except (InvalidInput, UnknownSelection) as error:
             if recipes is not None:
                 raise
@@ -60,7 +61,7 @@ def compare(
         raise InvalidInput(f"no recipe can be asked for {direction} of this trace; {left_out[0]}")
     first = next(iter(maps.values()))
     if first.dims[-1] not in ("x", "ref_x"):
-        raise InvalidInput(f"the {first.attrs['group']} tokens have no place on a picture, so there are no maps to lay side by side")
+        raise InvalidInput(f"the {MapFacts.of(first).group} tokens have no place on a picture, so there are no maps to lay side by side")
     values = da.stack([_brought(map, _finest(maps.values())) for map in maps.values()])  # type: ignore[no-untyped-call]
     attrs = {name: value for name, value in first.attrs.items() if all(_same(m.attrs.get(name), value) for m in maps.values())}
     coords = {"recipe": list(maps), "other": list(maps), **{d: centres(n) for d, n in zip(first.dims, values.shape[1:], strict=True)}}
@@ -98,25 +99,25 @@ def _rows(recipes: Iterable[str | Recipe] | str | Recipe) -> list[Recipe]:
     return rows
 
 
-def _check(direction: str, at: tuple[int, ...] | None, tokens: Positions, selection: dict[str, Any]) -> None:
+def _check(direction: str, at: tuple[int, ...] | None, tokens: Positions, options: SelectOptions) -> None:
     if direction not in DIRECTIONS:
         raise InvalidInput(f"there are no maps called {direction!r}; there are {', '.join(DIRECTIONS)}")
     if (at is None) == (direction == "sram"):
         raise InvalidInput(f"{option('at')} is the patch of sram, which needs one, and of nothing else")
     if tokens is not None and direction != "tokens":
         raise InvalidInput(f"{option('tokens')} chooses what maps of tokens are of; compare those with {option('direction', 'tokens')}")
-    if unknown := [name for name in selection if name in ("keep", "time_groups")]:
+    if unknown := [name for name in options if name in ("keep", "time_groups")]:
         raise InvalidInput(f"a comparison keeps no axis, so it takes no {option(unknown[0])}; compare steps, layers or heads one by one")
 
 
 def _ask(
-    trace: Trace, row: Recipe, direction: Direction, at: tuple[int, ...] | None, tokens: Positions, selection: dict[str, Any]
+    trace: Trace, row: Recipe, direction: Direction, at: tuple[int, ...] | None, tokens: Positions, options: SelectOptions
 ) -> xr.DataArray:
     if direction == "tokens":
-        return token_map(trace, tokens, recipe=row, **selection)
+        return token_map(trace, tokens, recipe=row, **options)
     if at is not None:
-        return sram(trace, at, recipe=row, **selection)
-    return (r2g if direction == "r2g" else g2r)(trace, recipe=row, **selection)
+        return sram(trace, at, recipe=row, **options)
+    return (r2g if direction == "r2g" else g2r)(trace, recipe=row, **options)
 
 
 def _finest(maps: Iterable[xr.DataArray]) -> tuple[int, int]:
@@ -129,7 +130,7 @@ def _brought(map: xr.DataArray, grid: tuple[int, int]) -> da.Array:
     if map.shape[-2:] == grid:
         return lazy
     chunks = (*lazy.chunks[:-2], *((n,) for n in grid))
-    found: da.Array = lazy.map_blocks(resize, grid, "bilinear", chunks=chunks, dtype=np.float64)  # type: ignore[arg-type]
+    found: da.Array = lazy.map_blocks(bring, grid, "bilinear", chunks=chunks, dtype=np.float64)  # type: ignore[arg-type]
     return found
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
+from ..facts import MapFacts
 from ..methods.recipes import Recipe, Scaling, get_recipe
 from ..metrics.masks import hide, require_shares
 from ..metrics.placement import upsample
@@ -31,13 +32,13 @@ def heatmap(
     Raises   InvalidInput for a map without rows and columns, or with NaN
     Source   of i2am-official, the released code's hook; the paper mentions neither the complement nor the first scaling
     """
-    row = get_recipe(recipe if recipe is not None else map.attrs.get("recipe", "i2am"))
+    facts = MapFacts.of(map)
+    row = get_recipe(facts.recipe if recipe is None else recipe)
     size = shape or _covered(map)
-    on_reference = map.attrs.get("direction") in ("g2r", "sram")
-    if row.pre_mask and mask is not None and on_reference:
+    if row.pre_mask and mask is not None and facts.on_reference:
         map = hide(map, _shares(mask))
     scaled = _scale(upsample(_scale(map, row.scale_before), (int(size[0]), int(size[1])), row.upsample), row.scale_after)
-    if row.invert and not on_reference:
+    if row.invert and not facts.on_reference:
         scaled = 1 - scaled
     return scaled.where(scaled > row.threshold, 0.0).assign_attrs(map.attrs) if row.threshold else scaled.assign_attrs(map.attrs)
 
@@ -47,18 +48,18 @@ def published(trace: Trace, map: xr.DataArray) -> xr.DataArray:
 
     Raises   as `heatmap`; UnknownSelection if the trace has several masks of the reference
     """
-    row, name = get_recipe(map.attrs.get("recipe", "i2am")), None
-    if row.pre_mask and map.attrs.get("direction") in ("g2r", "sram"):
-        name = find_mask(trace, "reference_mask", f"{map.attrs.get('image')}_mask", "reference_mask")
+    facts, name = MapFacts.of(map), None
+    if get_recipe(facts.recipe).pre_mask and facts.on_reference:
+        name = find_mask(trace, "reference_mask", f"{facts.image}_mask", "reference_mask")
     return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs(pre_mask=name)
 
 
 def _covered(map: xr.DataArray) -> tuple[int, int]:
     """Height and width of the part of its image that a map covers, in pixels."""
-    size = map.attrs.get("image_shape")
-    if size is None:
+    facts = MapFacts.of(map)
+    if facts.image_shape is None:
         raise InvalidInput("the trace holds no image that the map lies on; say which size its picture shall have")
-    top, left, bottom, right = (round(edge) for edge in map.attrs.get("window") or (0, 0, *size))
+    top, left, bottom, right = (round(edge) for edge in facts.window or (0, 0, *facts.image_shape))
     return bottom - top, right - left
 
 

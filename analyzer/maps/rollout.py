@@ -7,7 +7,7 @@ resampler's attention in the trace, a map over those tokens becomes a map over p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import xarray as xr
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
-from ...schema.trace import TokenGroup
+from ..aggregation.selection import find_branch
+from ..facts import MapFacts, picture_facts
 from ..trace.calls import Calls
+from ..trace.images import find_image
 from ..trace.reader import Trace
 from ..trace.views import centres
 
@@ -48,7 +50,8 @@ def token_patches(trace: Trace, group: str, sample: int = 0, branch: int = 0, re
     steps = [rollout(_attention(blocks, (sample, branch, step)), patches.tokens, residual) for step in range(len(trace.present))]
     placed = np.stack(steps)[..., patches.specials :].reshape(len(steps), -1, *patches.grid)
     coords = {"step": trace.steps["evaluation"], "ref_y": centres(patches.grid[0]), "ref_x": centres(patches.grid[1])}
-    return xr.DataArray(placed, dims=("step", "token", "ref_y", "ref_x"), coords=coords, attrs=_lying_on(trace, patches), name="patches")
+    attrs = picture_facts(find_image(trace, patches.image or "", ""))
+    return xr.DataArray(placed, dims=("step", "token", "ref_y", "ref_x"), coords=coords, attrs=attrs, name="patches")
 
 
 def carry(trace: Trace, map: xr.DataArray, residual: float = RESIDUAL) -> xr.DataArray:
@@ -65,8 +68,8 @@ def carry(trace: Trace, map: xr.DataArray, residual: float = RESIDUAL) -> xr.Dat
             f"the map has axes {', '.join(str(dim) for dim in map.dims)}; only a map over an adapter's tokens (G2R or SRAM of a token "
             "group without a grid) is carried to patches"
         )
-    branch = trace.record.branches.index(map.attrs["branch"])
-    made_of = token_patches(trace, map.attrs["group"], map.attrs["sample"], branch, residual)
+    facts = MapFacts.of(map)
+    made_of = token_patches(trace, facts.group or "", facts.sample, find_branch(trace, facts.branch), residual)
     if made_of.sizes["token"] != map.sizes["token"]:
         raise InvalidInput(
             f"the map has {map.sizes['token']} tokens, but the resampler makes {made_of.sizes['token']}; give one reference's map"
@@ -118,12 +121,3 @@ def _blocks(trace: Trace, group: str) -> list[int]:
             f"patches into tokens have one (Plus, and SD3's), and {option('layers')} must not leave it out when recording"
         )
     return found
-
-
-def _lying_on(trace: Trace, patches: TokenGroup) -> dict[str, Any]:
-    image = next((image for image in trace.images if image.name == patches.image), None)
-    return {
-        "image": image.name if image else None,
-        "image_shape": (image.height, image.width) if image else None,
-        "window": image.window if image else None,
-    }

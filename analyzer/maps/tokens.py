@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+from dataclasses import replace
 
 import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ...schema.selection import Selector
 from ...schema.trace import TokenGroup
-from ..aggregation.build import add_exact, exact_lift, generated_grid, places_like
-from ..aggregation.request import Sources, build_map, question
+from ..aggregation.build import build_map
+from ..aggregation.request import request_map
 from ..aggregation.select import Heads, Positions, Select
 from ..aggregation.selection import pick_positions
-from ..methods.recipes import Recipe
-from ..trace.images import find_image
+from ..methods.recipes import Recipe, get_recipe
 from ..trace.reader import Trace
 from ..trace.softmax import Columns
-from ..trace.views import place_dims
 from .attribution import lost_columns
 
 
@@ -55,24 +53,22 @@ def token_map(
     each = isinstance(axes, Iterable) and "token" in (axes := tuple(axes))
     kept = tuple(axis for axis in axes if axis != "token") if each else axes
     select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
-    asked = question(trace, "tokens", select, recipe or ("ovam" if probe else "daam"), kept, time_groups, role="text", probe=probe)
-    numbers = _numbers(asked.chosen.groups, tokens, "token")
-    row, target, sources = asked.row, generated_grid(asked), Sources()
+    row = get_recipe(recipe or ("ovam" if probe else "daam"))
+    request = request_map(trace, "tokens", select, recipe=row, keep=kept, time_groups=time_groups, specials=True, role="text", probe=probe)
+    groups = request.chosen.groups
+    numbers = _numbers(groups, tokens, "token")
     alone = numbers if row.renormalize and among is None and row.r2g == "keys" else None
-    over = alone if among is None else _numbers(asked.chosen.groups, among, "token")
+    over = alone if among is None else _numbers(groups, among, "token")
     if over is not None and (missing := sorted(set(numbers) - set(over))):
         raise InvalidInput(f"token {missing[0]} has a map only if it is one of those that the softmax runs over; add it to among")
-    for index, there, places in asked.layers:
-        start, grid = there.start, places_like(trace.layers[index], target)
+    columns = []
+    for there in groups:
         beside = tuple(there.start + n for n in (range(there.tokens) if over is None else over))
-        columns = Columns(row.r2g, tuple(start + n for n in numbers), beside if over is not None or probe else None, probe is not None)
-        exact = exact_lift(asked, columns, places, "tokens", grid, target)
-        add_exact(asked, sources, index, dataclasses.replace(exact, reduction="keep") if each else exact)
-    image = find_image(trace, f"generated_{asked.chosen.sample}", "generated")
+        own = tuple(there.start + n for n in numbers)
+        columns.append(Columns(row.r2g, own, beside if over is not None or probe else None, probe is not None))
+    request = replace(request, columns=tuple(columns), each=each)
     facts = {"probe": probe} if probe else {}
-    dims, shape = place_dims(target), target
-    dims, shape = (("token", *dims), (len(numbers), *shape)) if each else (dims, shape)
-    found = build_map(asked, sources, dims, shape, image, column_mass_lost=lost_columns(asked), tokens=list(numbers), **facts)
+    found = build_map(request, column_mass_lost=lost_columns(request), tokens=list(numbers), **facts)
     return found.assign_coords(token=list(numbers)) if each else found
 
 

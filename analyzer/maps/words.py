@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, Unpack
 
 import xarray as xr
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, listed, option
 from ...schema.text import Text
-from ..methods.recipes import Recipe, get_recipe
+from ..aggregation.select import MapOptions
+from ..aggregation.selection import find_branch
+from ..methods.recipes import get_recipe
 from ..trace.reader import Trace
 from .tokens import token_map
 
@@ -60,11 +62,7 @@ def word_map(
     probe: str | None = None,
     text: str | None = None,
     among: Among = "text",
-    group: str | None = None,
-    sample: int | None = None,
-    branch: str | None = None,
-    recipe: str | Recipe | None = None,
-    **selection: Any,
+    **options: Unpack[MapOptions],
 ) -> xr.DataArray:
     """Where on the generated image a word or phrase is attended to.
 
@@ -81,13 +79,14 @@ def word_map(
     """
     if among not in AMONG:
         raise InvalidInput(f"among is {among!r}; the softmax over a probe's tokens runs over those of the word's own text or of the probe")
-    row, place = get_recipe(recipe or ("ovam" if probe else "daam")), 0 if sample is None else sample
-    texts = _texts(trace, probe, group, place, None if probe else _branch(trace, branch, row), text)
+    row, sample = get_recipe(options.get("recipe") or ("ovam" if probe else "daam")), options.get("sample") or 0
+    branch = None if probe else trace.record.branches[find_branch(trace, options.get("branch"), row.branch)]
+    texts = _texts(trace, probe, options.get("group"), sample, branch, text)
     found = _choose(word, occurrence, texts)
     beside = _beside(found, texts, among) if probe else None
     tokens = sorted({token for one in found for token in one.tokens})
-    own = None if probe else texts[0].group
-    made = token_map(trace, tokens, group=own, probe=probe, among=beside, sample=place, branch=branch, recipe=row, **selection)
+    own: MapOptions = {**options, "group": None if probe else texts[0].group, "sample": sample, "recipe": row}
+    made = token_map(trace, tokens, probe=probe, among=beside, **own)
     return made.assign_attrs(word=found[0].word, occurrences=[one.occurrence for one in found], pieces=" ".join(_pieces(found)))
 
 
@@ -132,8 +131,7 @@ def _texts(trace: Trace, probe: str | None, group: str | None, sample: int | Non
             else f"it was recorded without any; record with {option('encoding', 'factors')} and {option('probes')}"
         )
         raise UnknownSelection(f"the trace has no probe {probe!r}; {there}")
-    if branch is not None and branch not in trace.record.branches:
-        raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(trace.record.branches)}")
+    find_branch(trace, branch)
     wanted = probe if probe is not None else group
     found = [one for one in trace.record.texts if (one.group == wanted if wanted else one.group not in probes)]
     if not found:
@@ -243,11 +241,6 @@ def _beside(found: Sequence[WordSpan], texts: Sequence[Text], among: Among) -> l
 
 def _pieces(found: Sequence[WordSpan]) -> Iterable[str]:
     return (piece for one in found for piece in one.pieces)
-
-
-def _branch(trace: Trace, branch: str | None, row: Recipe) -> str:
-    """The branch whose text is meant: that of the map."""
-    return branch or (row.branch if row.branch in trace.record.branches else trace.record.branches[0])
 
 
 def _unknown(word: str, texts: Sequence[Text]) -> UnknownSelection:

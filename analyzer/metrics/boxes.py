@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ...schema.errors import InvalidInput
+from ..facts import MapFacts
 from .masks import binarize, fit_mask
 from .overlap import segment
 from .placement import Map
@@ -35,7 +36,7 @@ def find_boxes(map: Map, size: tuple[int, int] | None = None, percentile: float 
     Raises   InvalidInput if the picture's size is unknown, a percentile outside [0, 100], a square without a middle
     Source   Park et al., ICLR 2025, detection protocol; from the numbers, where the published script reads a coloured picture
     """
-    known = map.attrs.get("image_shape") if isinstance(map, xr.DataArray) else None
+    known = MapFacts.of(map).image_shape
     target = size or known
     if target is None:
         raise InvalidInput("the map does not say how large its picture is; give size=(height, width)")

@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
+from ..facts import MapFacts
 from .placement import Map, _like, _pixels, _resize, _values
 
 
@@ -18,7 +19,7 @@ def hide(map: Map, inside: NDArray[Any]) -> xr.DataArray:
     Dims     map (..., row, column), mask (row, column) of the map's picture -> as the map
     """
     values = _values(map)
-    top, left, bottom, right = _pixels(map.attrs.get("window") if isinstance(map, xr.DataArray) else None, inside.shape)
+    top, left, bottom, right = _pixels(MapFacts.of(map).window, inside.shape)
     seen = np.zeros((bottom - top, right - left))
     rows, columns = slice(max(top, 0), min(bottom, inside.shape[0])), slice(max(left, 0), min(right, inside.shape[1]))
     seen[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside[rows, columns]
@@ -49,11 +50,11 @@ def fit_mask(map: Map, mask: Map) -> NDArray[np.bool_]:
     Raises   InvalidInput naming both sizes if it is not of the size of the picture that the map lies on; as `binarize`
     """
     found = _one_channel(mask).shape
-    shape = map.attrs.get("image_shape") if isinstance(map, xr.DataArray) else None
+    facts = MapFacts.of(map)
+    shape = facts.image_shape
     if shape is not None and tuple(int(n) for n in shape) != found:
-        picture = map.attrs.get("image", "its picture") if isinstance(map, xr.DataArray) else "its picture"
         raise InvalidInput(
-            f"the mask is {found[0]} x {found[1]} (height x width), but the map lies on {picture}, "
+            f"the mask is {found[0]} x {found[1]} (height x width), but the map lies on {facts.image or 'its picture'}, "
             f"which is {shape[0]} x {shape[1]}; resize the mask to that, or give the mask of that picture"
         )
     return binarize(mask)

@@ -14,11 +14,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
+from ..facts import MapFacts, Window
 from ..numerics.resize import resize
 
 Map: TypeAlias = xr.DataArray | NDArray[Any]
 Values: TypeAlias = NDArray[np.float64]
-Window: TypeAlias = tuple[float, float, float, float]
 
 THRESHOLD = 0.4
 ROUNDING = 1e-6
@@ -98,8 +98,7 @@ def place_signed(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.D
 
 def _lay(map: Map, size: tuple[int, int], mode: str, scale: Callable[[Values, Values], Values], outside: float) -> xr.DataArray:
     """A map on the part of its picture that its window covers; `scale` takes its values and what the picture shows of them."""
-    window = map.attrs.get("window") if isinstance(map, xr.DataArray) else None
-    top, left, bottom, right = _pixels(window, size)
+    top, left, bottom, right = _pixels(MapFacts.of(map).window, size)
     inside = np.s_[..., max(top, 0) : min(bottom, size[0]), max(left, 0) : min(right, size[1])]
     seen = np.s_[..., max(-top, 0) : min(bottom, size[0]) - top, max(-left, 0) : min(right, size[1]) - left]
     values = _values(map)

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
+from ..facts import MapFacts
 from ..numerics.resize import resize
 from .masks import binarize
 from .placement import Map
@@ -74,7 +75,7 @@ def distances(looks: xr.DataArray, truth: Truth) -> NDArray[np.float64]:
     if truth.position.shape[:2] != looks.shape[-4:-2] or not truth.known.any():
         rows, columns = looks.shape[-4:-2]
         raise InvalidInput(f"the truth has shape {truth.position.shape}; expected known places of {rows} x {columns} patches")
-    height, width = looks.attrs.get("image_shape") or (1, 1)
+    height, width = MapFacts.of(looks).image_shape or (1, 1)
     found = peaks(looks).values[..., truth.known, :] - truth.position[truth.known]
     return np.asarray(np.hypot(found[..., 0] * height, found[..., 1] * width) / max(height, width))
 
@@ -115,8 +116,9 @@ def _places(looks: xr.DataArray) -> NDArray[np.float64]:
     Dims     -> (cell, place)
     """
     rows, columns = looks.shape[-2:]
-    height, width = looks.attrs.get("image_shape") or (1, 1)
-    top, left, bottom, right = looks.attrs.get("window") or (0, 0, height, width)
+    facts = MapFacts.of(looks)
+    height, width = facts.image_shape or (1, 1)
+    top, left, bottom, right = facts.window or (0, 0, height, width)
     y = (top + (np.arange(rows) + 0.5) / rows * (bottom - top)) / height
     x = (left + (np.arange(columns) + 0.5) / columns * (right - left)) / width
     return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)

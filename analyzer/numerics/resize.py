@@ -41,6 +41,20 @@ def resize(picture: Any, size: tuple[int, int], mode: str = "bicubic") -> Values
     return product(down, wide)
 
 
+def bring(maps: Values, target: tuple[int, ...], mode: str, clamp: bool = False) -> Values:
+    """Maps resampled and, if asked, clamped at 0; maps that are of that size already, as they are.
+
+    Dims     (..., row, column) or (..., frame, row, column) -> (..., *target)
+    """
+    if maps.shape[-len(target) :] == target:
+        return maps
+    values = resize(maps, (target[-2], target[-1]), mode) if maps.shape[-2:] != target[-2:] else maps
+    if len(target) > 2 and values.shape[-3] != target[0]:
+        along = matrix(values.shape[-3], target[0], mode).astype(values.dtype)
+        values = np.einsum("gf,...fyx->...gyx", along, values)
+    return np.maximum(values, 0, out=values) if clamp else values
+
+
 def middle(source: int, target: int) -> Values:
     """Which of some frames is in the middle of each of fewer, or more, frames of the same video.
 

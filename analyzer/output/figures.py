@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ...schema.errors import InvalidInput
+from ..facts import MapFacts
 from ..metrics.placement import place, place_signed
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -105,7 +106,7 @@ def overlay(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", m
     if picture is not None:
         pixels = _rgb(picture)
         size = (pixels.shape[0], pixels.shape[1])
-    factor, look, window = _factor(size), _style(style), map.attrs.get("window")
+    factor, look, window = _factor(size), _style(style), MapFacts.of(map).window
     # The window grows with the picture.
     map = map if window is None else map.assign_attrs(window=tuple(factor * edge for edge in window))
     heat = (place_signed if look.signed else place)(map, (size[0] * factor, size[1] * factor)).values
@@ -233,7 +234,7 @@ def _style(name: str) -> Style:
 def _shape(map: xr.DataArray) -> tuple[int, int]:
     if map.ndim != 2:
         raise InvalidInput(f"a map with dimensions {map.dims} has no rows and columns to draw; write it to .npy, .nc or .zarr instead")
-    rows, columns = map.attrs.get("image_shape") or map.shape
+    rows, columns = MapFacts.of(map).image_shape or map.shape
     return int(rows), int(columns)
 
 

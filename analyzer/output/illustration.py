@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from ..facts import MapFacts
 from ..numerics.resize import middle
 from ..trace.reader import Trace
 from .figures import Mark, compose, draw, patch_mark, show
@@ -24,8 +25,8 @@ def illustrate(
 
     Raises   InvalidInput for a map without rows and columns or an unknown style
     """
-    drawing = draw(map, picture(trace, map.attrs.get("image")), style, marks)
-    generated = picture(trace, f"generated_{map.attrs.get('sample', 0)}")
+    drawing = draw(map, picture(trace, MapFacts.of(map).image), style, marks)
+    generated = picture(trace, f"generated_{MapFacts.of(map).sample}")
     if at is None or generated is None:
         return drawing
     if generated.ndim > 3:

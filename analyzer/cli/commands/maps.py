@@ -142,12 +142,13 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
     """What the encoding did to a map, if it did anything."""
     from ...aggregation.select import Select
     from ...aggregation.selection import choose
+    from ...facts import MapFacts
     from ...inspection.precision import precision_note
 
-    if not map.attrs.get("column_mass_lost"):
+    if not MapFacts.of(map).column_mass_lost:
         return None
     probe = options.get("probe")
-    select = Select(layers=options.get("layers"), heads=options.get("heads"), group=None if probe else map.attrs["group"])
+    select = Select(layers=options.get("layers"), heads=options.get("heads"), group=None if probe else MapFacts.of(map).group)
     chosen = choose(trace, select, recipe=options.get("recipe"), probe=probe)
     return precision_note(trace, chosen.layers)
 

@@ -119,11 +119,12 @@ def compare_command(
 
 def draw_comparison(trace: Trace, found: xr.Dataset, style: str) -> tuple[Image, dict[str, str]]:
     """The sheet of all recipes' maps, and where it comes from."""
+    from ...facts import MapFacts
     from ...output.figures import compose, draw
     from ...output.illustration import picture, provenance
 
     maps, names = found["map"], found["recipe"].values.tolist()
-    below = picture(trace, maps.attrs.get("image"))
+    below = picture(trace, MapFacts.of(maps).image)
     sheet = compose([draw(maps.sel(recipe=name), below, style) for name in names], COLUMNS if maps.ndim == 3 else 1, names)
     return sheet, provenance(maps.assign_attrs(recipes=names))
 

@@ -21,6 +21,7 @@ from ....schema.trace import ImageRole
 from ...aggregation.select import Select
 from ...aggregation.selection import Selection, choose, has_places
 from ...evaluation.imacs import SCORES, Scoring, plan_scores
+from ...facts import MapFacts
 from ...inspection.truth import find_truth
 from ...inspection.verify import Report, verify
 from ...maps.attribution import g2r, r2g, sram
@@ -144,7 +145,7 @@ def draw_report(answers: Answers) -> Image:
     whole = maps["r2g"]
     frames = [replace(patch_mark(cell, trace.latent_grid), label=str(i + 1)) for i, cell in enumerate(cells)]
     order = sorted(trace.images, key=lambda image: ROW.index(image.role))
-    pictures = [tile for image in order for tile in _shown(trace, image, cells, frames if image.name == whole.attrs["image"] else ())]
+    pictures = [tile for image in order for tile in _shown(trace, image, cells, frames if image.name == MapFacts.of(whole).image else ())]
     tiles = [(_titled("R2G", scores.get("imacs_g")), illustrate(trace, _spread(whole)))]
     if "g2r_masked" in maps:
         tiles.append((_titled(PLACED["g2r_masked"], scores.get("imacs_r")), illustrate(trace, maps["g2r_masked"])))
@@ -153,7 +154,7 @@ def draw_report(answers: Answers) -> Image:
     for i, cell in enumerate(cells):
         known = _cross(truth, cell) if truth else []
         tiles.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
-    meaning = [f"R2G: what came from the {whole.attrs['group']} tokens"]
+    meaning = [f"R2G: what came from the {MapFacts.of(whole).group} tokens"]
     if cells:
         meaning += ["G2R: what of it was used", "SRAM: where one patch looked"]
     rows = [("Recorded", pictures), ("; ".join(meaning), tiles)]
@@ -217,7 +218,7 @@ def locate(map: xr.DataArray) -> dict[str, Any]:
         "greatest": float(map.max()),
         "peak": [(int(p) + 0.5) / n for p, n in zip(peak, values.shape, strict=True)],
         "centre": [None if c is None else (c + 0.5) / n for c, n in zip(centre, values.shape, strict=True)],
-        "calls": map.attrs.get("calls"),
+        "calls": MapFacts.of(map).calls,
     }
 
 

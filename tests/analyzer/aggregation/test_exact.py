@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 from methods import LATENT, method_trace
@@ -89,3 +90,11 @@ def test_a_token_that_nobody_may_see_has_an_empty_map(tmp_path: Path) -> None:
     made = synthetic_trace(tmp_path / "t.zarr", layers=[layer], steps=1, sharpness=60, latent_grid=(8, 6))
     found = token_map(open_trace(made.path), group="reference", recipe="i2am", keep="token")
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("before", [("token",), (), ("time",)])
+def test_maps_of_different_steps_can_be_computed_together(trace: Trace, before: tuple[Any, ...]) -> None:
+    recipe, at = get_recipe("i2am", before=before), (1, 1, 1)[-len(trace.latent_places) :]
+    lazy = [ask for steps in (0, [0, 1], 1) for ask in (r2g(trace, steps=steps, recipe=recipe), sram(trace, at, steps=steps))]
+    for together, alone in zip(dask.compute(lazy)[0], lazy, strict=True):
+        np.testing.assert_array_equal(together, alone)
