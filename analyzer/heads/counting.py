@@ -89,7 +89,7 @@ def count_layer(trace: Trace, index: int, spans: Sequence[Sequence[Span]], branc
 
 
 def generator(seed: int, trace: str, layer: str, sample: int, step: int) -> np.random.Generator:
-    """The random numbers of one call. They hang on what the call is, not on when it is counted, so neither order nor workers matter."""
+    """The random numbers of one call. They depend on the call alone, so neither order nor workers matter."""
     facts = f"{seed}/{trace}/{layer}/{sample}/{step}".encode()
     return np.random.default_rng(int.from_bytes(hashlib.sha256(facts).digest()))
 

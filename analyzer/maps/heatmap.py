@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ..methods.recipes import Recipe, Scaling, get_recipe
-from ..metrics.masks import hide, require_shares
-from ..metrics.placement import upsample
-from ..trace.images import find_mask
+from ..metrics.masks import one_channel, shares
+from ..metrics.placement import hide, upsample
+from ..numerics.window import Window
+from ..trace.images import own_reference_mask
 from ..trace.reader import Trace
 
 EPSILON: Final = 1e-8
@@ -35,7 +35,8 @@ def heatmap(
     size = shape or _covered(map)
     on_reference = map.attrs.get("direction") in ("g2r", "sram")
     if row.pre_mask and mask is not None and on_reference:
-        map = hide(map, _shares(mask))
+        what = "the reference's mask"
+        map = hide(map, shares(one_channel(mask, what), what))
     scaled = _scale(upsample(_scale(map, row.scale_before), (int(size[0]), int(size[1])), row.upsample), row.scale_after)
     if row.invert and not on_reference:
         scaled = 1 - scaled
@@ -49,7 +50,7 @@ def published(trace: Trace, map: xr.DataArray) -> xr.DataArray:
     """
     row, name = get_recipe(map.attrs.get("recipe", "i2am")), None
     if row.pre_mask and map.attrs.get("direction") in ("g2r", "sram"):
-        name = find_mask(trace, "reference_mask", f"{map.attrs.get('image')}_mask", "reference_mask")
+        name = own_reference_mask(trace, map.attrs.get("image"))
     return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs(pre_mask=name)
 
 
@@ -58,17 +59,7 @@ def _covered(map: xr.DataArray) -> tuple[int, int]:
     size = map.attrs.get("image_shape")
     if size is None:
         raise InvalidInput("the trace holds no image that the map lies on; say which size its picture shall have")
-    top, left, bottom, right = (round(edge) for edge in map.attrs.get("window") or (0, 0, *size))
-    return bottom - top, right - left
-
-
-def _shares(mask: NDArray[Any]) -> NDArray[np.float64]:
-    values = np.asarray(mask)
-    values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
-    if values.ndim != 2:
-        raise InvalidInput(f"the reference's mask has shape {values.shape}; expected (rows, columns)")
-    require_shares(values, "the reference's mask")
-    return values.astype(np.float64) / (255 if values.max() > 1 else 1)
+    return Window.of(map.attrs.get("window"), size).size
 
 
 def _scale(map: xr.DataArray, scaling: Scaling) -> xr.DataArray:

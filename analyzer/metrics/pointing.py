@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ..numerics.resize import resize
+from ..numerics.window import Window
 from .masks import binarize
 from .placement import Map
 from .results import scored
@@ -116,9 +117,9 @@ def _places(looks: xr.DataArray) -> NDArray[np.float64]:
     """
     rows, columns = looks.shape[-2:]
     height, width = looks.attrs.get("image_shape") or (1, 1)
-    top, left, bottom, right = looks.attrs.get("window") or (0, 0, height, width)
-    y = (top + (np.arange(rows) + 0.5) / rows * (bottom - top)) / height
-    x = (left + (np.arange(columns) + 0.5) / columns * (right - left)) / width
+    window = Window.of(looks.attrs.get("window"), (height, width))
+    y = (window.top + (np.arange(rows) + 0.5) / rows * (window.bottom - window.top)) / height
+    x = (window.left + (np.arange(columns) + 0.5) / columns * (window.right - window.left)) / width
     return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
 
 

@@ -19,7 +19,7 @@ from ....schema.trace import Image as ImageRecord
 from ....schema.trace import ImageRole
 from ...aggregation.select import Select
 from ...aggregation.selection import Selection, choose, has_places
-from ...evaluation.imacs import SCORES, Scoring, plan_scores
+from ...evaluation.metric_table import IMACS, plan_metrics
 from ...inspection.info import size_text
 from ...inspection.truth import find_truth
 from ...inspection.verify import verify
@@ -65,14 +65,16 @@ def report(
     started = time.perf_counter()
     trace = open_trace(path, partial=partial)
     # What cannot be asked is said before the long look at every file.
-    chosen, scoring = choose(trace, Select(group=group, sample=sample)), plan_scores(trace, group=group, sample=sample)
+    chosen = choose(trace, Select(group=group, sample=sample))
+    plan = plan_metrics(trace, IMACS, optional=True, group=group, sample=sample)
     checked = verify(path, partial=partial, progress=progress)
     if not checked.ok:
         raise CorruptTrace(f"{path} is corrupt: {checked.findings[0].where}: {checked.findings[0].problem} (`i2am verify {path}` says all)")
     truth = find_truth(trace)
-    cells = choose_cells(trace, truth, scoring.targets.get("imacs_g")) if has_places(chosen) else []
-    maps = ask(trace, cells, scoring, chosen)
-    scores = scoring.scores(maps)
+    cells = choose_cells(trace, truth, plan.targets.get("mask")) if has_places(chosen) else []
+    maps = ask(trace, cells, plan.grounds.mask("mask"), chosen)
+    found = plan.scores(maps) if plan.rows else {}
+    scores = {name: float(found[name]) if name in found else None for name in IMACS}
     sheet = draw_report(trace, maps, cells, truth, scores)
     save_bytes(encode_png(sheet, provenance(maps["r2g"])), out, overwrite=overwrite)
     return {
@@ -86,7 +88,7 @@ def report(
         **{name: locate(maps[name]) if name in maps else None for name in PLACED},
         "sram": [patch_facts(maps[f"sram_{i}"], cell, truth) for i, cell in enumerate(cells)],
         **scores,
-        "note": scoring.facts["note"],
+        "note": plan.grounds.note,
         "seconds": time.perf_counter() - started,
     }
 
@@ -105,19 +107,19 @@ def write_report(facts: dict[str, Any]) -> str:
         truth = f"; truth {patch['truth'][0]:.2f}, {patch['truth'][1]:.2f}, {patch['distance']:.2f} away" if patch["truth"] else ""
         at, (y, x) = ",".join(map(str, patch["at"])), patch["peak"]
         lines.append(f"SRAM       patch {at} looked most at {y:.2f}, {x:.2f} of the reference{truth}")
-    lines += [f"{name.upper():<14}{facts[name]:.4f}" for name in SCORES if facts[name] is not None]
+    lines += [f"{name.upper():<14}{facts[name]:.4f}" for name in IMACS if facts[name] is not None]
     return "\n".join([*lines, f"picture    {facts['out']}"])
 
 
-def ask(trace: Trace, cells: Sequence[Cell], scoring: Scoring, chosen: Selection) -> dict[str, xr.DataArray]:
+def ask(trace: Trace, cells: Sequence[Cell], mask: str | None, chosen: Selection) -> dict[str, xr.DataArray]:
     """Every map of the page, in one pass over the trace."""
     which: dict[str, Any] = {"group": chosen.groups[0].name, "sample": chosen.sample}
     groups = min(TIME_GROUPS, max(len(trace.present), 1))
-    lazy = {"r2g": r2g(trace, **which), "time": r2g(trace, **which, keep=("time",), time_groups=groups), **scoring.maps}
+    lazy = {"r2g": r2g(trace, **which), "time": r2g(trace, **which, keep=("time",), time_groups=groups)}
     if has_places(chosen):
         lazy["g2r"] = g2r(trace, **which)
-        if scoring.facts["mask"] is not None:
-            lazy["g2r_masked"] = g2r(trace, **which, query_mask=scoring.facts["mask"])
+        if mask is not None:
+            lazy["g2r_masked"] = g2r(trace, **which, query_mask=mask)
     lazy |= {f"sram_{i}": sram(trace, at=cell, **which) for i, cell in enumerate(cells)}
     computed: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
     return computed
