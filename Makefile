@@ -5,12 +5,12 @@ LAPTOP := .venv-analyzer
 BIN := $(VENV)/bin
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint unit laptop bench clean
+.PHONY: demo test lint unit wheel laptop bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/i2am demo -o demo --overwrite
 
-test: lint unit laptop
+test: lint unit wheel laptop
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -24,9 +24,19 @@ lint: $(VENV)/installed
 unit: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
 
-# The analyzer's own tests where torch is not installed: a laptop needs none.
-laptop: $(LAPTOP)/installed
+# What users install. Its own folder, because an editable install would hide a file that the wheel lacks.
+wheel: $(VENV)/installed
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/site build/*.whl
+	cd build && PYTHONPATH=site $(CURDIR)/$(BIN)/python -P -c "import i2am; assert 'site' in i2am.__path__[0].split('/'), i2am.__path__"
+	cd build && PYTHONPATH=site $(CURDIR)/$(BIN)/python -P -m i2am.analyzer.cli demo -o demo
+
+# The analyzer's own tests on the wheel, where torch is not installed: a laptop needs none.
+laptop: $(LAPTOP)/installed wheel
+	$(LAPTOP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/*.whl
 	! $(LAPTOP)/bin/python -c "import torch" 2>/dev/null
+	cd build && ../$(LAPTOP)/bin/python -c "import i2am; assert 'site-packages' in i2am.__path__[0].split('/'), i2am.__path__"
 	$(LAPTOP)/bin/pytest -q -n auto -m analyzer
 
 bench: $(VENV)/installed
@@ -40,7 +50,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(LAPTOP)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LAPTOP)
-	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf,parquet,cluster]' pytest pytest-xdist hypothesis
+	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary '.[netcdf,parquet,cluster]' pytest pytest-xdist hypothesis
 	@touch $@
 
 clean:

@@ -3,8 +3,10 @@
     python examples/draw_pairs.py pairs
     torchrun --nproc-per-node 2 --no-python i2am record examples/demo.toml --manifest pairs/pairs.csv -o traces
 
-The second command records all 12 in two processes. On GPUs `accelerate launch --multi_gpu --num_processes 2 --module
-i2am.analyzer.cli record ...` does the same. Run it again after a failure or a kill, and only what is missing is recorded.
+The second command records all 12 in two processes. Run it again after a failure or a kill, and only what is missing is recorded.
+On GPUs this does the same:
+
+    accelerate launch --multi_gpu --module i2am.analyzer.cli record examples/demo.toml --manifest pairs/pairs.csv -o traces
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from i2am.recorder.demo.pairs import HELD_OUT, Pair, draw_pair
+from i2am.recorder.demo import HELD_OUT, Pair, draw_pair
 
 COLUMNS = {"image": "agnostic", "mask_image": "mask", "example_image": "reference", "reference_mask": "reference_mask"}
 """Column of the manifest -> field of a pair."""

@@ -1,20 +1,9 @@
-"""Record the attention of a diffusers pipeline, or of any torch sampler, to a trace. Needs the extra `record`."""
+"""Record the attention of a diffusers pipeline, or of any torch sampler, to a trace. Needs the extra `record`.
 
-from __future__ import annotations
+Hands on `record` and `recording`. Never imports dask or xarray: a trace is written here and read in `i2am.analyzer`.
+"""
 
-from typing import TYPE_CHECKING, Any
+# Loaded on first use, as `__init__.pyi` says: `i2am --help` and the writer need no torch.
+import lazy_loader
 
-if TYPE_CHECKING:
-    from .session.recording import record as record
-    from .session.recording import recording as recording
-
-__all__ = ["record", "recording"]
-
-
-def __getattr__(name: str) -> Any:
-    # torch is loaded on first use, so that `i2am --help` and the writer's tests need none.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .session import recording as session
-
-    return getattr(session, name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

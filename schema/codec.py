@@ -1,4 +1,4 @@
-"""Pairs that turn attention into stored numbers and back, each with its greatest error."""
+"""The codec of stored attention: encode and decode pairs, each with its greatest error."""
 
 from __future__ import annotations
 

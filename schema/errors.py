@@ -1,4 +1,4 @@
-"""Every error that i2am raises on purpose, with the exit code the command line gives it.
+"""The errors that i2am raises on purpose, each with the exit code of the command line.
 
     TraceError                              1
     |-- NotATrace        FileNotFoundError  3   the path holds no trace
@@ -6,8 +6,8 @@
     |-- CorruptTrace     ValueError         4   a file is missing, changed, or not what the layout plans
     |-- IncompleteTrace  ValueError         4   the recording did not finish; `partial` opens what is there
     |-- UnknownSelection LookupError        2   a layer, step, head, patch, group, word, probe or image that the trace does not have
-    |-- InvalidInput     ValueError         2   an argument, mask or spec that cannot be meant
-    |-- UnsupportedModel TypeError          2   nothing to see in this pipeline, or attention that cannot be seen
+    |-- InvalidInput     ValueError         2   an invalid argument, mask or spec
+    |-- UnsupportedModel TypeError          2   the pipeline has no attention to record, or it cannot be captured
     |-- AlreadyExists    FileExistsError    2   the output path is taken
     |-- MissingExtra     ImportError        5   a part of i2am that is not installed
     |-- NoCluster        ConnectionError    6   a dask scheduler that does not answer, or workers that cannot do the work
@@ -60,13 +60,13 @@ class UnknownSelection(TraceError, LookupError):
 
 
 class InvalidInput(TraceError, ValueError):
-    """An argument, mask or spec that cannot be meant."""
+    """An argument, mask or spec is invalid."""
 
     exit_code = 2
 
 
 class UnsupportedModel(TraceError, TypeError):
-    """The pipeline's attention holds nothing to see, or runs where it cannot be seen."""
+    """The pipeline has no attention to record, or its attention cannot be captured."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""The two ledgers of a trace: the journal, one line for each committed step, and the manifest of a complete trace.
+"""The journal of a trace, one line for each committed step, and the manifest of a complete one: both list files with their hashes.
 
 A line that does not end, or an unfinished last one, is what a killed recording leaves; a damaged line anywhere else is corruption.
 """
@@ -6,10 +6,15 @@ A line that does not end, or an unfinished last one, is what a killed recording 
 from __future__ import annotations
 
 import json
+import math
+import os
 import zlib
-from collections.abc import Mapping
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import CorruptTrace, UnknownVersion
 from .layout import JOURNAL, MANIFEST
@@ -55,6 +60,30 @@ def decode_lines(text: str | bytes) -> list[dict[str, Any]]:
                 break
             raise
     return entries
+
+
+def steps_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
+    """The table of steps: evaluation, timestep, sigma and scheduler_step of each entry."""
+    sigmas = [math.nan if entry["sigma"] is None else entry["sigma"] for entry in entries]
+    return {
+        "evaluation": np.array([entry["evaluation"] for entry in entries], np.int32),
+        "timestep": np.array([entry["timestep"] for entry in entries], np.float64),
+        "sigma": np.array(sigmas, np.float64),
+        "scheduler_step": np.array([entry["scheduler_step"] for entry in entries], np.int32),
+    }
+
+
+def present_of(entries: Sequence[Mapping[str, Any]], layers: int) -> NDArray[np.bool_]:
+    """Whether each layer was called.
+
+    Dims     (step, layer)
+    """
+    return np.array([[layer in entry["present"] for layer in range(layers)] for entry in entries], bool).reshape(len(entries), layers)
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of every file under a folder."""
+    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
 def encode_manifest(trace_id: str, files: Mapping[str, tuple[int, str]]) -> str:

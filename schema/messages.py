@@ -1,39 +1,64 @@
-"""How a message names the option that helps: `keep='time'` to who calls from Python, `--keep time` to who types a command."""
+"""The wording that all messages share: options as their reader types them, lists cut short, guesses, sizes, pip commands."""
 
 from __future__ import annotations
 
 import difflib
+import json
+import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
 
-SHOWN = 12
+from .errors import AlreadyExists, MissingExtra
+
+Reader: TypeAlias = Literal["python", "shell", "toml"]
+"""Who set the options that a message speaks of: a caller from Python, a command line, or a TOML file."""
+
+SHOWN: Final = 12
 """Names that a message or a summary lists before it says how many more there are."""
+EXTRAS: Final = {
+    "record": ("torch", "diffusers", "transformers", "accelerate", "safetensors"),
+    "netcdf": ("h5netcdf", "h5py"),
+    "parquet": ("pyarrow",),
+    "cluster": ("distributed",),
+}
+"""Extra of the package -> the modules that it installs."""
 
-_typed: ContextVar[bool] = ContextVar("typed", default=False)
+_reader: ContextVar[Reader] = ContextVar("reader", default="python")
 
 
-def option(name: str, value: str | bool | None = None) -> str:
-    """The option of this Python name, as the caller would write it; without a value, just which one it is."""
-    if not _typed.get():
-        return f"{name}={'' if value is None else repr(value)}"
+def option(name: str, value: object = None) -> str:
+    """The option of this Python name as the reader would write it; without a value, just which one it is."""
+    match _reader.get():
+        case "python":
+            return f"{name}={'' if value is None else repr(value)}"
+        case "toml":
+            return name if value is None else f"{name} = {json.dumps(value, default=str)}"
     flag = f"--{name.replace('_', '-')}"
-    return flag if value is None or isinstance(value, bool) else f"{flag} {value}"
+    return flag if value is None or isinstance(value, bool) else f"{flag} {shlex.quote(str(value))}"
 
 
 def is_for_shell() -> bool:
-    """Whether messages go to who types a command; work that is done elsewhere has to be told."""
-    return _typed.get()
+    """Whether messages are for the command line; work in other processes has to be told."""
+    return _reader.get() == "shell"
 
 
 @contextmanager
-def for_shell() -> Iterator[None]:
-    """Name options as the command line spells them in every message of this block."""
-    before = _typed.set(True)
+def for_reader(reader: Reader) -> Iterator[None]:
+    """Name options as this reader spells them in every message of this block."""
+    before = _reader.set(reader)
     try:
         yield
     finally:
-        _typed.reset(before)
+        _reader.reset(before)
+
+
+def for_shell() -> AbstractContextManager[None]:
+    """Name options as the command line spells them in every message of this block."""
+    return for_reader("shell")
 
 
 def listed(names: Iterable[str]) -> str:
@@ -43,7 +68,38 @@ def listed(names: Iterable[str]) -> str:
     return (", ".join(found[:SHOWN]) or "none") + more
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Words that name the nearest of what there is, if anything is near."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f"; the nearest is {close[0]}" if close else ""
+def guess(name: str, known: Iterable[str]) -> str:
+    """`did you mean X? `, or nothing where no known name is near."""
+    folded = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), folded, 1)
+    return f"did you mean {folded[close[0]]}? " if close else ""
+
+
+def size_text(nbytes: float) -> str:
+    """Bytes for people: three digits in a decimal unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 999.5:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"
+
+
+def refuse_taken(path: Path, overwrite: bool) -> None:
+    """Raise AlreadyExists if there is something at an output path, unless it may be replaced."""
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise AlreadyExists(f"{path} exists already; choose another path, or add {option('overwrite', True)} to replace it")
+
+
+def missing_extra(module: str, who: str, otherwise: str = "") -> MissingExtra | None:
+    """The error that names the pip command, if a module that is not installed belongs to an extra."""
+    extra = next((name for name, modules in EXTRAS.items() if module in modules), None)
+    if extra is None:
+        return None
+    return MissingExtra(f'{who} needs {module}, which is not installed; install it: pip install "i2am[{extra}]"{otherwise}', name=module)
+
+
+def require_extra(modules: Iterable[str], who: str, otherwise: str = "") -> None:
+    """Raise MissingExtra, and name the other way there is, for the first module of an extra that is not installed."""
+    for module in modules:
+        if find_spec(module) is None and (error := missing_extra(module, who, otherwise)):
+            raise error

@@ -1,4 +1,4 @@
-"""What all records of a trace are made with: JSON objects whose fields are known, each checked from birth."""
+"""Checks that all records of a trace share: JSON objects with known fields, valid from the moment they are made."""
 
 from __future__ import annotations
 

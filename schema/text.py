@@ -1,4 +1,4 @@
-"""What text tokens say: the strings of a tokenizer, and which of them make up each word."""
+"""Token strings of a text, and which tokens make up each word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one recording says of itself: frozen records, valid from birth, that travel as JSON in the trace's root attributes."""
+"""The record of a trace: frozen dataclasses, valid when made, that are stored as JSON in the root attributes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ class Layer:
         require(min(self.grid) > 0, f"layer {self.path}: grid {self.grid} must be positive")
         require(self.frames >= 0, f"layer {self.path}: {self.frames} frames; it has some, or 0 for an image")
         require(
-            not self.queries or self.grid[0] == 1, f"layer {self.path}: {self.queries} tokens on a grid {self.grid}; expected (1, tokens)"
+            not self.is_resampler or self.grid[0] == 1,
+            f"layer {self.path}: {self.queries} tokens on a grid {self.grid}; expected (1, tokens)",
         )
         require(self.encoding in ENCODINGS, f"layer {self.path}: encoding {self.encoding!r}; encodings are {', '.join(ENCODINGS)}")
         require(
@@ -131,13 +132,13 @@ class Layer:
             f"layer {self.path}: factors cannot be {self.factor_dtype}; they are {' or '.join(FACTOR_DTYPES)}",
         )
         require(
-            self.call_tokens in (0,) or self.call_tokens >= self.tokens,
+            self.call_tokens == 0 or self.call_tokens >= self.tokens,
             f"layer {self.path}: {self.tokens} keys of {self.call_tokens} in the call",
         )
         require(
             list(self.head_numbers) == sorted(set(self.head_numbers) & set(range(self.call_heads)))
             and len(self.head_numbers) == (self.heads if self.call_heads else 0),
-            f"layer {self.path}: heads {list(self.head_numbers)} of {self.call_heads or self.heads} do not name its {self.heads} in order",
+            f"layer {self.path}: heads {list(self.head_numbers)} of {self.model_heads} do not name its {self.heads} in order",
         )
         ends = [0, *(g.stop for g in self.groups)]
         covered = [g.start for g in self.groups] == ends[:-1] and ends[-1] == self.tokens
@@ -154,6 +155,26 @@ class Layer:
         return (self.frames, *self.grid) if self.frames else self.grid
 
     @property
+    def model_heads(self) -> int:
+        """Heads of the model's own call, kept or not."""
+        return self.call_heads or self.heads
+
+    @property
+    def heads_kept(self) -> tuple[int, ...]:
+        """The model's own numbers of the heads on the head axis."""
+        return self.head_numbers or tuple(range(self.heads))
+
+    @property
+    def head_count(self) -> str:
+        """How many heads there are, and of how many where some were not kept, as text."""
+        return f"{self.heads} of {self.call_heads}" if self.call_heads > self.heads else str(self.heads)
+
+    @property
+    def is_resampler(self) -> bool:
+        """Whether the queries are tokens that an adapter makes of others, and no places of the image."""
+        return bool(self.queries)
+
+    @property
     def probe_tokens(self) -> int:
         """Keys of all probes."""
         return self.probes[-1].stop if self.probes else 0
@@ -166,7 +187,7 @@ class Layer:
     @property
     def lossy(self) -> bool:
         """Whether float16 lost so much of a token's column that R2G, which counts every token alike, is approximate."""
-        return self.encoding == "probabilities" and not self.queries and self.column_mass_lost > LOSSY
+        return self.encoding == "probabilities" and not self.is_resampler and self.column_mass_lost > LOSSY
 
     @property
     def partial_keys(self) -> bool:
@@ -310,13 +331,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def head_numbers(layer: Layer) -> tuple[int, ...]:
-    """The model's own numbers of the heads on a layer's head axis."""
-    return layer.head_numbers or tuple(range(layer.heads))
-
-
-def count_heads(layer: Layer) -> str:
-    """How many heads there are, and of how many where some were not kept."""
-    return f"{layer.heads} of {layer.call_heads}" if layer.call_heads > layer.heads else str(layer.heads)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..methods.recipes import Reduction
 from ..trace.calls import Calls
-from ..trace.softmax import Columns, softmax_rows
+from ..trace.softmax import Columns
 from .reduction import bring
 
 Values: TypeAlias = NDArray[Any]
@@ -78,7 +78,7 @@ def _collect(calls: Calls, exact: Exact, at: tuple[int, int], steps: tuple[int, 
     rows = {head: 0 if exact.heads_first and exact.add_heads else i for i, head in enumerate(exact.heads)}
     total = np.zeros((max(rows.values()) + 1, *shape), np.float64 if early else np.float32)
     for step in steps:
-        for head, part, values in softmax_rows(calls, (*at, step), exact.columns, exact.heads):
+        for head, part, values in calls.softmax_rows((*at, step), exact.columns, exact.heads):
             if not early:
                 total[rows[head], part] += values
             elif exact.over == "tokens":

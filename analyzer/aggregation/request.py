@@ -12,7 +12,7 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
-from ...schema.trace import Image, Role, TokenGroup, head_numbers
+from ...schema.trace import Image, Role, TokenGroup
 from ..methods.recipes import Recipe, get_recipe
 from ..trace.calls import Calls
 from ..trace.reader import Trace
@@ -42,7 +42,7 @@ class Question:
     def layers(self) -> Iterator[tuple[int, TokenGroup, tuple[int, ...]]]:
         """Each layer, its token group, and where the selected heads stand on its head axis."""
         for index, group, numbers in zip(self.chosen.layers, self.chosen.groups, self.chosen.pairs, strict=True):
-            there = head_numbers(self.trace.layers[index])
+            there = self.trace.layers[index].heads_kept
             yield index, group, tuple(there.index(number) for number in numbers)
 
     @property

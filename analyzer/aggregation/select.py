@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
+from ...schema.selection import Layers, Selector
+from ...schema.selection import Positions as Positions
 from ..methods.recipes import Recipe
-from ..trace.reader import Selector
 
-Positions: TypeAlias = int | slice | Iterable[int] | None
-"""Positions on an axis, Python's way: one, a range, several, a boolean each; None is all."""
 Heads: TypeAlias = Positions | Mapping[Selector, Positions]
 """Heads by the model's numbers: the same in each layer, or those of each layer that is named, and no other layer."""
 
@@ -19,7 +18,7 @@ Heads: TypeAlias = Positions | Mapping[Selector, Positions]
 class Select:
     """What a caller selects of a trace, before it is held against one."""
 
-    layers: Selector | Iterable[Selector] | None = None
+    layers: Layers = None
     steps: Positions = None
     heads: Heads = None
     sample: int = 0
@@ -45,7 +44,7 @@ class Select:
 class SelectOptions(TypedDict, total=False):
     """The fields of `Select` as keyword arguments: `**options: Unpack[SelectOptions]`."""
 
-    layers: Selector | Iterable[Selector] | None
+    layers: Layers
     steps: Positions
     heads: Heads
     sample: int

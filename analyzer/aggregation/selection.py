@@ -12,9 +12,12 @@ import numpy as np
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
-from ...schema.trace import Layer, Role, TokenGroup, head_numbers
+from ...schema.selection import Selector, extent
+from ...schema.selection import pick_positions as pick_positions
+from ...schema.selection import whole as whole
+from ...schema.trace import Layer, Role, TokenGroup
 from ..methods.recipes import Recipe, get_recipe
-from ..trace.reader import Selector, Trace
+from ..trace.reader import Trace
 from .select import Heads, Positions, Select
 
 
@@ -68,7 +71,7 @@ def choose(
     asked = _places(trace, asked)
     found = find_groups(trace, asked, group, role) if probe is None else _find_probe(trace, asked, probe)
     if not 0 <= whole(sample, "a sample") < record.samples:
-        raise UnknownSelection(f"the trace has no sample {sample}; it has {_range(record.samples)}")
+        raise UnknownSelection(f"the trace has no sample {sample}; it has {extent(record.samples)}")
     if branch is not None and branch not in record.branches:
         raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(record.branches)}")
     usual = row.branch if row else "cond"
@@ -88,7 +91,7 @@ def choose(
 
 def _places(trace: Trace, asked: tuple[int, ...]) -> tuple[int, ...]:
     """The layers whose queries are places of the generated image."""
-    found = tuple(index for index in asked if not trace.layers[index].queries)
+    found = tuple(index for index in asked if not trace.layers[index].is_resampler)
     if asked and not found:
         layer = trace.layers[asked[0]]
         raise UnknownSelection(
@@ -112,7 +115,7 @@ def recipe_layers(trace: Trace, row: Recipe, on_reference: bool) -> tuple[int, .
     if row.factors:
         found = [i for i in found if _factor(trace, trace.layers[i]) in row.factors]
     if not found:
-        there = sorted({_factor(trace, layer) for layer in trace.layers if not layer.queries})
+        there = sorted({_factor(trace, layer) for layer in trace.layers if not layer.is_resampler})
         sizes = f", and takes those {_either(row.factors)} times coarser than the latent, of which there are {_either(there)}"
         raise InvalidInput(
             f"recipe {row.name} leaves out every layer of the trace: it skips {row.skip or 'none'}{sizes if row.factors else ''}; "
@@ -147,7 +150,7 @@ def _find_probe(trace: Trace, layers: Sequence[int], probe: str) -> list[tuple[i
     found = [(i, g) for i in layers for g in trace.layers[i].probes if g.name == probe]
     if not found:
         names = list(dict.fromkeys(g.name for i in layers for g in trace.layers[i].probes))
-        there = f"there are {listed(names)}" if names else "it was recorded without any; give recording() some with probes="
+        there = f"there are {listed(names)}" if names else "it was recorded without any; record with {option('probes')}"
         raise UnknownSelection(f"no selected layer has the probe {probe!r}; {there}")
     stored = [trace.layers[i].name for i, _ in found if trace.layers[i].encoding != "factors"]
     if stored:
@@ -177,7 +180,7 @@ def _pairs(
         return tuple(chosen), tuple(sorted({number for numbers in chosen for number in numbers}))
     assert not isinstance(heads, Mapping)
     wanted = _heads(heads, [trace.layers[i] for i in layers])
-    return tuple(tuple(n for n in head_numbers(trace.layers[i]) if n in wanted) for i in layers), wanted
+    return tuple(tuple(n for n in trace.layers[i].heads_kept if n in wanted) for i in layers), wanted
 
 
 def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ...]:
@@ -207,67 +210,19 @@ def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, 
     if not all(0 <= i < n for i, n in zip(place, latent, strict=True)):
         from_where = {"frame": "from the start", "row": "from the top", "column": "from the left"}
         are = ("are ", "", "")
-        ranges = (f"{name}s {verb}{_range(n)} {from_where[name]}" for name, n, verb in zip(names, latent, are, strict=False))
+        ranges = (f"{name}s {verb}{extent(n)} {from_where[name]}" for name, n, verb in zip(names, latent, are, strict=False))
         raise UnknownSelection(f"the latent grid has no patch ({', '.join(map(str, place))}); {', '.join(ranges)}")
     return tuple((2 * i + 1) * n // (2 * m) for i, n, m in zip(place, grid, latent, strict=True))
 
 
-def whole(number: Any, what: str) -> int:
-    """The number if it is a whole one, and neither a truth value nor a fraction that would be cut off.
-
-    Raises   InvalidInput
-    """
-    try:
-        if not isinstance(number, (bool, np.bool_)):
-            return operator.index(number)
-    except TypeError:
-        pass
-    raise InvalidInput(f"{number!r} is not {what}; expected a whole number")
-
-
 def _heads(wanted: Positions, layers: Sequence[Layer]) -> tuple[int, ...]:
     """Selected heads by the model's numbers; those named one by one must have been kept, of a range those that were."""
-    kept = sorted({number for layer in layers for number in head_numbers(layer)})
-    most = max(layer.call_heads or layer.heads for layer in layers)
-    found = pick_positions(wanted, most, "head", kept)
+    kept = sorted({number for layer in layers for number in layer.heads_kept})
+    most = max(layer.model_heads for layer in layers)
+    found = pick_positions(wanted, most, "head", kept=kept)
     if gone := [number for number in found if number not in kept]:
         raise UnknownSelection(f"head {gone[0]} was not recorded; of {most} the trace has {listed(map(str, kept))}")
     return found
-
-
-def pick_positions(wanted: Positions, length: int, what: str, kept: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Positions in order, each once; a range or None takes those `kept`, or all."""
-    if wanted is None or isinstance(wanted, slice):
-        try:
-            asked = range(length)[wanted or slice(None)]
-        except (ValueError, TypeError) as error:
-            raise InvalidInput(f"{wanted} is no range of {what}s: {error}") from error
-        found = {i for i in asked if kept is None or i in kept}
-    else:
-        given = _listed_positions(wanted, length, what)
-        bad = [i for i in given if not -length <= i < length]
-        if bad:
-            raise UnknownSelection(f"the trace has no {what} {bad[0]}; it has {_range(length)}")
-        found = {i % length for i in given}
-    if not found:
-        raise InvalidInput(f"the selection of {what}s is empty; the trace has {_range(length)}")
-    return tuple(sorted(found))
-
-
-def _listed_positions(wanted: int | Iterable[int], length: int, what: str) -> list[int]:
-    """The positions that are named one by one, or by a boolean for each that there is."""
-    if not isinstance(wanted, Iterable) or isinstance(wanted, str) or (isinstance(wanted, np.ndarray) and wanted.ndim == 0):
-        return [whole(wanted, f"a {what}")]
-    given = list(wanted)
-    if not given or not all(isinstance(i, (bool, np.bool_)) for i in given):
-        return [whole(i, f"a {what}") for i in given]
-    if len(given) != length:
-        raise InvalidInput(f"the mask of {what}s has {len(given)} values; expected one for each of {length} {what}s")
-    return [i for i, there in enumerate(given) if there]
-
-
-def _range(length: int) -> str:
-    return f"0 to {length - 1}" if length > 1 else "only 0" if length else "none"
 
 
 def _groups(trace: Trace, layers: Iterable[int]) -> list[str]:

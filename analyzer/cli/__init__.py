@@ -1,4 +1,4 @@
 """The command `i2am`: its group, its failures and exit codes.
 
-Subcommands of other parts are found through the entry-point group `i2am.commands`. `--help` loads no dask and no torch.
+Subcommands of other parts are found through the entry-point group `i2am.commands`. `--help` never loads dask or torch.
 """

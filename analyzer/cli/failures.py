@@ -12,14 +12,9 @@ from typing import Final, TextIO
 import click
 
 from ...schema.errors import MissingExtra, TraceError
+from ...schema.messages import missing_extra
 
 DEBUG: Final = "I2AM_DEBUG"
-EXTRAS: Final = {
-    **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate", "safetensors"), 'pip install "i2am[record]"'),
-    "pyarrow": 'pip install "i2am[parquet]"',
-    "distributed": 'pip install "i2am[cluster]"',
-    **dict.fromkeys(("h5netcdf", "h5py"), 'pip install "i2am[netcdf]"'),
-}
 
 
 class NobodyReads(Exception):
@@ -89,7 +84,4 @@ def _describe(error: BaseException, given: Sequence[str]) -> tuple[str, str, int
 
 def missing(error: ImportError, who: str) -> MissingExtra | None:
     """The error that names the pip command, if what could not be imported belongs to an extra."""
-    module = (error.name or "").split(".")[0]
-    if module not in EXTRAS:
-        return None
-    return MissingExtra(f"{who} needs {module}, which is not installed; install it: {EXTRAS[module]}", name=module)
+    return missing_extra((error.name or "").split(".")[0], who)

@@ -7,13 +7,19 @@ from typing import Any, Final
 
 import click
 
-from .commands.diagnosis import JUDGING
-from .commands.heads import HEAD_COMMANDS
-from .commands.maps import COMMANDS
-from .commands.methods import RECIPE_COMMANDS
-from .commands.words import words_command
+from .commands.diagnosis import diagnose_command, diff_command
+from .commands.evaluation import evaluate_command, imacs_command
+from .commands.heads import concepts_command, heads_command, select_command, selective_command
+from .commands.maps import map_command, words_command
+from .commands.methods import compare_command, recipes_command
+from .commands.trace import info_command, report_command, verify_command
 from .failures import NobodyReads, missing
 
+COMMANDS: Final = (
+    info_command, verify_command, map_command, imacs_command, evaluate_command, report_command, words_command, recipes_command,
+    compare_command, diagnose_command, diff_command, concepts_command, heads_command, select_command, selective_command,
+)  # fmt: skip
+"""The analyzer's own, in the order of --help."""
 # What lives outside the analyzer says its one line here, so that --help need not load torch to ask.
 SUMMARIES: Final = {
     "record": "Run a diffusers pipeline described by a TOML file and record its attention.",
@@ -89,5 +95,5 @@ def i2am() -> None:
     """Ask a recorded diffusion run where its picture came from: R2G, G2R, SRAM maps and IMACS, without the model."""
 
 
-for command in (*COMMANDS, words_command, *RECIPE_COMMANDS, *JUDGING, *HEAD_COMMANDS):
+for command in COMMANDS:
     i2am.add_command(command)

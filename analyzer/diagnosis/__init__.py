@@ -1,4 +1,4 @@
-"""Signs of attention that cannot be trusted, each against the range that healthy recordings have.
+"""Failure signatures of attention, each against the range that healthy recordings have.
 
-Hands on `diagnose`. Ranges are measured, in `ranges.toml`, never chosen.
+Hands on `diagnose`. Never chooses a range: they are measured, in `ranges.toml`.
 """

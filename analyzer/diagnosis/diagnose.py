@@ -91,18 +91,3 @@ def gather(
         used = fit_mask(lazy["g2r"], load_mask(trace, name)) if name else None
     maps: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
     return Evidence(trace, chosen, survey_layers(trace, chosen), maps, inside, used)
-
-
-def write_diagnosis(facts: dict[str, Any]) -> str:
-    """The diagnosis as text for a terminal."""
-    rows = [("", "signature", "number", "healthy", "failing", "")]
-    for row in facts["signatures"]:
-        verdict = "-" if row["value"] is None else "FLAG" if row["flagged"] else "ok"
-        number = "-" if row["value"] is None else f"{row['value']:.3f}"
-        spans = (f"{row[name][0]:.3f} to {row[name][2]:.3f}" for name in ("healthy", "control"))
-        rows.append((verdict, row["name"], number, *spans, row["sentence"]))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
-    measured = facts["measured_on"]
-    end = f"healthy and failing: 5 to 95 % of {measured['pairs']} recordings of the demo model; a flag is a reason to look, not a verdict"
-    return "\n".join([*lines, "", end])

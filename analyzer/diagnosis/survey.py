@@ -17,7 +17,7 @@ from dask.base import compute
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from ...schema.trace import TokenGroup, head_numbers
+from ...schema.trace import TokenGroup
 from ..aggregation.selection import Selection
 from ..inspection.sums import blocks, shifts
 from ..numerics.statistics import row_evenness
@@ -53,7 +53,7 @@ def survey_layers(trace: Trace, chosen: Selection) -> list[LayerStatistics | Non
     tasks: list[Any] = []
     for index, group, numbers in zip(chosen.layers, chosen.groups, chosen.pairs, strict=True):
         calls = Calls.of(trace, index)
-        heads = [place for place, number in enumerate(head_numbers(trace.layers[index])) if number in numbers]
+        heads = [place for place, number in enumerate(trace.layers[index].heads_kept) if number in numbers]
         there = [step for step in chosen.steps if calls.where[chosen.sample, chosen.branch, step] >= 0 and heads]
         parts = [there[i : i + STEPS] for i in range(0, len(there), STEPS)]
         found = [

@@ -20,8 +20,8 @@ from ..aggregation.selection import Selection, choose, has_places
 from ..maps.attribution import g2r, r2g
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import correlation
-from ..output.figures import compose, draw, encode_png, show, stack
-from ..output.files import save_bytes, save_maps
+from ..output.figures import compose, draw, show, stack
+from ..output.files import Output, save
 from ..output.illustration import picture, provenance
 from ..trace.reader import Trace
 from .metric_table import METRICS, available, plan_metrics
@@ -108,14 +108,11 @@ def differences(first: Trace, second: Trace, mine: Selection, yours: Selection) 
 
 
 def save_difference(found: Difference, path: Path, *, overwrite: bool = False) -> None:
-    """A sheet of both directions as .png, or the maps as .nc or .zarr.
+    """Write a sheet of both directions, or the maps, as the suffix says.
 
-    Raises   AlreadyExists, InvalidInput for another suffix
+    Raises   as `output.files.check_output`
     """
-    if path.suffix == ".png":
-        save_bytes(encode_png(draw_difference(found), provenance(found.maps["r2g"])), path, overwrite=overwrite)
-    else:
-        save_maps(found.maps, path, overwrite=overwrite)
+    save(Output(found.maps, lambda: (draw_difference(found), provenance(found.maps["r2g"]))), path, overwrite=overwrite)
 
 
 def draw_difference(found: Difference) -> Image:
@@ -133,27 +130,6 @@ def draw_difference(found: Difference) -> Image:
     shown = [show(pixels) for pixels in generated if pixels is not None and pixels.ndim == 3]
     top = [("Generated", compose(shown, 2, ["first", "second"]))] if len(shown) == 2 else []
     return stack([*top, *rows])
-
-
-def write_difference(facts: dict[str, Any]) -> str:
-    """The numbers as text for a terminal."""
-    head = ["map", *(f"{name} {what}" for name in facts["maps"] for what in ("correlation", "change"))]
-    rows = [head, _row("all layers", facts["maps"]), *(_row(each["name"], each) for each in facts["layers"])]
-    scores = [["metric", "first", "second", "difference", "better"]]
-    for each in facts["metrics"]:
-        numbers = (each["first"], each["second"], each["second"] - each["first"])
-        scores.append([each["name"], *(f"{value:.4f}" for value in numbers), each["better"]])
-    return "\n".join([*_align(rows), *(["", *_align(scores)] if facts["metrics"] else [])])
-
-
-def _row(name: str, maps: dict[str, Any]) -> list[str]:
-    numbers = [each[what] for direction in ("r2g", "g2r") if (each := maps.get(direction)) for what in ("correlation", "change")]
-    return [name, *("-" if number is None else f"{number:.3f}" for number in numbers)]
-
-
-def _align(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _stack(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, Unpack, get_args
@@ -11,7 +10,7 @@ import xarray as xr
 from dask.base import compute
 
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.messages import option
+from ...schema.messages import guess, option
 from ..aggregation.select import MapOptions, Select, SelectOptions
 from ..inspection.truth import require_truth
 from ..maps.attribution import g2r, r2g
@@ -95,9 +94,7 @@ def metric(name: str) -> Metric:
     """
     if isinstance(name, str) and name in METRICS:
         return METRICS[name]
-    near = difflib.get_close_matches(str(name), METRICS, 1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    raise InvalidInput(f"there is no metric {name!r}; {guess}there are {', '.join(METRICS)}")
+    raise InvalidInput(f"there is no metric {name!r}; {guess(str(name), METRICS)}there are {', '.join(METRICS)}")
 
 
 @dataclass(frozen=True, slots=True)

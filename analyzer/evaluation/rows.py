@@ -5,7 +5,7 @@ A job and its row are plain values, so that either side of a cluster can make th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from dask.base import compute
 
 from ...schema.errors import InvalidInput, TraceError
 from ...schema.messages import for_shell, is_for_shell, option
+from ...schema.selection import is_numbered
 from ..aggregation.select import Select
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.imacs import ImacsOptions
@@ -61,10 +62,8 @@ class DatasetRequest:
     @property
     def positional(self) -> tuple[str, ...]:
         """Axes on which something is chosen by its position, which means the same only in traces that agree there."""
-        layers = self.select.layers
-        chosen = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
-        by_number = any(layer is not None and (not isinstance(layer, str) or layer.isdecimal()) for layer in chosen)
-        asked = {"layers": by_number, "heads": self.select.heads is not None, "steps": self.select.steps is not None}
+        asked = {"layers": is_numbered(self.select.layers)}
+        asked |= {"heads": self.select.heads is not None, "steps": self.select.steps is not None}
         return tuple(axis for axis, positional in asked.items() if positional)
 
 
@@ -119,7 +118,7 @@ def shape_of(trace: Trace, request: DatasetRequest) -> Shape:
     Of heads that are chosen by layer, it is those of these layers.
     """
     chosen = request.select.heads
-    heads = tuple((layer.name, layer.call_heads or layer.heads) for layer in trace.layers)
+    heads = tuple((layer.name, layer.model_heads) for layer in trace.layers)
     if isinstance(chosen, Mapping) and set(chosen) <= {name for name, _ in heads}:
         heads = tuple(layer for layer in heads if layer[0] in chosen)
     axes: Shape = {"layers": tuple(layer.name for layer in trace.layers), "heads": heads, "steps": (len(trace.present),)}

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
+from ...schema.selection import Selector
 from ..aggregation.select import Select
 from ..aggregation.selection import choose
 from ..inspection.truth import require_truth
@@ -18,7 +19,7 @@ from ..maps.looks import looks
 from ..metrics.pointing import RADIUS, pck
 from ..progress import hidden
 from ..trace.heads import head_coordinates, published_order, require_same_heads
-from ..trace.reader import Selector, Trace
+from ..trace.reader import Trace
 from .sources import Sources, open_all
 
 

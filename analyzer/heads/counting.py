@@ -10,17 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.trace import Layer, TokenGroup, TraceRecord
 from ..numerics.products import weighted_sum
-from ..trace.calls import EXACT_SCORE, At, Calls, score_rows
+from ..trace.calls import Calls, FactorCalls
 from ..trace.reader import Trace
+from ..trace.softmax import Values, score_rows
 
-Values: TypeAlias = NDArray[Any]
 Counts: TypeAlias = NDArray[np.int64]
 
 
@@ -76,12 +76,13 @@ def count_layer(trace: Trace, index: int, spans: Sequence[Sequence[Span]], branc
     Raises   CorruptTrace if a file was changed
     """
     calls, layer = Calls.of(trace, index), trace.layers[index]
+    assert isinstance(calls, FactorCalls)  # only these have probes
     key = np.asarray(trace.probe_key(index))  # (head, probe token, channel)
     counts = np.zeros((calls.where.shape[2], len(spans), layer.heads), np.int64)
     heads = np.arange(layer.heads)
     for sample, step in np.argwhere(calls.where[:, branch] >= 0).tolist():
         rng = generator(drawing.seed, trace.id, layer.name, sample, step)
-        query, keys = _factors(calls, (sample, branch, step), key)
+        query, keys = calls.factors((sample, branch, step), key)
         for _ in range(drawing.draws):
             drawn = draw(rng, spans)
             counts[step, winners(query, keys, drawn), heads] += 1
@@ -124,15 +125,3 @@ def _attention(query: Values, key: Values) -> Values:
         weights = np.exp(scores, out=scores)
         total += weighted_sum(1 / weights.sum(1), weights)
     return total / len(query)
-
-
-def _factors(calls: Calls, at: At, key: Values) -> tuple[Values, Values]:
-    """The call's queries with the scale folded in, and the probes' keys, in a dtype that holds their products well enough."""
-    layer = calls.layer
-    query = calls.arrays["query"][at].astype(np.float32).reshape(layer.heads, -1, layer.head_dim)
-    keys = key.astype(np.float32)
-    lengths = [float(np.sqrt(np.einsum("hnc,hnc->hn", v, v, dtype=np.float64).max())) for v in (query, keys)]
-    if abs(layer.scale) * lengths[0] * lengths[1] > EXACT_SCORE:
-        query, keys = query.astype(np.float64), keys.astype(np.float64)
-    query *= layer.scale
-    return query, keys

@@ -13,11 +13,10 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ...schema.layout import JOURNAL, MANIFEST
-from ..output.files import refuse_existing, require_netcdf, save_map
+from ..output.files import check_output, endings, require_library, save_map, suffixes
 
 KIND: Final = "i2am_heads"
 VERSION: Final = 1
-SUFFIXES: Final = (".nc", ".zarr")
 
 
 def save_heads(scores: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -35,11 +34,9 @@ def check_heads_path(path: Path, *, overwrite: bool = False) -> None:
 
     Raises   as `save_heads`
     """
-    if path.suffix not in SUFFIXES:
-        raise InvalidInput(f"cannot keep the names of layers and concepts in {path.name!r}; end it in {' or '.join(SUFFIXES)}")
-    if path.suffix == ".nc":
-        require_netcdf()
-    refuse_existing(path, overwrite=overwrite)
+    if path.suffix not in suffixes("maps"):
+        raise InvalidInput(f"cannot keep the names of layers and concepts in {path.name!r}; end it in {endings('maps')}")
+    check_output(path, "maps", overwrite=overwrite)
 
 
 def load_heads(path: str | os.PathLike[str]) -> xr.DataArray:
@@ -48,9 +45,9 @@ def load_heads(path: str | os.PathLike[str]) -> xr.DataArray:
     Raises   InvalidInput if it is no such file, MissingExtra if netCDF cannot be read
     """
     source = Path(path)
-    if source.suffix not in SUFFIXES or not source.exists():
+    if source.suffix not in suffixes("maps") or not source.exists():
         what = "there is no" if not source.exists() else "cannot read"
-        raise InvalidInput(f"{what} {source}; scores of heads are a {' or '.join(SUFFIXES)} that `i2am heads -o` wrote")
+        raise InvalidInput(f"{what} {source}; scores of heads are a {endings('maps')} that `i2am heads -o` wrote")
     if (source / JOURNAL).exists() or (source / MANIFEST).exists():
         raise InvalidInput(f"{source} is a trace and holds no scores of heads; `i2am heads {source} -o FILE` makes them")
     found = _read(source)
@@ -73,8 +70,7 @@ def _with(scores: xr.DataArray, attributes: dict[str, Any]) -> xr.DataArray:
 
 
 def _read(source: Path) -> xr.DataArray:
-    if source.suffix == ".nc":
-        require_netcdf()
+    require_library(source.suffix)
     try:
         if source.suffix == ".zarr":
             dataset = xr.open_zarr(source, consolidated=False).load()

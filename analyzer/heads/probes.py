@@ -7,10 +7,11 @@ from typing import Final, TypeAlias
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import is_for_shell, listed, option
+from ...schema.selection import Selector
 from ...schema.text import Text
-from ...schema.trace import Layer, TokenGroup, head_numbers
+from ...schema.trace import Layer, TokenGroup
 from ..trace.heads import published_order
-from ..trace.reader import Selector, Trace
+from ..trace.reader import Trace
 from .concepts import Concepts
 from .counting import Span, find_spans, is_of
 
@@ -22,10 +23,9 @@ PROBE: Final = "concepts"
 
 def how_to_record(probe: str) -> str:
     """How a recording comes to hold the concepts' words."""
-    if is_for_shell():
-        lines = f'[probes] {probe} = {{ lines = "words.txt" }}'
-        return f'record with encoding = "factors" and {lines}, a file that `i2am concepts --words` prints'
-    return f'record with encoding="factors" and probes={{"{probe}": concept_words()}}'
+    made = f'[probes] {probe} = {{ lines = "words.txt" }}, a file that `i2am concepts --words` prints'
+    words = made if is_for_shell() else f'{option("probes")}{{"{probe}": concept_words()}}'
+    return f"record with {option('encoding', 'factors')} and {words}"
 
 
 class ProbeWords:
@@ -88,7 +88,7 @@ class ProbeWords:
 
 
 def _write(layer: Layer) -> str:
-    return f"heads {listed(map(str, head_numbers(layer)))} of {layer.head_dim} channels"
+    return f"heads {listed(map(str, layer.heads_kept))} of {layer.head_dim} channels"
 
 
 def _has(layer: Layer, probe: str) -> bool:
@@ -119,4 +119,4 @@ def _layers(trace: Trace, layers: Selector | Iterable[Selector] | None, probe: s
 
 
 def _shape(layer: Layer) -> tuple[object, ...]:
-    return head_numbers(layer), layer.call_heads or layer.heads, layer.head_dim
+    return layer.heads_kept, layer.model_heads, layer.head_dim

@@ -9,9 +9,10 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
+from ...schema.selection import Selector
 from ..aggregation.selection import whole
 from ..trace.heads import require_same_heads
-from ..trace.reader import Selector, Trace
+from ..trace.reader import Trace
 from .accuracy import head_accuracy
 from .relevance import head_relevance
 from .sources import Sources

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...schema.errors import InvalidInput
-from ...schema.trace import Layer, head_numbers
+from ...schema.selection import Selector
+from ...schema.trace import Layer
 from ..aggregation.selection import whole
 from ..progress import hidden
 from ..trace.heads import head_coordinates
-from ..trace.reader import Selector, Trace
+from ..trace.reader import Trace
 from .concepts import load_concepts
 from .counting import Counts, Drawing, count_layer
 from .probes import PROBE, ProbeWords
@@ -149,10 +150,10 @@ def _tasks(trace: Trace, words: ProbeWords, drawing: Drawing) -> Iterator[Any]:
 def _assemble(
     layers: list[Layer], totals: list[Counts], rows: list[str], times: NDArray[np.float64] | None, facts: dict[str, Any]
 ) -> xr.DataArray:
-    numbers = sorted({number for layer in layers for number in head_numbers(layer)})
+    numbers = sorted({number for layer in layers for number in layer.heads_kept})
     counts = np.zeros((len(totals[0]), len(rows), len(layers), len(numbers)), np.int64)
     for i, (layer, total) in enumerate(zip(layers, totals, strict=True)):
-        counts[:, :, i, [numbers.index(number) for number in head_numbers(layer)]] = total
+        counts[:, :, i, [numbers.index(number) for number in layer.heads_kept]] = total
     dims: tuple[str, ...] = ("time", "concept", "layer", "head")
     if times is None:
         counts, dims = counts[0], dims[1:]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
+from ...schema.selection import Layers
 from ..aggregation.select import Positions, Select
 from ..aggregation.selection import whole
 from ..maps.attribution import r2g
@@ -26,7 +27,7 @@ from ..methods.recipes import Recipe
 from ..metrics.overlap import THRESHOLDS, iou
 from ..trace.heads import require_same_heads
 from ..trace.images import load_mask, own_mask
-from ..trace.reader import Selector, Trace
+from ..trace.reader import Trace
 from .accuracy import head_accuracy
 from .probes import PROBE
 from .ranking import By, by_layer, rank_heads, select_heads
@@ -52,7 +53,7 @@ def selective_iou(
     mask: str | None = None,
     word: str | None = None,
     recipe: str | Recipe | None = None,
-    layers: Selector | Iterable[Selector] | None = None,
+    layers: Layers = None,
     steps: Positions = None,
     sample: int = 0,
     branch: str | None = None,
@@ -129,21 +130,6 @@ def flat_note(table: xr.DataArray) -> str | None:
     return (
         "every map of all heads is flat, so no IoU can be told: the mean over all keys of a softmax over keys is the same everywhere. "
         "Name a word of the prompt, or take a recipe whose R2G is a softmax over the generated positions, such as i2am"
-    )
-
-
-def write_table(table: xr.DataArray) -> str:
-    """The table as text: a row a threshold, mean over traces with its standard error."""
-    names = {"all": f"all {table.attrs['of']}", **{kind: f"{kind} {table.attrs['count']}" for kind in KINDS[1:]}}
-    traces = table.sizes["trace"]
-    lines = [f"{'threshold':<10}" + "".join(f"{names[kind]:>18}" for kind in KINDS)]
-    for level in table["threshold"].values.tolist():
-        cells = (table.sel(heads=kind, threshold=level).values for kind in KINDS)
-        texts = (f"{cell.mean():.4f}" + (f" +-{cell.std(ddof=1) / np.sqrt(traces):.4f}" if traces > 1 else "") for cell in cells)
-        lines.append(f"{level:<10g}" + "".join(f"{text:>18}" for text in texts))
-    better = int((table.sel(heads="top").mean("threshold") > table.sel(heads="all").mean("threshold")).sum())
-    return "\n".join(
-        [*lines, f"top better than all in {better} of {traces} traces; heads chosen by {table.attrs['by']} on {table.attrs['chosen_on']}"]
     )
 
 

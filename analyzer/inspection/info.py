@@ -1,21 +1,18 @@
-"""What `i2am info` says of a trace: a record of plain values, and the same as text."""
+"""What `i2am info` says of a trace, as plain values."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from ...schema.journal import disk_bytes
 from ..trace.reader import Trace
 from .precision import column_mass_lost, precision_note
 
 HALF: Final = 2
 """Bytes of a float16: what raw attention is counted in."""
-UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def describe(trace: Trace) -> dict[str, Any]:
@@ -48,47 +45,13 @@ def describe(trace: Trace) -> dict[str, Any]:
         "bytes": disk,
         "bytes_raw_float16": raw,
         "compression": disk / raw if raw else None,
-        "column_mass_lost": max((share for layer, share in zip(trace.layers, lost, strict=True) if not layer.queries), default=0.0),
+        "column_mass_lost": max((share for layer, share in zip(trace.layers, lost, strict=True) if not layer.is_resampler), default=0.0),
         "note": precision_note(trace),
         "model": record.model,
         "sampler": record.sampler,
         "inputs": record.inputs,
         "provenance": record.provenance,
     }
-
-
-def write_summary(facts: dict[str, Any]) -> str:
-    """The facts as text for a terminal."""
-    done = f"{facts['steps']} steps" if facts["status"] == "complete" else f"{facts['steps']} of {facts['steps_planned']} planned steps"
-    head = [
-        ("trace", facts["trace"]),
-        ("status", facts["status"] + (f" ({facts['reason']})" if facts["reason"] else "")),
-        ("model", str(facts["model"].get("pipeline", facts["model"].get("class", "unknown")))),
-        ("recorded", f"{done}, {facts['samples']} sample(s), {' and '.join(facts['branches'])}, timesteps {_arrow(facts['timesteps'])}"),
-        ("images", ", ".join(f"{i['name']} {_by(i['frames'], i['height'], i['width'])}" for i in facts["images"]) or "none"),
-        *_said(facts),
-        ("size", _size(facts)),
-        ("precision", f"at most {facts['column_mass_lost']:.2g} of one token's column lost by the encoding"),
-    ]
-    columns = ("layer", "grid", "heads", "keys", "calls", "encoding", "groups")
-    rows = [
-        (
-            f"{row['index']}: {row['name']}",
-            _by(row["frames"], *row["grid"]),
-            f"{row['heads']} of {row['call_heads']}" if row["call_heads"] > row["heads"] else row["heads"],
-            row["tokens"],
-            row["calls"],
-            row["encoding"],
-            _groups(row),
-        )
-        for row in facts["layers"]
-    ]
-    return "\n".join([*(f"{name:<10}{text}" for name, text in head), "", *_table([columns, *rows])])
-
-
-def _by(frames: int, rows: int, columns: int) -> str:
-    """Rows x columns, frames before them in a video."""
-    return f"{frames}x{rows}x{columns}" if frames else f"{rows}x{columns}"
 
 
 def _probes(trace: Trace) -> dict[str, dict[str, Any]]:
@@ -101,19 +64,6 @@ def _probes(trace: Trace) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _said(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Prompts and probes, where the trace has any."""
-    prompts = [text for text in facts["texts"] if text["group"] not in facts["probes"]]
-    rows = [(f"{text['branch'] or 'text'}", repr(text["text"])) for text in prompts]
-    probes = ", ".join(f"{name} ({row['tokens']} tokens)" for name, row in facts["probes"].items())
-    return [*dict.fromkeys(rows), *([("probes", probes)] if probes else [])]
-
-
-def disk_bytes(path: Path) -> int:
-    """Bytes of every file under a folder."""
-    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
-
-
 def raw_bytes(trace: Trace) -> int:
     """Bytes of the recorded calls' attention as bare float16 numbers."""
     record = trace.record
@@ -122,31 +72,5 @@ def raw_bytes(trace: Trace) -> int:
     return int(sum(int(n) * size for n, size in zip(calls, sizes, strict=True))) * record.samples * len(record.branches)
 
 
-def _groups(layer: dict[str, Any]) -> str:
-    return ", ".join(f"{g['name']} " + ("{}x{}".format(*g["grid"]) if g["grid"] else str(g["tokens"])) for g in layer["groups"])
-
-
 def _ends(values: np.ndarray[Any, np.dtype[Any]]) -> list[float]:
     return [float(values[0]), float(values[-1])] if len(values) else []
-
-
-def _arrow(ends: list[float]) -> str:
-    return " to ".join(f"{value:g}" for value in ends) or "none"
-
-
-def size_text(nbytes: float) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
-    unit = next((unit for unit in UNITS if nbytes < 999.5 * UNITS[unit]), "GB")
-    scaled = nbytes / UNITS[unit]
-    return f"{scaled:.1f} {unit}" if scaled < 10 and unit != "bytes" else f"{scaled:.0f} {unit}"
-
-
-def _size(facts: dict[str, Any]) -> str:
-    ratio, raw = facts["compression"], facts["bytes_raw_float16"]
-    return size_text(facts["bytes"]) + (f", {ratio:.2f} times its attention as raw float16 ({size_text(raw)})" if ratio is not None else "")
-
-
-def _table(rows: Sequence[Sequence[Any]]) -> list[str]:
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in texts) for column in range(len(texts[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts]

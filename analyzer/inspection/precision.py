@@ -29,7 +29,7 @@ def precision_note(trace: Trace, layers: Iterable[int] | None = None) -> str | N
     """
     lost = column_mass_lost(trace)
     # Nobody takes R2G over the tokens of an adapter.
-    used = [lost[index] for index in (range(len(lost)) if layers is None else layers) if not trace.layers[index].queries]
+    used = [lost[index] for index in (range(len(lost)) if layers is None else layers) if not trace.layers[index].is_resampler]
     bad = [share for share in used if share > LOSSY]
     if not bad:
         return None

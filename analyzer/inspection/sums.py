@@ -40,7 +40,7 @@ class CallSums:
 def sum_calls(trace: Trace) -> Iterator[CallSums]:
     """The sums of every call there is, in order of layers."""
     calls = [Calls.of(trace, index) for index in range(len(trace.layers))]
-    jobs = [(index, found, at) for index, found in enumerate(calls) for at in _present(found)]
+    jobs = [(i, found, (s, b, step)) for i, found in enumerate(calls) for s, b, step in np.argwhere(found.where >= 0).tolist()]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         yield from pool.map(lambda job: sum_call(*job), jobs)
 
@@ -54,10 +54,6 @@ def sum_call(index: int, calls: Calls, at: At) -> CallSums:
     return CallSums(index, at, (float(rows.min()), float(rows.max())), (float(columns.min()), float(columns.max())))
 
 
-def _present(calls: Calls) -> list[At]:
-    return [(int(sample), int(branch), int(step)) for sample, branch, step in np.argwhere(calls.where >= 0)]
-
-
 def _sums(calls: Calls, at: At) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums of the rows of P and of the columns of G.
 
@@ -67,7 +63,8 @@ def _sums(calls: Calls, at: At) -> tuple[NDArray[np.float64], NDArray[np.float64
     rows, columns = np.empty(per_position.shape), np.zeros(per_token.shape)
     for part, block in blocks(calls, at):
         rows[:, part] = block.sum(2, dtype=np.float64)
-        columns += _weighed(per_position[:, part], block)
+        # Not a product of BLAS, which would start threads in each of ours.
+        columns += np.einsum("hx,hxt->ht", per_position[:, part], block, dtype=np.float64, casting="safe")
     columns *= per_token
     # A column that is 0 throughout belongs to a key that the model hid from every position.
     return rows, np.where(columns == 0, 1.0, columns)
@@ -89,18 +86,8 @@ def blocks(calls: Calls, at: At) -> Iterator[tuple[slice, NDArray[Any]]]:
     Dims     (head, position, token)
     """
     layer, width = calls.layer, calls.layer.grid[1]
-    chunk = calls.arrays["probability"].chunk_rows if "probability" in calls.arrays else 1
-    most = max(1, BLOCK_BYTES // (8 * layer.heads * width * layer.tokens))
-    height, end = max(chunk, most // chunk * chunk), math.prod(layer.places)
-    for start in range(0, end // width, height):  # of a video, rows run through the frames
-        block = calls.region("probability", at, slice(None), slice(start, start + height), slice(None))
+    most = BLOCK_BYTES // (8 * layer.heads * width * layer.tokens)
+    height, end = max(1, most // calls.chunk_rows) * calls.chunk_rows, math.prod(layer.places)
+    for start in range(0, end // width, height):
+        block = calls.region("probability", at, rows=slice(start, start + height))
         yield slice(start * width, min((start + height) * width, end)), block.reshape(layer.heads, -1, layer.tokens)
-
-
-def _weighed(weight: NDArray[np.float64], block: NDArray[Any]) -> NDArray[np.float64]:
-    """sum over positions of weight * block, in float64 and in this thread alone.
-
-    Dims     (head, position), (head, position, token) -> (head, token)
-    """
-    total: NDArray[np.float64] = np.einsum("hx,hxt->ht", weight, block, dtype=np.float64, casting="safe")
-    return total

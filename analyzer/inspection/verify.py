@@ -197,7 +197,7 @@ def _check_numbers(trace: Trace, progress: bool) -> tuple[float, float, list[Fin
     wrong: list[Finding] = []
     rows, columns = np.nan, np.nan
     lost = column_mass_lost(trace)
-    total = sum(int((where >= 0).sum()) for where in trace.contents.calls)
+    total = sum(int((where >= 0).sum()) for where in trace.call_steps)
     with _bar("verify numbers", total, progress, unit="call") as bar:
         for sums in sum_calls(trace):
             wrong += _check_sums(sums, trace.layers[sums.layer].partial_keys, lost[sums.layer])

@@ -17,6 +17,7 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
+from ...schema.selection import Selector
 from ..aggregation.build import (
     REFERENCE_DIMS,
     add_exact,
@@ -38,7 +39,7 @@ from ..aggregation.weights import Mask, only_frames, pick_frames, recipe_mask, w
 from ..inspection.precision import column_mass_lost
 from ..methods.recipes import Recipe
 from ..trace.images import find_image
-from ..trace.reader import Selector, Trace
+from ..trace.reader import Trace
 from ..trace.softmax import Columns
 from ..trace.views import place_dims
 

@@ -88,20 +88,6 @@ def correlate(maps: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([correlations(telling), correlations(stats.rankdata(telling, axis=1, nan_policy="propagate"))])
 
 
-def write_table(compared: xr.Dataset) -> str:
-    """The correlations as text for a terminal: Pearson above the diagonal, Spearman below."""
-    names = compared["recipe"].values.tolist()
-    upper, lower = compared["pearson"].values, compared["spearman"].values
-    width = max(map(len, names))
-    lines = [" " * width + "".join(f"{i:>8}" for i in range(len(names)))]
-    for i, name in enumerate(names):
-        cells = [f"{(upper if j > i else lower)[i, j]:8.3f}" if i != j else "       ." for j in range(len(names))]
-        lines.append(f"{name:<{width}}{''.join(cells)}")
-    return "\n".join(
-        [*lines, "above the dots Pearson, below Spearman (of ranks); columns in the order of the rows; nan: one of the maps is constant"]
-    )
-
-
 def _rows(recipes: Iterable[str | Recipe] | str | Recipe) -> list[Recipe]:
     rows = [get_recipe(row) for row in ([recipes] if isinstance(recipes, (str, Recipe)) else recipes)]
     labels = [row.label for row in rows]

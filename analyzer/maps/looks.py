@@ -11,7 +11,6 @@ import numpy as np
 import xarray as xr
 
 from ...schema.errors import InvalidInput
-from ...schema.trace import head_numbers
 from ..aggregation.request import AXES, kept_axes
 from ..aggregation.select import Select
 from ..aggregation.selection import Selection, cell, choose, split
@@ -20,7 +19,7 @@ from ..metrics.pointing import PLACES, Grid, Values
 from ..numerics.resize import resize
 from ..numerics.statistics import row_evenness
 from ..trace.reader import Trace
-from ..trace.views import centres, generated_softmax, place_dims, probabilities
+from ..trace.views import centres, place_dims
 from .attribution import g2r
 
 
@@ -74,7 +73,7 @@ def _of_layer(trace: Trace, chosen: Selection, row: Recipe, steps: tuple[int, ..
     """
     index, tokens = chosen.layers[which], chosen.groups[which]
     grid, latent = trace.layers[index].grid, trace.latent_grid
-    calls = (probabilities if row.g2r == "keys" else generated_softmax)(trace, index)
+    calls = trace.probabilities(index) if row.g2r == "keys" else trace.generated_softmax(index)
     spatial = slice(tokens.start + tokens.specials, tokens.stop)
     part = calls.isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial).astype(np.float64)
     if row.renormalize and row.g2r == "keys":
@@ -86,7 +85,7 @@ def _of_layer(trace: Trace, chosen: Selection, row: Recipe, steps: tuple[int, ..
             _resize, part, kwargs={"grid": tokens.grid, "to": to, "row": row}, input_core_dims=[["token"]], output_core_dims=[["cell"]],
             dask="parallelized", dask_gufunc_kwargs={"output_sizes": {"cell": math.prod(to)}}, output_dtypes=[np.float64],
         )  # fmt: skip
-    numbers = list(head_numbers(trace.layers[index]))
+    numbers = list(trace.layers[index].heads_kept)
     there = [numbers.index(number) if number in chosen.pairs[which] else -1 for number in chosen.heads]
     rows = [cell((y, 0), latent, grid)[0] for y in range(latent[0])]
     columns = [cell((0, x), latent, grid)[1] for x in range(latent[1])]
@@ -127,7 +126,7 @@ def row_entropy(
         if tokens.stop - first < 2:
             name = trace.layers[index].name
             raise InvalidInput(f"layer {name} has {tokens.stop - first} tokens of {tokens.name} to look at; a row needs two to be uneven")
-        numbers = head_numbers(trace.layers[index])
+        numbers = trace.layers[index].heads_kept
         heads = [place for place, number in enumerate(numbers) if number in selected]
         calls = trace.probabilities(index).isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
         even = _even_rows(calls).mean(place_dims(trace.layers[index].places))

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.messages import listed
+from ...schema.messages import listed, option
 from ...schema.trace import TokenGroup
 from ..trace.calls import Calls
 from ..trace.reader import Trace
@@ -104,8 +104,7 @@ def _attention(blocks: Sequence[Calls], at: tuple[int, int, int]) -> list[Values
         if calls.where[at] < 0:
             found.append(np.full(shape, np.nan))
             continue
-        everything = (slice(None), slice(None), slice(None))
-        found.append(calls.region("probability", at, *everything).mean(0, dtype=np.float64).reshape(shape))
+        found.append(calls.region("probability", at).mean(0, dtype=np.float64).reshape(shape))
     return found
 
 
@@ -113,10 +112,10 @@ def _blocks(trace: Trace, group: str) -> list[int]:
     """The blocks of the resampler that makes a token group, in the order they run."""
     found = [index for index, layer in enumerate(trace.layers) if layer.queries == group]
     if not found:
-        names = dict.fromkeys(layer.queries for layer in trace.layers if layer.queries)
+        names = dict.fromkeys(layer.queries for layer in trace.layers if layer.is_resampler)
         raise UnknownSelection(
             f"the trace holds no resampler of the tokens {group!r}; it holds those of {listed(names)}; only IP-Adapters that squeeze "
-            "patches into tokens have one (Plus, and SD3's), and layers= must not leave it out when recording"
+            f"patches into tokens have one (Plus, and SD3's), and {option('layers')} must not leave it out when recording"
         )
     return found
 

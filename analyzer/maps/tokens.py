@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import xarray as xr
 
 from ...schema.errors import InvalidInput
+from ...schema.selection import Selector
 from ...schema.trace import TokenGroup
 from ..aggregation.build import add_exact, exact_lift, generated_grid, places_like
 from ..aggregation.request import Sources, build_map, question
@@ -15,7 +16,7 @@ from ..aggregation.select import Heads, Positions, Select
 from ..aggregation.selection import pick_positions
 from ..methods.recipes import Recipe
 from ..trace.images import find_image
-from ..trace.reader import Selector, Trace
+from ..trace.reader import Trace
 from ..trace.softmax import Columns
 from ..trace.views import place_dims
 from .attribution import lost_columns

@@ -9,7 +9,6 @@ word_map(trace, "zebra", probe="concepts")a word of a probe
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 import xarray as xr
 
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.messages import listed, option
+from ...schema.messages import guess, listed, option
 from ...schema.text import Text
 from ..methods.recipes import Recipe, get_recipe
 from ..trace.reader import Trace
@@ -127,7 +126,11 @@ def _texts(trace: Trace, probe: str | None, group: str | None, sample: int | Non
         raise InvalidInput(f"words are those of a group or a probe; leave out {option('group')} or {option('probe')}")
     probes = {one.name: one.role for layer in trace.layers for one in layer.probes}
     if probe is not None and probe not in probes:
-        there = f"there are {listed(probes)}" if probes else "it was recorded without any: recording(..., encoding='factors', probes={...})"
+        there = (
+            f"there are {listed(probes)}"
+            if probes
+            else f"it was recorded without any; record with {option('encoding', 'factors')} and {option('probes')}"
+        )
         raise UnknownSelection(f"the trace has no probe {probe!r}; {there}")
     if branch is not None and branch not in trace.record.branches:
         raise UnknownSelection(f"the trace has no branch {branch!r}; it has {', '.join(trace.record.branches)}")
@@ -149,7 +152,9 @@ def _texts(trace: Trace, probe: str | None, group: str | None, sample: int | Non
 
 def _unsaid(trace: Trace, probe: str | None, probes: Mapping[str, str], wanted: str | None) -> Exception:
     if probe is not None and probes[probe] != "text":
-        return InvalidInput(f"the probe {probe!r} is of pictures and has no words; token_map(trace, probe={probe!r}) gives its map")
+        return InvalidInput(
+            f"the probe {probe!r} is of pictures and has no words; for its map ask for {option('tokens')} with {option('probe', probe)}"
+        )
     if wanted and wanted not in (names := dict.fromkeys(group.name for layer in trace.layers for group in layer.groups)) and probe is None:
         return UnknownSelection(f"the trace has no token group {wanted!r}; it has {listed(names)}")
     notes = [note for note in trace.record.provenance.get("notes", []) if isinstance(note, str) and "tokens say" in note]
@@ -247,7 +252,4 @@ def _branch(trace: Trace, branch: str | None, row: Recipe) -> str:
 
 def _unknown(word: str, texts: Sequence[Text]) -> UnknownSelection:
     there = dict.fromkeys(one.text for text in texts for one in text.words)
-    folded = {one.casefold(): one for one in there}
-    close = difflib.get_close_matches(word.casefold(), folded, n=1)
-    nearest = f", did you mean {folded[close[0]]}?" if close else ";"
-    return UnknownSelection(f"there is no word {word!r} in {texts[0].group}{nearest} there are {listed(there)}")
+    return UnknownSelection(f"there is no word {word!r} in {texts[0].group}; {guess(word, there)}there are {listed(there)}")

@@ -1,4 +1,4 @@
-"""The rows of methods as tables: names for a terminal, every field of some, and the table of `docs/methods.md`."""
+"""Tables of recipes: names for a terminal, every field of some, and the table of `docs/methods.md`."""
 
 from __future__ import annotations
 

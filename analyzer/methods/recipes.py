@@ -1,4 +1,4 @@
-"""Methods of the literature as rows: what each fixes that others do otherwise. Any field can be changed in the call.
+"""Recipes: published attribution methods as rows of one table, any field of which can be changed in the call.
 
     r2g(trace, recipe="i2am-official")
     r2g(trace, recipe=recipe("i2am-official", resize="bilinear", skip=""))
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ...schema.errors import InvalidInput
-from ...schema.messages import nearest
+from ...schema.messages import guess
 from ...schema.trace import Softmax
 from ..numerics.resize import MODES
 
@@ -103,7 +103,7 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """The name and, of a row that was changed, what was: `recipe(label)` gives the same row."""
+        """The name and, of a row that was changed, what was: `get_recipe(label)` gives the same row."""
         known = RECIPES.get(self.name)
         changed = {f: getattr(self, f) for f in FIELDS if known and getattr(self, f) != getattr(known, f)}
         return f"{self.name}({', '.join(f'{f}={write(value)}' for f, value in changed.items())})" if changed else self.name
@@ -259,7 +259,7 @@ def get_recipe(row: str | Recipe, /, **changes: Any) -> Recipe:
         raise InvalidInput(f"there is no recipe {row!r}; there are {', '.join(RECIPES)}")
     name, _, written = row.removesuffix(")").partition("(")
     if name not in RECIPES:
-        raise InvalidInput(f"there is no recipe {row!r}; there are {', '.join(RECIPES)}{nearest(name, RECIPES)}")
+        raise InvalidInput(f"there is no recipe {row!r}; {guess(name, RECIPES)}there are {', '.join(RECIPES)}")
     written_changes = read_changes(written.split(", ")) if written else {}
     return dataclasses.replace(RECIPES[name], **(written_changes | changes))
 
@@ -281,7 +281,7 @@ def read_changes(texts: Iterable[str]) -> dict[str, Any]:
 
 def _require_fields(names: Iterable[str]) -> None:
     if unknown := [name for name in names if name not in FIELDS]:
-        raise InvalidInput(f"a recipe has no field {unknown[0]!r}; it has {', '.join(FIELDS)}{nearest(unknown[0], FIELDS)}")
+        raise InvalidInput(f"a recipe has no field {unknown[0]!r}; {guess(unknown[0], FIELDS)}it has {', '.join(FIELDS)}")
 
 
 def write(value: Any) -> str:

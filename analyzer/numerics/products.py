@@ -1,4 +1,4 @@
-"""Matrix products in pieces that a BLAS works on in the thread that asks.
+"""Matrix products in pieces so small that BLAS computes them in the calling thread.
 
 OpenBLAS starts threads of its own for a product that is large enough, and they wait for each other by spinning. Under dask, whose
 workers already use every core, that made single small products take a hundred times as long.

@@ -1,4 +1,4 @@
-"""Resample pictures and maps as torch's `interpolate(align_corners=False)` does, with numpy alone.
+"""Bicubic, bilinear and nearest resampling as in torch's `interpolate(align_corners=False)`, with numpy alone.
 
 Every mode is separable and linear: each target pixel of an axis is a weighted sum of a few source pixels, its taps, so an axis takes
 one matrix: out = down @ picture @ across.T.

@@ -1,4 +1,4 @@
-"""How far a mean over traces can be trusted, by a bootstrap with a seed, so that it is the same each time; and how alike maps are."""
+"""Statistics: seeded bootstrap intervals of means, evenness (normalised entropy), and correlation of maps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0, level
         return Interval(float(found.mean()) if len(found) else np.nan, np.nan, np.nan, len(found))
     from scipy.stats import bootstrap  # half a second, which who asks for one trace need not wait
 
-    # The size of a batch decides the order of draws, and with it the interval: it hangs on the number of values alone.
+    # The size of a batch decides the order of draws, and with it the interval: it depends on the number of values alone.
     batch, rng = max(1, BATCH_BYTES // found.nbytes), np.random.default_rng(seed)
     drawn = bootstrap((found,), np.mean, n_resamples=resamples, batch=batch, confidence_level=level, method="percentile", rng=rng)
     low, high = drawn.confidence_interval

@@ -1,4 +1,4 @@
 """Maps as files and pictures.
 
-Hands on `save_map`, `draw` and `save_picture`. Never asks a trace for attention.
+Hands on `FORMATS`, `save`, `draw` and `illustrate`. Never asks a trace for attention.
 """

@@ -101,23 +101,25 @@ def overlay(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", m
 
     Dims     map (row, column); picture (y, x, channel) with 1 or 3 channels, of a video's the middle frame
     """
-    picture = picture[len(picture) // 2] if picture is not None and picture.ndim > 3 else picture
-    size = _shape(map) if picture is None else (int(picture.shape[0]), int(picture.shape[1]))
-    factor = _factor(size)
-    look = _style(style)
-    lay = place_signed if look.signed else place
-    heat = lay(_scaled(map, factor), (size[0] * factor, size[1] * factor)).values
+    size, pixels = _shape(map), None
+    if picture is not None:
+        pixels = _rgb(picture)
+        size = (pixels.shape[0], pixels.shape[1])
+    factor, look, window = _factor(size), _style(style), map.attrs.get("window")
+    # The window grows with the picture.
+    map = map if window is None else map.assign_attrs(window=tuple(factor * edge for edge in window))
+    heat = (place_signed if look.signed else place)(map, (size[0] * factor, size[1] * factor)).values
     colours = colour(heat, style).astype(np.float64)
-    below = _enlarge(_rgb(picture), factor).astype(np.float64) if picture is not None else np.zeros_like(colours)
+    below = np.zeros_like(colours) if pixels is None else _enlarge(pixels, factor).astype(np.float64)
     under, over = (1 - heat[..., None], heat[..., None]) if look.fade else (look.picture, look.heat)
-    over = over if picture is not None else 1.0
+    over = over if pixels is not None else 1.0
     mixed = np.clip(np.rint(below * under + colours * over), 0, 255).astype(np.uint8)
     return draw_marks(Image.fromarray(mixed), marks)
 
 
 def show(picture: Pixels, marks: Sequence[Mark] = ()) -> Image.Image:
     """A picture, of a video the middle frame, at the size that overlays of it have, with marks."""
-    pixels = _rgb(picture[len(picture) // 2] if picture.ndim > 3 else picture)
+    pixels = _rgb(picture)
     return draw_marks(Image.fromarray(_enlarge(pixels, _factor(pixels.shape[:2]))), marks)
 
 
@@ -235,19 +237,13 @@ def _shape(map: xr.DataArray) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _scaled(map: xr.DataArray, factor: int) -> xr.DataArray:
-    """The map for a picture enlarged by `factor`: its window grows with it."""
-    _shape(map)
-    window = map.attrs.get("window")
-    return map if window is None else map.assign_attrs(window=tuple(factor * edge for edge in window))
-
-
 def _factor(size: tuple[int, ...]) -> int:
     return max(1, -(-TILE // min(size)))
 
 
 def _rgb(picture: Pixels) -> Pixels:
-    pixels = np.asarray(picture)
+    """A picture, of a video the middle frame, with three channels."""
+    pixels = np.asarray(picture[len(picture) // 2] if picture.ndim > 3 else picture)
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or pixels.dtype != np.uint8:
         raise InvalidInput(f"a picture of shape {pixels.shape} and dtype {pixels.dtype}; expected uint8 (height, width, 1 or 3)")
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))

@@ -1,53 +1,124 @@
-"""Maps as files: `.npy`, `.nc`, `.zarr` and bytes of pictures; whole or not at all, and never over something silently."""
+"""Output files by suffix, in one table: pictures, maps and tables; written whole or not at all, and never over something silently.
+
+The command line makes its help from the table, so what a format needs is imported when it is written.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
-from importlib.util import find_spec
-from io import BytesIO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO, StringIO
+from numbers import Number
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-import numpy as np
-import xarray as xr
+from ...schema.errors import AlreadyExists, InvalidInput
+from ...schema.messages import refuse_taken, require_extra
 
-from ...schema.errors import AlreadyExists, InvalidInput, MissingExtra
+if TYPE_CHECKING:
+    import xarray as xr
+    from PIL.Image import Image
 
-NETCDF: Final = ("h5netcdf", "h5py")
-"""What writes netCDF into memory."""
+Kind: TypeAlias = Literal["picture", "map", "maps", "table"]
+Draw: TypeAlias = "Callable[[], tuple[Image, Mapping[str, str]]]"
+"""Draws the picture, and says where it comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of named columns."""
+
+    columns: Mapping[str, type[str] | type[float]]
+    rows: Sequence[Mapping[str, str | float | None]]
+    facts: Mapping[str, Any]
+    """What all rows have in common, as plain JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One answer in every form it can be written in; a format takes its own."""
+
+    maps: Mapping[str, xr.DataArray] = field(default_factory=dict)
+    draw: Draw | None = None
+    table: Table | None = None
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The forms there are."""
+        forms: dict[Kind, bool] = {
+            "picture": self.draw is not None,
+            "map": len(self.maps) == 1,
+            "maps": len(self.maps) > 1,
+            "table": self.table is not None,
+        }
+        return tuple(kind for kind, there in forms.items() if there)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What a file of one suffix can hold, and how it is written."""
+
+    holds: tuple[Kind, ...]
+    write: Callable[[Output, Path], None]
+    needs: tuple[str, ...] = ()
+    """Modules of an extra."""
+    otherwise: str = ""
+    """The way out where they cannot be installed."""
+
+
+def suffixes(*kinds: Kind) -> list[str]:
+    """The suffixes of files that can hold any of these."""
+    return [suffix for suffix, known in FORMATS.items() if not set(kinds).isdisjoint(known.holds)]
+
+
+def endings(*kinds: Kind) -> str:
+    """The same for help and messages: `.png, .nc or .zarr`."""
+    *most, last = suffixes(*kinds)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def check_output(path: Path, *kinds: Kind, overwrite: bool = False) -> Format:
+    """The format of an output path, checked before any work.
+
+    Raises   InvalidInput for a suffix that can hold none of these kinds, MissingExtra if its library is not installed, and as
+             `refuse_existing`
+    """
+    if path.suffix not in suffixes(*kinds):
+        raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {endings(*kinds)}")
+    require_library(path.suffix)
+    refuse_existing(path, overwrite=overwrite)
+    return FORMATS[path.suffix]
+
+
+def require_library(suffix: str) -> None:
+    """Say what to install where files of this suffix can be neither written nor read.
+
+    Raises   MissingExtra
+    """
+    known = FORMATS[suffix]
+    require_extra(known.needs, f"the format {suffix}", known.otherwise)
+
+
+def save(output: Output, path: Path, *, overwrite: bool = False) -> None:
+    """Write an answer in the format that the path's suffix names.
+
+    Raises   as `check_output`
+    """
+    found = check_output(path, *output.kinds, overwrite=overwrite)
+    place_output(path, lambda part: found.write(output, part), overwrite=overwrite)
 
 
 def save_map(map: xr.DataArray, path: Path, *, overwrite: bool = False) -> None:
-    """Write the numbers of a map in the format that the path's suffix names.
+    """Write the numbers of a map.
 
-    Raises   AlreadyExists if the path is taken, InvalidInput for another suffix, MissingExtra if netCDF cannot be written
+    Raises   as `save`
     """
-    save_maps({str(map.name or "map"): map}, path, overwrite=overwrite)
-
-
-def save_maps(maps: Mapping[str, xr.DataArray], path: Path, *, overwrite: bool = False) -> None:
-    """Write several maps into one file, each under its name.
-
-    Raises   as `save_map`; InvalidInput for .npy, which holds one alone
-    """
-    if path.suffix not in WRITERS:
-        raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {', '.join(WRITERS)}, or .png for a picture")
-    if path.suffix == ".npy" and len(maps) > 1:
-        raise InvalidInput(f"{path.name!r} would hold one map, and there are {len(maps)}: {', '.join(maps)}; end it in .nc or .zarr")
-    named = xr.Dataset({name: portable(map).rename(name) for name, map in maps.items()})
-    place_output(path, lambda part: WRITERS[path.suffix](named, part), overwrite=overwrite)
-
-
-def save_bytes(content: bytes, path: Path, *, overwrite: bool = False) -> None:
-    """Write a file.
-
-    Raises   AlreadyExists if the path is taken
-    """
-    place_output(path, lambda part: part.write_bytes(content), overwrite=overwrite)
+    save(Output({str(map.name or "map"): map}), path, overwrite=overwrite)
 
 
 def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
@@ -56,11 +127,8 @@ def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
     Raises   AlreadyExists if it is taken, or is a trace; InvalidInput if its folder does not exist
     """
     if not path.parent.is_dir():
-        raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or write elsewhere with -o")
-    if not path.exists():
-        return
-    if not overwrite:
-        raise AlreadyExists(f"{path} exists already; choose another name with -o, or add --overwrite")
+        raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or choose another path")
+    refuse_taken(path, overwrite)
     if path.is_dir() and not _is_map(path):
         raise AlreadyExists(f"{path} is a folder that holds something other than a map, so it is not overwritten; choose another name")
 
@@ -96,35 +164,62 @@ def _plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value):
         return list(value)
-    return value if isinstance(value, (str, int, float, np.number)) else json.dumps(value)
+    return value if isinstance(value, (str, Number)) else json.dumps(value)
 
 
-def _npy(maps: xr.Dataset, path: Path) -> None:
+def _dataset(output: Output) -> xr.Dataset:
+    import xarray as xr
+
+    return xr.Dataset({name: portable(map).rename(name) for name, map in output.maps.items()})
+
+
+def _png(output: Output, path: Path) -> None:
+    from .figures import encode_png
+
+    assert output.draw is not None
+    path.write_bytes(encode_png(*output.draw()))
+
+
+def _npy(output: Output, path: Path) -> None:
+    import numpy as np
+
     # Into memory first: numpy's own writing to a full disk gives an error without its cause.
     buffer = BytesIO()
-    np.save(buffer, next(iter(maps.values())).values)
+    np.save(buffer, next(iter(output.maps.values())).values)
     path.write_bytes(buffer.getbuffer())
 
 
-def require_netcdf() -> None:
-    """Say what to install where .nc cannot be written or read.
-
-    Raises   MissingExtra
-    """
-    if not all(find_spec(module) for module in NETCDF):
-        raise MissingExtra('.nc needs a netCDF library, and none is installed; pip install "i2am[netcdf]", or take .zarr')
-
-
-def _netcdf(maps: xr.Dataset, path: Path) -> None:
-    require_netcdf()
+def _netcdf(output: Output, path: Path) -> None:
     # Into memory first: HDF5 crashes the process at its end if it could not flush a file to a full disk.
     buffer = BytesIO()
-    maps.to_netcdf(buffer, engine="h5netcdf")
+    _dataset(output).to_netcdf(buffer, engine="h5netcdf")
     path.write_bytes(buffer.getbuffer())
 
 
-def _zarr(maps: xr.Dataset, path: Path) -> None:
-    maps.to_zarr(path, mode="w-", zarr_format=3, consolidated=False)
+def _zarr(output: Output, path: Path) -> None:
+    _dataset(output).to_zarr(path, mode="w-", zarr_format=3, consolidated=False)
+
+
+def _csv(output: Output, path: Path) -> None:
+    assert output.table is not None
+    text = StringIO()
+    writer = csv.DictWriter(text, list(output.table.columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(output.table.rows)
+    path.write_bytes(text.getvalue().encode())
+
+
+def _parquet(output: Output, path: Path) -> None:
+    import pyarrow as arrow
+    from pyarrow.parquet import write_table
+
+    assert output.table is not None
+    fields = [(name, arrow.string() if kind is str else arrow.float64()) for name, kind in output.table.columns.items()]
+    # JSON has no NaN, which the interval of a single trace is.
+    facts = json.dumps(output.table.facts, default=str).replace("NaN", "null")
+    buffer = BytesIO()
+    write_table(arrow.Table.from_pylist(output.table.rows, schema=arrow.schema(fields, metadata={"i2am": facts})), buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def _is_map(path: Path) -> bool:
@@ -136,4 +231,12 @@ def _is_map(path: Path) -> bool:
     return isinstance(attributes, dict) and "i2am" not in attributes
 
 
-WRITERS: Final[dict[str, Callable[[xr.Dataset, Path], None]]] = {".npy": _npy, ".nc": _netcdf, ".zarr": _zarr}
+FORMATS: Final = {
+    ".png": Format(("picture",), _png),
+    ".npy": Format(("map",), _npy),
+    ".nc": Format(("map", "maps"), _netcdf, ("h5netcdf", "h5py"), ", or take .zarr"),
+    ".zarr": Format(("map", "maps"), _zarr),
+    ".csv": Format(("table",), _csv),
+    ".parquet": Format(("table",), _parquet, ("pyarrow",), ", or write .csv"),
+}
+"""By suffix, in the order in which they are named. A new format is a row here."""

@@ -1,11 +1,10 @@
-"""Maps of a trace as PNG files: on the trace's own pictures, with where they come from written into the file."""
+"""Maps of a trace drawn over the trace's own pictures, and what is written into the file of where they come from."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,25 +14,16 @@ from PIL.Image import Image
 
 from ..numerics.resize import middle
 from ..trace.reader import Trace
-from .figures import Mark, compose, draw, encode_png, patch_mark, show
-from .files import save_bytes
-
-
-def save_picture(
-    trace: Trace, map: xr.DataArray, path: Path, *, style: str = "viridis", at: tuple[int, ...] | None = None, overwrite: bool = False
-) -> None:
-    """Draw a map over its picture; one of a patch stands beside the generated image, where the patch is framed.
-
-    Raises   AlreadyExists if the path is taken, InvalidInput for a map without rows and columns or an unknown style
-    """
-    image = illustrate(trace, map, style, at=at)
-    save_bytes(encode_png(image, provenance(map)), path, overwrite=overwrite)
+from .figures import Mark, compose, draw, patch_mark, show
 
 
 def illustrate(
     trace: Trace, map: xr.DataArray, style: str = "viridis", *, at: tuple[int, ...] | None = None, marks: Sequence[Mark] = ()
 ) -> Image:
-    """The drawing of a map."""
+    """A map over its picture; one of a patch stands beside the generated image, where the patch is framed.
+
+    Raises   InvalidInput for a map without rows and columns or an unknown style
+    """
     drawing = draw(map, picture(trace, map.attrs.get("image")), style, marks)
     generated = picture(trace, f"generated_{map.attrs.get('sample', 0)}")
     if at is None or generated is None:

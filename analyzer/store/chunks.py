@@ -30,7 +30,7 @@ BLOSC_HEADER_BYTES: Final = 16
 LEADING: Final = 3
 """Axes before the heads: sample, branch, step. One position of them is one block: one file, or several along the rows."""
 ROWS: Final = 4
-"""The only axis that files and chunks may cut inside a block: y, or token where there is no y. In a video it is frame and y as one."""
+"""The axis that files and chunks may cut inside a block: y, or token where there is no y. A video's frames, before y, may be cut too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,65 +43,76 @@ class Blocks:
     """Which block on disk serves each (sample, branch, step): a position on the stored step axis, -1 where absent."""
     layer: str = ""
     """Name of the layer, for messages."""
-    flat: bool = False
-    """Whether the frames of a video, one below the other, are rows of one axis, so that it is indexed as an image."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Lengths of all axes; the step axis has the steps that count."""
-        lengths = _merged(self.plan, self.plan.shape) if self.flat else self.plan.shape
-        return (*self.where.shape, *lengths[LEADING:])
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def chunk_rows(self) -> int:
-        """Rows of an inner chunk, those of all its frames together."""
-        return _merged(self.plan, self.plan.chunks)[ROWS]
+        return (*self.where.shape, *self.plan.shape[LEADING:])
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """As stored."""
         return np.dtype(self.plan.dtype)
 
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of an inner chunk, those of all its frames together."""
+        return self._cell(self.plan.chunks)[1]
+
     def __getitem__(self, index: Any) -> NDArray[Any]:
         picked, kept = _orthogonal(index, self.shape)
         out = np.empty([len(p) for p in picked], self.dtype)
-        cell = picked[LEADING:]
-        if not self.flat and _has_frames(self.plan):
-            cell = [cell[0], (cell[1][:, None] * self.plan.shape[ROWS + 1] + cell[2]).ravel(), *cell[3:]]
-        for i, sample in enumerate(picked[0]):
-            for j, branch in enumerate(picked[1]):
-                for k, step in enumerate(picked[2]):
-                    self._fill(out[i, j, k].reshape([len(p) for p in cell]), (sample, branch, step), cell)
+        rows = np.ravel_multi_index(np.ix_(*picked[ROWS : self._after]), self.shape[ROWS : self._after]).ravel()
+        cell = [picked[LEADING], rows, *picked[self._after :]]
+        for place in np.ndindex(*out.shape[:LEADING]):
+            sample, branch, step = (int(p[i]) for p, i in zip(picked, place, strict=False))
+            self._fill(out[place].reshape([len(p) for p in cell]), (sample, branch, step), cell)
+        result: NDArray[Any] = out[kept]
+        return result
+
+    def part(self, at: tuple[int, int, int], *index: Any) -> NDArray[Any]:
+        """A part of one call, indexed as the array is, but with rows counted through the frames of a video.
+
+        Dims     (head, row, ...)
+        """
+        picked, kept = _orthogonal(index, self._cell(self.plan.shape))
+        out = np.empty([len(p) for p in picked], self.dtype)
+        self._fill(out, at, picked)
         result: NDArray[Any] = out[kept]
         return result
 
     def chunks(self, at: tuple[int, int, int], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
         """The inner chunks of one present call that hold rows `start` to `stop`, in order.
 
-        Dims     (first row, (head, row, ...)), frames being rows; the array is overwritten by the next one
+        Dims     (first row, (head, row, ...)), rows counted through the frames; the array is overwritten by the next one
         Raises   CorruptTrace naming file, layer and step
         """
         position = (at[0], at[1], int(self.where[at]))
-        shape, files, chunks = (_merged(self.plan, lengths) for lengths in (self.plan.shape, self.plan.file_shape, self.plan.chunks))
-        file_rows, chunk_rows = files[ROWS], chunks[ROWS]
-        stop = shape[ROWS] if stop is None else stop
-        buffer = np.empty(math.prod(chunks), self.dtype)
+        rows, file_rows = self._cell(self.plan.shape)[1], self._cell(self.plan.file_shape)[1]
+        files = [n // m for n, m in zip(self.plan.shape[ROWS:], self.plan.file_shape[ROWS:], strict=True)]
+        stop = rows if stop is None else stop
+        buffer = np.empty(self._cell(self.plan.chunks), self.dtype)
+        chunk_rows = buffer.shape[1]
         for part in range(start // file_rows, -(-stop // file_rows)):
-            name = self.plan.key(*position, 0, *_file_index(self.plan, part))
+            name = self.plan.key(*position, 0, *(int(i) for i in np.unravel_index(part, files)))
             try:
                 with open(Path(self.root, name), "rb", buffering=0) as file:
                     first = part * file_rows
                     low, high = max(start - first, 0) // chunk_rows, -(-min(stop - first, file_rows) // chunk_rows)
                     for chunk, (offset, length) in enumerate(_extents(file, self.plan)[low:high], low):
-                        _decode(_read(file, offset, length), self.plan, buffer)
-                        yield first + chunk * chunk_rows, buffer.reshape(chunks[LEADING:])
+                        _decode(_read(file, offset, length), self.plan, buffer.reshape(-1))
+                        yield first + chunk * chunk_rows, buffer
             except (OSError, ValueError, RuntimeError) as error:
                 raise self._corrupt(name, at[2], error) from error
+
+    @property
+    def _after(self) -> int:
+        """The first axis after frame and y: pieces of files are some whole frames, or some rows of one."""
+        return ROWS + 1 + (self.plan.dims[ROWS] == "frame")
+
+    def _cell(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        """Lengths of (head, row, ...) of a call, a file or a chunk, with frame and y as one axis."""
+        return (lengths[LEADING], math.prod(lengths[ROWS : self._after]), *lengths[self._after :])
 
     def _fill(self, out: NDArray[Any], at: tuple[int, int, int], picked: list[NDArray[np.intp]]) -> None:
         if self.where[at] < 0 or out.size == 0:
@@ -119,25 +130,6 @@ class Blocks:
             f"{name} of the trace {self.root} {what}: layer {self.layer}, step {step}. It was written with a checksum, so it changed "
             f"after the recording; `i2am verify` lists all such files, another copy or a new recording brings them back"
         )
-
-
-def _has_frames(plan: ArrayPlan) -> bool:
-    return plan.dims[ROWS] == "frame"
-
-
-def _merged(plan: ArrayPlan, lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """Lengths of axes with frame and y as one: pieces of files are some whole frames, or some rows of one."""
-    if not _has_frames(plan):
-        return lengths
-    return (*lengths[:ROWS], lengths[ROWS] * lengths[ROWS + 1], *lengths[ROWS + 2 :])
-
-
-def _file_index(plan: ArrayPlan, part: int) -> tuple[int, ...]:
-    """Where the `part`-th file along the rows stands in the grid of files, from the axis of rows on."""
-    tail = (0,) * (len(plan.shape) - ROWS - 1)
-    if not _has_frames(plan):
-        return (part, *tail)
-    return (*divmod(part, plan.shape[ROWS + 1] // plan.file_shape[ROWS + 1]), *tail[1:])
 
 
 def read_table(root: str, plan: ArrayPlan) -> NDArray[Any]:

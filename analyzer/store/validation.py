@@ -7,9 +7,10 @@ that the record plans.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace, IncompleteTrace
-from ...schema.journal import FileSums, decode_lines, decode_manifest
+from ...schema.journal import FileSums, decode_lines, decode_manifest, present_of, steps_of
 from ...schema.layout import (
     JOURNAL,
     MANIFEST,
@@ -34,8 +35,8 @@ from ...schema.layout import (
     step_layout,
 )
 from ...schema.messages import option
-from ...schema.trace import Layer, TraceRecord
-from .chunks import LEADING, read_table
+from ...schema.trace import TraceRecord
+from .chunks import LEADING, Blocks, read_table
 from .files import list_files, read_file, read_json, read_root, require_equal, require_files, require_known, require_sums
 
 MOST_CHUNK: Final = 2**30
@@ -46,22 +47,34 @@ MOST_LENGTH: Final = 2**20
 """Longest axis of one call."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Contents:
-    """A trace that passed its checks: the record, and which calls are there."""
+    """A trace that passed its checks: its record, which calls are there, and the arrays that hold them."""
 
+    path: Path
+    """Where it lies."""
     record: TraceRecord
     """As on disk; for a partial trace its steps are the planned ones."""
     steps: dict[str, NDArray[Any]]
-    """evaluation, timestep, sigma, scheduler_step of each step that counts."""
+    """evaluation, timestep, sigma and scheduler_step of each step that counts, in execution order."""
     present: NDArray[np.bool_]
-    """(step, layer)."""
-    calls: tuple[NDArray[np.int32], ...]
+    """(step, layer): whether the layer was called."""
+    call_steps: tuple[NDArray[np.int32], ...]
     """Per layer, (sample, branch, step): the step position on disk, -1 where absent."""
-    keys: tuple[NDArray[np.int32] | None, ...]
+    key_steps: tuple[NDArray[np.int32] | None, ...]
     """Per layer of encoding `factors`, (sample, branch, step): the step position whose key serves."""
-    files: FileSums = field(repr=False)
-    """Every file that counts -> (bytes, sha256)."""
+
+    @property
+    def token(self) -> str:
+        """What tells this trace, as opened, from any other: names in task graphs are made of it."""
+        facts = f"{self.path.resolve()} {self.record.id} {self.record.status} {len(self.present)}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    def blocks(self, layer: int, name: str) -> Blocks:
+        """A recorded array of a layer, such as `probability` or `key`, as it is stored."""
+        where = self.key_steps[layer] if name == "key" else self.call_steps[layer]
+        assert where is not None  # only layers with factors have keys, and inspect read their key_step
+        return Blocks(str(self.path), data_plans(self.record, layer)[name], where, self.record.layers[layer].name)
 
 
 def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
@@ -123,17 +136,8 @@ def _partial(root: Path, record: TraceRecord, entries: list[dict[str, Any]]) -> 
     require_known(root, [name for plan in _probe_plans(record) for name in plan.file_names if name not in listing])
     for index in range(len(record.layers)):
         _require_layer_documents(root, record, index, len(entries))
-    steps: dict[str, NDArray[Any]] = {
-        "evaluation": np.array([e["evaluation"] for e in entries], np.int32),
-        "timestep": np.array([e["timestep"] for e in entries], np.float64),
-        "sigma": np.array([math.nan if e["sigma"] is None else e["sigma"] for e in entries], np.float64),
-        "scheduler_step": np.array([e["scheduler_step"] for e in entries], np.int32),
-    }
-    present = np.array([[i in e["present"] for i in range(len(record.layers))] for e in entries], bool).reshape(
-        len(entries), len(record.layers)
-    )
     keys = tuple(_journalled_keys(record, i, entries) for i in range(len(record.layers)))
-    return _contents(root, record, steps, present, keys, files)
+    return _contents(root, record, steps_of(entries), present_of(entries, len(record.layers)), keys, files)
 
 
 def _contents(
@@ -145,27 +149,30 @@ def _contents(
     files: FileSums,
 ) -> Contents:
     calls = tuple(_calls(root, record, i, present[:, i], keys[i], files) for i in range(len(record.layers)))
-    return Contents(record, steps, present, calls, keys, files)
+    return Contents(root, record, steps, present, calls, keys)
 
 
 def _calls(
     root: Path, record: TraceRecord, index: int, present: NDArray[np.bool_], keys: NDArray[np.int32] | None, files: FileSums
 ) -> NDArray[np.int32]:
     """Where each call lies. A call has all of its files or none."""
+    name = record.layers[index].name
+    if keys is not None and ((keys < -1) | (keys > np.arange(keys.shape[2]))).any():
+        raise CorruptTrace(f"key_step of layer {name} points to a step that comes later; the trace was changed after the recording")
     plans = [plan for name, plan in data_plans(record, index).items() if name != "key"]
     calls = np.full((record.samples, len(record.branches), len(present)), -1, np.int32)
     for at in np.ndindex(calls.shape):
-        found = {name: name in files for plan in plans for name in _block_files(plan, at)}
+        found = {file: file in files for plan in plans for file in _block_files(plan, at)}
         if any(found.values()):
-            require_known(root, [name for name, there in found.items() if not there])
+            require_known(root, [file for file, there in found.items() if not there])
             calls[at] = at[2]
         if keys is not None and calls[at] >= 0:
             key = data_plans(record, index)["key"] if at[2] == 0 or keys[at] != keys[at[0], at[1], at[2] - 1] else None
-            require_known(root, [name for name in _block_files(key, (*at[:2], int(keys[at]))) if name not in files] if key else [])
+            require_known(root, [file for file in _block_files(key, (*at[:2], int(keys[at]))) if file not in files] if key else [])
     if not np.array_equal((calls >= 0).any((0, 1)), present):
         step = int(np.argmax((calls >= 0).any((0, 1)) != present))
         raise CorruptTrace(
-            f"the trace {root} says that layer {record.layers[index].name} was {'' if present[step] else 'not '}called in step {step}, "
+            f"the trace {root} says that layer {name} was {'' if present[step] else 'not '}called in step {step}, "
             f"but its files say otherwise; the trace was changed after the recording"
         )
     return calls
@@ -187,10 +194,8 @@ def _block_files(plan: ArrayPlan, at: tuple[int, ...]) -> list[str]:
 
 
 def _key_steps(root: Path, record: TraceRecord, index: int) -> NDArray[np.int32] | None:
-    if record.layers[index].encoding != "factors":
-        return None
-    plan = next(plan for plan in layer_layout(record, index) if plan.path == f"{layer_path(index)}/key_step")
-    return _checked_keys(record.layers[index], read_table(str(root), plan))
+    path = f"{layer_path(index)}/key_step"
+    return next((read_table(str(root), plan) for plan in layer_layout(record, index) if plan.path == path), None)
 
 
 def _journalled_keys(record: TraceRecord, index: int, entries: list[dict[str, Any]]) -> NDArray[np.int32] | None:
@@ -206,12 +211,6 @@ def _journalled_keys(record: TraceRecord, index: int, entries: list[dict[str, An
                 raise CorruptTrace(
                     f"{JOURNAL}, line {step + 1}, has no table of key steps for layer {record.layers[index].name}"
                 ) from error
-    return _checked_keys(record.layers[index], keys)
-
-
-def _checked_keys(layer: Layer, keys: NDArray[np.int32]) -> NDArray[np.int32]:
-    if ((keys < -1) | (keys > np.arange(keys.shape[2]))).any():
-        raise CorruptTrace(f"key_step of layer {layer.name} points to a step that comes later; the trace was changed after the recording")
     return keys
 
 

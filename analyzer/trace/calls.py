@@ -1,42 +1,48 @@
-"""P, S and G of any call, whichever encoding keeps it, and the lazy arrays that show them.
+"""P, S and G of any call, from stored probabilities or from the factors q and k.
 
     S[x,r] = scale * (q_x . k_r)     P[x,r] = exp(S[x,r] - a[x])     G[x,r] = exp(S[x,r] - b[r])
 
 a is the logsumexp of S over all keys of the call, b over all generated positions. With probabilities, P, a and b are stored and
 the rest follows elementwise; with factors, all of it is computed from q and k, in rows, never a whole call at once.
+
+Positions and rows are counted through the frames of a video, one below the other.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.codec import decode_probability
-from ...schema.layout import ArrayPlan, probe_layout
+from ...schema.codec import decode_bits, decode_probability
+from ...schema.layout import ArrayPlan, data_plans, probe_layout
 from ...schema.trace import Layer
-from ..numerics.products import product
-from ..store.chunks import Blocks, read_heads
-
-if TYPE_CHECKING:
-    from .reader import Trace
+from ..store.chunks import ROWS, Blocks, read_heads
+from ..store.validation import Contents
+from .softmax import Columns, Values, generated_from, logsumexp, logsumexps, score_rows
 
 Kind: TypeAlias = Literal["probability", "score", "generated"]
 At: TypeAlias = tuple[int, int, int]
-Values: TypeAlias = NDArray[Any]
+Rows: TypeAlias = Iterator[tuple[int, slice, Values]]
+"""Position on the head axis, generated positions, softmax values (position, token)."""
+Sweep: TypeAlias = Iterator[tuple[int, slice, Values, float]]
+"""Head, positions, numbers in proportion to P (position, token), and the factor that makes them P. Overwritten by the next one."""
 
-ROW_BYTES: Final = 2**21
-"""Scores that are worked on at once, in bytes; more would leave the cache."""
+BLOCK_BYTES: Final = 2**19
+"""Float32 values of P that are worked on at once, in bytes: they stay in the second-level cache."""
+VIEW_BYTES: Final = 2**26
+"""P that is computed from factors for one chunk of a lazy array, in bytes."""
 EXACT_SCORE: Final = 32.0
 """Scores that can pass this are computed in float64: float32 would leave an error of several 1e-6 in the exponent."""
+ALL: Final = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
-class Calls:
+class Calls(ABC):
     """The calls of one layer, one (sample, branch, step) at a time."""
 
     layer: Layer
@@ -44,132 +50,197 @@ class Calls:
     probe: ArrayPlan | None = None
     """Where the keys of the layer's probes are, if it has any."""
 
-    @classmethod
-    def of(cls, trace: Trace, index: int) -> Calls:
+    @staticmethod
+    def of(contents: Contents, index: int) -> Calls:
         """The calls of the layer at `index`."""
-        layer = trace.layers[index]
-        names = ["probability", "query_lse", "token_lse"] if layer.encoding == "probabilities" else ["query", "key"]
-        names += ["query_lse"] if layer.encoding == "factors" and layer.partial_keys else []
-        arrays = {name: dataclasses.replace(trace.blocks(index, name), flat=True) for name in names}
-        return cls(layer, arrays, probe_layout(trace.record, index))
+        layer = contents.record.layers[index]
+        arrays = {name: contents.blocks(index, name) for name in data_plans(contents.record, index)}
+        encoding = StoredCalls if layer.encoding == "probabilities" else FactorCalls
+        return encoding(layer, arrays, probe_layout(contents.record, index))
 
     @property
     def where(self) -> NDArray[np.int32]:
         """(sample, branch, step): negative where the call is absent."""
         return next(iter(self.arrays.values())).where
 
-    def factors(self, at: At, probe: bool = False) -> tuple[Values, Values]:
-        """q and k, or the keys of all probes, with the scale folded into q, in a dtype that holds their products well enough.
+    def normalizers(self, at: At) -> tuple[Values, Values]:
+        """a and b of one call, stored or computed.
 
-        Dims     (head, position, channel), (head, token, channel)
+        Dims     (head, position), (head, token), float64
         """
-        query = self.arrays["query"][at].astype(np.float32)
-        keys = self.arrays["key"][at] if not probe or self.probe is None else read_heads(self.arrays["query"].root, self.probe)
-        key = keys.astype(np.float32)
-        query = query.reshape(self.layer.heads, -1, self.layer.head_dim)
+        return self.sweep(at)[:2]
+
+    def patch(self, at: At, y: int, x: int, kind: Kind = "probability") -> Values:
+        """One generated position's attention; reads one inner chunk of each file.
+
+        Dims     (head, token), float64
+        """
+        return self.region(kind, at, ALL, slice(y, y + 1), slice(x, x + 1))[:, 0, 0]
+
+    @property
+    @abstractmethod
+    def file_rows(self) -> tuple[int, ...]:
+        """Lengths of the axes ([frame,] y) of a piece that is read, or computed, at once."""
+
+    @property
+    @abstractmethod
+    def chunk_rows(self) -> int:
+        """Rows that are unpacked together."""
+
+    @abstractmethod
+    def region(self, kind: Kind, at: At, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
+        """A part of one present call, all tokens.
+
+        Dims     (head, row, x, token)
+        """
+
+    @abstractmethod
+    def sweep(self, at: At) -> tuple[Values, Values, Sweep]:
+        """a and b of one present call, and its P in blocks that stay in cache.
+
+        Dims     (head, position), (head, token), float64
+        """
+
+    @abstractmethod
+    def softmax_rows(self, at: At, columns: Columns, heads: tuple[int, ...]) -> Rows:
+        """Softmax values of chosen keys of one present call, a few positions at a time.
+
+        Raises   CorruptTrace if a file was changed
+        """
+
+
+class StoredCalls(Calls):
+    """P as float16, a and b beside it."""
+
+    @property
+    def file_rows(self) -> tuple[int, ...]:
+        return self.arrays["probability"].plan.file_shape[ROWS:-2]
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.arrays["probability"].chunk_rows
+
+    def region(self, kind: Kind, at: At, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
+        probability = decode_probability(self.arrays["probability"].part(at, heads, rows, columns))
+        if kind == "probability":
+            return probability
+        lse = self.arrays["query_lse"].part(at, heads, rows, columns)[..., None]
+        if kind == "score":
+            with np.errstate(divide="ignore"):
+                scores: Values = np.log(probability) + lse
+            return scores
+        return generated_from(probability, lse, self.arrays["token_lse"].part(at, heads)[:, None, None, :])
+
+    def sweep(self, at: At) -> tuple[Values, Values, Sweep]:
+        query_lse, token_lse = (self.arrays[name].part(at).astype(np.float64) for name in ("query_lse", "token_lse"))
+        return query_lse.reshape(self.layer.heads, -1), token_lse, self._blocks(at)
+
+    def _blocks(self, at: At) -> Sweep:
+        width, tokens = self.layer.grid[1], self.layer.tokens
+        rows = max(1, BLOCK_BYTES // (4 * width * tokens))
+        buffer = np.empty((rows * width, tokens), np.float32)
+        for first, chunk in self.arrays["probability"].chunks(at):
+            for head in range(self.layer.heads):
+                for start in range(0, chunk.shape[1], rows):
+                    stored = chunk[head, start : start + rows].reshape(-1, tokens)
+                    block = buffer[: len(stored)]
+                    factor = decode_bits(stored, block)
+                    begin = (first + start) * width
+                    yield head, slice(begin, begin + len(stored)), block, factor
+
+    def softmax_rows(self, at: At, columns: Columns, heads: tuple[int, ...]) -> Rows:
+        width, pick = self.layer.grid[1], _index(columns.tokens)
+        query_lse, token_lse = self.normalizers(at) if columns.softmax == "generated" else (None, None)
+        for first, chunk in self.arrays["probability"].chunks(at):
+            positions = slice(first * width, (first + chunk.shape[1]) * width)
+            for head in heads:
+                stored = chunk[head].reshape(-1, self.layer.tokens)
+                values: Values = decode_probability(stored[:, pick])
+                if query_lse is not None and token_lse is not None:
+                    values = generated_from(values, query_lse[head, positions, None], token_lse[head, pick])
+                elif columns.among is not None:
+                    values /= decode_probability(stored[:, _index(columns.among)]).sum(-1, dtype=np.float32, keepdims=True)
+                yield head, positions, values
+
+
+class FactorCalls(Calls):
+    """q and k, from which scores are multiplied; a beside them where not all keys of the call were kept."""
+
+    @property
+    def file_rows(self) -> tuple[int, ...]:
+        row = self.layer.heads * self.layer.grid[1] * self.layer.tokens * 4
+        return (*(1 for _ in self.layer.places[2:]), max(1, min(self.layer.grid[0], VIEW_BYTES // row)))
+
+    @property
+    def chunk_rows(self) -> int:
+        return 1
+
+    def factors(self, at: At, key: Values | None = None) -> tuple[Values, Values]:
+        """q and k, or q and a probe's keys, with the scale folded into q, in a dtype that holds their products well enough.
+
+        Dims     key (head, token, channel) -> (head, position, channel), (head, token, channel)
+        """
+        query = self.arrays["query"].part(at).astype(np.float32).reshape(self.layer.heads, -1, self.layer.head_dim)
+        key = (self.arrays["key"].part(at) if key is None else key).astype(np.float32)
         lengths = [float(np.sqrt(np.einsum("hnc,hnc->hn", v, v, dtype=np.float64).max())) for v in (query, key)]
         if abs(self.layer.scale) * lengths[0] * lengths[1] > EXACT_SCORE:
             query, key = query.astype(np.float64), key.astype(np.float64)
         query *= self.layer.scale
         return query, key
 
-    def normalizers(self, at: At, factors: tuple[Values, Values] | None = None) -> tuple[Values, Values]:
-        """a and b of one call, stored or computed.
-
-        Dims     (head, position), (head, token), float64
-        """
-        heads = self.layer.heads
-        stored = self.arrays["query_lse"][at].reshape(heads, -1).astype(np.float64) if "query_lse" in self.arrays else None
-        if stored is not None and "token_lse" in self.arrays:
-            return stored, self.arrays["token_lse"][at].astype(np.float64)
-        query, key = factors or self.factors(at)
-        query_lse, token_lse = np.empty(query.shape[:2]), np.empty(key.shape[:2])
-        for head in range(heads):
-            query_lse[head], token_lse[head] = logsumexps(query[head], key[head])
-        return query_lse if stored is None else stored, token_lse
-
-    def patch(self, at: At, y: int, x: int, kind: Kind = "probability") -> Values:
-        """One generated position's attention, its row counted through the frames of a video; reads one inner chunk of each file.
-
-        Dims     (head, token), float64
-        """
-        return self.region(kind, at, slice(None), slice(y, y + 1), slice(x, x + 1))[:, 0, 0]
-
-    def region(self, kind: Kind, at: At, heads: Any, rows: Any, columns: Any) -> Values:
-        """A part of one present call, all tokens; rows run through the frames of a video, one below the other.
-
-        Dims     (head, row, x, token)
-        """
-        if self.layer.encoding == "factors":
-            return self._region_of_factors(kind, at, heads, rows, columns)
-        probability = decode_probability(self.arrays["probability"][(*at, heads, rows, columns)])
-        if kind == "probability":
-            return probability
-        lse = self.arrays["query_lse"][(*at, heads, rows, columns)][..., None]
-        if kind == "score":
-            with np.errstate(divide="ignore"):
-                scores: Values = np.log(probability) + lse
-            return scores
-        tokens = self.arrays["token_lse"][(*at, heads)][:, None, None, :]
-        return generated_from(probability, lse, tokens)
-
-    def _region_of_factors(self, kind: Kind, at: At, heads: Any, rows: Any, columns: Any) -> Values:
-        query = self.arrays["query"][(*at, heads, rows, columns)].astype(np.float64)
-        key = self.arrays["key"][(*at, heads)].astype(np.float64)
+    def region(self, kind: Kind, at: At, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
+        query = self.arrays["query"].part(at, heads, rows, columns).astype(np.float64)
+        key = self.arrays["key"].part(at, heads).astype(np.float64)
         scores: Values = np.matmul(query, key[:, None].swapaxes(2, 3)) * self.layer.scale
         if kind == "score":
             return scores
         if kind == "generated":
             lse = self.normalizers(at)[1][heads][:, None, None, :]
         elif "query_lse" in self.arrays:
-            lse = self.arrays["query_lse"][(*at, heads, rows, columns)][..., None]
+            lse = self.arrays["query_lse"].part(at, heads, rows, columns)[..., None]
         else:
             top = scores.max(-1, keepdims=True)
             lse = top + np.log(np.exp(scores - top).sum(-1, keepdims=True))
         softmax: Values = np.exp(scores - lse)
         return softmax
 
+    def sweep(self, at: At) -> tuple[Values, Values, Sweep]:
+        query, key = self.factors(at)
+        found = [logsumexps(*head) for head in zip(query, key, strict=True)]
+        stored = self._stored_lse(at)
+        query_lse = np.stack([a for a, _ in found]) if stored is None else stored
+        return query_lse, np.stack([b for _, b in found]), self._blocks(query, key, query_lse)
 
-def score_rows(query: Values, key: Values) -> Iterator[tuple[slice, Values]]:
-    """S of one head from its factors, some positions at a time.
+    def _stored_lse(self, at: At) -> Values | None:
+        """a over all keys of the call, where some were not kept."""
+        if "query_lse" not in self.arrays:
+            return None
+        return self.arrays["query_lse"].part(at).reshape(self.layer.heads, -1).astype(np.float64)
 
-    Dims     query (position, channel), key (token, channel) -> positions, S (position, token)
-    """
-    count = max(1, ROW_BYTES // (key.itemsize * len(key)))
-    for start in range(0, len(query), count):
-        piece = slice(start, min(start + count, len(query)))
-        yield piece, product(query[piece], key.T)
+    def _blocks(self, query: Values, key: Values, query_lse: Values) -> Sweep:
+        for head in range(len(key)):
+            for positions, scores in score_rows(query[head], key[head]):
+                scores -= query_lse[head, positions, None].astype(scores.dtype)
+                yield head, positions, np.exp(scores, out=scores), 1.0
 
-
-def generated_from(probability: Values, query_lse: Values, token_lse: Values) -> Values:
-    """G from P, and from a and b shaped to multiply it."""
-    # In logarithms: exp(a - b) alone may overflow where P is tiny.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        result: Values = np.exp(np.log(probability) + (query_lse - token_lse))
-    result[probability == 0] = 0
-    return result
-
-
-def logsumexps(query: Values, key: Values) -> tuple[Values, Values]:
-    """a and b of one head from its factors.
-
-    Dims     query (position, channel), key (token, channel) -> (position,), (token,), float64
-    """
-    query_lse = np.empty(len(query))
-    top, total = np.full(len(key), -np.inf), np.zeros(len(key))
-    for positions, scores in score_rows(query, key):
-        query_lse[positions] = logsumexp(scores)
-        higher = np.maximum(top, scores.max(0))
-        total = total * np.exp(top - higher) + np.exp(scores - higher.astype(scores.dtype)).sum(0, dtype=np.float64)
-        top = higher
-    return query_lse, top + np.log(total)
+    def softmax_rows(self, at: At, columns: Columns, heads: tuple[int, ...]) -> Rows:
+        given = read_heads(self.arrays["query"].root, self.probe) if columns.probe and self.probe else None
+        query, key = self.factors(at, given)
+        tokens = columns.tokens
+        among = tokens if columns.probe and columns.among is None else columns.among
+        kept = self._stored_lse(at) if among is None else None
+        # Only what the result needs is multiplied: the tokens, and what their softmax runs over.
+        needed = tokens if columns.softmax == "generated" or kept is not None else among
+        pick = _index(tokens if needed is None else tuple(needed.index(t) for t in tokens))
+        for head in heads:
+            keys = key[head] if needed is None else key[head][_index(needed)]
+            lse = logsumexps(query[head], keys)[1] if columns.softmax == "generated" else None
+            for positions, scores in score_rows(query[head], keys):
+                normalizer = lse if lse is not None else logsumexp(scores)[:, None] if kept is None else kept[head, positions, None]
+                yield head, positions, np.exp(scores[:, pick] - np.asarray(normalizer, scores.dtype))
 
 
-def logsumexp(scores: Values) -> Values:
-    """Over the last axis.
-
-    Dims     (position, token) -> (position,)
-    """
-    top = scores.max(1)
-    result: Values = top + np.log(np.exp(scores - top[:, None]).sum(1, dtype=np.float64))
-    return result
+def _index(tokens: tuple[int, ...]) -> Any:
+    """A slice where the tokens follow each other, which copies nothing."""
+    first, stop = tokens[0], tokens[-1] + 1
+    return slice(first, stop) if tokens == tuple(range(first, stop)) else list(tokens)

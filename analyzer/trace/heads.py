@@ -11,7 +11,7 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import listed
-from ...schema.trace import Layer, head_numbers
+from ...schema.trace import Layer
 from .reader import Trace
 
 PLACES: Final = (("down", "input_blocks"), ("mid", "middle"), ("up", "output_blocks"))
@@ -26,14 +26,14 @@ def published_order(names: Iterable[str]) -> list[int]:
 
 def head_coordinates(layers: list[Layer]) -> dict[str, Any]:
     """What names the heads of layers that are in published order: the axes, each layer's shape, and each head's place in the order."""
-    numbers = sorted({number for layer in layers for number in head_numbers(layer)})
+    numbers = sorted({number for layer in layers for number in layer.heads_kept})
     position = np.full((len(layers), len(numbers)), -1, np.int64)
-    there = np.array([[number in head_numbers(layer) for number in numbers] for layer in layers])
+    there = np.array([[number in layer.heads_kept for number in numbers] for layer in layers])
     position[there] = np.arange(there.sum())
     return {
         "layer": [layer.name for layer in layers],
         "head": numbers,
-        "heads": ("layer", [layer.call_heads or layer.heads for layer in layers]),
+        "heads": ("layer", [layer.model_heads for layer in layers]),
         "head_dim": ("layer", [layer.head_dim for layer in layers]),
         "position": (("layer", "head"), position),
     }
@@ -53,7 +53,7 @@ def require_same_heads(relevance: xr.DataArray, trace: Trace) -> None:
                 f"that were not recorded here. The trace has {listed(known)}"
             )
         layer = known[name]
-        here = (layer.call_heads or layer.heads, layer.head_dim)
+        here = (layer.model_heads, layer.head_dim)
         if here != (count, width):
             raise InvalidInput(
                 f"{whose} has {count} heads of {width} channels in the layer {name}, the trace {trace.path} {here[0]} of {here[1]}: "

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import fnmatch
-import hashlib
 import html
 import math
-import operator
 import os
-import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.layout import data_plans, image_layout, probe_layout
-from ...schema.messages import listed
-from ...schema.trace import Image, Layer, TraceRecord, count_heads, head_numbers
-from ..store.chunks import Blocks, read_heads, read_table
+from ...schema.errors import UnknownSelection
+from ...schema.layout import image_layout, probe_layout
+from ...schema.messages import listed, option
+from ...schema.selection import Layers, Selector, match_layers
+from ...schema.trace import Image, Layer
+from ..store.chunks import read_heads, read_table
 from ..store.validation import Contents, inspect
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Selector: TypeAlias = int | str
-"""A layer: its position, its name, a glob such as `*up_blocks*`, or `re:` and a regular expression."""
+    from .calls import Kind
 
 
 def open_trace(path: str | os.PathLike[str], *, partial: bool = False) -> Trace:
@@ -37,33 +31,16 @@ def open_trace(path: str | os.PathLike[str], *, partial: bool = False) -> Trace:
 
     Raises   NotATrace, UnknownVersion, IncompleteTrace unless `partial`, CorruptTrace naming the file
     """
-    return Trace(Path(path), inspect(path, partial))
+    return Trace(**vars(inspect(path, partial)))
 
 
-class Trace:
+class Trace(Contents):
     """A recorded run: what it is, which calls it holds, and their attention, read when computed."""
-
-    def __init__(self, path: Path, contents: Contents) -> None:
-        self.path = path
-        """Where it lies."""
-        self.record: TraceRecord = contents.record
-        """The record in its root."""
-        self.steps: dict[str, NDArray[Any]] = contents.steps
-        """evaluation, timestep, sigma and scheduler_step of each step that counts, in execution order."""
-        self.present: NDArray[np.bool_] = contents.present
-        """(step, layer): whether the layer was called."""
-        self.contents = contents
 
     @property
     def id(self) -> str:
         """The recording's UUID."""
         return self.record.id
-
-    @property
-    def token(self) -> str:
-        """What tells this trace, as opened, from any other: names in task graphs are made of it."""
-        facts = f"{self.path.resolve()} {self.id} {self.record.status} {len(self.present)}"
-        return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     @property
     def complete(self) -> bool:
@@ -83,12 +60,14 @@ class Trace:
     @property
     def latent_grid(self) -> tuple[int, int]:
         """(rows, columns) that maps are brought to: the latent's, or else the largest layer grid."""
-        return self.record.latent_grid or max((layer.grid for layer in self.layers if not layer.queries), key=math.prod, default=(1, 1))
+        return self.record.latent_grid or max(
+            (layer.grid for layer in self.layers if not layer.is_resampler), key=math.prod, default=(1, 1)
+        )
 
     @property
     def latent_frames(self) -> int:
         """Frames that maps of a video have: those of the layers that have most; 0 for images, whose maps have no such axis."""
-        return max((layer.frames for layer in self.layers if not layer.queries), default=0)
+        return max((layer.frames for layer in self.layers if not layer.is_resampler), default=0)
 
     @property
     def latent_places(self) -> tuple[int, ...]:
@@ -107,17 +86,12 @@ class Trace:
             )
         return found[0]
 
-    def select(self, selectors: Selector | Iterable[Selector] | None = None) -> tuple[int, ...]:
+    def select(self, selectors: Layers = None) -> tuple[int, ...]:
         """Positions of all layers that any of `selectors` names, in trace order; None is all.
 
         Raises   UnknownSelection for a selector that names none, InvalidInput for none at all
         """
-        if selectors is None:
-            return tuple(range(len(self.layers)))
-        given = list(selectors) if isinstance(selectors, Iterable) and not isinstance(selectors, str) else [selectors]
-        if not given:
-            raise InvalidInput(f"the layer selection is empty; the trace has {listed(layer.name for layer in self.layers)}")
-        return tuple(sorted({index for selector in given for index in self._match(selector)}))
+        return match_layers(selectors, [layer.name for layer in self.layers])
 
     def image(self, name: str) -> NDArray[np.uint8]:
         """Pixels of a picture.
@@ -140,7 +114,27 @@ class Trace:
 
     def layer_table(self) -> list[dict[str, Any]]:
         """One row a layer."""
-        return [self._layer_row(index, layer) for index, layer in enumerate(self.layers)]
+        return [
+            {
+                "index": index,
+                "name": layer.name,
+                "grid": list(layer.grid),
+                "frames": layer.frames,
+                "heads": layer.heads,
+                "call_heads": layer.model_heads,
+                "head_numbers": list(layer.heads_kept),
+                "head_dim": layer.head_dim,
+                "tokens": layer.tokens,
+                "groups": [
+                    {"name": g.name, "role": g.role, "tokens": g.tokens, "specials": g.specials, "grid": list(g.grid) if g.grid else None}
+                    for g in layer.groups
+                ],
+                "encoding": layer.encoding,
+                "calls": int(self.present[:, index].sum()),
+                "column_mass_lost": layer.column_mass_lost,
+            }
+            for index, layer in enumerate(self.layers)
+        ]
 
     def step_table(self) -> list[dict[str, Any]]:
         """One row a step that counts, in execution order."""
@@ -149,12 +143,6 @@ class Trace:
             {"step": step, **{name: column[step] for name, column in columns.items()}, "layers": int(self.present[step].sum())}
             for step in range(len(self.present))
         ]
-
-    def blocks(self, layer: int, name: str) -> Blocks:
-        """A recorded array of a layer, such as `probability` or `key`, as it is stored."""
-        where = self.contents.keys[layer] if name == "key" else self.contents.calls[layer]
-        assert where is not None  # only layers with factors have keys, and inspect read their key_step
-        return Blocks(str(self.path), data_plans(self.record, layer)[name], where, self.layers[layer].name)
 
     def probe_key(self, layer: Selector, probe: str | None = None) -> NDArray[np.float32] | NDArray[np.float16]:
         """Keys of one probe in a layer, or of all of them one after another, exactly as the model makes them.
@@ -168,8 +156,8 @@ class Trace:
         if plan is None or (probe is not None and probe not in known):
             wanted = "probes" if probe is None else f"probe {probe!r}"
             raise UnknownSelection(
-                f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}. Probes are made while recording: "
-                "recording(..., probes={name: [texts or images]})"
+                f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}; probes are made "
+                f"while recording, with {option('probes')}"
             )
         keys = read_heads(str(self.path), plan)
         return keys if probe is None else keys[:, known[probe].start : known[probe].stop]
@@ -180,18 +168,14 @@ class Trace:
         Dims     (sample, branch, step, head, [frame,] y, x, token), float32, lazy
         Range    [0, 1], sums to 1 over token if all keys of the call were kept
         """
-        from .views import probabilities
-
-        return probabilities(self, self.layer(layer))
+        return self._view(layer, "probability")
 
     def scores(self, layer: Selector) -> xr.DataArray:
         """S = scale * (q . k), with whatever mask the model added: NaN where the call is absent.
 
         Dims     (sample, branch, step, head, [frame,] y, x, token), float32, lazy
         """
-        from .views import scores
-
-        return scores(self, self.layer(layer))
+        return self._view(layer, "score")
 
     def generated_softmax(self, layer: Selector) -> xr.DataArray:
         """G, softmax over the generated positions: NaN where the call is absent.
@@ -199,56 +183,16 @@ class Trace:
         Dims     (sample, branch, step, head, [frame,] y, x, token), float32, lazy
         Range    [0, 1], sums to 1 over y and x, in a video over frame, y and x
         """
-        from .views import generated_softmax
+        return self._view(layer, "generated")
 
-        return generated_softmax(self, self.layer(layer))
+    def _view(self, layer: Selector, kind: Kind) -> xr.DataArray:
+        from .views import lazy_array  # dask and xarray load slowly, and most of a trace needs neither
 
-    def _match(self, selector: Selector) -> list[int]:
-        names = [layer.name for layer in self.layers]
-        if not isinstance(selector, str):
-            try:
-                position = operator.index(selector)
-            except TypeError as error:
-                raise InvalidInput(f"{selector!r} names no layer; expected a position from 0, a name, or a pattern of names") from error
-            if not -len(names) <= position < len(names):
-                raise UnknownSelection(f"the trace has no layer {position}; its {len(names)} layers are 0 to {len(names) - 1}")
-            return [position % len(names)]
-        if selector in names:
-            return [names.index(selector)]
-        if selector.isdecimal():
-            return self._match(int(selector))
-        found = [i for i, name in enumerate(names) if _matches(selector, name)]
-        if not found:
-            raise UnknownSelection(f"no layer of the trace matches {selector!r}; it has {listed(names)}")
-        return found
-
-    def _layer_row(self, index: int, layer: Layer) -> dict[str, Any]:
-        groups = [
-            {"name": g.name, "role": g.role, "tokens": g.tokens, "specials": g.specials, "grid": list(g.grid) if g.grid else None}
-            for g in layer.groups
-        ]
-        return {
-            "index": index,
-            "name": layer.name,
-            "grid": list(layer.grid),
-            "frames": layer.frames,
-            "heads": layer.heads,
-            "call_heads": layer.call_heads or layer.heads,
-            "head_numbers": list(head_numbers(layer)),
-            "head_dim": layer.head_dim,
-            "tokens": layer.tokens,
-            "groups": groups,
-            "encoding": layer.encoding,
-            "calls": int(self.present[:, index].sum()),
-            "column_mass_lost": layer.column_mass_lost,
-        }
+        return lazy_array(self, self.layer(layer), kind)
 
     def _summary(self) -> list[tuple[str, str]]:
-        planned = (
-            ""
-            if self.complete
-            else f" of {self.record.steps} planned; {self.record.status}{': ' if self.record.reason else ''}{self.record.reason}"
-        )
+        why = f": {self.record.reason}" if self.record.reason else ""
+        planned = "" if self.complete else f" of {self.record.steps} planned; {self.record.status}{why}"
         groups = dict.fromkeys(
             f"{g.name} ({g.tokens} tokens{f', {g.grid[0]} x {g.grid[1]}' if g.grid else ''})" for x in self.layers for g in x.groups
         )
@@ -275,7 +219,7 @@ class Trace:
         )
         layers = "".join(
             f"<tr><td>{index}</td><td>{html.escape(layer.name)}</td><td>{' x '.join(map(str, layer.places))}</td>"
-            f"<td>{count_heads(layer)}</td><td>{layer.tokens}</td><td>{html.escape(layer.encoding)}</td>"
+            f"<td>{layer.head_count}</td><td>{layer.tokens}</td><td>{html.escape(layer.encoding)}</td>"
             f"<td>{int(self.present[:, index].sum())}</td></tr>"
             for index, layer in enumerate(self.layers)
         )
@@ -284,12 +228,3 @@ class Trace:
             f"<div><b>i2am trace</b> <code>{html.escape(self.id)}</code><table>{rows}</table>"
             f"<details><summary>{len(self.layers)} layers</summary><table>{head}{layers}</table></details></div>"
         )
-
-
-def _matches(selector: str, name: str) -> bool:
-    if not selector.startswith("re:"):
-        return fnmatch.fnmatchcase(name, selector)
-    try:
-        return re.search(selector[3:], name) is not None
-    except re.error as error:
-        raise UnknownSelection(f"{selector!r} is not a regular expression: {error}") from error

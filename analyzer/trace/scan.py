@@ -9,28 +9,21 @@ next one comes. Nothing larger than a map leaves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.codec import decode_bits
 from ...schema.trace import Softmax
 from ..numerics.products import row_products, weighted_sum
-from .calls import At, Calls, score_rows
+from .calls import Calls
+from .softmax import Values
 
-BLOCK_BYTES: Final = 2**19
-"""Float32 values that are worked on at once, in bytes: they stay in the second-level cache."""
 SPREAD: Final = 60.0
 """Largest range of exponents that float32 sums can hold beside P itself, in nats; wider ones are summed in float64."""
 HEADROOM: Final = 2.0**23
 """Room left for a sum over tokens, under float32's greatest value."""
-
-Values: TypeAlias = NDArray[Any]
-Block: TypeAlias = tuple[int, slice, Values, float]
-"""Head, positions, numbers in proportion to P (position, token), and the factor that makes them P. Overwritten by the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +48,13 @@ def scan(calls: Calls, sample: int, branch: int, step: int, r2g: Softmax, g2r: S
     Dims     weights (weighting, [frame,] y, x)
     Raises   CorruptTrace if a file was changed
     """
-    at, layer, parts = (sample, branch, step), calls.layer, segments(calls)
-    factors = calls.factors(at) if layer.encoding == "factors" else None
-    query_lse, token_lse = calls.normalizers(at, factors)
+    layer, parts = calls.layer, segments(calls)
+    query_lse, token_lse, blocks = calls.sweep((sample, branch, step))
     right, per_position = _right(r2g, query_lse, token_lse)
     left, per_token = _left(g2r, query_lse, token_lse, np.asarray(weights, np.float64).reshape(len(weights), -1))
     wide = max(_spread(token_lse) if r2g == "generated" else 0, _spread(query_lse) if g2r == "generated" else 0) > SPREAD
     generated = np.zeros((len(parts), layer.heads, query_lse.shape[1]))
     token = np.zeros((len(weights), layer.heads, layer.tokens))
-    blocks = _computed(*factors, query_lse) if factors else _stored(calls, at)
     for head, positions, block, factor in blocks:
         values = block.astype(np.float64) if wide else block
         for i, part in enumerate(parts):
@@ -74,27 +65,6 @@ def scan(calls: Calls, sample: int, branch: int, step: int, r2g: Softmax, g2r: S
         generated *= per_position
         token *= per_token
     return Sums(generated.reshape(-1, layer.heads, *layer.places).astype(np.float32), token.astype(np.float32))
-
-
-def _stored(calls: Calls, at: At) -> Iterator[Block]:
-    width, tokens = calls.layer.grid[1], calls.layer.tokens
-    rows = max(1, BLOCK_BYTES // (4 * width * tokens))
-    buffer = np.empty((rows * width, tokens), np.float32)
-    for first, chunk in calls.arrays["probability"].chunks(at):
-        for head in range(calls.layer.heads):
-            for start in range(0, chunk.shape[1], rows):
-                stored = chunk[head, start : start + rows].reshape(-1, tokens)
-                block = buffer[: len(stored)]
-                factor = decode_bits(stored, block)
-                begin = (first + start) * width
-                yield head, slice(begin, begin + len(stored)), block, factor
-
-
-def _computed(query: Values, key: Values, query_lse: Values) -> Iterator[Block]:
-    for head in range(len(key)):
-        for positions, scores in score_rows(query[head], key[head]):
-            scores -= query_lse[head, positions, None].astype(scores.dtype)
-            yield head, positions, np.exp(scores, out=scores), 1.0
 
 
 def _right(softmax: Softmax, query_lse: Values, token_lse: Values) -> tuple[Values, Values]:

@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ...schema.trace import Layer, head_numbers
-from .calls import Calls, Kind, Values
-from .reader import Trace
+from ..store.validation import Contents
+from .calls import Calls, Kind
+from .softmax import Values
 
 LEADING: Final = ("sample", "branch", "step", "head")
 MEANING: Final[dict[Kind, str]] = {
@@ -45,9 +45,8 @@ class View:
     def __getitem__(self, index: tuple[Any, ...]) -> Values:
         picked = [np.atleast_1d(np.arange(n)[i]) for i, n in zip(index, self.shape, strict=True)]
         out = np.full([len(p) for p in picked], np.nan, np.float32)
-        heads, *frames, rows, columns, tokens = picked[3:]
-        if frames:
-            rows = (frames[0][:, None] * self.calls.layer.grid[0] + rows).ravel()
+        heads, *places, columns, tokens = picked[3:]
+        rows = np.ravel_multi_index(np.ix_(*places), self.calls.layer.places[:-1]).ravel()
         for cell in np.ndindex(out.shape[:3]):
             at = (int(picked[0][cell[0]]), int(picked[1][cell[1]]), int(picked[2][cell[2]]))
             if self.calls.where[at] >= 0 and out.size:
@@ -56,40 +55,27 @@ class View:
         return result
 
 
-def probabilities(trace: Trace, index: int) -> xr.DataArray:
-    """P of the layer at `index`; see `Trace.probabilities`."""
-    return _lazy(trace, index, "probability")
+def lazy_array(contents: Contents, index: int, kind: Kind) -> xr.DataArray:
+    """P, S or G of the layer at `index`.
 
-
-def scores(trace: Trace, index: int) -> xr.DataArray:
-    """S of the layer at `index`; see `Trace.scores`."""
-    return _lazy(trace, index, "score")
-
-
-def generated_softmax(trace: Trace, index: int) -> xr.DataArray:
-    """G of the layer at `index`; see `Trace.generated_softmax`."""
-    return _lazy(trace, index, "generated")
-
-
-def _lazy(trace: Trace, index: int, kind: Kind) -> xr.DataArray:
-    calls = Calls.of(trace, index)
-    view, layer = View(calls, kind), calls.layer
-    plan = next(iter(calls.arrays.values())).plan
-    rows = plan.file_shape[4 : 3 + len(layer.places)] if layer.encoding == "probabilities" else _rows(layer)
-    chunks = (1, 1, 1, layer.heads, *rows, layer.grid[1], layer.tokens)
+    Dims     (sample, branch, step, head, [frame,] y, x, token), float32
+    """
+    view = View(Calls.of(contents, index), kind)
+    record, layer = contents.record, view.calls.layer
+    chunks = (1, 1, 1, layer.heads, *view.calls.file_rows, layer.grid[1], layer.tokens)
     array = da.from_array(  # type: ignore[no-untyped-call]
-        view, chunks=chunks, name=f"i2am-{kind}-{trace.token}-{index}", asarray=False, meta=np.empty((0,) * view.ndim, np.float32)
+        view, chunks=chunks, name=f"i2am-{kind}-{contents.token}-{index}", asarray=False, meta=np.empty((0,) * view.ndim, np.float32)
     )
     coords = {
-        "sample": np.arange(trace.record.samples),
-        "branch": list(trace.record.branches),
-        "step": trace.steps["evaluation"],
-        "timestep": ("step", trace.steps["timestep"]),
-        "head": list(head_numbers(layer)),
+        "sample": np.arange(record.samples),
+        "branch": list(record.branches),
+        "step": contents.steps["evaluation"],
+        "timestep": ("step", contents.steps["timestep"]),
+        "head": list(layer.heads_kept),
         **{dim: centres(length) for dim, length in zip(place_dims(layer.places), layer.places, strict=True)},
         "group": ("token", [group.name for group in layer.groups for _ in range(group.tokens)]),
     }
-    attrs = {"long_name": MEANING[kind], "layer": layer.name, "trace": trace.id}
+    attrs = {"long_name": MEANING[kind], "layer": layer.name, "trace": record.id}
     return xr.DataArray(array, dims=(*LEADING, *place_dims(layer.places), "token"), coords=coords, attrs=attrs, name=kind)
 
 
@@ -105,10 +91,3 @@ def centres(length: int) -> NDArray[np.float64]:
     Range    (0, 1), from the top or the left
     """
     return (np.arange(length) + 0.5) / length
-
-
-def _rows(layer: Layer) -> tuple[int, ...]:
-    """Rows, frames before them, of a chunk of P that is computed from factors: at most 64 MB of it."""
-    row = layer.heads * layer.grid[1] * layer.tokens * 4
-    rows = max(1, min(layer.grid[0], 2**26 // row))
-    return (1, rows) if layer.frames else (rows,)

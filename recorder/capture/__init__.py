@@ -1,4 +1,4 @@
-"""Sees every attention call of a model without changing one bit of its output.
+"""Capture of attention calls by hooks that do not change one bit of the model's output.
 
-Hands on `Capture`, `Call`, `Listener` and what a pipeline's denoisers are. Says nothing of what a call means.
+Hands on `Capture`, `Call`, `Listener` and what a pipeline's denoisers are. Never labels a call.
 """

@@ -1,4 +1,4 @@
-"""Sees every attention call of a pipeline's denoisers without changing one bit of its images.
+"""Hooks that capture every attention call of a pipeline's denoisers, without changing one bit of its images.
 
 A TorchFunctionMode is on only inside the chosen attention modules; forward hooks say which module runs, on what grid, and
 which projection the values of a call came from.
@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ..encoding.scores import default_scale
 from .call import Call, Listener
 from .mode import Mode
@@ -173,12 +174,12 @@ class Capture:
         enable_gqa: bool = False,
     ) -> None:
         if is_causal:
-            raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; leave it out through layers=")
+            raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; leave it out with {option('layers')}")
         if query.ndim == 3 and self._outside:
             query, key = self.factors.unfold(query, key)
         if query.ndim != 4:
             raise UnsupportedModel(
-                f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); leave it out through layers="
+                f"{self._path} attends with {query.ndim}-D queries; expected (row, head, x, channel); leave it out with {option('layers')}"
             )
         # Outside diffusers the caller says what keys are, whatever made them.
         known = () if self._outside else self._projections.segments(self._path, len(self._calls), value)

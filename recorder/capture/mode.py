@@ -1,4 +1,4 @@
-"""Sees calls of torch's functions where they are made, without standing in their way."""
+"""A torch-function mode that shows attention and softmax calls to a function, then runs them."""
 
 from __future__ import annotations
 

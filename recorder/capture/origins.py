@@ -1,4 +1,4 @@
-"""Which projection tensors came from where they hold no numbers that could tell: followed from one operation to the next."""
+"""Origins of meta tensors: which projection made each, followed from one operation to the next since they hold no values."""
 
 from __future__ import annotations
 

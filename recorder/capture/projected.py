@@ -1,4 +1,4 @@
-"""Attention of modules that multiply their matrices themselves: queries and keys as their projections made them.
+"""Attention of modules that multiply matrices themselves: queries and keys as their projections made them.
 
 Where such a module takes its softmax in torch, the scores it takes it of are held against these queries and keys once, so that a
 norm, a rotation or a bias between the projections and the softmax is noticed and not recorded as something it is not.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ..encoding.scores import default_scale
 
 HEADS: Final = ("heads", "num_heads", "n_heads")
@@ -137,7 +138,7 @@ class Factors:
     def _refusal(self, what: str) -> UnsupportedModel:
         return UnsupportedModel(
             f"{self._path} multiplies matrices itself and {what}; let it call torch.nn.functional.scaled_dot_product_attention, "
-            "or leave it out through layers="
+            f"or leave it out with {option('layers')}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which projection an attention call's keys came from, told by its values, which neither norms nor positions change."""
+"""The projection that an attention call's keys came from, told by the values, which neither norms nor positions change."""
 
 from __future__ import annotations
 

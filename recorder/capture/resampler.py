@@ -1,4 +1,4 @@
-"""Resamplers: attention inside a denoiser whose queries are the tokens of an IP-Adapter, and no places of the image.
+"""Resamplers of IP-Adapters: attention inside a denoiser whose queries are the adapter's tokens, not places of the image.
 
 IP-Adapter Plus and SD3's adapter squeeze all patches of the reference into a few tokens there. Recorded, it carries maps back.
 """

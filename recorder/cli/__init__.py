@@ -1,4 +1,4 @@
 """The command `i2am record`: one spec, or a manifest of many over several processes.
 
-Loads torch only once the input has been checked.
+Hands on the subcommand through the entry-point group `i2am.commands`. Never loads torch before the input has been checked.
 """

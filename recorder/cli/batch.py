@@ -14,11 +14,13 @@ import PIL.Image
 import torch
 
 from ...schema.errors import InvalidInput, NoSpace
+from ...schema.journal import disk_bytes
+from ...schema.messages import option, size_text
 from ...schema.trace import TraceRecord
 from ..dryrun.estimate import Estimate, estimate
 from ..plan.budget import check_budget
 from ..plan.options import Options
-from ..plan.sizes import encoded, free_bytes, human, parse_bytes, weigh
+from ..plan.sizes import encoded, free_bytes, parse_bytes, weigh
 from ..session.recording import recording
 from ..specs.loading import RECORDER_IMAGES, call_arguments, check_call, explained, find_class, load_pipeline, record_arguments
 from ..specs.manifest import Arguments, Manifest, Row, cells_of, check_columns, row_spec
@@ -61,7 +63,7 @@ class Outcome:
     bytes: int = 0
 
     def __str__(self) -> str:
-        made = f", {self.steps} steps of {self.layers} layers, {human(self.bytes)}" if self.result == "recorded" else ""
+        made = f", {self.steps} steps of {self.layers} layers, {size_text(self.bytes)}" if self.result == "recorded" else ""
         return f"{self.name}: {self.result}{made}{': ' if self.error or self.note else ''}{self.error or self.note}"
 
 
@@ -159,11 +161,6 @@ def arguments_of(cls: Any) -> Arguments:
     return Arguments(frozenset(p.name for p in named), texts, len(named) < len(parameters))
 
 
-def disk_bytes(path: Path) -> int:
-    """Bytes of all files of a trace."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
 def _looked_up(job: Job, overwrite: bool) -> Job:
     """The job, done if its trace is complete."""
     record = read_record(job.path)
@@ -174,7 +171,8 @@ def _looked_up(job: Job, overwrite: bool) -> Job:
     same = {name: (provenance.get("options") or {}).get(name) for name in DECIDING} == {name: wanted[name] for name in DECIDING}
     if same and provenance.get("facts") == job.facts:
         return dataclasses.replace(job, done=True)
-    return dataclasses.replace(job, done=True, note="it was recorded from another spec, row or options; --overwrite records it anew")
+    anew = f"it was recorded from another spec, row or options; {option('overwrite', True)} records it anew"
+    return dataclasses.replace(job, done=True, note=anew)
 
 
 def _attempt(pipeline: Any, job: Job) -> Outcome:

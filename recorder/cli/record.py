@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import sys
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...schema.errors import MissingExtra
+from ...schema.journal import disk_bytes
+from ...schema.messages import require_extra, size_text
 from ..plan.budget import check_budget
 from ..plan.options import Options
-from ..plan.sizes import encoded, free_bytes, human, parse_bytes
+from ..plan.sizes import encoded, free_bytes, parse_bytes
 from ..specs.manifest import read_manifest
 from ..specs.probes import read_probe_file
 from ..specs.spec import OPTIONS, Spec, read_spec
@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="From shapes alone, print layers, bytes for each encoding and files; load and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--overwrite", is_flag=True, help="Replace the trace at the output path, if there is one.")
-@click.option("--layers", multiple=True, help="Modules to record: a glob, or re: and a regular expression; may be repeated.")
-@click.option("--steps", help="Denoiser evaluations to record: every=5, 10:40:5 or 0,10,49.")
-@click.option("--heads", help="Heads to record, in each layer: every=2, 0:4 or 0,3,7.")
+@click.option(
+    "--layers", multiple=True, help="Modules: names, globs, or re: and a regular expression; commas between, or given several times."
+)
+@click.option("--steps", help="Denoiser evaluations to record: ::5, 10:40:5 or 0,10,49.")
+@click.option("--heads", help="Heads to record, in each layer: ::2, 0:4 or 0,3,7.")
 @click.option("--branches", help="cond, uncond or both.")
 @click.option("--encoding", help="probabilities, factors or auto.")
 @click.option("--keys", help="auto, all, reference or text.")
@@ -65,8 +67,8 @@ def record_command(
     \b
     Examples:
       i2am record examples/demo.toml --dry-run
-      i2am record examples/demo.toml -o run.zarr --encoding factors --steps every=5
-      i2am record examples/demo.toml -o run.zarr --max-bytes 5GB --heads every=2 --layers "*up_blocks*"
+      i2am record examples/demo.toml -o run.zarr --encoding factors --steps ::5
+      i2am record examples/demo.toml -o run.zarr --max-bytes 5GB --heads ::2 --layers "*up_blocks*"
       i2am record examples/demo.toml -o run.zarr --encoding factors --probes probes.toml
       i2am record examples/demo.toml --manifest pairs/pairs.csv -o traces
     """
@@ -87,10 +89,6 @@ def with_options(spec: Spec, options: dict[str, Any]) -> Spec:
     given = {name: options[name] for name in OPTIONS if options.get(name) not in (None, ())}
     if "layers" in given:
         given["layers"] = list(given["layers"])
-    for name in ("steps", "heads"):
-        text = given.get(name)
-        if text is not None and all(part.strip().isdigit() for part in text.split(",")):
-            given[name] = [int(part) for part in text.split(",")]
     if options.get("probes") is not None:
         given["probes"] = {**(spec.options.get("probes") or {}), **read_probe_file(options["probes"])}
     merged = {**spec.options, **given}
@@ -98,19 +96,17 @@ def with_options(spec: Spec, options: dict[str, Any]) -> Spec:
     return dataclasses.replace(spec, options=merged)
 
 
-def require_extra() -> None:
+def require_recorder() -> None:
     """Raise MissingExtra where torch or diffusers is not installed."""
-    missing = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it speaks of torchvision at every start
-    if missing:
-        raise MissingExtra(f'recording needs {", ".join(missing)}, not installed here; install with: pip install "i2am[record]"')
+    require_extra(("torch", "diffusers", "transformers"), "recording")
 
 
 def _record(spec: Spec, output: Path, overwrite: bool, as_json: bool) -> str:
     check_output(output, overwrite)  # before minutes go into loading a model
-    require_extra()
+    require_recorder()
     from ..specs.loading import load_pipeline
-    from .batch import disk_bytes, foretell, record_spec
+    from .batch import foretell, record_spec
 
     found = foretell(spec)
     if found is not None:
@@ -119,11 +115,11 @@ def _record(spec: Spec, output: Path, overwrite: bool, as_json: bool) -> str:
     nbytes = disk_bytes(output)
     if as_json:
         return json.dumps({"path": str(output), "id": trace.id, "steps": trace.steps, "layers": len(trace.layers), "bytes": nbytes})
-    return f"{output}: {trace.steps} steps of {len(trace.layers)} layers, {human(nbytes)}"
+    return f"{output}: {trace.steps} steps of {len(trace.layers)} layers, {size_text(nbytes)}"
 
 
 def _dry_run(spec: Spec, output: Path | None, as_json: bool) -> str:
-    require_extra()
+    require_recorder()
     from ..dryrun.estimate import estimate
 
     found = estimate(spec)
@@ -148,7 +144,7 @@ def _encoding(spec: Spec) -> str:
 def _record_rows(spec: Spec, path: Path, output: Path | None, dry_run: bool, as_json: bool, overwrite: bool) -> None:
     """Record the rows of a manifest, or say what that would weigh; ends with exit code 1 if one failed."""
     manifest, place = read_manifest(path), find_place()
-    require_extra()
+    require_recorder()
     from .batch import check_jobs, plan_jobs, run_jobs
 
     jobs = plan_jobs(spec, manifest, output or Path(), overwrite)
@@ -196,9 +192,8 @@ def _dry_rows(jobs: Sequence[Job], output: Path | None, as_json: bool) -> str:
     lines += [f"  {name}: {error}" for name, error in errors.items()]
     if found is not None:
         each = found.sizes[wanted].nbytes
-        lines[0] += (
-            f", {human(each)} each and {human(each * len(waiting))} in all before compression if all are like {waiting[0].row.name}:"
-        )
+        sizes = f"{size_text(each)} each and {size_text(each * len(waiting))} in all"
+        lines[0] += f", {sizes} before compression if all are like {waiting[0].row.name}:"
         lines += ["", render(found, wanted, free_bytes(output or Path.cwd()))]
     return "\n".join(lines)
 
@@ -208,9 +203,8 @@ def render(found: Estimate, wanted: str, free: int) -> str:
     rows = [("layer", "heads", "dim", "grid", "keys", "probabilities", "factors")]
     for layer, sizes in zip(found.trace.layers, found.layers, strict=True):
         keys = " + ".join(f"{group.name} {group.tokens}" for group in layer.groups)
-        weights = (human(sizes["probabilities"]), human(sizes["factors"]))
-        heads = f"{layer.heads} of {layer.call_heads}" if layer.call_heads else str(layer.heads)
-        rows.append((layer.name, heads, str(layer.head_dim), f"{layer.grid[0]}x{layer.grid[1]}", keys, *weights))
+        weights = (size_text(sizes["probabilities"]), size_text(sizes["factors"]))
+        rows.append((layer.name, layer.head_count, str(layer.head_dim), f"{layer.grid[0]}x{layer.grid[1]}", keys, *weights))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [str.ljust if name in ("layer", "keys") else str.rjust for name in rows[0]]
     lines = ["  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip() for row in rows]
@@ -219,6 +213,6 @@ def render(found: Estimate, wanted: str, free: int) -> str:
     lines += ["", f"{trace.samples} image(s), branches {branches}, {trace.steps} of {found.evaluations} denoiser evaluations"]
     for name, size in found.sizes.items():
         mark = "   <- chosen" if name == wanted else ""
-        lines.append(f"{name:13}  {human(size.nbytes):>9} before compression, {size.files} files{mark}")
-    lines.append(f"{'free':13}  {human(free):>9}")
+        lines.append(f"{name:13}  {size_text(size.nbytes):>9} before compression, {size.files} files{mark}")
+    lines.append(f"{'free':13}  {size_text(free):>9}")
     return "\n".join(lines)

@@ -1,1 +1,7 @@
-"""The paper's custom model at full size: its configs, its constructor and its pipeline."""
+"""The paper's custom try-on model at its published size, with random weights where none are given.
+
+Hands on `build_custom` and `CustomTryOnPipeline`. No other part of i2am imports it, and it records nothing by itself.
+"""
+
+from .pipeline import CustomTryOnPipeline as CustomTryOnPipeline
+from .pipeline import build_custom as build_custom

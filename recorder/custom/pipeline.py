@@ -1,6 +1,7 @@
 """The paper's custom model: Stable Diffusion 1.5's U-Net, 12 channels wide, reading every patch token of a large image encoder.
 
-from i2am.recorder.custom.pipeline import CustomTryOnPipeline, build_custom
+from i2am.recorder.custom import CustomTryOnPipeline, build_custom
+
 pipeline = build_custom()                               # full size, random weights
 pipeline = build_custom(unet=my_unet, vae=my_vae)       # yours where you have them
 pipeline = CustomTryOnPipeline.from_pretrained(folder)  # a folder written by save_pretrained

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ...schema.errors import AlreadyExists, InvalidInput
+from ...schema.errors import InvalidInput
+from ...schema.messages import option, refuse_taken
 
 if TYPE_CHECKING:
     from .pairs import Pair
@@ -43,18 +44,24 @@ def demo_command(context: click.Context, out: Path, seed: int, overwrite: bool, 
     and what the trace alone tells of it to DIR/report.png and the terminal.
     """
     for name in (TRACE, REPORT):
-        if (out / name).exists() and not overwrite:
-            raise AlreadyExists(f"{out / name} exists already; choose another folder with -o, or add --overwrite")
+        refuse_taken(out / name, overwrite)
     if out.exists() and not out.is_dir():
-        raise InvalidInput(f"{out} is a file; name a folder with -o")
+        raise InvalidInput(f"{out} is a file; name a folder with {option('out')}")
     record_demo(out / TRACE, seed, overwrite=overwrite)
-    # The recorder knows no analyzer: what comes next is a subcommand of whatever group this one stands in.
+    given = [str(out / TRACE), "-o", str(out / REPORT), *(["--overwrite"] if overwrite else []), *(["--json"] if as_json else [])]
+    return report_trace(context, given)
+
+
+def report_trace(context: click.Context, given: list[str]) -> Any:
+    """Run `report` with these arguments, if the group that this command stands in has it; return its exit code.
+
+    The only way from the recorder to the analyzer: it goes through click's root group, so that neither half imports the other.
+    """
     group = context.find_root().command
     report = group.get_command(context, "report") if isinstance(group, click.Group) else None
     if report is None:
-        click.echo(f"{out / TRACE}")
+        click.echo(given[0])
         return 0
-    given = [str(out / TRACE), "-o", str(out / REPORT), *(["--overwrite"] if overwrite else []), *(["--json"] if as_json else [])]
     with report.make_context("report", given, parent=context.parent) as inner:
         return report.invoke(inner)
 

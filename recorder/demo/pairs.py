@@ -1,4 +1,4 @@
-"""Synthetic try-on pairs whose every torso pixel knows where on the reference garment it comes from.
+"""Synthetic try-on pairs in which the place on the reference is known for every pixel of the torso.
 
 A person (background, legs, arms, neck, head) wears a garment under a random rotation, scale and shift. The reference
 shows that garment alone on a flat background. Colours and pattern are drawn per pair, so nothing but the reference says

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from ...schema.trace import ENCODINGS, Codec, Encoding, Layer, TraceRecord
 from ..capture.call import Call
 from ..capture.hooks import Capture
 from ..capture.modules import attention_modules, denoisers
-from ..families import EDITS
+from ..families import family_of
 from ..labels.grids import Canvases
 from ..labels.layers import Sites
 from ..labels.refusals import hidden_attention, refuse_pipeline
@@ -132,7 +131,7 @@ def count_evaluations(pipeline: Any, spec: Spec) -> int:
 
 def count_samples(spec: Spec) -> int:
     """Generated images."""
-    edits = any(fnmatch.fnmatchcase(spec.pipeline, pattern) for pattern in EDITS)  # several references make one image
+    edits = family_of(find_class(spec.pipeline, "pipeline")).edits  # several references make one image
     given = (spec.call.get("prompt"), None if edits else spec.images.get("image"))
     several = next((value for value in given if isinstance(value, list)), [None])
     return len(several) * int(spec.call.get("num_images_per_prompt", 1))

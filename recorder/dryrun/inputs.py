@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ...schema.errors import InvalidInput, UnsupportedModel
+from ..families import PROJECTIONS, family_of
 from ..labels.tokens import Context
 from ..specs.spec import Spec
 
-POOLED: Final = ("PaintByExamplePipeline", "StableDiffusionImageVariationPipeline")
-"""Pipelines whose image encoder gives one token for the whole reference."""
 Grid: TypeAlias = tuple[int, int]
 
 TEXT_TOKENS: Final = 77
@@ -50,11 +49,8 @@ def unet_inputs(pipeline: Any, spec: Spec) -> dict[str, Any]:
         ids = 5 if getattr(pipeline, "requires_aesthetics_score", False) else 6
         width = unet.config.projection_class_embeddings_input_dim - ids * unet.config.addition_time_embed_dim
         added = {"text_embeds": meta(unet, 1, width), "time_ids": meta(unet, 1, ids)}
-    projections = getattr(unet.encoder_hid_proj, "image_projection_layers", ()) if spec.adapters else ()
-    if projections:
-        sequence = sequence_tokens(pipeline)
-        counts = reference_counts(spec)
-        added["image_embeds"] = [meta(unet, 1, n, *embedding_shape(p, sequence)) for n, p in zip(counts, projections, strict=True)]
+    if spec.adapters and hasattr(unet.encoder_hid_proj, "image_projection_layers"):
+        added["image_embeds"] = adapter_embeddings(pipeline, spec, unet)
     width = unet.config.cross_attention_dim
     width = width if isinstance(width, int) else width[0]
     if unet.config.encoder_hid_dim_type == "text_proj":
@@ -91,7 +87,7 @@ def context_tokens(pipeline: Any, spec: Spec) -> int:
     context = Context.of(pipeline)
     if context.role == "text":
         return int(getattr(getattr(pipeline.text_encoder, "config", None), "max_position_embeddings", TEXT_TOKENS))
-    if type(pipeline).__name__ in POOLED:
+    if family_of(pipeline).pooled:
         return 1
     specials = getattr(getattr(pipeline.image_encoder, "config", None), "num_special_tokens", None)
     if specials is None or context.patches is None:
@@ -102,8 +98,11 @@ def context_tokens(pipeline: Any, spec: Spec) -> int:
     return int(specials) + context.patches[0] * context.patches[1]
 
 
-def reference_counts(spec: Spec) -> list[int]:
-    """How many references each adapter is given."""
+def adapter_embeddings(pipeline: Any, spec: Spec, model: Any) -> list[Tensor]:
+    """What each IP-Adapter's projection is given, of as many references as it reads.
+
+    Raises   InvalidInput, UnsupportedModel
+    """
     given: Any = spec.images.get("ip_adapter_image")
     given = given if isinstance(given, list) else [given] * len(spec.adapters)
     if len(given) != len(spec.adapters):
@@ -111,7 +110,9 @@ def reference_counts(spec: Spec) -> list[int]:
             f"[images] of {spec.path.name}: ip_adapter_image has {len(given)} entries for {len(spec.adapters)} adapters; "
             "give one for each, a list of paths where an adapter reads several"
         )
-    return [len(item) if isinstance(item, list) else 1 for item in given]
+    counts = [len(item) if isinstance(item, list) else 1 for item in given]
+    shapes = [_embedding_shape(projection, sequence_tokens(pipeline)) for projection in model.encoder_hid_proj.image_projection_layers]
+    return [meta(model, 1, count, *shape) for count, shape in zip(counts, shapes, strict=True)]
 
 
 def sequence_tokens(pipeline: Any) -> int:
@@ -120,16 +121,11 @@ def sequence_tokens(pipeline: Any) -> int:
     return 1 if patches is None else 1 + patches[0] * patches[1]
 
 
-def embedding_shape(projection: Any, sequence: int) -> tuple[int, ...]:
+def _embedding_shape(projection: Any, sequence: int) -> tuple[int, ...]:
     """What one reference is to an adapter's projection, without the batch."""
-    match type(projection).__name__:
-        case "ImageProjection":
-            return (projection.image_embeds.in_features,)
-        case "IPAdapterFullImageProjection":
-            return (sequence, projection.ff.net[0].proj.in_features)
-        case "IPAdapterPlusImageProjection":
-            return (sequence, projection.proj_in.in_features)
-        case "IPAdapterFaceIDImageProjection":
-            return (projection.ff.net[0].proj.in_features,)
-        case name:
-            raise UnsupportedModel(f"a dry run does not know the IP-Adapter projection {name}; record a few steps instead")
+    name = type(projection).__name__
+    known = PROJECTIONS.get(name)
+    if known is None or not known.first:
+        raise UnsupportedModel(f"a dry run does not know the IP-Adapter projection {name}; record a few steps instead")
+    width = projection.get_submodule(known.first).in_features
+    return (sequence, width) if known.sequence else (width,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import sys
 from collections.abc import Sequence
@@ -14,28 +13,24 @@ from torch import Tensor
 
 from ...schema.errors import UnsupportedModel
 from ..capture.modules import denoisers
+from ..families import family_of
 from ..images.windows import whole_cells
 from ..labels.tokens import Context
 from ..specs.spec import Spec
-from .inputs import Grid, call_argument, embedding_shape, image_size, meta, reference_counts, sequence_tokens, unet_inputs
+from .inputs import TEXT_TOKENS, Grid, adapter_embeddings, call_argument, image_size, meta, sequence_tokens, unet_inputs
 
 MILLION: Final = 1024 * 1024
 """Pixels that references are brought to."""
-CLIP_TOKENS: Final = 77
 
 
 def flux(pipeline: Any, spec: Spec, references: Sequence[Grid] = (), size: tuple[int, int] | None = None) -> dict[str, Any]:
     """Text, which Redux puts its reference behind, then the image, then Kontext's reference."""
     model, cell = pipeline.transformer, 2 * pipeline.vae_scale_factor
-    config, text = model.config, text_tokens(pipeline, spec) + (spec.tokens or 0)
+    text = text_tokens(pipeline, spec) + (spec.tokens or 0)
     height, width = size or asked_size(pipeline, spec)
     parts = [(height // cell, width // cell), *references]
-    inputs: dict[str, Any] = {
-        "hidden_states": meta(model, 1, _count(parts), config.in_channels),
-        "timestep": meta(model, 1),
-        "guidance": meta(model, 1) if config.guidance_embeds else None,
-        "pooled_projections": meta(model, 1, config.pooled_projection_dim),
-        "encoder_hidden_states": meta(model, 1, text, config.joint_attention_dim),
+    inputs = packed(model, parts, text) | {
+        "pooled_projections": meta(model, 1, model.config.pooled_projection_dim),
         "txt_ids": torch.zeros(text, 3),
         "img_ids": torch.cat([_places(grid, 1 if i else 0) for i, grid in enumerate(parts)]),
     }
@@ -69,14 +64,7 @@ def flux2(pipeline: Any, spec: Spec) -> dict[str, Any]:
     height, width = asked_size(pipeline, spec, sizes[-1] if sizes else None)
     parts = [(height // cell, width // cell), *((high // cell, wide // cell) for high, wide in sizes)]
     places = [torch.nn.functional.pad(_places(grid, 10 * i), (0, 1)) for i, grid in enumerate(parts)]
-    return {
-        "hidden_states": meta(model, 1, _count(parts), model.config.in_channels),
-        "timestep": meta(model, 1),
-        "guidance": meta(model, 1) if model.config.guidance_embeds else None,
-        "encoder_hidden_states": meta(model, 1, text, model.config.joint_attention_dim),
-        "txt_ids": torch.zeros(1, text, 4),
-        "img_ids": torch.cat(places)[None],
-    }
+    return packed(model, parts, text) | {"txt_ids": torch.zeros(1, text, 4), "img_ids": torch.cat(places)[None]}
 
 
 def flux2_cached(pipeline: Any, spec: Spec) -> dict[str, Any]:
@@ -84,22 +72,17 @@ def flux2_cached(pipeline: Any, spec: Spec) -> dict[str, Any]:
     given = flux2(pipeline, spec)
     ids = given["img_ids"]
     references = ids[0, :, 0] > 0
-    count = int(references.sum())
-    if count == 0:
+    if not references.any():
         return given
-    return {
-        **given,
-        "img_ids": torch.cat([ids[:, references], ids[:, ~references]], 1),
-        "kv_cache_mode": "extract",
-        "num_ref_tokens": count,
-    }
+    ids = torch.cat([ids[:, references], ids[:, ~references]], 1)
+    return given | {"img_ids": ids, "kv_cache_mode": "extract", "num_ref_tokens": int(references.sum())}
 
 
 def sd3(pipeline: Any, spec: Spec) -> dict[str, Any]:
     """The image's latent beside CLIP's and T5's text."""
     model, factor = pipeline.transformer, pipeline.vae_scale_factor
     height, width = asked_size(pipeline, spec)
-    text = CLIP_TOKENS + text_tokens(pipeline, spec)
+    text = TEXT_TOKENS + text_tokens(pipeline, spec)
     inputs: dict[str, Any] = {
         "hidden_states": meta(model, 1, model.config.in_channels, height // factor, width // factor),
         "timestep": meta(model, 1),
@@ -124,13 +107,7 @@ def qwen_edit(pipeline: Any, spec: Spec) -> dict[str, Any]:
         sizes.append((high, wide))
     height, width = asked_size(pipeline, spec, sizes[-1] if sizes else None)
     parts = [(high // cell, wide // cell) for high, wide in [(height, width), *sizes]]
-    return {
-        "hidden_states": meta(model, 1, _count(parts), model.config.in_channels),
-        "timestep": meta(model, 1),
-        "guidance": meta(model, 1) if model.config.guidance_embeds else None,
-        "encoder_hidden_states": meta(model, 1, text_tokens(pipeline, spec), model.config.joint_attention_dim),
-        "img_shapes": [[(1, *grid) for grid in parts]],
-    }
+    return packed(model, parts, text_tokens(pipeline, spec)) | {"img_shapes": [[(1, *grid) for grid in parts]]}
 
 
 def wan(pipeline: Any, spec: Spec) -> dict[str, Any]:
@@ -175,6 +152,16 @@ def pixart(pipeline: Any, spec: Spec) -> dict[str, Any]:
     }
 
 
+def packed(model: Any, parts: Sequence[Grid], text: int) -> dict[str, Any]:
+    """Images of these grids as one sequence, and text beside it."""
+    return {
+        "hidden_states": meta(model, 1, sum(rows * columns for rows, columns in parts), model.config.in_channels),
+        "timestep": meta(model, 1),
+        "guidance": meta(model, 1) if model.config.guidance_embeds else None,
+        "encoder_hidden_states": meta(model, 1, text, model.config.joint_attention_dim),
+    }
+
+
 def asked_size(pipeline: Any, spec: Spec, otherwise: tuple[int, int] | None = None) -> tuple[int, int]:
     """(rows, columns) of the image in pixels: asked for, that of its reference, or the model's own."""
     if otherwise is None and hasattr(pipeline, "default_sample_size"):
@@ -185,22 +172,12 @@ def asked_size(pipeline: Any, spec: Spec, otherwise: tuple[int, int] | None = No
 
 def text_tokens(pipeline: Any, spec: Spec) -> int:
     """The most that the pipeline makes of a text, to which most of them pad it."""
-    return int(call_argument(pipeline, spec, "max_sequence_length", CLIP_TOKENS))
-
-
-def adapter_embeddings(pipeline: Any, spec: Spec, model: Any) -> list[Tensor]:
-    """What each IP-Adapter's projection is given."""
-    tokens, layers = sequence_tokens(pipeline), model.encoder_hid_proj.image_projection_layers
-    return [meta(model, 1, count, *embedding_shape(layer, tokens)) for count, layer in zip(reference_counts(spec), layers, strict=True)]
+    return int(call_argument(pipeline, spec, "max_sequence_length", TEXT_TOKENS))
 
 
 def _listed(spec: Spec) -> list[Any]:
     image: Any = spec.images.get("image")
     return [] if image is None else image if isinstance(image, list) else [image]
-
-
-def _count(parts: Sequence[Grid]) -> int:
-    return sum(rows * columns for rows, columns in parts)
 
 
 def _places(grid: Grid, image: int) -> Tensor:
@@ -214,24 +191,8 @@ def _module(pipeline: Any, name: str) -> Any:
     return next(module for module in modules if hasattr(module, name))
 
 
-FAMILIES: Final = (
-    # (glob over the pipeline's class name, what it gives its denoiser)
-    ("FluxKontextPipeline", kontext),
-    ("Flux2KleinKV*", flux2_cached),
-    ("Flux2*Inpaint*", None),
-    ("Flux2*", flux2),
-    ("FluxKontext*", None),
-    ("Flux*ControlNet*", None),
-    ("Flux*", flux),
-    ("StableDiffusion3ControlNet*", None),
-    ("StableDiffusion3*", sd3),
-    ("QwenImageEdit*Pipeline", qwen_edit),
-    ("Wan*ImageToVideo*", wan),
-    ("WanPipeline", wan),
-    ("KandinskyV22*ControlNet*", None),
-    ("KandinskyV22*", kandinsky),
-    ("PixArt*", pixart),
-)
+MAKERS: Final = {make.__name__: make for make in (flux, kontext, flux2, flux2_cached, sd3, qwen_edit, wan, kandinsky, pixart)}
+"""By the name that a family's row gives."""
 
 
 def denoiser_inputs(pipeline: Any, spec: Spec) -> dict[str, Any]:
@@ -239,11 +200,10 @@ def denoiser_inputs(pipeline: Any, spec: Spec) -> dict[str, Any]:
 
     Raises   UnsupportedModel for a pipeline that is not known; InvalidInput
     """
-    name = type(pipeline).__name__
     if isinstance(getattr(pipeline, "unet", None), UNet2DConditionModel) and not hasattr(pipeline, "movq"):
         return unet_inputs(pipeline, spec)
-    family = next((row for row in FAMILIES if fnmatch.fnmatchcase(name, row[0])), ("", None))[1]
-    if family is None:
+    make = MAKERS.get(family_of(pipeline).inputs)
+    if make is None:
         model = type(next(iter(denoisers(pipeline).values()))).__name__
-        raise UnsupportedModel(f"a dry run does not know what {name} gives its {model}; record a few steps instead")
-    return family(pipeline, spec)
+        raise UnsupportedModel(f"a dry run does not know what {type(pipeline).__name__} gives its {model}; record a few steps instead")
+    return make(pipeline, spec)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ..capture.modules import ROOTS, denoisers
-from ..specs.loading import encoder_place, explained, find_class, find_dtype, hub_arguments, make_scheduler, takes_one_adapter
+from ..families import family_of
+from ..specs.loading import encoder_place, explained, find_class, find_dtype, hub_arguments, make_scheduler
 from ..specs.spec import Adapter, Spec
 
 META: Final = torch.device("meta")
@@ -111,7 +112,7 @@ def _add_adapters(pipeline: Any, spec: Spec) -> None:
     with explained(f"cannot read the IP-Adapters of {spec.path.name}"), META:
         denoiser: Any = next(iter(denoisers(pipeline).values()))
         weights: Any = [_adapter_shapes(adapter, spec) for adapter in spec.adapters]
-        single = takes_one_adapter(type(pipeline))
+        single = family_of(pipeline).one_adapter
         denoiser._load_ip_adapter_weights(weights[0] if single else weights, low_cpu_mem_usage=False)
         torch.nn.Module.to(denoiser, find_dtype(spec))
         scales = [adapter.scale for adapter in spec.adapters]

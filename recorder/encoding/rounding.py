@@ -1,4 +1,4 @@
-"""Stored probabilities with fewer bits, so that they pack better."""
+"""Rounding of stored probabilities to fewer mantissa bits, so that they compress better."""
 
 from __future__ import annotations
 

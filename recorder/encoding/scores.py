@@ -1,4 +1,4 @@
-"""Attention of one call as the numbers a trace keeps, computed where the model runs, in blocks that bound memory."""
+"""Probabilities and log-sum-exps of one attention call, computed on the model's device, in blocks that bound memory."""
 
 from __future__ import annotations
 

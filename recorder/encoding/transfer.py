@@ -1,4 +1,4 @@
-"""Numbers on their way from the model's device to the writer, without making the model wait."""
+"""Copies from the model's device to the host that do not make the model wait."""
 
 from __future__ import annotations
 

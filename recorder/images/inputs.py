@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -14,15 +13,13 @@ from ...schema.errors import InvalidInput
 from ...schema.record import NAME
 from ...schema.trace import ImageRole, Role
 from ..capture.modules import reads_ends
-from ..families import EDITS
-from .pixels import Picture, _picture, _single, _stack, to_pixels
-from .windows import STRETCHED, Window, reference_window
+from ..families import family_of
+from .pixels import Picture, flatten, make_picture, stack_frames, to_pixels
+from .windows import Window, reference_window
 
 REFERENCES: Final = ("example_image", "ip_adapter_image", "input_images", "ref_image")
 """Arguments that always hold reference images; the first name wins over `image`."""
 MASKS: Final = ("mask_image",)
-PRIOR: Final = "Flux"
-"""Begins the names of pipelines whose embedded references a prior made of all of the picture."""
 ENDS: Final = ("image", "last_image")
 """Arguments of the pictures that a video begins and ends with, in the order of their tokens."""
 
@@ -37,32 +34,32 @@ def input_pictures(
     Raises   InvalidInput if the reference mask or image is none
     """
     pictures, most = [], arguments.get("max_input_image_size")
-    encoded = list(_single(reference_image))
+    encoded = list(flatten(reference_image))
     if any(to_pixels(value) is None for value in encoded):
         raise InvalidInput("reference_image is no picture; give a PIL image, an array or a tensor, or several in a list")
-    whole = encoded if type(pipeline).__name__.startswith(PRIOR) else []
+    whole = encoded if family_of(pipeline).longest_text else []  # a prior was given all of the picture
     for role, base, values in _roles(pipeline, arguments, context):
-        flat = list(_single(values)) + (encoded if role == "reference" else [])
+        flat = list(flatten(values)) + (encoded if role == "reference" else [])
         # Reference names count across adapters, as token groups do.
         for index, value in enumerate(flat):
             name = base if len(flat) == 1 else f"{base}_{index}"
             if (pixels := to_pixels(_undo_encoder(pipeline, value, role), mask=role == "mask")) is not None:
                 cropped = role == "reference" and not any(value is one for one in whole)
-                pictures.append(_picture(name, role, pixels, reference_window(pipeline, value, most) if cropped else None))
+                pictures.append(make_picture(name, role, pixels, reference_window(pipeline, value, most) if cropped else None))
     if reference_mask is not None:
         pixels = to_pixels(reference_mask, mask=True)
         if pixels is None:
             raise InvalidInput(f"reference_mask is a {type(reference_mask).__name__}; give a PIL image, an array or a tensor")
         references = [image for image, _ in pictures if image.role == "reference"]
         window = references[0].window if len(references) == 1 and (references[0].height, references[0].width) == pixels.shape[:2] else None
-        pictures.append(_picture("reference_mask", "reference_mask", pixels, window))
+        pictures.append(make_picture("reference_mask", "reference_mask", pixels, window))
     return pictures
 
 
 def probe_picture(pipeline: Any, name: str, value: Any) -> Picture | None:
     """A picture that is encoded as a reference is, though the run is not given it; None if it is none."""
     pixels = to_pixels(_undo_encoder(pipeline, value, "reference"))
-    return None if pixels is None else _picture(name, "input", pixels, reference_window(pipeline, value))
+    return None if pixels is None else make_picture(name, "input", pixels, reference_window(pipeline, value))
 
 
 def generated_pictures(output: Any, output_type: Any = None) -> list[Picture]:
@@ -73,9 +70,9 @@ def generated_pictures(output: Any, output_type: Any = None) -> list[Picture]:
     if videos is None and images is None:
         bare = output[0] if isinstance(output, tuple) and output else output
         videos, images = (bare, None) if _holds_videos(bare) else (None, bare)
-    values = _single(images) if videos is None else videos
-    found = [pixels for value in values if (pixels := _stack(value)) is not None]
-    return [_picture(f"generated_{index}", "generated", pixels, None) for index, pixels in enumerate(found)]
+    values = flatten(images) if videos is None else videos
+    found = [pixels for value in values if (pixels := stack_frames(value)) is not None]
+    return [make_picture(f"generated_{index}", "generated", pixels, None) for index, pixels in enumerate(found)]
 
 
 def named_pictures(name: str, value: Any, role: ImageRole, window: Window | None = None) -> list[Picture]:
@@ -83,7 +80,7 @@ def named_pictures(name: str, value: Any, role: ImageRole, window: Window | None
 
     Raises   InvalidInput for what is no picture
     """
-    flat = list(_single(value))
+    flat = list(flatten(value))
     mask = role in ("mask", "reference_mask")
     pictures = []
     for index, one in enumerate(flat):
@@ -91,7 +88,7 @@ def named_pictures(name: str, value: Any, role: ImageRole, window: Window | None
         if pixels is None:
             raise InvalidInput(f"images: {name} is a {type(one).__name__}, expected a PIL image, an array (y, x, 3) or a tensor (3, y, x)")
         numbered = name if len(flat) == 1 and role != "generated" else f"{name}_{index}"
-        pictures.append(_picture(numbered, role, pixels, window))
+        pictures.append(make_picture(numbered, role, pixels, window))
     return pictures
 
 
@@ -105,7 +102,7 @@ def _roles(pipeline: Any, arguments: Mapping[str, Any], context: Role) -> Iterat
     references = [arguments[name] for name in REFERENCES if arguments.get(name) is not None]
     image = arguments.get("image")
     ends = [arguments[name] for name in ENDS if arguments.get(name) is not None] if reads_ends(pipeline) else []
-    read = context == "reference" or any(fnmatch.fnmatchcase(type(pipeline).__name__, pattern) for pattern in EDITS)
+    read = context == "reference" or family_of(pipeline).edits
     if ends:
         references, image = [*references, *ends], None
     elif read and image is not None and arguments.get("example_image") is None:
@@ -126,7 +123,7 @@ def _undo_encoder(pipeline: Any, value: Any, role: ImageRole) -> Any:
     mean, deviation = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if role != "reference" or not isinstance(value, torch.Tensor) or value.ndim != 3 or mean is None or deviation is None:
         return value
-    if fnmatch.fnmatchcase(type(pipeline).__name__, STRETCHED):
+    if family_of(pipeline).window == "whole":  # its encoder is given tensors in [0, 1], whatever its processor is set to
         return value
     shape = (-1, 1, 1)
     numbers = value.detach().to("cpu", torch.float32) * torch.tensor(deviation).view(shape) + torch.tensor(mean).view(shape)

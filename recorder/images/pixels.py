@@ -16,23 +16,23 @@ from .windows import Window
 Picture: TypeAlias = tuple[Image, NDArray[np.uint8]]
 
 
-def _stack(value: Any) -> NDArray[np.uint8] | None:
+def stack_frames(value: Any) -> NDArray[np.uint8] | None:
     """An image, or a video as one array; a video of one frame is an image.
 
     Dims     image, or (frame, y, x, channel), or (frame, channel, y, x) -> ([frame,] y, x, channel)
     """
-    frames = [pixels for frame in _single(value) if (pixels := to_pixels(frame)) is not None]
+    frames = [pixels for frame in flatten(value) if (pixels := to_pixels(frame)) is not None]
     if len({frame.shape for frame in frames}) != 1:
         return None
     return np.stack(frames) if len(frames) > 1 else frames[0]
 
 
-def _single(values: Any) -> Iterator[Any]:
+def flatten(values: Any) -> Iterator[Any]:
     """One image after another out of nested lists and batches."""
     batch = isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim in (4, 5)
     if batch or isinstance(values, (list, tuple)):
         for value in values:
-            yield from _single(value)
+            yield from flatten(value)
     elif values is not None:
         yield values
 
@@ -78,7 +78,7 @@ def _to_channels(pixels: NDArray[np.uint8], mask: bool) -> NDArray[np.uint8] | N
     return np.ascontiguousarray(pixels[:, :, :3]) if pixels.shape[2] in (3, 4) else None
 
 
-def _picture(name: str, role: ImageRole, pixels: NDArray[np.uint8], window: Window | None) -> Picture:
+def make_picture(name: str, role: ImageRole, pixels: NDArray[np.uint8], window: Window | None) -> Picture:
     height, width, channels = pixels.shape[-3:]
     frames = pixels.shape[0] if pixels.ndim > 3 else 0
     return Image(name, role, height, width, channels, window, frames), np.ascontiguousarray(pixels)

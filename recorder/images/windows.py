@@ -1,8 +1,7 @@
-"""Denoisers whose one sequence holds text, references, the time and the image that is being made (OmniGen): where each lies in a row."""
+"""The window of a reference that its encoder sees, in the picture's own pixels."""
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from typing import Any, Final, TypeAlias
 
@@ -10,18 +9,14 @@ import PIL.Image
 import torch
 
 from ..capture.modules import reads_ends
+from ..families import family_of
 
 Window: TypeAlias = tuple[float, float, float, float]
-WHOLE_CELLS: Final = "Flux2*"
-"""Glob over those that cut it to whole cells of tokens; the others stretch it."""
-STRETCHED: Final = "StableVideoDiffusion*"
-"""Glob over pipelines whose image encoder is given all of the picture, and tensors in [0, 1], whatever its processor is set to."""
-
 CELL: Final = 16
 """Pixels of one token's side."""
 
 
-def cropped_window(height: int, width: int, most: int) -> tuple[float, float, float, float] | None:
+def cropped_window(height: int, width: int, most: int) -> Window | None:
     """The part of a reference that is left once it is scaled to at most `most` pixels and its middle is cut to whole tokens.
 
     Source   diffusers, OmniGen's processor
@@ -32,10 +27,7 @@ def cropped_window(height: int, width: int, most: int) -> tuple[float, float, fl
     for edge, bound in ((max(tall, wide), most), (min(tall, wide), CELL)):
         if (edge > bound) if bound == most else (edge < bound):
             tall, wide = round(tall * bound / edge), round(wide * bound / edge)
-    y, x = height / tall, width / wide
-    top, left = (tall % CELL) // 2, (wide % CELL) // 2
-    window = (top * y, left * x, (top + tall // CELL * CELL) * y, (left + wide // CELL * CELL) * x)
-    return None if window == (0, 0, height, width) else window
+    return _centre((height, width), (tall, wide), (tall // CELL * CELL, wide // CELL * CELL))
 
 
 def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Window | None:
@@ -45,11 +37,12 @@ def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Wind
 
     Source   CLIPImageProcessor: the shorter edge is resized, then the centre is cropped
     """
-    if fnmatch.fnmatchcase(type(pipeline).__name__, WHOLE_CELLS) and isinstance(value, PIL.Image.Image):
+    kind = family_of(pipeline).window
+    if kind == "cells" and isinstance(value, PIL.Image.Image):
         return _whole_cells(value.height, value.width, 2 * pipeline.vae_scale_factor)
     if most is not None and isinstance(value, PIL.Image.Image):
         return cropped_window(value.height, value.width, most)
-    if fnmatch.fnmatchcase(type(pipeline).__name__, STRETCHED):
+    if kind == "whole":
         return None
     processor, encoded = getattr(pipeline, "feature_extractor", None), isinstance(value, torch.Tensor)
     if processor is None and reads_ends(pipeline):
@@ -61,12 +54,15 @@ def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Wind
         height, width = value.height, value.width
     else:
         height, width = value.shape[-2:] if isinstance(value, torch.Tensor) else value.shape[:2]
-    tall, wide = _resized(processor, height, width)
-    crop = processor.crop_size
-    top, left = (tall - crop["height"]) // 2, (wide - crop["width"]) // 2
-    y, x = height / tall, width / wide
-    window = (top * y, left * x, (top + crop["height"]) * y, (left + crop["width"]) * x)
-    return None if window == (0, 0, height, width) else window
+    return _centre((height, width), _resized(processor, height, width), (processor.crop_size["height"], processor.crop_size["width"]))
+
+
+def _centre(size: tuple[int, int], resized: tuple[int, int], cut: tuple[int, int]) -> Window | None:
+    """The middle that is cut out of a resized image, in the image's own pixels; None is all of it."""
+    y, x = size[0] / resized[0], size[1] / resized[1]
+    top, left = (resized[0] - cut[0]) // 2, (resized[1] - cut[1]) // 2
+    window = (top * y, left * x, (top + cut[0]) * y, (left + cut[1]) * x)
+    return None if window == (0, 0, *size) else window
 
 
 def whole_cells(height: int, width: int, cell: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What a captured call means: its branch and sample, step, layer, grid and token groups.
+"""Labels of attention calls: branch and sample, step, layer, grid and token groups.
 
-Labels are proven from values and shapes, never from counts alone; what cannot be proven is refused in words.
+Labels are proven from values and shapes, never guessed from counts; what cannot be proven is refused, with the way out.
 """

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ..capture.call import Call
+from ..families import family_of
 
-FRAME_AXIS: Final = {
-    # Class of a UNet: which axis of its sample the frames are.
-    "UNetSpatioTemporalConditionModel": 1,
-    "UNetMotionModel": 2,
-}
 TEMPORAL: Final = frozenset(("temporal_transformer_blocks", "motion_modules"))
 """Modules whose rows are places, each attending from all of its frames; elsewhere rows are frames, attending from all places."""
 VIDEO_AXES: Final = 5
@@ -25,7 +22,7 @@ ROUNDING: Final = 8
 
 def frames_in_rows(denoiser: nn.Module, sample: Any) -> int:
     """Frames that stand in the rows of a denoiser's batch; 0 for one that makes no video in this way."""
-    axis = FRAME_AXIS.get(type(denoiser).__name__)
+    axis = family_of(denoiser).frame_axis
     return int(sample.shape[axis]) if axis is not None and isinstance(sample, Tensor) and sample.ndim == VIDEO_AXES else 0
 
 
@@ -45,7 +42,7 @@ def whole_video(call: Call, frames: int) -> Call:
         what = "has a mask for each row" if call.mask is not None else f"attends from {call.query.shape[2]} positions in {rows} rows"
         raise UnsupportedModel(
             f"{call.path} {what}, which is not how {frames} frames of {call.around[0]} x {call.around[1]} places are known to be batched; "
-            "leave it out through layers="
+            f"leave it out through {option('layers')}"
         )
     query = call.query.reshape(-1, inner, *call.query.shape[1:])  # (video, row, head, x, channel)
     query = query.permute((0, 2, 3, 1, 4) if temporal else (0, 2, 1, 3, 4)).flatten(2, 3)
@@ -67,7 +64,7 @@ def uneven_keys(path: str) -> UnsupportedModel:
     """The error for keys that differ between the frames of one video."""
     return UnsupportedModel(
         f"the keys of {path} differ from frame to frame (a prompt or reference for each frame), and a trace has one set for a whole "
-        "video; give all frames the same, or leave it out through layers="
+        f"video; give all frames the same, or leave it out through {option('layers')}"
     )
 
 

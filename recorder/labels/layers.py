@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...schema.codec import factor_dtype
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ...schema.trace import Layer, TokenGroup
 from ..capture.call import Call
 from ..capture.projections import UNKNOWN
@@ -137,8 +138,8 @@ def require_same(known: Layer, layer: Layer) -> None:
     if any(getattr(known, name) != getattr(layer, name) for name in ("groups", "grid", "frames", "scale", "heads", "call_heads")):
         raise UnsupportedModel(
             f"{known.name} changed during the run: {known.tokens} keys on grid {known.places} before, {layer.tokens} on {layer.places};"
-            ' a trace has one shape for each layer, so keep guidance and size constant, record one branch, or keys="reference", '
-            "or leave it out through layers="
+            " a trace has one shape for each layer, so keep guidance and size constant, record one branch, or "
+            f"{option('keys', 'reference')}, or leave it out through {option('layers')}"
         )
 
 
@@ -188,10 +189,12 @@ def describe(
     if places is None:
         raise UnsupportedModel(
             f"{call.path} attends from {positions} positions, which no enclosing module lays out as rows and columns "
-            "(attention over time alone, or a packed sequence); leave it out through layers="
+            f"(attention over time alone, or a packed sequence); leave it out through {option('layers')}"
         )
     if heads % call.key.shape[1]:
-        raise UnsupportedModel(f"{call.path} has {heads} query heads on {call.key.shape[1]} key heads; leave it out through layers=")
+        raise UnsupportedModel(
+            f"{call.path} has {heads} query heads on {call.key.shape[1]} key heads; leave it out through {option('layers')}"
+        )
     dtype = str(call.query.dtype).removeprefix("torch.")
     tokens, call_tokens = groups[-1].stop, call.key.shape[2]
     return Layer(

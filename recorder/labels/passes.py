@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
-
-from torch import nn
+from typing import Any
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ...schema.record import BRANCHES
 from ..capture.call import Call
 from ..capture.modules import denoisers
@@ -18,9 +16,6 @@ from ..capture.wrapping import replaced
 from ..encoding.transfer import Block
 from .rows import Row
 from .tokens import Scene
-
-SEQUENTIAL: Final = ("Flux*", "Qwen*", "Wan*", "Chroma*")
-"""Globs over the classes of denoisers whose pipelines guide in one pass for each branch, cond first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +58,6 @@ class Evaluation:
     def kept(self) -> bool:
         """Whether any row of it is recorded."""
         return any(one.kept for one in self.passes)
-
-
-def is_sequential(denoiser: nn.Module) -> bool:
-    """Whether a denoiser's batch never holds two guidance branches."""
-    return any(fnmatch.fnmatchcase(type(denoiser).__name__, pattern) for pattern in SEQUENTIAL)
 
 
 def pass_branch(named: str | None, taken: int) -> str | None:
@@ -115,5 +105,6 @@ def rows_of_call(call: Call, this: Pass) -> tuple[Row, ...]:
     if this.order[-1] is None and call.repeat == 1 and rows == part:
         return ()
     raise UnsupportedModel(
-        f"{call.path} attends for {rows} rows of the {this.rows} in the batch, so its branches are not known; leave it out through layers="
+        f"{call.path} attends for {rows} rows of the {this.rows} in the batch, so its branches are not known; "
+        f"leave it out through {option('layers')}"
     )

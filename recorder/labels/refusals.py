@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import torch
@@ -10,37 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ..capture.modules import attention_modules, denoisers, reads_adapter, reads_ends
-from ..families import EDITS
+from ..families import family_of, input_goes
 from .tokens import context_role
-
-CHANNELS: Final = "is concatenated to the latent's channels"
-
-REFERENCE_ELSEWHERE: Final = (
-    # (glob over the pipeline's class name, where its reference goes)
-    ("StableUnCLIPImg2ImgPipeline", "is added to the time embedding as a class label"),
-    ("StableDiffusion*InstructPix2PixPipeline", CHANNELS),
-    ("Marigold*Pipeline", CHANNELS),
-    ("StableDiffusionLatentUpscalePipeline", CHANNELS),
-    ("StableDiffusionUpscalePipeline", CHANNELS),
-    ("LDMSuperResolutionPipeline", CHANNELS),
-    ("StableDiffusionDepth2ImgPipeline", "becomes the initial latent, and its depth a channel"),
-    ("FluxFillPipeline", CHANNELS),
-    ("FluxControlPipeline", CHANNELS),
-    ("FluxControlImg2ImgPipeline", CHANNELS),
-    ("FluxControlInpaintPipeline", CHANNELS),
-)
-
-UNREAD_ENDS: Final = ("Wan*ImageToVideo*", "goes into the latent, as channels or as its first frame")
-"""The same for denoisers that may have keys of their first and last frame, but here have none (Wan 2.2)."""
-
-INPUT_ELSEWHERE: Final = (
-    # The same for inputs that are no references: refused only where a reference is asked for.
-    ("*Inpaint*", "is the picture that is painted into: it is mixed into the latent, or concatenated to its channels"),
-    ("*Img2Img*", "becomes the initial latent"),
-    ("*ControlNet*", "is added to the denoiser's features"),
-    ("*Adapter*", "is added to the denoiser's features"),
-)
 
 OWN_SOFTMAX: Final = (
     # (glob over the class name of a module under a denoiser, what it does instead)
@@ -74,25 +47,24 @@ def refuse_pipeline(pipeline: Any, keys: str) -> None:
     """Raise UnsupportedModel if this pipeline's reference never meets attention that can be seen, unless only text is wanted."""
     if keys == "text":
         return
-    name = type(pipeline).__name__
-    adapter = any(reads_adapter(module) for module in attention_modules(pipeline).values())
-    edits = any(fnmatch.fnmatchcase(name, pattern) for pattern in EDITS)
-    inputs = INPUT_ELSEWHERE if keys == "reference" and context_role(pipeline) == "text" else ()
-    ends = () if reads_ends(pipeline) else (UNREAD_ENDS,)
-    for pattern, where in () if adapter or edits else (*REFERENCE_ELSEWHERE, *ends, *inputs):
-        if fnmatch.fnmatchcase(name, pattern):
-            raise UnsupportedModel(
-                f"{name} has no reference in its attention: the image {where}, so no attention map can show what is taken from it; "
-                'use a pipeline that attends to its reference (IP-Adapter, PaintByExample), or keys="text" to record what it does with text'
-            )
+    family, name = family_of(pipeline), type(pipeline).__name__
+    where = family.reference_goes
+    if not where and keys == "reference" and context_role(pipeline) == "text":
+        where = input_goes(pipeline)
+    reads = family.edits or reads_ends(pipeline) or any(reads_adapter(module) for module in attention_modules(pipeline).values())
+    if where and not reads:
+        raise UnsupportedModel(
+            f"{name} has no reference in its attention: the image {where}, so no attention map can show what is taken from it; "
+            f"use a pipeline that attends to its reference (IP-Adapter, PaintByExample), or {option('keys', 'text')} to record what "
+            "it does with text"
+        )
     for root, denoiser in denoisers(pipeline).items():
         for path, module in denoiser.named_modules():
-            for pattern, what in OWN_SOFTMAX:
-                if fnmatch.fnmatchcase(type(module).__name__, pattern):
-                    raise UnsupportedModel(
-                        f"{root}.{path} ({type(module).__name__}) {what}, which scaled_dot_product_attention does not show; "
-                        'use keys="text" to record what the other modules do with text'
-                    )
+            if what := next((what for glob, what in OWN_SOFTMAX if fnmatchcase(type(module).__name__, glob)), None):
+                raise UnsupportedModel(
+                    f"{root}.{path} ({type(module).__name__}) {what}, which scaled_dot_product_attention does not show; "
+                    f"use {option('keys', 'text')} to record what the other modules do with text"
+                )
 
 
 def hidden_attention(path: str, module: nn.Module) -> UnsupportedModel:
@@ -112,7 +84,7 @@ def hidden_attention(path: str, module: nn.Module) -> UnsupportedModel:
             why, way_out = f"its processor {name} {what}", remedy
     return UnsupportedModel(
         f"{path} ran, but made no scaled_dot_product_attention call that could be recorded: {why}; {way_out}, "
-        "or leave the module out through layers="
+        f"or leave the module out through {option('layers')}"
     )
 
 

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 
 from ...schema.errors import UnsupportedModel
-
-BRANCHES_OF_ROWS: Final[dict[str, tuple[str | None, ...]]] = {
-    # Pipelines whose guided batch is not [uncond, cond], in the order of its parts.
-    "StableDiffusionInstructPix2PixPipeline": ("cond", None, "uncond"),
-    "StableDiffusionXLInstructPix2PixPipeline": ("cond", None, "uncond"),
-}
+from ..families import family_of
 
 PASSES_SEEN: Final = 4
 """Sets of conditioning tensors that are remembered: guidance in several passes takes turns between them."""
@@ -98,12 +93,12 @@ def number(names: Sequence[str | None]) -> tuple[Row, ...]:
 
 def row_order(pipeline: Any, arguments: dict[str, Any]) -> tuple[str | None, ...]:
     """The parts of the denoiser's batch at this moment, by branch."""
-    if type(pipeline).__name__ == "OmniGenPipeline":  # guides whatever its scales are, by the references too if there are any
-        return ("cond", "uncond") if arguments.get("input_images") is None else ("cond", "uncond", None)
-    guided = is_guided(pipeline, arguments)
+    family = family_of(pipeline)
+    guided = family.always_guided or is_guided(pipeline, arguments)
     if getattr(pipeline, "do_perturbed_attention_guidance", False):
         return ("uncond", "cond", None) if guided else ("cond", None)
-    return BRANCHES_OF_ROWS.get(type(pipeline).__name__, ("uncond", "cond")) if guided else ("cond",)
+    referenced = family.batch_with_references if arguments.get("input_images") is not None else ()
+    return (referenced or family.batch) if guided else ("cond",)
 
 
 def is_guided(pipeline: Any, arguments: dict[str, Any]) -> bool:

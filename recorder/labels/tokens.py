@@ -5,28 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ...schema.trace import Role, TokenGroup
 from ..capture.call import Call
 from ..capture.modules import denoisers
 from ..capture.projections import UNKNOWN
+from ..families import DEFAULT, PROJECTIONS, Family, family_of
 from .grids import Canvas, Part, Places
-
-PLACELESS: Final = (
-    "ImageProjection",
-    "IPAdapterPlusImageProjection",
-    "IPAdapterFaceIDImageProjection",
-    "IPAdapterFaceIDPlusImageProjection",
-)
-"""Adapter projections whose tokens are not patches, whatever their number is."""
-REDUX_TEXT: Final = 512
-"""Text tokens before the image's in what FluxPriorReduxPipeline hands to Flux; Flux's own text is never longer."""
-REDUX_GRIDS: Final = {729: (27, 27)}
-"""Patches of the encoder that Flux Redux is published with (SigLIP so400m, 384 pixels in patches of 14, no CLS)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +31,19 @@ class Context:
     """Stored reference images, in order."""
     adapters: tuple[str, ...]
     """Class names of the IP-Adapters' projections."""
-    longest_text: int | None = None
-    """Tokens beyond this many are a reference's that was appended to the text."""
+    family: Family = DEFAULT
+    """What is expected of the pipeline."""
 
     @classmethod
     def of(cls, pipeline: Any, references: Sequence[str] = ()) -> Context:
         """Read off a pipeline; `references` are the names of the images it is given."""
-        names = [type(p).__name__ for root in denoisers(pipeline).values() for p in _projections(root)]
-        longest = REDUX_TEXT if type(pipeline).__name__.startswith("Flux") else None
-        return cls(context_role(pipeline), _patches(pipeline), tuple(references), tuple(names), longest)
+        holders = [getattr(root, "encoder_hid_proj", None) for root in denoisers(pipeline).values()]
+        names = [type(layer).__name__ for holder in holders for layer in getattr(holder, "image_projection_layers", ())]
+        return cls(context_role(pipeline), _patches(pipeline), tuple(references), tuple(names), family_of(pipeline))
+
+    def image(self, name: str) -> str | None:
+        """The stored image of a reference, which bears its name; None if there is none."""
+        return name if name in self.references else None
 
 
 def context_role(pipeline: Any) -> Role:
@@ -60,10 +54,6 @@ def context_role(pipeline: Any) -> Role:
     if "image_encoder" in parts:
         return "reference"
     return "text" if "prompt" in inspect.signature(type(pipeline).__call__).parameters else "reference"
-
-
-def _projections(root: Any) -> list[Any]:
-    return list(getattr(getattr(root, "encoder_hid_proj", None), "image_projection_layers", ()))
 
 
 def _patches(pipeline: Any) -> tuple[int, int] | None:
@@ -145,7 +135,7 @@ def _unknown_keys(call: Call, name: str) -> UnsupportedModel:
             "the values of an attention call come from none of its projections, so its keys cannot be told apart "
             "(a cache of keys, or a processor that changes its values)"
         )
-    return UnsupportedModel(f"{call.path}: {made}; leave the module out through layers=")
+    return UnsupportedModel(f"{call.path}: {made}; leave the module out through {option('layers')}")
 
 
 def _kept_groups(call: Call, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
@@ -159,27 +149,22 @@ def _context_groups(start: int, stop: int, context: Context) -> list[TokenGroup]
     """Keys made from what the pipeline conditions on: text, an image, or text with an image behind it."""
     only = context.references[0] if len(context.references) == 1 else None
     if context.role != "text":
-        return [_patch_group("reference", start, stop, context.patches, only)]
-    longest = context.longest_text
+        return [replace(group, image=only) for group in _encoded_groups(["reference"], start, stop, context)]
+    longest, grid = context.family.longest_text, context.family.appended_grid
     if longest is None or stop - start <= longest:
         return [TokenGroup("text", "text", start, stop)]
     split = start + longest
-    return [
-        TokenGroup("text", "text", start, split),
-        TokenGroup("reference", "reference", split, stop, grid=REDUX_GRIDS.get(stop - split), image=only),
-    ]
+    grid = grid if grid is not None and grid[0] * grid[1] == stop - split else None
+    return [TokenGroup("text", "text", start, split), TokenGroup("reference", "reference", split, stop, grid=grid, image=only)]
 
 
 def _adapter_groups(name: str, repeat: int, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
     adapter = int(name.partition(".")[2] or 0)
     labels = adapter_labels(adapter, context, scene)
     labels = [labels[repeat]] if scene.separate else labels
-    placeless = adapter < len(context.adapters) and context.adapters[adapter] in PLACELESS
-    each = (stop - start) // len(labels)
-    for i, label in enumerate(labels):
-        image = label if label in context.references else None
-        begin = start + i * each
-        yield _patch_group(label, begin, begin + each, None if placeless else context.patches, image)
+    projection = PROJECTIONS.get(context.adapters[adapter]) if adapter < len(context.adapters) else None
+    placeless = projection is not None and projection.placeless
+    return _encoded_groups(labels, start, stop, replace(context, patches=None) if placeless else context)
 
 
 def adapter_labels(adapter: int, context: Context, scene: Scene) -> list[str]:
@@ -192,19 +177,14 @@ def adapter_labels(adapter: int, context: Context, scene: Scene) -> list[str]:
 def resampler_groups(call: Call, label: str, context: Context) -> tuple[TokenGroup, ...]:
     """Keys of a resampler: what the encoder gave of one reference, then the tokens that it is being squeezed into."""
     latents, count = call.query.shape[2], call.key.shape[2]
-    image = label if label in context.references else None
-    patches = _patch_group(label, 0, count - latents, context.patches, image)
-    return (patches, TokenGroup("latents", "self", count - latents, count))
+    return (*_encoded_groups([label], 0, count - latents, context), TokenGroup("latents", "self", count - latents, count))
 
 
-def _patch_groups(start: int, stop: int, context: Context) -> list[TokenGroup]:
+def _patch_groups(start: int, stop: int, context: Context) -> Iterator[TokenGroup]:
     """Image keys of one encoder, one image after another: first frame, or first and last."""
     each = 1 + context.patches[0] * context.patches[1] if context.patches is not None else stop - start
     count = max(1, (stop - start) // each) if (stop - start) % each == 0 else 1
-    each = (stop - start) // count
-    names = ["reference"] if count == 1 else [f"reference_{i}" for i in range(count)]
-    images = [name if name in context.references else None for name in names]
-    return [_patch_group(names[i], start + i * each, start + (i + 1) * each, context.patches, images[i]) for i in range(count)]
+    return _encoded_groups(_numbered(count), start, stop, context)
 
 
 def _sequence_groups(call: Call, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
@@ -218,15 +198,14 @@ def _sequence_groups(call: Call, start: int, stop: int, context: Context, scene:
         parts = " + ".join(f"{part.role} {part.grid[0]} x {part.grid[1]}" for part in canvas) or "no image"
         raise UnsupportedModel(
             f"{call.path} has {count} keys in one sequence, but the denoiser was given {parts} and {scene.text} text tokens, so it is not "
-            "known which is which; leave the module out through layers="
+            f"known which is which; leave the module out through {option('layers')}"
         )
     names = [part.name or part.role for part in canvas]
     for i, part in enumerate(canvas):
         name = names[i] if names.count(names[i]) == 1 else f"{names[i]}_{names[:i].count(names[i])}"
-        image = name if name in context.references else None
         # A group has rows and columns only: text has no place in them, nor have the keys of a video.
         grid = None if part.role == "text" or part.frames else part.grid
-        yield TokenGroup(name, part.role, start, start + part.tokens, grid=grid, image=image)
+        yield TokenGroup(name, part.role, start, start + part.tokens, grid=grid, image=context.image(name))
         start += part.tokens
 
 
@@ -240,23 +219,25 @@ def _joined_groups(call: Call, start: int, stop: int, context: Context) -> Itera
     if (stop - start) % each:
         raise UnsupportedModel(
             f"{call.path} was given {stop - start} keys in the place of its own {each}, not a whole number of references of the same size; "
-            "leave the module out through layers="
+            f"leave the module out through {option('layers')}"
         )
-    count = (stop - start) // each - 1
     yield TokenGroup("self", "self", start, start + each, grid=call.grid)
-    for i in range(count):
-        name = "reference" if count == 1 else f"reference_{i}"
-        at = start + (1 + i) * each
-        yield TokenGroup(name, "reference", at, at + each, grid=call.grid, image=name if name in context.references else None)
+    for i, name in enumerate(_numbered((stop - start) // each - 1), 1):
+        yield TokenGroup(name, "reference", start + i * each, start + (i + 1) * each, grid=call.grid, image=context.image(name))
 
 
-def _patch_group(name: str, start: int, stop: int, patches: tuple[int, int] | None, image: str | None) -> TokenGroup:
-    """A reference's tokens; they have places only if they are as many as the encoder's patches, with CLS or without."""
-    count = 0 if patches is None else patches[0] * patches[1]
-    specials = stop - start - count
-    if patches is None or specials not in (0, 1):
-        return TokenGroup(name, "reference", start, stop, image=image)
-    return TokenGroup(name, "reference", start, stop, specials, patches, image)
+def _numbered(count: int) -> list[str]:
+    return ["reference"] if count == 1 else [f"reference_{i}" for i in range(count)]
+
+
+def _encoded_groups(names: Sequence[str], start: int, stop: int, context: Context) -> Iterator[TokenGroup]:
+    """Tokens of references, as many for each; they have places only if they are as many as the encoder's patches, with CLS or without."""
+    each, patches = (stop - start) // len(names), context.patches
+    specials = 0 if patches is None else each - patches[0] * patches[1]
+    if specials not in (0, 1):
+        specials, patches = 0, None
+    for i, name in enumerate(names):
+        yield TokenGroup(name, "reference", start + i * each, start + (i + 1) * each, specials, patches, context.image(name))
 
 
 def generated_queries(call: Call, groups: Sequence[TokenGroup], scene: Scene) -> tuple[slice, Places | None]:

@@ -10,11 +10,11 @@ from typing import Any, Final, TypeAlias
 from torch import nn
 
 from ...schema.errors import InvalidInput, UnknownSelection
+from ...schema.messages import listed
 from ...schema.record import BRANCHES, NAME
 from ...schema.trace import ROLES, Role, TokenGroup
 from ..capture.modules import strip
 from ..capture.projected import projects_attention
-from ..plan.options import shorten
 
 Grid: TypeAlias = tuple[int, int]
 Groups: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]] | None
@@ -167,7 +167,7 @@ def declare(
     for name, globs in (("groups", [glob for glob, _ in rows]), ("grid", [glob for glob, _ in grids])):
         for glob in globs:
             if not fnmatch.filter(modules, glob.partition("#")[0]):
-                raise UnknownSelection(f"{name}: {glob!r} matches no attention module; there are {shorten(modules)}")
+                raise UnknownSelection(f"{name}: {glob!r} matches no attention module; there are {listed(modules)}")
     return Declaration(model, roots, rows, grids, _order(order, sequential), bool(sequential), evaluations, modules, given)
 
 
@@ -201,7 +201,7 @@ def _attention(roots: Mapping[str, nn.Module], further: Sequence[str]) -> dict[s
     every = {f"{root}.{strip(name)}": module for root, denoiser in roots.items() for name, module in denoiser.named_modules() if name}
     for glob in further:
         if not fnmatch.filter(every, glob):
-            raise UnknownSelection(f"attention={glob!r} matches no module; there are {shorten(every)}")
+            raise UnknownSelection(f"attention={glob!r} matches no module; there are {listed(every)}")
     named = {path for glob in further for path in fnmatch.filter(every, glob)}
     fused = [path for path in named if isinstance(every[path], nn.MultiheadAttention)]
     if fused:

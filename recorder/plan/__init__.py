@@ -1,4 +1,4 @@
-"""What a user asks to record, and what that will weigh, before anything runs. Needs no torch.
+"""Recording options, sizes and budgets, before anything runs.
 
-Hands on `Options`, the selection of layers, steps, heads and branches, sizes and budgets.
+Hands on `Options`, the selection of layers, steps, heads and branches, sizes and budgets. Never imports torch.
 """

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from ...schema.errors import NoSpace
+from ...schema.messages import option, size_text
 from ...schema.trace import TraceRecord
 from .options import ENCODINGS_WANTED, select_layers
-from .sizes import encoded, human, layer_bytes, weigh
+from .sizes import encoded, layer_bytes, weigh
 
 COMPRESSION: Final = 3
 """No recording was ever seen to compress better than this, unrounded; what needs more room than that cannot fit."""
@@ -24,25 +25,25 @@ def check_budget(trace: TraceRecord, evaluations: int, where: object, limit: int
     """
     size, packed = weigh(trace).nbytes, COMPRESSION * 16 / (6 + trace.codec.keep_bits)
     if limit is not None and size > limit:
-        most, against = limit, f"max_bytes is {human(limit)}"
+        most, against = limit, f"the limit is {option('max_bytes', size_text(limit).replace(' ', ''))}"
     elif size + others > packed * free:
-        most, against = max(int(packed * free) - others, 0), f"{human(free)} are free, too little even if compressed"
+        most, against = max(int(packed * free) - others, 0), f"{size_text(free)} are free, too little even if compressed"
     else:
         return
-    more = f" ({human(others)} of others besides)" if others and most != limit else ""
-    raise NoSpace(f"{where} would hold {human(size)} before compression{more} and {against}; {_ways(trace, evaluations, most)}")
+    more = f" ({size_text(others)} of others besides)" if others and most != limit else ""
+    raise NoSpace(f"{where} would hold {size_text(size)} before compression{more} and {against}; {_ways(trace, evaluations, most)}")
 
 
 def _ways(trace: TraceRecord, evaluations: int, most: int) -> str:
     """The three ways to shrink a trace, each with its size, and their sum if none is enough alone."""
     encoding, layers, steps = _encoding(trace), _layers(trace, most), _stride(trace, evaluations, most)
     smaller = [
-        (f"encoding {encoding}", encoded(trace, encoding) if encoding else trace),
-        (f"layers {layers}", _with_layers(trace, layers)),
-        (f"steps every={steps}", _with_stride(trace, evaluations, steps)),
+        (option("encoding", encoding), encoded(trace, encoding) if encoding else trace),
+        (option("layers", layers), _with_layers(trace, layers)),
+        (option("steps", f"::{steps}"), _with_stride(trace, evaluations, steps)),
     ]
     whole, sizes = weigh(trace).nbytes, [weigh(made).nbytes for _, made in smaller]
-    told = [f"{name} makes it {human(size)}" for (name, _), size in zip(smaller, sizes, strict=True)]
+    told = [f"{name} makes it {size_text(size)}" for (name, _), size in zip(smaller, sizes, strict=True)]
     nothing = ("no other encoding is smaller", "no part of the layers is smaller", "no fewer steps are left")
     told = [way if size < whole else none for way, size, none in zip(told, sizes, nothing, strict=True)]
     if min(sizes) <= most:
@@ -51,8 +52,9 @@ def _ways(trace: TraceRecord, evaluations: int, most: int) -> str:
     layers = _layers(kept, most)
     stride = _stride(_with_layers(kept, layers), evaluations, most)
     together = weigh(_with_stride(_with_layers(kept, layers), evaluations, stride)).nbytes
-    first = f"encoding {encoding}, " if encoding else ""
-    return f"{', '.join(told)}, {first}layers {layers} and steps every={stride} together {human(together)}"
+    first = f"{option('encoding', encoding)}, " if encoding else ""
+    both = f"{option('layers', layers)} and {option('steps', f'::{stride}')}"
+    return f"{', '.join(told)}, {first}{both} together {size_text(together)}"
 
 
 def _encoding(trace: TraceRecord) -> str:
@@ -80,7 +82,7 @@ def _globs(path: str) -> Iterator[str]:
 
 
 def _stride(trace: TraceRecord, evaluations: int, most: int) -> int:
-    """The smallest N for which `every=N` fits, or the one that leaves a single step."""
+    """The smallest N for which steps `::N` fit, or the one that leaves a single step."""
     strides = range(2, max(evaluations, 2) + 1)
     return next((n for n in strides if weigh(_with_stride(trace, evaluations, n)).nbytes <= most), strides[-1])
 

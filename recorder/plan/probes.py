@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...schema.errors import InvalidInput
+from ...schema.messages import option
 from ...schema.record import NAME
 from ...schema.trace import Role
 
@@ -54,7 +55,8 @@ def read_probes(given: Any) -> tuple[Probe, ...]:
     if given is None:
         return ()
     if not isinstance(given, Mapping):
-        raise InvalidInput(f"probes={given!r}; give a dict, name -> texts or images, such as {{'concepts': ['a dog', 'a cat']}}")
+        form = "a dict, name -> texts or images, such as {'concepts': ['a dog', 'a cat']}"
+        raise InvalidInput(f"{option('probes')} takes {form}; got {given!r}")
     probes = tuple(_read(name, value) for name, value in given.items())
     labels = [label for probe in probes for label in probe.labels()]
     for label in labels:

@@ -1,4 +1,4 @@
-"""What a trace weighs, from its record alone, and sizes as people write and read them."""
+"""What a trace weighs, from its record alone, and sizes as people write them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Final
 
 from ...schema.errors import InvalidInput
 from ...schema.layout import ArrayPlan, documents, layer_layout, layout
+from ...schema.messages import option
 from ...schema.trace import Encoding, TraceRecord
 
 LEDGERS: Final = 3
@@ -67,17 +68,8 @@ def parse_bytes(written: int | str | None) -> int | None:
     match = WRITTEN.fullmatch(str(written)) if not isinstance(written, bool) else None
     size = int(float(match[1]) * UNITS[(match[2] or "").lower()]) if match else 0
     if size <= 0:
-        raise InvalidInput(f"max_bytes={written!r} is no size; use a number with a unit, such as 5GB or 500MB")
+        raise InvalidInput(f"{option('max_bytes', written)} is no size; use a number with a unit, such as 5GB or 500MB")
     return size
-
-
-def human(nbytes: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.3g} TB"
 
 
 def free_bytes(path: Path) -> int:

@@ -1,4 +1,4 @@
 """Keys of texts and pictures that the run was not given, made by its own encoders and projections.
 
-Hands on `Probing`. A probe never changes what the run computes.
+Hands on `Probing`. Never changes what the run computes.
 """

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...schema.errors import InvalidInput, TraceError, UnsupportedModel
+from ...schema.messages import option
 from ...schema.text import Text
 from ...schema.trace import Layer, Role, TokenGroup, TraceRecord
 from ..capture.call import Call
@@ -133,7 +134,7 @@ class Probing:
                 what = "text" if probe.role == "text" else "a reference"
                 raise UnsupportedModel(
                     f"no recorded layer attends to {what}, so none has keys of the probe {probe.name!r}; "
-                    "record such layers (keys=, layers=), or leave the probe out"
+                    f"record such layers ({option('keys')}, {option('layers')}), or leave the probe out"
                 )
 
     @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...schema.errors import UnsupportedModel
+from ...schema.messages import option
 from ...schema.trace import Layer
 from ..capture.call import Call
 from ..capture.projections import make_keys
@@ -90,7 +91,9 @@ def find_way(call: Call, module: nn.Module, layer: Layer, given: Tensor | None, 
 
 def refused(layer: Layer, why: str) -> UnsupportedModel:
     """The error for a layer whose keys cannot be made of anything else."""
-    return UnsupportedModel(f"{layer.name} makes no keys of probes: {why}; leave it out through layers=, or record without probes")
+    return UnsupportedModel(
+        f"{layer.name} makes no keys of probes: {why}; leave it out through {option('layers')}, or record without probes"
+    )
 
 
 def _holds(own: Tensor, given: Tensor) -> bool:

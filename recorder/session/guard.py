@@ -15,15 +15,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ...schema.errors import AlreadyExists, NoSpace
+from ...schema.errors import NoSpace
 from ...schema.trace import TraceRecord
 from .intake import Intake
-
-
-def refuse_taken(path: Path, overwrite: bool) -> None:
-    """Raise AlreadyExists if there is something at a path, unless it may be replaced."""
-    if path.exists() and not overwrite:
-        raise AlreadyExists(f"{path} exists already; choose another path, or pass overwrite=True to replace it")
 
 
 def uncompiled(denoisers: Iterable[nn.Module]) -> AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...schema.errors import InvalidInput
+from ...schema.messages import listed, refuse_taken
 from ...schema.record import JSON, NAME
 from ...schema.trace import IMAGE_ROLES, ImageRole, TraceRecord
 from ..capture.hooks import Capture
@@ -17,8 +18,8 @@ from ..images.inputs import named_pictures
 from ..images.windows import Window
 from ..labels.refusals import refuse_hijack
 from ..outside.declaration import Declaration
-from ..plan.options import Options, select_layers, shorten
-from .guard import interrupt, progress_bar, refuse_taken, terminated, uncompiled, warn_of_losses
+from ..plan.options import Options, select_layers
+from .guard import interrupt, progress_bar, terminated, uncompiled, warn_of_losses
 from .provenance import versions
 from .sampling import Sampling
 
@@ -114,7 +115,7 @@ class OutsideRecording:
         asked = self._options.steps if isinstance(self._options.steps, Sequence) and not isinstance(self._options.steps, str) else ()
         if gone := [step for step in asked if step >= self._run.evaluations]:
             made = f"the run made {self._run.evaluations} evaluations"
-            warnings.warn(f"steps={shorten(map(str, gone))} were asked for, but {made}, so {self.path} has none of them", stacklevel=3)
+            warnings.warn(f"steps={listed(map(str, gone))} were asked for, but {made}, so {self.path} has none of them", stacklevel=3)
         silent = sorted(set(self._declaration.denoisers) - self._run.ran)
         if silent:
             warnings.warn(f"the denoiser {', '.join(silent)} never ran, so {self.path} has nothing of it", stacklevel=3)

@@ -12,7 +12,9 @@ from typing import Any, Final
 import torch
 
 from ...schema.errors import InvalidInput, UnsupportedModel
+from ...schema.messages import refuse_taken
 from ...schema.record import JSON
+from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
 from ..capture.modules import attention_modules, denoisers
@@ -23,8 +25,8 @@ from ..labels.passes import named_passes
 from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments
 from ..outside.declaration import declare
-from ..plan.options import Heads, Layers, Options, Steps, select_layers
-from .guard import interrupt, progress_bar, refuse_taken, terminated, uncompiled, warn_of_losses
+from ..plan.options import Options, select_layers
+from .guard import interrupt, progress_bar, terminated, uncompiled, warn_of_losses
 from .outside import OutsideRecording
 from .provenance import versions
 from .run import Run
@@ -38,14 +40,14 @@ def record(
     path: str | PathLike[str],
     *,
     layers: Layers = None,
-    steps: Steps = None,
+    steps: Positions = None,
     branches: str = "cond",
     encoding: str = "probabilities",
     keys: str = "auto",
     codec: str = "lz4",
     level: int = 5,
     queue_mb: float = 512,
-    heads: Heads = None,
+    heads: Positions = None,
     keep_bits: int = 10,
     max_bytes: int | str | None = None,
     overwrite: bool = False,

@@ -16,11 +16,12 @@ from ...schema.trace import Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..capture.modules import denoisers, reads_features
 from ..encoding.transfer import Block
+from ..families import family_of
 from ..images.inputs import input_pictures
 from ..labels.frames import VIDEO_AXES, whole_video
 from ..labels.grids import Canvases
 from ..labels.layers import Sites
-from ..labels.passes import Evaluation, Pass, is_sequential, pass_branch, rows_of_call
+from ..labels.passes import Evaluation, Pass, pass_branch, rows_of_call
 from ..labels.refusals import hidden_attention
 from ..labels.rows import Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
 from ..labels.scenes import read_scene
@@ -79,7 +80,7 @@ class Run:
         denoiser = denoisers(self._pipeline)[root]
         sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
         scene, scenes = read_scene(denoiser, self._canvases, args, kwargs)
-        sequential = is_sequential(denoiser)
+        sequential = family_of(denoiser).sequential
         before = self._evaluation
         if before is not None and before.kept and not sequential:
             raise self._repeated()
@@ -155,7 +156,7 @@ class Run:
         """Give the trace a layer that was met, with the keys that its module makes of the probes."""
         probes: tuple[TokenGroup, ...] = ()
         keys = None
-        if self._heard is not None and self._evaluation is not None and not layer.queries:
+        if self._heard is not None and self._evaluation is not None and not layer.is_resampler:
             this = self._evaluation.passes[-1]
             part = this.order.index("cond") if "cond" in this.order else 0
             probes, keys = self.probing.keys(self._heard, layer, part * (this.rows // len(this.order)))

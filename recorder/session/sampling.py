@@ -43,7 +43,7 @@ class Sampling:
         self.intake = Intake(path, options, self._record, pictures, lambda evaluation: (self._time_of(evaluation), evaluation.sigma))
         self.intake.planned = declaration.evaluations is not None
         self.intake.evaluations = declaration.evaluations or MOST
-        self._chosen = frozenset(select_steps(options.steps, self.intake.evaluations))
+        self._chosen = frozenset(select_steps(options.steps, self.intake.evaluations, self.intake.planned))
         self.intake.steps = len(self._chosen)
         self._names: set[str] = set()
         self._places = Places(declaration, options, self._names, lambda layer: self.intake.open().add_layer(layer))

@@ -42,7 +42,7 @@ class Transcript:
 
     def tell(self, trace: TraceRecord) -> tuple[Text, ...]:
         """The texts of a trace that has layers by now; none where they have been told already."""
-        sizes = {group.tokens for layer in trace.layers for group in layer.groups if group.name == GROUP and not layer.queries}
+        sizes = {group.tokens for layer in trace.layers for group in layer.groups if group.name == GROUP and not layer.is_resampler}
         if self._told or not sizes:
             return ()
         self._told = True

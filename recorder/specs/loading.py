@@ -16,7 +16,9 @@ import torch
 import transformers
 
 from ...schema.errors import InvalidInput, TraceError
-from .spec import Adapter, Images, Spec, check_keys, nearest
+from ...schema.messages import guess
+from ..families import family_of
+from .spec import Adapter, Images, Spec, check_keys
 
 RECORDER_IMAGES = ("reference_mask", "reference_image")
 """Images that are the recorder's, not the pipeline's."""
@@ -74,9 +76,8 @@ def find_class(name: str, kind: str) -> Any:
         found = getattr(diffusers, name, None)
         if not inspect.isclass(found):
             names = [n for n in dir(diffusers) if n.endswith(kind.capitalize())]
-            hint = nearest(name, names) or ";"
             what = f"diffusers {diffusers.__version__} has no {kind} {name!r}"
-            raise InvalidInput(f"{what}{hint} a class from elsewhere is written module:Class")
+            raise InvalidInput(f"{what}; {guess(name, names)}a class from elsewhere is written module:Class")
         return found
     try:
         module = importlib.import_module(module_name)
@@ -84,7 +85,7 @@ def find_class(name: str, kind: str) -> Any:
         raise InvalidInput(f"{kind} {name!r}: cannot import {module_name} ({error}); install it, or correct the name") from error
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
-        raise InvalidInput(f"{kind} {name!r}: {module_name} has no class {class_name}{nearest(class_name, dir(module))}")
+        raise InvalidInput(f"{kind} {name!r}: {module_name} has no class {class_name}; {guess(class_name, dir(module))}name one it has")
     return found
 
 
@@ -97,7 +98,7 @@ def check_call(spec: Spec, cls: Any) -> None:
         check_keys(spec.path.name, "images", spec.images, names | set(RECORDER_IMAGES))
     if spec.adapters and not hasattr(cls, "load_ip_adapter"):
         raise InvalidInput(f"{spec.pipeline} takes no IP-Adapters; remove [[adapters]] from {spec.path.name}")
-    if len(spec.adapters) > 1 and takes_one_adapter(cls):
+    if len(spec.adapters) > 1 and family_of(cls).one_adapter:
         raise InvalidInput(f"{spec.pipeline} takes one IP-Adapter; {spec.path.name} has {len(spec.adapters)} [[adapters]]")
     twice = sorted(set(spec.call) & set(spec.images))
     if twice:
@@ -186,36 +187,30 @@ def _moved_classes(spec: Spec, cls: Any) -> Iterator[None]:
         yield
 
 
-def takes_one_adapter(cls: Any) -> bool:
-    """Whether a pipeline can be given a single IP-Adapter only."""
-    return issubclass(cls, diffusers.loaders.SD3IPAdapterMixin)
-
-
 def encoder_place(adapter: Adapter, cls: Any) -> tuple[str, str] | None:
     """Folder or hub id, and folder in it, of the image encoder that an adapter brings; None if it brings none."""
     folder = adapter.image_encoder_folder
     if folder is None:
         return None
-    if "/" in folder:  # adapters of Flux and SD3 come without an encoder: it is another model's
-        apart = issubclass(cls, (diffusers.loaders.FluxIPAdapterMixin, diffusers.loaders.SD3IPAdapterMixin))
-        return (folder, "") if apart else (adapter.source, folder)
+    if "/" in folder:  # a hub id, unless the encoder lies beside the adapter
+        return (folder, "") if family_of(cls).encoder_apart else (adapter.source, folder)
     return adapter.source, f"{adapter.subfolder}/{folder}".lstrip("/")
 
 
 def _load_adapters(pipeline: Any, spec: Spec) -> None:
-    adapters, place = spec.adapters, encoder_place(spec.adapters[0], type(pipeline))
+    adapters, family, place = spec.adapters, family_of(pipeline), encoder_place(spec.adapters[0], type(pipeline))
     options: dict[str, Any] = {"local_files_only": True} if spec.arguments.get("local_files_only") else {}
-    if issubclass(type(pipeline), diffusers.loaders.FluxIPAdapterMixin):
+    if family.one_adapter:  # whose loader wants all of the encoder's path
+        options["image_encoder_folder"] = place and "/".join(part for part in place if part)
+    elif family.encoder_apart:
         source, folder = place or (None, "")
         options |= {"image_encoder_pretrained_model_name_or_path": source, "image_encoder_subfolder": folder}
-    elif takes_one_adapter(type(pipeline)):  # whose loader wants all of the encoder's path
-        options["image_encoder_folder"] = place and "/".join(part for part in place if part)
     else:
         options["image_encoder_folder"] = adapters[0].image_encoder_folder
     given: dict[str, Any] = {
         name: [getattr(adapter, name) for adapter in adapters] for name in ("source", "subfolder", "weight_name", "scale")
     }
-    if takes_one_adapter(type(pipeline)):
+    if family.one_adapter:
         given = {name: values[0] for name, values in given.items()}
     scale = given.pop("scale")
     pipeline.load_ip_adapter(given.pop("source"), **given, **options)

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...schema.errors import InvalidInput
+from ...schema.messages import guess
 from ...schema.record import NAME
-from .spec import Spec, nearest
+from .spec import Spec
 
 OWN: Final = ("name", "seed")
 """Columns that are no arguments."""
@@ -74,7 +75,7 @@ def read_manifest(path: str | PathLike[str]) -> Manifest:
         raise InvalidInput(f"{path} is empty; it should be a CSV file with a column `name` and a line for each recording")
     header = [cell.strip() for cell in lines[0][1]]
     if "name" not in header:
-        raise InvalidInput(f"{path.name} has no column `name`{nearest('name', header)} (columns: {', '.join(header)}; separated by commas)")
+        raise InvalidInput(f"{path.name} has no column `name`; {guess('name', header)}it has {', '.join(header)}, separated by commas")
     twice = next((column for column in header if header.count(column) > 1), None)
     if twice is not None:
         raise InvalidInput(f"{path.name} has the column {twice!r} twice; remove one")
@@ -90,8 +91,8 @@ def check_columns(manifest: Manifest, spec: Spec, arguments: Arguments, images: 
     known = {*OWN, *arguments.names, *images}
     for column in manifest.columns:
         if column not in known and not arguments.any_name:
-            what = f"{manifest.path.name}: column {column!r} is no argument of {spec.pipeline}{nearest(column, known) or ';'}"
-            raise InvalidInput(f"{what} columns are name, seed and {', '.join(sorted(known - set(OWN)))}")
+            what = f"{manifest.path.name}: column {column!r} is no argument of {spec.pipeline}"
+            raise InvalidInput(f"{what}; {guess(column, known)}columns are name, seed and {', '.join(sorted(known - set(OWN)))}")
 
 
 def row_spec(spec: Spec, manifest: Manifest, row: Row, arguments: Arguments) -> Spec:

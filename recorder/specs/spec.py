@@ -17,7 +17,6 @@ Paths are relative to the spec's own folder.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from ...schema.errors import InvalidInput
+from ...schema.messages import for_reader, guess
 from ..plan.options import Options
 from .probes import probe_table
 from .toml_file import read_toml
@@ -97,7 +97,8 @@ def read_spec(path: str | PathLike[str]) -> Spec:
     document = read_toml(path, "spec", "the path of a TOML file")
     check_keys(path.name, "", document, TABLES[""] or ())
     pipeline, scheduler, record = (_table(path, document, name) for name in ("pipeline", "scheduler", "record"))
-    Options(**record)
+    with for_reader("toml"):
+        Options(**record)
     return Spec(
         path=path,
         pipeline=_text(path, "pipeline", pipeline, "class"),
@@ -121,14 +122,7 @@ def check_keys(where: str, table: str, found: Collection[str], known: Collection
     for key in found:
         if key not in known:
             place = f"[{table}] of {where}" if table else where
-            raise InvalidInput(f"{place} has an unknown key {key!r}{nearest(key, known)}; known are {', '.join(sorted(known))}")
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """`, did you mean ...` or nothing."""
-    lower = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
-    return f", did you mean {' or '.join(lower[c] for c in close)}?" if close else ""
+            raise InvalidInput(f"{place} has an unknown key {key!r}; {guess(key, known)}known are {', '.join(sorted(known))}")
 
 
 def resolve(spec: Path, source: str) -> str:

@@ -1,4 +1,4 @@
-"""The writer of a trace: files, journal, threads. Needs no torch.
+"""The writer of a trace: files, journal, threads.
 
-Hands on `Writer`. A committed step is never lost to a later error.
+Hands on `Writer`. Never loses a committed step to a later error, and never imports torch.
 """

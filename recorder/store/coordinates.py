@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.journal import present_of, steps_of
 from ...schema.layout import layer_path
 from ...schema.record import BRANCHES
 from ...schema.trace import TraceRecord
@@ -19,24 +19,11 @@ Columns: TypeAlias = dict[str, NDArray[Any]]
 
 def columns(trace: TraceRecord, entries: Sequence[Mapping[str, Any]]) -> Columns:
     """Every array that is neither attention nor picture, for a trace of as many steps as the journal has entries."""
-    table = _steps(entries)
-    present = np.zeros((len(entries), len(trace.layers)), dtype=bool)
-    for step, entry in enumerate(entries):
-        present[step, entry["present"]] = True
-    arrays = {"present": present, **{f"step/{name}": values for name, values in table.items()}}
+    table = steps_of(entries)
+    arrays: Columns = {"present": present_of(entries, len(trace.layers)), **{f"step/{name}": values for name, values in table.items()}}
     for index in range(len(trace.layers)):
         arrays |= {f"{layer_path(index)}/{name}": values for name, values in _layer(trace, index, table, entries).items()}
     return arrays
-
-
-def _steps(entries: Sequence[Mapping[str, Any]]) -> Columns:
-    sigmas = [math.nan if entry["sigma"] is None else entry["sigma"] for entry in entries]
-    return {
-        "evaluation": np.array([entry["evaluation"] for entry in entries], dtype=np.int32),
-        "timestep": np.array([entry["timestep"] for entry in entries], dtype=np.float64),
-        "sigma": np.array(sigmas, dtype=np.float64),
-        "scheduler_step": np.array([entry["scheduler_step"] for entry in entries], dtype=np.int32),
-    }
 
 
 def _layer(trace: TraceRecord, index: int, table: Columns, entries: Sequence[Mapping[str, Any]]) -> Columns:

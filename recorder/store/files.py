@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ...schema.errors import AlreadyExists, InvalidInput
 from ...schema.journal import FileSums
 from ...schema.layout import JOURNAL, MANIFEST, ROOT, ArrayPlan
+from ...schema.messages import refuse_taken
 
 TEMPORARY: Final = ".partial"
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -186,9 +187,8 @@ def sync_folder(folder: Path) -> None:
 
 def check_output(path: Path, overwrite: bool) -> None:
     """Raise AlreadyExists if a path is taken and may not, or must not, be replaced."""
+    refuse_taken(path, overwrite)
     if path.is_symlink() or path.exists():
-        if not overwrite:
-            raise AlreadyExists(f"{path} exists already; choose another path, or pass overwrite (--overwrite) to replace a trace")
         _check_ours(path)
 
 

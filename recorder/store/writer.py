@@ -39,6 +39,7 @@ from ...schema.layout import (
     root_document,
     step_layout,
 )
+from ...schema.messages import option
 from ...schema.text import Text
 from ...schema.trace import Image, Layer, TraceRecord
 from .coordinates import columns
@@ -231,8 +232,9 @@ class Writer:
     def _raise(self, error: OSError) -> NoReturn:
         if isinstance(error, TraceError) or error.errno not in FULL:
             raise error
-        done = f"{self.committed} of {self._trace.steps} steps are recorded and readable (`i2am info --partial`)"
-        smaller = ", or with encoding factors" if any(layer.encoding == "probabilities" for layer in self._trace.layers) else ""
+        done = f"{self.committed} of {self._trace.steps} steps are recorded and readable with {option('partial', True)}"
+        packed = all(layer.encoding == "factors" for layer in self._trace.layers)
+        smaller = "" if packed else f", or with {option('encoding', 'factors')}"
         hint = f"free space, or record fewer layers or steps{smaller}"
         raise NoSpace(f"no space left for {self.path}: {done}; {hint}") from error
 

@@ -1,4 +1,4 @@
-"""A run's prompts as the encoders read them, token by token, and the words in them.
+"""Prompts of a run as token strings and words.
 
-All that is kept of a text is proven against what the encoder put out, or nothing is.
+Hands on `Texts` and `find_words`. Never keeps a token that is not proven against what the text encoder made.
 """

@@ -1,5 +1,5 @@
-"""What the text tokens of a run say, proven: the vectors that a denoiser is given are looked up among those that the text
-encoders made, and their tokens among what the tokenizers said.
+"""Token strings of a run's prompts, proven: the vectors that a denoiser is given are looked up among those that the text
+encoders made, and their tokens among those that the tokenizers made.
 
 So templates that a pipeline drops, encoders that it joins, prompts that it repeats, and embeddings that it was given all come out
 right, or not at all.

@@ -1,4 +1,4 @@
-"""Which tokens make up each word of a text, from where the tokens lie in it."""
+"""Words of a text as spans of tokens, from the characters that each token covers."""
 
 from __future__ import annotations
 

@@ -1,16 +1,14 @@
 """The table of `docs/methods.md` is the one that the rows make."""
 
-from pathlib import Path
-
 import pytest
+from repository import ROOT
 
-import i2am
 from i2am.analyzer.methods.description import write_fields, write_markdown, write_names
 from i2am.analyzer.methods.recipes import FIELDS, RECIPES, get_recipe
 
 pytestmark = pytest.mark.analyzer
 
-PAGE = Path(i2am.__file__).parent / "docs" / "methods.md"
+PAGE = ROOT / "docs" / "methods.md"
 
 
 def test_the_page_has_the_table_that_the_command_prints() -> None:

@@ -1,4 +1,4 @@
-"""Prints docs/pipelines.md from what recordings of the tests' tiny pipelines see:
+"""Prints docs/pipelines.md from the rows of recorder/families.py, and from what recordings of the tests' tiny pipelines see:
 
 python tests/support/pipelines_table.py > docs/pipelines.md
 """
@@ -25,6 +25,7 @@ with warnings.catch_warnings():
 from memory import MemoryWriter
 
 from i2am.recorder import record
+from i2am.recorder.families import DEFAULT, FAMILIES, INPUT_GOES, Family
 from i2am.recorder.labels import layers as sites
 from i2am.recorder.session import intake
 from i2am.schema.errors import UnsupportedModel
@@ -33,11 +34,39 @@ from pipelines import Built
 
 TITLE = """# Pipelines
 
-What a recording sees of each family, with the tests' tiny random components: token counts and grids are theirs, not those of published
-models. The images were equal, bit by bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`,
-`test_sequences.py`, `test_video_recording.py`).
+Printed by `python tests/support/pipelines_table.py > docs/pipelines.md`; a test compares them.
 
-This page is printed by `python tests/support/pipelines_table.py > docs/pipelines.md`; a test compares them.
+## How each family is recorded
+
+The rows of `recorder/families.py`; the first that matches a pipeline's class, or one of its bases, counts, and an empty cell is as in the
+last row. A row says what is expected; labels are proven from the run's own values, position ids and shapes wherever these can tell.
+
+- **guidance**: parts of the denoiser's batch, in order; `other` is neither branch.
+- **reference**: where the denoiser meets it; `none` holds unless an IP-Adapter, or keys of the denoiser's own, read it.
+- **encoded of it**: the part that token grids cover.
+- **frames**: axis of the sample that holds them, where each frame is a row of the denoiser's batch.
+- **IP-Adapters**: how many, and where their image encoder comes from.
+- **dry run**: what makes the shapes of the denoiser's inputs; without it only those of plain UNets are known.
+"""
+HEADINGS: tuple[tuple[str, Callable[[Family], str]], ...] = (
+    ("pipelines", lambda row: "any other" if row is DEFAULT else f"`{row.glob}`"),
+    ("guidance", lambda row: "a pass for each branch, cond first" if row.sequential else guidance(row)),
+    ("reference", lambda row: reference(row)),
+    (
+        "encoded of it",
+        lambda row: {"crop": "the processor's crop", "cells": "whole cells of tokens", "whole": "all, stretched"}[row.window],
+    ),
+    ("frames", lambda row: "not in rows" if row.frame_axis is None else str(row.frame_axis)),
+    ("IP-Adapters", lambda row: ("one" if row.one_adapter else "any") + (", encoder apart" if row.encoder_apart else ", encoder beside")),
+    ("dry run", lambda row: f"`{row.inputs}`" if row.inputs else "none"),
+)
+INPUTS = """
+Pipelines of any family that are asked for `keys="reference"` and read text only are refused where their `image` is no reference:
+"""
+SEEN = """## What recordings see
+
+With the tests' tiny random components: token counts and grids are theirs, not those of published models. The images were equal, bit by
+bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`, `test_sequences.py`, `test_video_recording.py`).
 
 - **reference tokens**: of one attention call. `+` stands between references, `;` between calls, `CLS` for a token without a place.
 - **softmax shared with**: what else the model weighs against the reference in the same softmax. With `keys="auto"` only the reference's
@@ -46,6 +75,23 @@ This page is printed by `python tests/support/pipelines_table.py > docs/pipeline
 - **frames**: of a layer, which may be fewer than the video's, as several frames of a picture may share one of the latent.
 """
 HEAD = ("family", "pipeline", "reference tokens", "grid", "softmax shared with", "steps", "branches", "what is stored, or why nothing")
+
+
+def guidance(row: Family) -> str:
+    """The parts of a family's guided batch in words."""
+    batches = [", ".join(part or "other" for part in batch) for batch in (row.batch, row.batch_with_references) if batch]
+    return "; with references ".join(batches) + ("; always" if row.always_guided else "")
+
+
+def reference(row: Family) -> str:
+    """Where a family's reference is expected, in words."""
+    parts = (
+        "one token" if row.pooled else "",
+        "`image`, in the sequence" if row.edits else "",
+        f"none: it {row.reference_goes}" if row.reference_goes else "",
+        f"after {row.longest_text} text tokens" if row.longest_text else "",
+    )
+    return "; ".join(part for part in parts if part) or "cross-attention"
 
 
 def instructions() -> Built:
@@ -66,7 +112,8 @@ def marigold() -> Built:
     return pipeline, lambda: {"image": pipelines.picture(1)}
 
 
-PLAIN = ("text", "text-heun", "inpaint", "ip-plain", "ip-plus", "ip-full", "ip-two", "sdxl", "paint-by-example", "image-variation")
+ALIKE = ("text-pndm", "text-euler", "text-wide", "text-unguided", "text-two", "img2img", "inpaint-plain", "ip-unguided")
+"""Left out: the page would say the same of them again."""
 REFUSED: dict[str, Callable[[], Built]] = {
     "flux-fill": pipelines_transformers.flux_fill,
     "instruct-pix2pix": instructions,
@@ -75,7 +122,7 @@ REFUSED: dict[str, Callable[[], Built]] = {
     "wan-channels": pipelines_video.wan_channels,
 }
 ROWS: dict[str, Callable[[], Built]] = {
-    **{name: pipelines.FAMILIES[name] for name in PLAIN},
+    **{name: build for name, build in pipelines.FAMILIES.items() if name not in (*ALIKE, "paint-by-example-unguided")},
     **pipelines_adapters.ADAPTED,
     **pipelines_transformers.SHARED,
     **pipelines_sequences.SEQUENCES,
@@ -154,10 +201,21 @@ def line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def families() -> list[str]:
+    """The table of the recorder's rows, and the list of inputs that are no references."""
+    usual = [cell(DEFAULT) for _, cell in HEADINGS]
+    rows = [["" if cell(row) == other else cell(row) for (_, cell), other in zip(HEADINGS, usual, strict=True)] for row in FAMILIES]
+    cells = [[heading for heading, _ in HEADINGS], ["---"] * len(HEADINGS), *rows, usual]
+    return [*(line(*row) for row in cells), *INPUTS.splitlines(), *("", *(f"- `{glob}`: it {where}" for glob, where in INPUT_GOES))]
+
+
 def main() -> None:
     """Print the page."""
     warnings.simplefilter("ignore")
     print(TITLE)
+    print("\n".join(families()))
+    print()
+    print(SEEN)
     print(line(*HEAD))
     print(line(*("---",) * len(HEAD)))
     for family in ROWS:

@@ -1,4 +1,4 @@
 """The analyzer's subcommands: options, what each asks, and what it prints.
 
-What a command needs beyond click is imported when it runs.
+Hands on commands to the group. Never loads dask or xarray before a command runs.
 """

@@ -1,16 +1,26 @@
-"""The subcommands that pass judgement: `i2am diagnose` and `i2am diff`."""
+"""The commands `diagnose` and `diff`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from ....schema.errors import InvalidInput
-from .options import document, example, given, json_option, overwrite_option, selection_options, trace_argument, words
-
-DIFF_OUTPUTS: Final = (".png", ".nc", ".zarr")
+from ...output.files import check_output
+from .options import (
+    example,
+    given,
+    json_option,
+    maps_output_option,
+    mask_options,
+    overwrite_option,
+    selection_options,
+    trace_argument,
+    with_heads,
+    words,
+)
+from .text import align, answer
 
 
 @click.command(
@@ -19,10 +29,7 @@ DIFF_OUTPUTS: Final = (".png", ".nc", ".zarr")
     epilog=example("i2am diagnose run.zarr", "i2am diagnose run.zarr --mask torso.png --json | jq .flagged"),
 )
 @trace_argument
-@click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear in the generated image.  [default: the trace's mask]")
-@click.option(
-    "--reference-mask", metavar="NAME|PNG", help="The part of the reference that should be used.  [default: the trace's reference mask]"
-)
+@mask_options
 @click.option("--group", metavar="NAME", help="Token group; by default the reference's only one.")
 @click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0.")
 @json_option
@@ -33,14 +40,27 @@ def diagnose_command(
 
     Each is a number (more is worse), the range it has on healthy recordings of the demo model and on failing ones, and a sentence.
     """
-    from ...diagnosis.diagnose import diagnose, write_diagnosis
+    from ...diagnosis.diagnose import diagnose
     from ...progress import shown
     from ...trace.reader import open_trace
 
     opened = open_trace(trace, partial=partial)
     with shown("diagnose"):
         facts = diagnose(opened, mask=mask, reference_mask=reference_mask, sample=sample, group=group)
-    click.echo(document(facts) if as_json else write_diagnosis(facts))
+    answer(facts, write_diagnosis(facts), as_json=as_json)
+
+
+def write_diagnosis(facts: dict[str, Any]) -> str:
+    """The diagnosis as text."""
+    rows = [("", "signature", "number", "healthy", "failing", "")]
+    for row in facts["signatures"]:
+        verdict = "-" if row["value"] is None else "FLAG" if row["flagged"] else "ok"
+        number = "-" if row["value"] is None else f"{row['value']:.3f}"
+        healthy, failing = (f"{row[name][0]:.3f} to {row[name][2]:.3f}" for name in ("healthy", "control"))
+        rows.append((verdict, row["name"], number, healthy, failing, row["sentence"]))
+    pairs = facts["measured_on"]["pairs"]
+    end = f"healthy and failing: 5 to 95 % of {pairs} recordings of the demo model; a flag is a reason to look, not a verdict"
+    return f"{align(rows)}\n\n{end}"
 
 
 @click.command(
@@ -55,7 +75,7 @@ def diagnose_command(
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @click.option("--partial", is_flag=True, help="Open recordings that did not finish; only committed steps count.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png for a sheet, .nc or .zarr for the maps.")
+@maps_output_option
 @click.option("--metric", "metrics", callback=words, metavar="NAMES", help="Metrics, separated by commas.  [default: all that both have]")
 @selection_options
 @overwrite_option
@@ -74,22 +94,33 @@ def diff_command(
 
     For R2G and G2R, of all layers and of each: correlation, and mean change as a share of the first map's mean. Then every metric.
     """
-    from ...evaluation.difference import differ, save_difference, write_difference
-    from ...output.files import refuse_existing
+    from ...evaluation.difference import differ, save_difference
     from ...progress import shown
     from ...trace.reader import open_trace
 
     if out:
-        if out.suffix not in DIFF_OUTPUTS:
-            raise InvalidInput(f"cannot tell from {out.name!r} what to write; end it in {', '.join(DIFF_OUTPUTS)}")
-        refuse_existing(out, overwrite=overwrite)
+        check_output(out, "picture", "maps", overwrite=overwrite)
     one, other = (open_trace(path, partial=partial) for path in (first, second))
     with shown("diff"):
-        found = differ(one, other, metrics, **given(one, **options))
+        found = differ(one, other, metrics, **with_heads(given(**options), one))
     if out:
         save_difference(found, out, overwrite=overwrite)
     facts = {**found.facts, "out": str(out) if out else None}
-    click.echo(document(facts) if as_json else write_difference(facts))
+    answer(facts, write_difference(facts), as_json=as_json)
 
 
-JUDGING: Final = (diagnose_command, diff_command)
+def write_difference(facts: dict[str, Any]) -> str:
+    """The numbers as text."""
+    head = ["map", *(f"{name} {what}" for name in facts["maps"] for what in ("correlation", "change"))]
+    rows = [head, difference_row("all layers", facts["maps"]), *(difference_row(each["name"], each) for each in facts["layers"])]
+    scores = [["metric", "first", "second", "difference", "better"]]
+    for each in facts["metrics"]:
+        values = (each["first"], each["second"], each["second"] - each["first"])
+        scores.append([each["name"], *(f"{value:.4f}" for value in values), each["better"]])
+    return align(rows) + (f"\n\n{align(scores)}" if facts["metrics"] else "")
+
+
+def difference_row(name: str, maps: dict[str, Any]) -> list[str]:
+    """Correlation and change of each direction there is."""
+    found = [each[what] for direction in ("r2g", "g2r") if (each := maps.get(direction)) for what in ("correlation", "change")]
+    return [name, *("-" if number is None else f"{number:.3f}" for number in found)]

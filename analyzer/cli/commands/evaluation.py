@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ....schema.errors import CorruptTrace
-from .options import answer, document, example, given, json_option, overwrite_option, selection_options, traces_argument, words
+from ....schema.messages import SHOWN
+from ...output.files import check_output, endings
+from .options import (
+    example,
+    given,
+    json_option,
+    mask_options,
+    output_option,
+    overwrite_option,
+    selection_options,
+    traces_argument,
+    with_heads,
+    words,
+)
+from .text import align, answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,28 +36,10 @@ if TYPE_CHECKING:
     from ...metrics.imacs import ImacsOptions
 
 
-def mask_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Against what maps are scored."""
-    options = (
-        click.option(
-            "--mask", metavar="NAME|PNG", help="Where the reference should appear in the generated image.  [default: the trace's mask]"
-        ),
-        click.option(
-            "--reference-mask",
-            metavar="NAME|PNG",
-            help="The part of the reference that should be used.  [default: the trace's reference mask]",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--scheduler."""
-    return click.option("--scheduler", metavar="ADDRESS", help="Work on a dask cluster, such as tcp://10.0.0.1:8786.  [default: threads]")(
-        command
-    )
+    text = "Work on a dask cluster, such as tcp://10.0.0.1:8786.  [default: threads]"
+    return click.option("--scheduler", metavar="ADDRESS", help=text)(command)
 
 
 @click.command(
@@ -105,7 +102,7 @@ def imacs_command(
 @mask_options
 @selection_options
 @scheduler_option
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Table with a row a trace: .csv or .parquet.")
+@output_option(f"Table with a row a trace: {endings('table')}.")
 @overwrite_option
 @json_option
 def evaluate_command(
@@ -124,10 +121,10 @@ def evaluate_command(
     code is then 4.
     """
     from ...evaluation.dataset import USUAL
-    from ...evaluation.export import check_output, save_table
+    from ...evaluation.export import save_table
 
     if out is not None:
-        check_output(out, overwrite=overwrite)
+        check_output(out, "table", overwrite=overwrite)
     evaluation = _evaluate(traces, USUAL if metric is None else metric, partial, scheduler, options)
     if out is not None:
         save_table(evaluation, out, overwrite=overwrite)
@@ -143,29 +140,26 @@ def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any]
     from ...trace.reader import open_trace
 
     opened = open_trace(path, partial=partial)
-    asked = given(opened, **options)
+    asked = with_heads(given(**options), opened)
     plan = plan_metrics(opened, IMACS, settings=settings, optional=True, **asked)
     with shown("imacs"):
         (computed,) = compute(plan.maps)  # type: ignore[no-untyped-call]
     scores = {name: float(score) for name, score in plan.scores(computed).items()}
-    if not as_json:
-        meaning = {"imacs_r_plain": "G2R of all positions"}
-        lines = (f"{row.name:<14}{scores[row.name]:>8.4f}  {meaning.get(row.name, row.meaning)}" for row in plan.rows)
-        answer("\n".join(lines), plan.grounds.note if "imacs_g" in scores else None)
-        return
     grounds = plan.grounds
     image = grounds.image("reference_mask") if grounds.places else None
-    plain = {name: value for name, value in asked.items() if name not in grounds.named}
     facts = {
         "mask": grounds.mask("mask"),
         "reference_mask": grounds.mask("reference_mask") if grounds.places else None,
         "recipe": grounds.row.label,
         "group": grounds.chosen.groups[0].name,
         "image": image.name if image else None,
-        "calls": r2g(opened, **plain).attrs["calls"],
+        "calls": r2g(opened, **{name: value for name, value in asked.items() if name not in grounds.named}).attrs["calls"],
         "note": grounds.note,
     }
-    click.echo(document({"trace": opened.id, **{name: scores.get(name) for name in IMACS}, **settings, **facts}))
+    facts = {"trace": opened.id, **{name: scores.get(name) for name in IMACS}, **settings, **facts}
+    meaning = {row.name: row.meaning for row in plan.rows} | {"imacs_r_plain": "G2R of all positions"}
+    text = "\n".join(f"{name:<14}{score:>8.4f}  {meaning[name]}" for name, score in scores.items())
+    answer(facts, text, grounds.note if "imacs_g" in scores else None, as_json=as_json)
 
 
 def _evaluate(
@@ -187,7 +181,7 @@ def _evaluate(
 
         ranked = load_heads(scores)
         ranked = ranked.isel(concept=0) if "concept" in ranked.dims else ranked  # what its heads are is what counts here
-    chosen = given(**options)
+    chosen = with_heads(given(**options))
     plain = {name: chosen.pop(name) for name in ("mask", "reference_mask", "recipe") if name in chosen}
     request = DatasetRequest(metrics=metrics, select=Select.of(chosen), partial=partial, ranked=ranked, **plain, **(more or {}))
     request.check()
@@ -208,11 +202,51 @@ def _client(scheduler: str | None) -> Iterator[Client | None]:
 
 
 def _print(evaluation: Evaluation, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
-    from ...evaluation.export import facts_of, write_means, write_notes, write_table
+    from ...evaluation.export import facts_of
 
-    if as_json:
-        click.echo(document({**facts_of(evaluation), **more}))
-    else:
-        text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{write_means(evaluation)}"
-        answer(text, write_notes(evaluation))
+    text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{write_means(evaluation)}"
+    answer({**facts_of(evaluation), **more}, text, write_notes(evaluation), as_json=as_json)
     return CorruptTrace.exit_code if evaluation.skipped else 0
+
+
+def write_table(evaluation: Evaluation) -> str:
+    """Every trace and the means, as text."""
+    metrics = evaluation.metrics
+    rows = [[member.name, *(number(row.values.get(name)) for name in metrics)] for member, row in evaluation.good]
+    return align([["trace", *metrics], *rows, *mean_rows(evaluation)], right=True)
+
+
+def write_means(evaluation: Evaluation) -> str:
+    """The means alone, as text."""
+    return align([["", *evaluation.metrics], *mean_rows(evaluation)], right=True)
+
+
+def write_notes(evaluation: Evaluation) -> str:
+    """What to bear in mind: traces left out, copies of one recording, what an encoding lost."""
+    from ...evaluation.export import remarks
+
+    lines = [f"skipped {member.name}: {row.error}" for member, row in evaluation.skipped[:SHOWN]]
+    if (more := len(evaluation.skipped) - SHOWN) > 0:
+        lines.append(f"skipped {more} more (--json lists all)")
+    if evaluation.skipped:
+        lines.append(f"{len(evaluation.skipped)} of {len(evaluation.rows)} traces were skipped")
+    return "\n".join([*lines, *remarks(evaluation)])
+
+
+def mean_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Mean, interval and count of each metric."""
+    from ...numerics.statistics import LEVEL
+
+    found = evaluation.means()
+    means = [found[name] for name in evaluation.metrics]
+    return [
+        ["mean", *(number(mean.mean) for mean in means)],
+        [f"{LEVEL:.0%} from", *(number(mean.low) for mean in means)],
+        [f"{LEVEL:.0%} to", *(number(mean.high) for mean in means)],
+        ["traces", *(str(mean.count) for mean in means)],
+    ]
+
+
+def number(value: float | None) -> str:
+    """A metric's value, or a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ....schema.errors import InvalidInput
-from .options import answer, document, example, given, json_option, numbers, overwrite_option, traces_argument, words
+from ...output.files import endings
+from .options import example, given, json_option, layers_option, numbers, output_option, overwrite_option, traces_argument, words
+from .text import align, answer, document
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,11 +56,11 @@ def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> No
     ),
 )
 @traces_argument
-@click.option("-o", "--out", type=SCORES, metavar="FILE", help="Keep the scores: .nc or .zarr.")
+@output_option(f"Keep the scores: {endings('maps')}.")
 @click.option("--by", type=BY, default="relevance", show_default=True, help="Concepts (HRV), or patches sent to their true place.")
 @click.option("--concepts", type=SCORES, metavar="FILE", help=CONCEPTS_HELP)
 @click.option("--probe", metavar="NAME", help=f"{PROBE_HELP}  [default: concepts]")
-@click.option("--layers", callback=words, metavar="NAMES", help="Layers: names, globs or positions, separated by commas.")
+@layers_option
 @click.option("--branch", help="Guidance branch: cond or uncond.")
 @click.option("--group", help="Token group whose SRAM is held against the truth; by default the reference's only one.")
 @click.option("--seed", type=int, help="Which words are drawn.  [default: 0]")
@@ -85,7 +87,7 @@ def heads_command(
         save_heads(scores, out, overwrite=overwrite)
     facts = {"out": None if out is None else str(out), **scores.attrs, "first": first_heads(scores, show)}
     note = None if out is not None else "the scores were not kept; keep them with -o FILE.nc"
-    answer(document(facts) if as_json else write_scores(scores, show), None if as_json else note)
+    answer(facts, write_scores(scores, show), note, as_json=as_json)
 
 
 @click.command(
@@ -134,7 +136,7 @@ def select_command(scores: Path, concept: str | None, top: int | None, bottom: i
 @click.option("--thresholds", callback=words, metavar="T,T", help="Of normalised R2G.  [default: 0.3,0.4,0.5]")
 @click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear.  [default: the trace's mask]")
 @click.option("--word", metavar="WORD", help="Map of a word of the prompt instead of R2G.")
-@click.option("--layers", callback=words, metavar="NAMES", help="Layers whose heads are scored: names, globs or positions.")
+@layers_option
 @click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0.")
 @click.option("--sample", type=int, help="Generated image, from 0.  [default: 0]")
 @click.option("--branch", help="Guidance branch: cond or uncond.")
@@ -155,7 +157,7 @@ def selective_command(
     No trace is judged with heads that were chosen on it: without --heads-from the traces are dealt into two halves.
     """
     from ...heads.files import load_heads
-    from ...heads.selective import flat_note, selective_iou, write_table
+    from ...heads.selective import flat_note, selective_iou
 
     if heads_from is not None and by is not None:
         raise click.UsageError("--by scores heads anew, --heads-from takes scores there are; give one of them")
@@ -170,7 +172,8 @@ def selective_command(
         "traces": table["trace"].values,
         "iou_by_trace": rows,
     }
-    answer(document({**facts, "note": flat_note(table)}) if as_json else write_table(table), None if as_json else flat_note(table))
+    note = flat_note(table)
+    answer({**facts, "note": note}, write_table(table), note, as_json=as_json)
 
 
 def open_paths(paths: Iterable[Path], partial: bool) -> list[Trace]:
@@ -224,11 +227,22 @@ def write_scores(scores: xr.DataArray, count: int) -> str:
     return "\n".join([*lines, *(f"{i:>3}: {name}" for i, name in enumerate(names))])
 
 
+def write_table(table: xr.DataArray) -> str:
+    """IoU as text: a row a threshold, mean over traces with its standard error."""
+    kinds, traces = table["heads"].values.tolist(), table.sizes["trace"]
+    names = {"all": f"all {table.attrs['of']}", **{kind: f"{kind} {table.attrs['count']}" for kind in kinds[1:]}}
+    rows = [[f"{'threshold':<10}", *(f"{names[kind]:>16}" for kind in kinds)]]
+    for level in table["threshold"].values.tolist():
+        cells = (table.sel(heads=kind, threshold=level).values for kind in kinds)
+        texts = (f"{cell.mean():.4f}" + (f" +-{cell.std(ddof=1) / traces**0.5:.4f}" if traces > 1 else "") for cell in cells)
+        rows.append([f"{level:g}", *texts])
+    better = int((table.sel(heads="top").mean("threshold") > table.sel(heads="all").mean("threshold")).sum())
+    end = f"top better than all in {better} of {traces} traces; heads chosen by {table.attrs['by']} on {table.attrs['chosen_on']}"
+    return f"{align(rows, right=True)}\n{end}"
+
+
 def _numbers(texts: Iterable[str]) -> list[float]:
     try:
         return [float(text) for text in texts]
     except ValueError as error:
         raise click.UsageError(f"--thresholds are numbers with commas between, such as 0.3,0.4,0.5 ({error})") from error
-
-
-HEAD_COMMANDS: Final = (concepts_command, heads_command, select_command, selective_command)

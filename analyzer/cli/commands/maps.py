@@ -1,33 +1,45 @@
-"""What each subcommand of the analyzer does: open, ask, print. What it needs beyond click is loaded when it runs."""
+"""The commands `map` and `words`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial as fix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .evaluation import evaluate_command, imacs_command
+from ...output.files import check_output, endings
 from .options import (
-    answer,
-    document,
     example,
     given,
     json_option,
     numbers,
+    output_option,
     overwrite_option,
     place,
     selection_options,
     trace_argument,
+    with_heads,
     words,
 )
-from .trace import info_command, report_command, verify_command
+from .text import align, answer
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ...maps.words import WordSpan
     from ...trace.reader import Trace
+
+DIRECTIONS: Final = {"r2g": "r2g", "g2r": "g2r", "at": "sram", "word": "word", "tokens": "tokens"}
+"""Options of which one says which map, and what that map is called."""
+ONLY_FOR: Final = {
+    "text": (("word",), "--text says which text a --word is of; name the word"),
+    "probe": (("word", "tokens"), "--probe says which text a --word is of; name the word"),
+    "query_mask": (("g2r",), "--query-mask weighs generated positions, which only --g2r averages over"),
+    "frames": (("r2g", "g2r"), "--frames selects frames of --r2g and --g2r; --at names its own, F,Y,X"),
+}
+"""Options that only some maps take, and what to say for the others."""
 
 
 @click.command(
@@ -54,9 +66,7 @@ if TYPE_CHECKING:
 @click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Some tokens, by default of the text: lies on the generated image.")
 @click.option("--probe", metavar="NAME", help="The probe that --word or --tokens are of.")
 @click.option("--text", metavar="TEXT", help="The text of the probe that --word is of, where it has several.")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png, .npy, .nc or .zarr.  [default: DIRECTION.png]"
-)
+@output_option(f"Output: {endings('picture', 'map')}.  [default: DIRECTION.png]")
 @click.option("--keep", callback=words, metavar="AXES", help="Axes to keep, of time,head,layer, and token with --tokens.")
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
@@ -70,11 +80,6 @@ if TYPE_CHECKING:
 def map_command(
     trace: Path,
     partial: bool,
-    r2g: bool,
-    g2r: bool,
-    at: tuple[int, ...] | None,
-    word: str | None,
-    tokens: list[int] | slice | None,
     out: Path | None,
     patches: bool,
     as_published: bool,
@@ -88,36 +93,40 @@ def map_command(
     Exactly one of --r2g, --g2r, --at, --word and --tokens says which. A picture shows each map scaled to its own range; numbers are in
     .npy, .nc and .zarr.
     """
-    from ...output.files import refuse_existing, save_map
-    from ...output.illustration import save_picture
+    from ...output.files import Output, save
+    from ...output.illustration import illustrate, provenance
     from ...progress import shown
     from ...trace.reader import open_trace
 
-    given_as = {"r2g": r2g or None, "g2r": g2r or None, "sram": at, "word": word, "tokens": tokens}
-    asked_for = [name for name, what in given_as.items() if what is not None]
-    if len(asked_for) != 1:
-        raise click.UsageError("say which map: one of --r2g, --g2r, --at Y,X, --word WORD and --tokens N,N")
-    direction = asked_for[0]
+    direction, what = pick_direction(options)
     path = out or Path(f"{direction}.png")
-    refuse_existing(path, overwrite=overwrite)
+    check_output(path, "picture", "map", overwrite=overwrite)
     opened = open_trace(trace, partial=partial)
     if options["changes"] and direction in ("word", "tokens"):
         options["recipe"] = options["recipe"] or ("ovam" if options["probe"] else "daam")
-    options = given(opened, **options)
-    asked = ask(opened, direction, given_as[direction], options)
+    chosen = with_heads(given(**options), opened)
+    asked = ask(opened, direction, what, chosen)
     with shown("map"):
         map = refine(opened, asked.compute(), patches, as_published)
-    if path.suffix == ".png":
-        save_picture(opened, map, path, style=style, at=at, overwrite=overwrite)
-    else:
-        save_map(map, path, overwrite=overwrite)
+    at = what if direction == "sram" else None
+    save(Output({str(map.name or "map"): map}, lambda: (illustrate(opened, map, style, at=at), provenance(map))), path, overwrite=overwrite)
     facts: dict[str, Any] = {**map.attrs, "out": str(path), "dims": list(map.dims), "shape": list(map.shape)}
     facts |= {"least": float(map.min()), "greatest": float(map.max())}
-    facts["note"] = note_of(opened, map, options)
-    if as_json:
-        click.echo(document(facts))
-        return
-    answer(f"{path}: {direction} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}", facts["note"])
+    facts["note"] = note_of(opened, map, chosen)
+    text = f"{path}: {direction} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}"
+    answer(facts, text, facts["note"], as_json=as_json)
+
+
+def pick_direction(options: dict[str, Any]) -> tuple[str, Any]:
+    """Take out of the options which map was typed, and the patch, word or tokens that it is of.
+
+    Raises   UsageError unless it is one map
+    """
+    given_as = {name: options.pop(option) for option, name in DIRECTIONS.items()}
+    asked_for = [(name, what) for name, what in given_as.items() if what is not None and what is not False]
+    if len(asked_for) != 1:
+        raise click.UsageError("say which map: one of --r2g, --g2r, --at Y,X, --word WORD and --tokens N,N")
+    return asked_for[0]
 
 
 def refine(trace: Trace, map: xr.DataArray, patches: bool, as_published: bool) -> xr.DataArray:
@@ -144,33 +153,62 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
 
 
 def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> xr.DataArray:
-    """The lazy map that typed options ask for."""
+    """The lazy map that typed options ask for.
+
+    Raises   UsageError for an option that such a map does not take; as the map functions
+    """
     from ...maps.attribution import g2r, r2g, sram
     from ...maps.tokens import token_map
+    from ...maps.words import word_map
+    from ...trace.images import load_mask
 
+    for name, (directions, problem) in ONLY_FOR.items():
+        if name in options and direction not in directions:
+            raise click.UsageError(problem)
     chosen = dict(options)
-    foreign = [name for name, of in (("text", ("word",)), ("probe", ("word", "tokens"))) if name in chosen and direction not in of]
-    if foreign:
-        raise click.UsageError(f"--{foreign[0]} says which text a --word is of; name the word")
-    mask = chosen.pop("query_mask", None)
-    if mask is not None:
-        from ...trace.images import load_mask
-
-        if direction != "g2r":
-            raise click.UsageError("--query-mask weighs generated positions, which only --g2r averages over")
-        chosen["query_mask"] = load_mask(trace, mask)
-    if "frames" in chosen and direction not in ("r2g", "g2r"):
-        raise click.UsageError("--frames selects frames of --r2g and --g2r; --at names its own, F,Y,X")
-    if direction == "word":
-        from ...maps.words import word_map
-
-        found: xr.DataArray = word_map(trace, what, **chosen)
-        return found
-    if direction == "tokens":
-        return token_map(trace, what, **chosen)
-    if direction == "sram":
-        return sram(trace, at=what, **chosen)
-    return r2g(trace, **chosen) if direction == "r2g" else g2r(trace, **chosen)
+    if "query_mask" in chosen:
+        chosen["query_mask"] = load_mask(trace, chosen["query_mask"])
+    maps: dict[str, Callable[..., xr.DataArray]] = {
+        "r2g": r2g,
+        "g2r": g2r,
+        "sram": fix(sram, at=what),
+        "word": fix(word_map, word=what),
+        "tokens": fix(token_map, tokens=what),
+    }
+    return maps[direction](trace, **chosen)
 
 
-COMMANDS: Final = (info_command, verify_command, map_command, imacs_command, evaluate_command, report_command)
+@click.command(
+    "words",
+    short_help="List the words of the run, or of a probe, and their tokens.",
+    epilog=example(
+        "i2am words run.zarr",
+        "i2am words run.zarr --probe concepts",
+        "i2am words run.zarr --branch uncond --json",
+        "i2am map run.zarr --word dog#2 -o dog.png",
+    ),
+)
+@trace_argument
+@click.option("--probe", metavar="NAME", help="Words of a probe, by default those of the prompts.")
+@click.option("--branch", help="Guidance branch: cond or uncond.")
+@click.option("--sample", type=int, help="Generated image, from 0.")
+@json_option
+def words_command(trace: Path, partial: bool, probe: str | None, branch: str | None, sample: int | None, as_json: bool) -> None:
+    """List the words that the run was given, or those of a probe, and the tokens each is made of; `i2am map --word` draws one."""
+    from ...maps.words import list_words
+    from ...trace.reader import open_trace
+
+    rows = list_words(open_trace(trace, partial=partial), probe=probe, branch=branch, sample=sample)
+    answer([row.to_json() for row in rows], write_words(rows), as_json=as_json)
+
+
+def write_words(rows: Sequence[WordSpan]) -> str:
+    """The words as a table; one that comes several times is numbered as --word takes it."""
+    again = {(row.word.casefold(), row.group, row.branch, row.sample) for row in rows if row.occurrence > 1}
+    table = [("word", "tokens", "pieces", "in", "branch", "sample")]
+    for row in rows:
+        several = (row.word.casefold(), row.group, row.branch, row.sample) in again
+        word = f"{row.word}#{row.occurrence}" if several else row.word
+        sample = "all" if row.sample is None else str(row.sample)
+        table.append((word, ",".join(map(str, row.tokens)), " ".join(row.pieces), row.group, row.branch or "all", sample))
+    return align(table)

@@ -9,27 +9,28 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ....schema.errors import InvalidInput
-from .options import (  # fmt: skip
-    answer,
+from ...output.files import check_output
+from .options import (
     changes_option,
-    document,
     example,
     given,
     json_option,
+    maps_output_option,
     numbers,
     overwrite_option,
     place,
     selection_options,
     trace_argument,
+    with_heads,
 )
+from .text import align, answer, document
 
 if TYPE_CHECKING:
     import xarray as xr
+    from PIL.Image import Image
 
     from ...trace.reader import Trace
 
-OUTPUTS: Final = (".png", ".nc", ".zarr")
 COLUMNS: Final = 5
 
 
@@ -72,7 +73,7 @@ def recipes_command(names: tuple[str, ...], changes: tuple[str, ...], markdown: 
 @click.option("--g2r", is_flag=True, help="Compare G2R, on the reference, instead of R2G.")
 @click.option("--at", callback=place, metavar="[F,]Y,X", help="Compare SRAM of one patch of the latent grid.")
 @click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Compare maps of some tokens, by default of the text.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output: .png for a sheet, .nc or .zarr for the maps.")
+@maps_output_option
 @selection_options
 @click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
 @overwrite_option
@@ -91,8 +92,8 @@ def compare_command(
     **options: Any,
 ) -> None:
     """Show several methods' maps of one recording side by side, and print every pair's correlation."""
-    from ...maps.comparison import compare, write_table
-    from ...output.files import refuse_existing
+    from ...maps.comparison import compare
+    from ...output.files import Output, save
     from ...progress import shown
     from ...trace.reader import open_trace
 
@@ -102,38 +103,37 @@ def compare_command(
     if options["recipe"] is not None or options["changes"]:
         raise click.UsageError("--recipes says which methods; write changes in brackets, such as --recipes 'i2am,i2am(resize=nearest)'")
     if out is not None:
-        if out.suffix not in OUTPUTS:
-            raise InvalidInput(f"cannot tell from {out.name!r} what to write; end it in {', '.join(OUTPUTS)}")
-        refuse_existing(out, overwrite=overwrite)
+        check_output(out, "picture", "maps", overwrite=overwrite)
     opened = open_trace(trace, partial=partial)
-    lazy = compare(opened, recipes, direction=wanted[0], at=at, tokens=tokens, **given(opened, **options))  # type: ignore[arg-type]
+    chosen = with_heads(given(**options), opened)
+    lazy = compare(opened, recipes, direction=wanted[0], at=at, tokens=tokens, **chosen)  # type: ignore[arg-type]
     with shown("compare"):
         found = lazy.compute()
     if out is not None:
-        _save(opened, found, out, style, overwrite)
-    if as_json:
-        click.echo(document({**found.attrs, "out": out, "recipes": found["recipe"].values, **_tables(found)}))
-        return
+        maps = {str(name): values for name, values in found.data_vars.items()}
+        save(Output(maps, lambda: draw_comparison(opened, found, style)), out, overwrite=overwrite)
+    tables = {name: found[name].values for name in ("pearson", "spearman")}
     left_out = "\n".join(f"left out: {each}" for each in found.attrs["left_out"])
-    answer(write_table(found), left_out or None)
+    answer({**found.attrs, "out": out, "recipes": found["recipe"].values, **tables}, write_table(found), left_out, as_json=as_json)
 
 
-def _save(trace: Trace, found: xr.Dataset, out: Path, style: str, overwrite: bool) -> None:
-    from ...output.figures import compose, draw, encode_png
-    from ...output.files import save_bytes, save_maps
+def draw_comparison(trace: Trace, found: xr.Dataset, style: str) -> tuple[Image, dict[str, str]]:
+    """The sheet of all recipes' maps, and where it comes from."""
+    from ...output.figures import compose, draw
     from ...output.illustration import picture, provenance
 
-    if out.suffix != ".png":
-        save_maps({str(name): values for name, values in found.data_vars.items()}, out, overwrite=overwrite)
-        return
     maps, names = found["map"], found["recipe"].values.tolist()
     below = picture(trace, maps.attrs.get("image"))
     sheet = compose([draw(maps.sel(recipe=name), below, style) for name in names], COLUMNS if maps.ndim == 3 else 1, names)
-    save_bytes(encode_png(sheet, provenance(maps.assign_attrs(recipes=names))), out, overwrite=overwrite)
+    return sheet, provenance(maps.assign_attrs(recipes=names))
 
 
-def _tables(found: xr.Dataset) -> dict[str, Any]:
-    return {name: found[name].values for name in ("pearson", "spearman")}
-
-
-RECIPE_COMMANDS: Final = (recipes_command, compare_command)
+def write_table(compared: xr.Dataset) -> str:
+    """The correlations as text: Pearson above the diagonal, Spearman below."""
+    names = compared["recipe"].values.tolist()
+    upper, lower = compared["pearson"].values, compared["spearman"].values
+    rows = [["", *(f"{i:>6}" for i in range(len(names)))]]
+    for i, name in enumerate(names):
+        rows.append([name, *(f"{(upper if j > i else lower)[i, j]:6.3f}" if i != j else "." for j in range(len(names)))])
+    meaning = "above the dots Pearson, below Spearman (of ranks); columns in the order of the rows; nan: one of the maps is constant"
+    return f"{align(rows, right=True)}\n{meaning}"

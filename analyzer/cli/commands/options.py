@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-import numpy as np
+
+from ....schema.selection import read_positions
+from ...output.files import endings
 
 if TYPE_CHECKING:
     from ...trace.reader import Trace
@@ -21,18 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | slice | None:
-    """Positions: `3`, `0,2,5`, or Python's half-open ranges `0:10`, `::5`."""
-    if text is None:
-        return None
-    try:
-        if ":" in text:
-            ends = [int(part) if part.strip() else None for part in text.split(":")]
-            if ends[2:] == [0]:
-                raise ValueError
-            return slice(*ends)
-        return [int(part) for part in text.split(",")]
-    except (ValueError, TypeError):
-        raise click.BadParameter(f"{text!r} is not a choice of positions; write 3, or 0,2,5, or 0:10, or ::5", context, option) from None
+    """Positions: `3`, `0,2,5`, or half-open ranges `0:10`, `::5`."""
+    return None if text is None else read_positions(text, str(option.name).removesuffix("s"))
 
 
 def place(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -77,16 +67,40 @@ def overwrite_option(command: F) -> F:
     return click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")(command)
 
 
+def output_option(text: str, **more: Any) -> Callable[[F], F]:
+    """-o, with what it says of its file."""
+    return click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help=text, **more)
+
+
+def maps_output_option(command: F) -> F:
+    """-o of commands that lay several maps side by side."""
+    return output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps.")(command)
+
+
+def mask_options(command: F) -> F:
+    """Against what maps are scored."""
+    text = "Where the reference should appear in the generated image.  [default: the trace's mask]"
+    used = "The part of the reference that should be used.  [default: the trace's reference mask]"
+    command = click.option("--reference-mask", metavar="NAME|PNG", help=used)(command)
+    return click.option("--mask", metavar="NAME|PNG", help=text)(command)
+
+
 def changes_option(command: F) -> F:
     """--set."""
     text = "Change a field of the recipe, such as resize=bilinear; may be given several times."
     return click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=text)(command)
 
 
+def layers_option(command: F) -> F:
+    """--layers."""
+    text = "Layers: positions, names, globs, or re: and a regular expression; commas between, or given several times."
+    return click.option("--layers", multiple=True, callback=lambda _, __, texts: texts or None, metavar="NAMES", help=text)(command)
+
+
 def selection_options(command: F) -> F:
     """Which calls a map is made of; the function gets them as keyword arguments of the same names."""
     options = (
-        click.option("--layers", callback=words, metavar="NAMES", help="Layers: names, globs or positions, separated by commas."),
+        layers_option,
         click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0."),
         click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0: the same in every layer."),
         click.option(
@@ -106,58 +120,32 @@ def selection_options(command: F) -> F:
     return command
 
 
-def given(trace: Trace | None = None, /, **options: Any) -> dict[str, Any]:
-    """The options that were typed: the library's own defaults stand for the others.
-
-    Heads from a file become the heads they are; with the trace they are meant for, it is first made sure that it is of their model.
-    """
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were typed, changes made to the recipe: the library's own defaults stand for the others."""
     typed = {name: value for name, value in options.items() if value is not None}
     if changes := typed.pop("changes", ()):
         from ...methods.recipes import get_recipe, read_changes
 
         typed["recipe"] = get_recipe(typed.get("recipe", "i2am"), **read_changes(changes)).label
-    if "heads_from" not in options:
-        return typed
-    ranking = {name: typed.pop(name) for name in RANKING if name in typed}
+    return typed
+
+
+def with_heads(typed: dict[str, Any], trace: Trace | None = None) -> dict[str, Any]:
+    """Typed options with the heads that --heads-from and its ranking name; a trace must be of the model they were scored on."""
+    others = {name: value for name, value in typed.items() if name not in ("heads_from", *RANKING)}
+    ranking = {name: typed[name] for name in RANKING if name in typed}
     if "heads_from" not in typed:
         if ranking:
             raise click.UsageError(f"--{next(iter(ranking))} is of a file that ranks heads; say which with --heads-from FILE")
-        return typed
+        return others
     if "heads" in typed:
         raise click.UsageError("--heads and --heads-from each say which heads; give one of them")
     from ...heads.files import load_heads
     from ...heads.ranking import select_heads
 
-    scores = load_heads(typed.pop("heads_from"))
-    return {**typed, "heads": select_heads(scores, **ranking, trace=trace)}
+    return {**others, "heads": select_heads(load_heads(typed["heads_from"]), **ranking, trace=trace)}
 
 
 def example(*lines: str) -> str:
     """The end of a help text."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def answer(text: str, note: str | None) -> None:
-    """What was asked on stdout, what to bear in mind on stderr."""
-    click.echo(text)
-    if note:
-        click.echo(note, err=True)
-
-
-def document(value: Any) -> str:
-    """One JSON document of strict JSON: numpy's numbers become plain ones, NaN and infinity null."""
-    return json.dumps(_plain(value), indent=2, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from ....schema.errors import CorruptTrace
+from ....schema.messages import size_text
 from ....schema.trace import Image as ImageRecord
 from ....schema.trace import ImageRole
 from ...aggregation.select import Select
 from ...aggregation.selection import Selection, choose, has_places
-from ...evaluation.metric_table import IMACS, plan_metrics
-from ...inspection.info import size_text
+from ...evaluation.metric_table import IMACS, Judgement, plan_metrics
 from ...inspection.truth import find_truth
-from ...inspection.verify import verify
+from ...inspection.verify import Report, verify
 from ...maps.attribution import g2r, r2g, sram
 from ...metrics.placement import normalize
 from ...metrics.pointing import Truth
 from ...numerics.resize import middle
-from ...output.figures import Mark, compose, encode_png, patch_mark, show, stack
-from ...output.files import refuse_existing, save_bytes
+from ...output.figures import Mark, compose, patch_mark, show, stack
+from ...output.files import Output, check_output, save
 from ...output.illustration import illustrate, provenance
 from ...trace.reader import Trace, open_trace
 
@@ -42,6 +42,21 @@ ROW: Final[tuple[ImageRole, ...]] = ("input", "mask", "reference", "reference_ma
 
 Cell = tuple[int, ...]
 """(row, column) on the latent grid, the frame before them in a video."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a trace says to the questions of the page."""
+
+    trace: Trace
+    chosen: Selection
+    truth: Truth | None
+    cells: list[Cell]
+    """Patches of which SRAM is shown; none where tokens have no place."""
+    maps: dict[str, xr.DataArray]
+    scores: dict[str, float | None]
+    note: str | None
+    """What the encoding took from R2G."""
 
 
 def report(
@@ -58,11 +73,11 @@ def report(
 
     Tokens without a place have no G2R and no SRAM to draw; the rest is there.
 
-    Raises   CorruptTrace if verifying finds anything, AlreadyExists if the path is taken, UnknownSelection for a group or sample
-             that the trace does not have
+    Raises   CorruptTrace if verifying finds anything, UnknownSelection for a group or sample that the trace does not have, and as
+             `output.files.check_output`
     """
-    refuse_existing(out, overwrite=overwrite)
     started = time.perf_counter()
+    check_output(out, "picture", overwrite=overwrite)
     trace = open_trace(path, partial=partial)
     # What cannot be asked is said before the long look at every file.
     chosen = choose(trace, Select(group=group, sample=sample))
@@ -70,26 +85,24 @@ def report(
     checked = verify(path, partial=partial, progress=progress)
     if not checked.ok:
         raise CorruptTrace(f"{path} is corrupt: {checked.findings[0].where}: {checked.findings[0].problem} (`i2am verify {path}` says all)")
-    truth = find_truth(trace)
-    cells = choose_cells(trace, truth, plan.targets.get("mask")) if has_places(chosen) else []
-    maps = ask(trace, cells, plan.grounds.mask("mask"), chosen)
-    found = plan.scores(maps) if plan.rows else {}
-    scores = {name: float(found[name]) if name in found else None for name in IMACS}
-    sheet = draw_report(trace, maps, cells, truth, scores)
-    save_bytes(encode_png(sheet, provenance(maps["r2g"])), out, overwrite=overwrite)
+    answers = ask(trace, chosen, plan)
+    save(Output(draw=lambda: (draw_report(answers), provenance(answers.maps["r2g"]))), out, overwrite=overwrite)
+    facts = {"trace": trace.id, "path": str(path), "out": str(out), **facts_of(answers, checked)}
+    return {**facts, "seconds": time.perf_counter() - started}
+
+
+def facts_of(answers: Answers, checked: Report) -> dict[str, Any]:
+    """The numbers, as plain JSON."""
+    maps = answers.maps
     return {
-        "trace": trace.id,
-        "path": str(path),
-        "out": str(out),
-        "group": chosen.groups[0].name,
-        "sample": chosen.sample,
-        "samples": trace.record.samples,
+        "group": answers.chosen.groups[0].name,
+        "sample": answers.chosen.sample,
+        "samples": answers.trace.record.samples,
         "verified": checked.to_json(),
         **{name: locate(maps[name]) if name in maps else None for name in PLACED},
-        "sram": [patch_facts(maps[f"sram_{i}"], cell, truth) for i, cell in enumerate(cells)],
-        **scores,
-        "note": plan.grounds.note,
-        "seconds": time.perf_counter() - started,
+        "sram": [patch_facts(maps[f"sram_{i}"], cell, answers.truth) for i, cell in enumerate(answers.cells)],
+        **answers.scores,
+        "note": answers.note,
     }
 
 
@@ -111,41 +124,44 @@ def write_report(facts: dict[str, Any]) -> str:
     return "\n".join([*lines, f"picture    {facts['out']}"])
 
 
-def ask(trace: Trace, cells: Sequence[Cell], mask: str | None, chosen: Selection) -> dict[str, xr.DataArray]:
+def ask(trace: Trace, chosen: Selection, plan: Judgement) -> Answers:
     """Every map of the page, in one pass over the trace."""
+    truth = find_truth(trace)
+    cells = choose_cells(trace, truth, plan.targets.get("mask")) if has_places(chosen) else []
     which: dict[str, Any] = {"group": chosen.groups[0].name, "sample": chosen.sample}
     groups = min(TIME_GROUPS, max(len(trace.present), 1))
     lazy = {"r2g": r2g(trace, **which), "time": r2g(trace, **which, keep=("time",), time_groups=groups)}
     if has_places(chosen):
         lazy["g2r"] = g2r(trace, **which)
-        if mask is not None:
+        if (mask := plan.grounds.mask("mask")) is not None:
             lazy["g2r_masked"] = g2r(trace, **which, query_mask=mask)
     lazy |= {f"sram_{i}": sram(trace, at=cell, **which) for i, cell in enumerate(cells)}
-    computed: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
-    return computed
+    maps: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
+    found = plan.scores(maps) if plan.rows else {}
+    scores = {name: float(found[name]) if name in found else None for name in IMACS}
+    return Answers(trace=trace, chosen=chosen, truth=truth, cells=cells, maps=maps, scores=scores, note=plan.grounds.note)
 
 
-def draw_report(
-    trace: Trace, maps: dict[str, xr.DataArray], cells: Sequence[Cell], truth: Truth | None, scores: dict[str, float | None]
-) -> Image:
+def draw_report(answers: Answers) -> Image:
     """The sheet: the pictures, then both directions and three patches, then the course of time."""
+    trace, maps, cells, truth, scores = answers.trace, answers.maps, answers.cells, answers.truth, answers.scores
     whole = maps["r2g"]
-    frames = [dataclasses.replace(patch_mark(cell, trace.latent_grid), label=str(i + 1)) for i, cell in enumerate(cells)]
+    frames = [replace(patch_mark(cell, trace.latent_grid), label=str(i + 1)) for i, cell in enumerate(cells)]
     order = sorted(trace.images, key=lambda image: ROW.index(image.role))
     pictures = [tile for image in order for tile in _shown(trace, image, cells, frames if image.name == whole.attrs["image"] else ())]
-    answers = [(_titled("R2G", scores.get("imacs_g")), illustrate(trace, _spread(whole)))]
+    tiles = [(_titled("R2G", scores.get("imacs_g")), illustrate(trace, _spread(whole)))]
     if "g2r_masked" in maps:
-        answers.append((_titled(PLACED["g2r_masked"], scores.get("imacs_r")), illustrate(trace, maps["g2r_masked"])))
+        tiles.append((_titled(PLACED["g2r_masked"], scores.get("imacs_r")), illustrate(trace, maps["g2r_masked"])))
     elif "g2r" in maps:
-        answers.append((_titled("G2R", scores.get("imacs_r_plain")), illustrate(trace, maps["g2r"])))
+        tiles.append((_titled("G2R", scores.get("imacs_r_plain")), illustrate(trace, maps["g2r"])))
     for i, cell in enumerate(cells):
         known = _cross(truth, cell) if truth else []
-        answers.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
+        tiles.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
     meaning = [f"R2G: what came from the {whole.attrs['group']} tokens"]
     if cells:
         meaning += ["G2R: what of it was used", "SRAM: where one patch looked"]
-    rows = [("Recorded", pictures), ("; ".join(meaning), answers)]
-    parts = [(heading, compose([i for _, i in tiles], COLUMNS, [c for c, _ in tiles])) for heading, tiles in rows if tiles]
+    rows = [("Recorded", pictures), ("; ".join(meaning), tiles)]
+    parts = [(heading, compose([i for _, i in row], COLUMNS, [c for c, _ in row])) for heading, row in rows if row]
     return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, _spread(maps["time"])))])
 
 

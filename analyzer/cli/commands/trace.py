@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ....schema.errors import CorruptTrace, InvalidInput
-from .options import answer, document, example, json_option, overwrite_option, trace_argument
+from ....schema.errors import CorruptTrace
+from ....schema.messages import size_text
+from ...output.files import endings
+from .options import example, json_option, output_option, overwrite_option, trace_argument
+from .text import align, answer
 
 if TYPE_CHECKING:
     from ...inspection.verify import Report
@@ -19,11 +22,46 @@ if TYPE_CHECKING:
 @json_option
 def info_command(trace: Path, partial: bool, as_json: bool) -> None:
     """Say what a trace holds: status, layers, steps, token groups, images, sizes."""
-    from ...inspection.info import describe, write_summary
+    from ...inspection.info import describe
     from ...trace.reader import open_trace
 
     facts = describe(open_trace(trace, partial=partial))
-    answer(document(facts) if as_json else write_summary(facts), None if as_json else facts["note"])
+    answer(facts, write_summary(facts), facts["note"], as_json=as_json)
+
+
+def write_summary(facts: dict[str, Any]) -> str:
+    """The facts as text."""
+    done = f"{facts['steps']} steps" if facts["status"] == "complete" else f"{facts['steps']} of {facts['steps_planned']} planned steps"
+    timesteps = " to ".join(f"{value:g}" for value in facts["timesteps"]) or "none"
+    prompts = [(text["branch"] or "text", repr(text["text"])) for text in facts["texts"] if text["group"] not in facts["probes"]]
+    probes = ", ".join(f"{name} ({row['tokens']} tokens)" for name, row in facts["probes"].items())
+    ratio = facts["compression"]
+    raw = "" if ratio is None else f", {ratio:.2f} times its attention as raw float16 ({size_text(facts['bytes_raw_float16'])})"
+    head = [
+        ("trace", facts["trace"]),
+        ("status", facts["status"] + (f" ({facts['reason']})" if facts["reason"] else "")),
+        ("model", str(facts["model"].get("pipeline", facts["model"].get("class", "unknown")))),
+        ("recorded", f"{done}, {facts['samples']} sample(s), {' and '.join(facts['branches'])}, timesteps {timesteps}"),
+        ("images", ", ".join(f"{i['name']} {by(i['frames'], i['height'], i['width'])}" for i in facts["images"]) or "none"),
+        *dict.fromkeys(prompts),
+        *([("probes", probes)] if probes else []),
+        ("size", size_text(facts["bytes"]) + raw),
+        ("precision", f"at most {facts['column_mass_lost']:.2g} of one token's column lost by the encoding"),
+    ]
+    columns = ("layer", "grid", "heads", "keys", "calls", "encoding", "groups")
+    return "\n".join([*(f"{name:<10}{text}" for name, text in head), "", align([columns, *map(layer_row, facts["layers"])])])
+
+
+def layer_row(row: dict[str, Any]) -> tuple[object, ...]:
+    """A layer as a line of the summary's table."""
+    heads = f"{row['heads']} of {row['call_heads']}" if row["call_heads"] > row["heads"] else row["heads"]
+    groups = ", ".join(f"{each['name']} {by(0, *each['grid']) if each['grid'] else each['tokens']}" for each in row["groups"])
+    return f"{row['index']}: {row['name']}", by(row["frames"], *row["grid"]), heads, row["tokens"], row["calls"], row["encoding"], groups
+
+
+def by(frames: int, rows: int, columns: int) -> str:
+    """Rows x columns, frames before them in a video."""
+    return f"{frames}x{rows}x{columns}" if frames else f"{rows}x{columns}"
 
 
 @click.command(
@@ -35,26 +73,23 @@ def info_command(trace: Path, partial: bool, as_json: bool) -> None:
 @json_option
 def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
     """Check every file by its sha256, every table by the plan, and that rows of P and columns of G sum to 1."""
-    from ...inspection.info import size_text
     from ...inspection.verify import verify
 
     report = verify(trace, partial=partial, progress=True)
-    if as_json:
-        click.echo(document(report.to_json()))
-        return 0 if report.ok else CorruptTrace.exit_code
-    if not report.ok:
-        raise CorruptTrace(_blame(trace, report))
+    if not report.ok and not as_json:
+        raise CorruptTrace(blame(trace, report))
     ignored = f"; ignored {', '.join(report.ignored)}" if report.ignored else ""
-    answer(
+    text = (
         f"{trace}: ok, {'complete' if report.complete else 'PARTIAL'}, {report.steps} steps, "
         f"{report.files} files ({size_text(report.nbytes)}) as recorded; "
-        f"rows of P within {report.row_error:.1e} of 1, columns of G within {report.column_lost:.1e}{ignored}",
-        report.note,
+        f"rows of P within {report.row_error:.1e} of 1, columns of G within {report.column_lost:.1e}{ignored}"
     )
-    return 0
+    answer(report.to_json(), text, report.note, as_json=as_json)
+    return 0 if report.ok else CorruptTrace.exit_code
 
 
-def _blame(trace: Path, report: Report) -> str:
+def blame(trace: Path, report: Report) -> str:
+    """The first finding, and how many more there are."""
     first, more = report.findings[0], len(report.findings) - 1
     others = f" ({more} more finding{'s' if more > 1 else ''}: `i2am verify {trace} --json`)" if more else ""
     return f"{trace} is corrupt: {first.where}: {first.problem}{others}"
@@ -62,9 +97,7 @@ def _blame(trace: Path, report: Report) -> str:
 
 @click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))
 @trace_argument
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", default=Path("report.png"), show_default=True, help="The picture, .png."
-)
+@output_option(f"The picture, {endings('picture')}.", default=Path("report.png"), show_default=True)
 @click.option("--group", metavar="NAME", help="Token group; by default the reference's only one.")
 @click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0.")
 @overwrite_option
@@ -73,7 +106,5 @@ def report_command(trace: Path, partial: bool, out: Path, group: str | None, sam
     """Verify a trace, summarise its maps and scores, and draw them on one sheet."""
     from .sheet import report, write_report
 
-    if out.suffix != ".png":
-        raise InvalidInput(f"the report is a picture; end {out.name!r} in .png")
     facts = report(trace, out, group=group, sample=sample, partial=partial, overwrite=overwrite, progress=True)
-    answer(document(facts) if as_json else write_report(facts), None if as_json else facts["note"])
+    answer(facts, write_report(facts), facts["note"], as_json=as_json)

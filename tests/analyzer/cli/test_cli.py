@@ -16,9 +16,8 @@ import xarray as xr
 from PIL import Image
 
 from i2am.analyzer.cli import group
-from i2am.analyzer.cli.commands.maps import COMMANDS
 from i2am.analyzer.cli.failures import DEBUG
-from i2am.analyzer.cli.group import i2am
+from i2am.analyzer.cli.group import COMMANDS, i2am
 from i2am.analyzer.cli.main import run
 from traces import Synthetic, reference_layer, synthetic_trace
 
@@ -216,7 +215,7 @@ def test_a_reader_that_has_had_enough_is_no_error(made: Synthetic) -> None:
 def test_without_a_netcdf_library_the_line_names_it(
     made: Synthetic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("i2am.analyzer.output.files.NETCDF", ("no_such_module",))
+    monkeypatch.setattr("i2am.schema.messages.find_spec", lambda name: None)
     assert run(["map", str(made.path), "--r2g", "-o", "m.nc"]) == 5
     assert 'pip install "i2am[netcdf]"' in capsys.readouterr().err
     assert os.listdir() == []

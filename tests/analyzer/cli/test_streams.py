@@ -14,8 +14,8 @@ import pytest
 from i2am.analyzer import open_trace, r2g
 from i2am.analyzer.cli.failures import describe
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.inspection.info import size_text
 from i2am.schema.errors import InvalidInput
+from i2am.schema.messages import size_text
 from traces import Synthetic, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -78,7 +78,7 @@ def test_the_bytes_that_are_written_are_numpy_s(made: Synthetic, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("nbytes", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (58_123, "58 kB"), (999_600, "1.0 MB"), (45e6, "45 MB"), (2e12, "2000 GB")],
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (58_123, "58.1 kB"), (999_600, "1 MB"), (45e6, "45 MB"), (2e12, "2 TB")],
 )
 def test_sizes_have_the_unit_that_suits_them(nbytes: float, text: str) -> None:
     assert size_text(nbytes) == text

@@ -11,8 +11,9 @@ import xarray as xr
 from PIL import Image
 
 from i2am.analyzer import g2r, judge, open_trace, r2g
+from i2am.analyzer.cli.commands.diagnosis import write_difference
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation.difference import differ, draw_difference, write_difference
+from i2am.analyzer.evaluation.difference import differ, draw_difference
 from i2am.analyzer.metrics.placement import place_signed
 from i2am.analyzer.numerics.resize import resize
 from i2am.analyzer.output.figures import BALANCE, colour, overlay

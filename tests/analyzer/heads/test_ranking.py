@@ -173,7 +173,7 @@ def test_a_missing_library_is_named_before_anything_is_counted(
     found: xr.DataArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_heads(found, tmp_path / "h.nc")
-    monkeypatch.setattr("i2am.analyzer.output.files.find_spec", lambda name: None)
+    monkeypatch.setattr("i2am.schema.messages.find_spec", lambda name: None)
     for ask in (lambda: save_heads(found, tmp_path / "other.nc"), lambda: load_heads(tmp_path / "h.nc")):
         with pytest.raises(MissingExtra, match=r'pip install "i2am\[netcdf\]", or take .zarr'):
             ask()

@@ -130,7 +130,7 @@ def test_order_workers_and_company_do_not_matter(made: list[Synthetic]) -> None:
 
 def test_blocks_do_not_matter(made: list[Synthetic], monkeypatch: pytest.MonkeyPatch) -> None:
     found = head_relevance(made[0].path, concepts=CONCEPTS, draws=4)
-    monkeypatch.setattr("i2am.analyzer.trace.calls.ROW_BYTES", 1)
+    monkeypatch.setattr("i2am.analyzer.trace.softmax.ROW_BYTES", 1)
     assert found.identical(head_relevance(made[0].path, concepts=CONCEPTS, draws=4))
 
 

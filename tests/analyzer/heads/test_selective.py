@@ -12,7 +12,8 @@ import xarray as xr
 from probed import CONCEPTS, TEXTS, probed
 
 from i2am.analyzer import head_accuracy, head_relevance, open_trace, rank_heads, select_heads, selective_iou
-from i2am.analyzer.heads.selective import deal, flat_note, published_count, write_table
+from i2am.analyzer.cli.commands.heads import write_table
+from i2am.analyzer.heads.selective import deal, flat_note, published_count
 from i2am.analyzer.numerics.resize import resize
 from i2am.analyzer.trace.heads import head_coordinates
 from i2am.analyzer.trace.reader import Trace

@@ -74,8 +74,8 @@ def test_any_selection_and_scheduler_equals_the_oracle(
 
 @pytest.mark.parametrize("rows", [16, 48, 4096])
 def test_the_size_of_blocks_does_not_matter(made: Synthetic, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr("i2am.analyzer.trace.scan.BLOCK_BYTES", 4 * 6 * 20 * rows // 6)
-    monkeypatch.setattr("i2am.analyzer.trace.calls.ROW_BYTES", 4 * 20 * rows // 6)
+    monkeypatch.setattr("i2am.analyzer.trace.calls.BLOCK_BYTES", 4 * 6 * 20 * rows // 6)
+    monkeypatch.setattr("i2am.analyzer.trace.softmax.ROW_BYTES", 4 * 20 * rows // 6)
     trace = open_trace(made.path)
     assert_close(r2g(trace), oracle(made, "r2g"))
     assert_close(g2r(trace), oracle(made, "g2r"))

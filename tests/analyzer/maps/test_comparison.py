@@ -95,7 +95,7 @@ def test_scans_that_recipes_share_are_done_once(made: Synthetic, monkeypatch: py
     (lambda t: compare(t, ["i2am"]), InvalidInput, "needs two recipes or more, got i2am; there are i2am, i2am-v1"),
     (lambda t: compare(t, "daam"), InvalidInput, "needs two recipes or more, got daam"),
     (lambda t: compare(t, ["i2am", "daam", get_recipe("i2am")]), InvalidInput, "recipe i2am is named twice"),
-    (lambda t: compare(t, ["i2am", "damm"]), InvalidInput, "no recipe 'damm'; .*; the nearest is daam"),
+    (lambda t: compare(t, ["i2am", "damm"]), InvalidInput, "no recipe 'damm'; did you mean daam"),
     (lambda t: compare(t, ["i2am", "hrv-selective"]), InvalidInput, "choose them with heads="),
     (lambda t: compare(t, direction="up"), InvalidInput, "no maps called 'up'; there are r2g, g2r, sram, tokens"),
     (lambda t: compare(t, direction="sram"), InvalidInput, "at= is the patch of sram, which needs one"),
@@ -146,12 +146,12 @@ def test_the_command_prints_the_table_and_writes_maps(
     ("compare {t} --g2r --at 1,2", 2, "say which maps"),
     ("compare {t} -o maps.npy", 2, "end it in .png, .nc, .zarr"),
     ("map {t} --r2g --set clamp", 2, "'clamp' changes nothing; write field=value"),
-    ("map {t} --r2g --set clmp=no", 2, "no field 'clmp'; .*; the nearest is clamp"),
+    ("map {t} --r2g --set clmp=no", 2, "no field 'clmp'; did you mean clamp"),
     ("map {t} --r2g --tokens 1", 2, "say which map"),
     ("map {t} --r2g --probe concepts", 2, "--probe says which text a --word is of"),
     ("map {t} --tokens 1 --probe concepts", 2, "no selected layer has the probe"),
-    ("imacs {t} --recipe daamm", 2, "the nearest is daam"),
-    ("recipes damm", 2, "the nearest is daam"),
+    ("imacs {t} --recipe daamm", 2, "did you mean daam"),
+    ("recipes damm", 2, "did you mean daam"),
 ])  # fmt: skip
 def test_what_is_typed_wrong_is_one_line(
     made: Synthetic, capsys: pytest.CaptureFixture[str], arguments: str, code: int, words: str

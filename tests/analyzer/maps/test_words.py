@@ -176,7 +176,7 @@ def test_probes_are_asked_by_their_own_method(made: Synthetic, trace: Trace) -> 
 
 
 @pytest.mark.parametrize(("word", "options", "message"), [
-    ("zebr", {}, r"no word 'zebr' in text, did you mean zebra\? there are a, red, zebra, ,, dog, 's, hat"),
+    ("zebr", {}, r"no word 'zebr' in text; did you mean zebra\? there are a, red, zebra, ,, dog, 's, hat"),
     ("whale", {}, "no word 'whale' in text; there are a, red, zebra"),
     ("", {}, "no word '' in text"),
     ("#", {}, "no word '#' in text"),

@@ -242,9 +242,9 @@ def test_every_choice_of_a_field_is_a_row() -> None:
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda t: r2g(t, recipe="damm"), "there is no recipe 'damm'; there are i2am, .*; the nearest is daam"),
+    (lambda t: r2g(t, recipe="damm"), "there is no recipe 'damm'; did you mean daam\\? there are i2am, .*"),
     (lambda t: r2g(t, recipe=["i2am"]), r"there is no recipe \['i2am'\]"),
-    (lambda t: get_recipe("daam", rezise="bilinear"), "no field 'rezise'; it has r2g, .*; the nearest is resize"),
+    (lambda t: get_recipe("daam", rezise="bilinear"), "no field 'rezise'; did you mean resize\\? it has r2g, .*"),
     (lambda t: get_recipe("daam", name="mine"), "no field 'name'"),
     (lambda t: get_recipe("daam", resize="lanczos"), "recipe daam: resize is 'lanczos'; expected bicubic, bilinear, nearest"),
     (lambda t: get_recipe("daam", heads=3), "heads is 3; expected sum, mean"),

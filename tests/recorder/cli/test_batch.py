@@ -145,7 +145,7 @@ def test_what_is_wrong_with_every_row_is_said_once(folder: Path, tmp_path: Path)
     with pytest.raises(InvalidInput, match="PaintByExamplePipeline needs example_image"):
         run(folder, "-o", tmp_path / "x")
     manifest(folder, "a,0.png,3", header="name,example_image,guidance")
-    with pytest.raises(InvalidInput, match="column 'guidance' is no argument of PaintByExamplePipeline, did you mean guidance_scale"):
+    with pytest.raises(InvalidInput, match="column 'guidance' is no argument of PaintByExamplePipeline; did you mean guidance_scale"):
         run(folder, "-o", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -169,7 +169,7 @@ def test_budgets_are_held_before_the_model_is_loaded(folder: Path, tmp_path: Pat
     manifest(folder, "a,0.png,1", "b,1.png,2")
     monkeypatch.setattr(batch, "load_pipeline", lambda spec: pytest.fail("loaded"))
     with pytest.raises(
-        NoSpace, match=r"a.zarr would hold .* max_bytes is 1 kB; no other encoding is smaller, no part .*, steps every=3 makes it"
+        NoSpace, match=r"a.zarr would hold .* the limit is max_bytes='1kB'; no other encoding is smaller, no part .*, steps='::3' makes it"
     ):
         run(folder, "-o", tmp_path, "--max-bytes", "1kB")
     monkeypatch.setattr(batch, "free_bytes", lambda path: 1000)

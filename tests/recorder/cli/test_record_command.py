@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -20,11 +19,12 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from i2am.recorder.cli.record import record_command
-from i2am.recorder.plan.sizes import free_bytes, human
+from i2am.recorder.plan.sizes import free_bytes
 from i2am.recorder.specs.loading import find_class, load_pipeline
 from i2am.recorder.specs.spec import read_spec
 from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, NoSpace, TraceError, UnknownSelection
 from i2am.schema.layout import layout
+from i2am.schema.messages import size_text
 from i2am.schema.trace import TraceRecord
 from pipelines import WIDTH, adapter_weights, paint_by_example, picture, square_mask, stable_diffusion, vision
 
@@ -202,7 +202,7 @@ def test_what_people_see(paint: Path, tmp_path: Path) -> None:
     assert "<- chosen" in next(line for line in table.splitlines() if line.startswith("auto"))
     assert " 1 of 2 " in run(paint / "spec.toml", "--dry-run", "--heads", "1").stdout.splitlines()[1]
     assert f"{tmp_path / 't.zarr'}: 3 steps of" in run(paint / "spec.toml", "-o", tmp_path / "t.zarr").stdout
-    assert [human(n) for n in (0, 999, 1000, 5.54e9, 2e15)] == ["0 B", "999 B", "1 kB", "5.54 GB", "2e+03 TB"]
+    assert [size_text(n) for n in (0, 999, 1000, 5.54e9, 2e15)] == ["0 B", "999 B", "1 kB", "5.54 GB", "2e+03 TB"]
     assert free_bytes(tmp_path / "not/there") > 0
 
 
@@ -220,13 +220,13 @@ def changed(folder: Path, tmp_path: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"PaintByExamplePipeline"', '"PaintByExamplPipeline"', "no pipeline 'PaintByExamplPipeline', did you mean PaintByExamplePipeline"),
+        ('"PaintByExamplePipeline"', '"PaintByExamplPipeline"', "no pipeline 'PaintByExamplPipeline'; did you mean PaintByExamplePipeline"),
         ('"PaintByExamplePipeline"', '"i2am.gone:Class"', "cannot import i2am.gone"),
-        ('"PaintByExamplePipeline"', '"i2am.recorder.specs.spec:Spek"', r"has no class Spek, did you mean Spec"),
-        ('"DDIMScheduler"', '"DDIMSchedule"', "no scheduler 'DDIMSchedule', did you mean DDIMScheduler"),
-        ("clip_sample", "clip_samples", r"\[scheduler.config\] of spec.toml has an unknown key 'clip_samples', did you mean clip_sample"),
-        ("guidance_scale", "guidance", r"\[call\] of spec.toml has an unknown key 'guidance', did you mean guidance_scale"),
-        ("example_image", "exampel_image", r"\[images\] of spec.toml has an unknown key 'exampel_image', did you mean example_image"),
+        ('"PaintByExamplePipeline"', '"i2am.recorder.specs.spec:Spek"', r"has no class Spek; did you mean Spec"),
+        ('"DDIMScheduler"', '"DDIMSchedule"', "no scheduler 'DDIMSchedule'; did you mean DDIMScheduler"),
+        ("clip_sample", "clip_samples", r"\[scheduler.config\] of spec.toml has an unknown key 'clip_samples'; did you mean clip_sample"),
+        ("guidance_scale", "guidance", r"\[call\] of spec.toml has an unknown key 'guidance'; did you mean guidance_scale"),
+        ("example_image", "exampel_image", r"\[images\] of spec.toml has an unknown key 'exampel_image'; did you mean example_image"),
         ('example_image = "reference.png"', "", "PaintByExamplePipeline needs example_image; give it in"),
         ('[images]\n', 'image = "x"\n[images]\n', "image stands both in"),
         ('device = "cpu"', 'arguments = { torch_dtype = "int8" }', "torch_dtype is 'int8'; use float16, bfloat16 or float32"),
@@ -286,7 +286,7 @@ def test_refusals_come_before_the_model_is_loaded(paint: Path, tmp_path: Path, m
     (tmp_path / "t.zarr").mkdir()
     with pytest.raises(AlreadyExists, match="exists already"):
         run(paint / "spec.toml", "-o", tmp_path / "t.zarr")
-    with pytest.raises(UnknownSelection, match="matches no cross-attention module"):
+    with pytest.raises(UnknownSelection, match="no layer of this pipeline matches"):
         run(paint / "spec.toml", "--dry-run", "--layers", "nowhere")
     with pytest.raises(InvalidInput, match="encoding='all'"):
         run(paint / "spec.toml", "--dry-run", "--encoding", "all")
@@ -298,19 +298,20 @@ def test_refusals_come_before_the_model_is_loaded(paint: Path, tmp_path: Path, m
         run(paint / "spec.toml", "--dry-run", "-o", tmp_path / "new.zarr")
     with pytest.raises(NoSpace, match=r"10 B are free"):  # before any sampling, too
         run(paint / "spec.toml", "-o", tmp_path / "new.zarr")
-    with pytest.raises(NoSpace, match=r"max_bytes is 1 kB; no other encoding is smaller, layers .*, steps every=3 makes it .* together"):
+    with pytest.raises(
+        NoSpace, match=r"the limit is max_bytes='1kB'; no other encoding is smaller, layers=.*, steps='::3' makes it .* together"
+    ):
         run(paint / "spec.toml", "-o", tmp_path / "new.zarr", "--max-bytes", "1kB")
     for arguments, words in (
         (("--max-bytes", "5 apples"), "max_bytes='5 apples' is no size"),
         (("--keep-bits", "11"), "keep_bits 11"),
-        (("--heads", "7"), "heads=7 does not exist"),
+        (("--heads", "7"), "has no head 7; it has 0 to"),
     ):
         with pytest.raises((InvalidInput, UnknownSelection), match=words):
             run(paint / "spec.toml", "--dry-run", *arguments)
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "diffusers" else found(name, *a))
+    monkeypatch.setattr("i2am.schema.messages.find_spec", lambda name: None if name == "diffusers" else name)
     for arguments in (("--dry-run",), ("-o", tmp_path / "new.zarr")):
-        with pytest.raises(MissingExtra, match=r'needs diffusers, not installed here; install with: pip install "i2am\[record\]"'):
+        with pytest.raises(MissingExtra, match=r'needs diffusers, which is not installed; install it: pip install "i2am\[record\]"'):
             run(paint / "spec.toml", *arguments)
 
 

@@ -103,7 +103,7 @@ def test_text_and_two_adapters_are_call_sites_of_one_module(sd15: Path) -> None:
 def test_selections_sizes_and_samples(sd15: Path) -> None:
     text = inpaint(
         call="num_inference_steps = 20\nstrength = 0.5\nheight = 512\nwidth = 384\nnum_images_per_prompt = 2",
-        record='keys = "text"\nlayers = "*up_blocks.3*"\nsteps = "every=3"\nbranches = "both"',
+        record='keys = "text"\nlayers = "*up_blocks.3*"\nsteps = "::3"\nbranches = "both"',
     )
     found = estimate(spec(sd15, text))
     assert shapes(found) == {((64, 48), 8, 40, 77)}
@@ -168,7 +168,7 @@ def test_image_to_image_takes_its_size_from_the_image(tmp_path: Path) -> None:
 
 
 def test_what_a_dry_run_refuses(sd15: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnknownSelection, match="matches no cross-attention module"):
+    with pytest.raises(UnknownSelection, match="no layer of this pipeline matches"):
         estimate(spec(sd15, inpaint(record='layers = "nowhere"')))
     with pytest.raises(InvalidInput, match="ip_adapter_image has 2 entries for 1 adapters"):
         estimate(spec(sd15, inpaint(images='["p.png", "p.png"]')))

@@ -275,7 +275,7 @@ def test_the_one_line_of_the_docs_makes_a_small_trace_of_it(published: Path) -> 
 def test_what_is_too_large_is_refused_before_any_weight_is_read(published: Path, tmp_path: Path) -> None:
     arguments = [str(published), "-o", str(tmp_path / "run.zarr"), "--encoding", "factors", "--max-bytes", "5GB"]
     with pytest.raises(
-        NoSpace, match=r"would hold 161 GB before compression and max_bytes is 5 GB; .*layers transformer\..*steps every=28"
+        NoSpace, match=r"would hold 161 GB before compression and the limit is max_bytes='5GB'; .*layers='transformer\..*steps='::28'"
     ):
         CliRunner().invoke(record_command, arguments, catch_exceptions=False)
     assert list(tmp_path.iterdir()) == []

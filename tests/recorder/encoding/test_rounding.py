@@ -121,7 +121,7 @@ def test_heads_of_shared_keys_and_of_a_mask() -> None:
 
 def test_a_limit_stops_a_pipeline_after_its_first_evaluation(tmp_path: Path) -> None:
     pipeline, call = build("ip-full")
-    with pytest.raises(NoSpace, match=r"max_bytes is 1 kB; encoding \w+ makes it .*, layers .*, steps every=\d"):
+    with pytest.raises(NoSpace, match=r"the limit is max_bytes='1kB'; encoding='\w+' makes it .*, layers=.*, steps='::\d"):
         record(pipeline, tmp_path / "t.zarr", max_bytes=1000, **call())
     assert trace_of(tmp_path / "t.zarr").status == "interrupted"
     made = record(pipeline, tmp_path / "fits.zarr", layers=MID, max_bytes="5GB", **call())
@@ -130,7 +130,7 @@ def test_a_limit_stops_a_pipeline_after_its_first_evaluation(tmp_path: Path) -> 
 
 def test_bits_and_heads_that_there_are_not(tmp_path: Path) -> None:
     pipeline, call = build("ip-full")
-    with pytest.raises(UnknownSelection, match=r"heads=2 does not exist: unet.mid_block.* has heads 0 to 1"):
+    with pytest.raises(UnknownSelection, match=r"unet.mid_block.* has no head 2; it has 0 to 1"):
         record(pipeline, tmp_path / "t.zarr", layers=MID, heads=[0, 2], **call())
     with pytest.raises(InvalidInput, match="keep_bits 11; float16 has"), recording(pipeline, tmp_path / "t.zarr", keep_bits=11):
         pass

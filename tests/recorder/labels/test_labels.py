@@ -60,7 +60,7 @@ def test_steps_are_the_evaluations_in_execution_order(family: str, memory: type[
 
 def test_chosen_steps_keep_their_ordinals(memory: type[MemoryWriter]) -> None:
     pipeline, call = build("text-heun")
-    record(pipeline, PATH, steps="every=2", **call())
+    record(pipeline, PATH, steps="::2", **call())
     assert [commit["evaluation"] for commit in memory.last.commits] == [0, 2, 4]
     assert {step for *_, step in memory.last.blocks} == {0, 1, 2}
 
@@ -162,7 +162,7 @@ def test_perturbed_rows_are_neither_branch(cls: Any, channels: int, extra: dict[
 def test_instructions_are_the_first_of_three_rows(memory: type[MemoryWriter]) -> None:
     pipeline = stable_diffusion(StableDiffusionInstructPix2PixPipeline, channels=8)
     arguments = {**text_arguments(), "image": picture(1)}
-    with pytest.raises(UnsupportedModel, match=r'concatenated to the latent.s channels.*keys="text"'):
+    with pytest.raises(UnsupportedModel, match=r"concatenated to the latent.s channels.*keys='text'"):
         record(pipeline, PATH, **arguments, generator=generator())
     keys: list[torch.Tensor] = []
     attention = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2
@@ -306,9 +306,9 @@ def test_steps_are_chosen_as_python_slices_do(evaluations: int, stride: int, sta
         if wanted:
             assert select_steps(text, evaluations) == wanted
         else:
-            with pytest.raises(UnknownSelection, match=f"evaluations 0 to {evaluations - 1}"):
+            with pytest.raises(InvalidInput, match=f"this run has (0 to {evaluations - 1}|only 0)"):
                 select_steps(text, evaluations)
-    assert select_steps(f"every={stride}", evaluations) == list(range(0, evaluations, stride))
+    assert select_steps(f"::{stride}", evaluations) == list(range(0, evaluations, stride))
     assert select_steps(None, evaluations) == list(range(evaluations))
     assert select_steps([evaluations - 1, 0], evaluations) == sorted({0, evaluations - 1})
 
@@ -316,15 +316,17 @@ def test_steps_are_chosen_as_python_slices_do(evaluations: int, stride: int, sta
 @pytest.mark.parametrize(
     ("choose", "error", "words"),
     [
-        (lambda: select_layers("*nope*", PATHS), UnknownSelection, "matches no cross-attention module.*it has unet.down.0.attn2"),
-        (lambda: select_layers([], PATHS), UnknownSelection, "names no module"),
+        (lambda: select_layers("*nope*", PATHS), UnknownSelection, "no layer of this pipeline matches.*it has unet.down.0.attn2"),
+        (lambda: select_layers([], PATHS), InvalidInput, "the layer selection is empty; this pipeline has unet"),
+        (lambda: select_layers("1", PATHS), InvalidInput, "layers='1' is a position, and only a trace's layers have positions"),
+        (lambda: select_layers([1], PATHS), InvalidInput, "layers=1 is a position"),
         (lambda: select_layers("re:(", PATHS), InvalidInput, "not a regular expression"),
-        (lambda: select_layers("*x", [f"m{i}" for i in range(20)]), UnknownSelection, r"m7, \.\.\. \(20 in all\)"),
-        (lambda: select_steps([7], 5), UnknownSelection, "steps=7 do not exist; this run has denoiser evaluations 0 to 4"),
-        (lambda: Options(steps="0:3:0"), InvalidInput, "stride of 0"),
-        (lambda: Options(steps="sometimes"), InvalidInput, "not understood; use"),
-        (lambda: Options(steps=[-1]), InvalidInput, "ordinals from 0"),
-        (lambda: Options(steps=5), InvalidInput, "ordinals from 0"),  # type: ignore[arg-type]
+        (lambda: select_layers("*x", [f"m{i}" for i in range(20)]), UnknownSelection, "m11 and 8 more"),
+        (lambda: select_steps([7], 5), UnknownSelection, "this run has no step 7; it has 0 to 4"),
+        (lambda: Options(steps="0:3:0"), InvalidInput, "steps='0:3:0' is no choice of steps"),
+        (lambda: Options(steps="sometimes"), InvalidInput, "is no choice of steps; write 5, or 0,3,7"),
+        (lambda: select_steps("-1", 1000, planned=False), InvalidInput, "counts from the end of a run .* say it with evaluations="),
+        (lambda: Options(steps=5.5), InvalidInput, "5.5 is not a step"),  # type: ignore[arg-type]
         (lambda: select_branches("left"), InvalidInput, "use cond, uncond or both"),
         (lambda: Options(keys="self"), InvalidInput, "use auto, all, reference or text"),
         (lambda: Options(encoding="png"), InvalidInput, "use probabilities, factors or auto"),

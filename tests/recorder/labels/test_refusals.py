@@ -46,7 +46,7 @@ def pipeline_named(name: str) -> Any:
 def test_a_reference_that_meets_no_attention_is_refused(name: str, where: str) -> None:
     pipeline = pipeline_named(name)
     for keys in ("auto", "all", "reference"):
-        with pytest.raises(UnsupportedModel, match=f'{name} has no reference in its attention: the image (is )?{where}.*keys="text"'):
+        with pytest.raises(UnsupportedModel, match=f"{name} has no reference in its attention: the image (is )?{where}.*keys='text'"):
             refuse_pipeline(pipeline, keys)
     refuse_pipeline(pipeline, "text")
 

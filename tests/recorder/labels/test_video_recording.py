@@ -246,7 +246,7 @@ def test_a_layer_that_nothing_lays_out_is_left_to_say_so() -> None:
 
 def test_a_first_frame_that_is_in_the_channels_only_is_refused(memory: type[MemoryWriter]) -> None:
     pipeline, call = wan_channels()
-    with pytest.raises(UnsupportedModel, match=r"the image goes into the latent, as channels or as its first frame.*keys=\"text\""):
+    with pytest.raises(UnsupportedModel, match=r"the image goes into the latent, as channels or as its first frame.*keys='text'"):
         record(pipeline, PATH, **call())
     record(pipeline, PATH, keys="text", **call())
     (layer,) = memory.last.trace.layers

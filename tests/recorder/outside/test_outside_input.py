@@ -331,7 +331,7 @@ def test_a_run_of_unknown_length_is_held_against_its_limit_step_by_step(tmp_path
         with recording(model, path, denoisers=UNET, **said):
             sample(model, cond, uncond, steps=40)
 
-    refused(NoSpace, "would hold .* and max_bytes is 60 kB", long)
+    refused(NoSpace, "would hold .* and the limit is max_bytes='60kB'", long)
     assert 1 < len(open_trace(path, partial=True).present) < 39
 
 

@@ -50,7 +50,7 @@ def record(build: Any, said: dict[str, Any], **run: Any) -> tuple[Tensor, Tensor
 
 
 def test_every_option_means_what_it_means_for_pipelines(memory: type[MemoryWriter]) -> None:
-    said = {"groups": SR, "layers": ["*middle_block*", "re:output_blocks.1"], "steps": "every=2", "heads": [1], "keep_bits": 6}
+    said = {"groups": SR, "layers": ["*middle_block*", "re:output_blocks.1"], "steps": "::2", "heads": [1], "keep_bits": 6}
     plain, recorded = record(super_resolution, {**said, "encoding": "auto", "facts": {"pair": 7}, "codec": "zstd"}, steps=5)
     assert torch.equal(plain, recorded)
     trace = memory.last.trace

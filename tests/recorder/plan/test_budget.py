@@ -10,9 +10,10 @@ import pytest
 
 from i2am.recorder.plan.budget import check_budget
 from i2am.recorder.plan.options import keep_heads, select_heads, select_layers, select_steps
-from i2am.recorder.plan.sizes import encoded, human, layer_bytes, parse_bytes, weigh
+from i2am.recorder.plan.sizes import encoded, layer_bytes, parse_bytes, weigh
 from i2am.schema.errors import InvalidInput, NoSpace, UnknownSelection
 from i2am.schema.layout import layout
+from i2am.schema.messages import size_text
 from i2am.schema.trace import Codec, Layer, TokenGroup, TraceRecord
 
 EVALUATIONS = 50
@@ -32,7 +33,7 @@ def ways(trace: TraceRecord, limit: int) -> dict[str, str]:
     with pytest.raises(NoSpace) as caught:
         check_budget(trace, EVALUATIONS, "run.zarr", limit, sys.maxsize)
     assert "\n" not in str(caught.value)
-    return dict(re.findall(r"((?:encoding|layers|steps) \S+) makes it ([\d.e+]+ \w+)", str(caught.value)))
+    return dict(re.findall(r"((?:encoding|layers|steps)=\S+) makes it ([\d.e+]+ \w+)", str(caught.value)))
 
 
 @pytest.mark.parametrize(
@@ -61,10 +62,11 @@ def test_a_trace_weighs_what_its_arrays_do() -> None:
 def test_each_way_makes_what_it_promises(share: float) -> None:
     limit = int(weigh(TRACE).nbytes * share)
     proposed = ways(TRACE, limit)
-    assert [name.split()[0] for name in proposed] == ["encoding", "layers", "steps"]
+    assert [name.split("=")[0] for name in proposed] == ["encoding", "layers", "steps"]
     paths, fits = [layer.path for layer in TRACE.layers], []
     for name, size in proposed.items():
-        option, value = name.split()
+        option, value = name.split("=")
+        value = value.strip("'")
         made = TRACE
         if option == "encoding":
             made = encoded(TRACE, value)
@@ -72,7 +74,7 @@ def test_each_way_makes_what_it_promises(share: float) -> None:
             made = dataclasses.replace(TRACE, layers=tuple(x for x in TRACE.layers if x.path in select_layers(value, paths)))
         else:
             made = dataclasses.replace(TRACE, steps=len(select_steps(value, EVALUATIONS)))
-        assert human(weigh(made).nbytes) == size
+        assert size_text(weigh(made).nbytes) == size
         assert weigh(made).nbytes < weigh(TRACE).nbytes
         fits.append(weigh(made).nbytes <= limit)
     assert all(fits[1:]), "layers and steps are chosen so that they fit"
@@ -80,12 +82,12 @@ def test_each_way_makes_what_it_promises(share: float) -> None:
 
 def test_the_three_together_where_none_is_enough() -> None:
     tight = 150_000
-    with pytest.raises(NoSpace, match=r"encoding factors, layers unet.mid_block.* and steps every=\d+ together"):
+    with pytest.raises(NoSpace, match=r"encoding='factors', layers='unet.mid_block.*' and steps='::\d+' together"):
         check_budget(dataclasses.replace(TRACE, layers=TRACE.layers[:3]), EVALUATIONS, "run.zarr", tight, sys.maxsize)
 
 
 def test_what_has_the_smallest_encoding_already_is_told_so() -> None:
-    with pytest.raises(NoSpace, match="no other encoding is smaller, layers"):
+    with pytest.raises(NoSpace, match="no other encoding is smaller, layers="):
         check_budget(encoded(TRACE, "factors"), EVALUATIONS, "run.zarr", 10**7, sys.maxsize)
 
 
@@ -109,14 +111,24 @@ def test_a_flux_sized_recording_comes_down_to_five_gigabytes() -> None:
     whole = TraceRecord("t", "recording", 1, ("cond",), 28, tuple(layers))
     assert weigh(whole).nbytes > 2 * 28 * 57 * 24 * 4096 * 128 * 4, "keys of a softmax shared with the image change with each step"
     chosen = set(select_layers("transformer.transformer_blocks.*", blocks))
-    kept = tuple(keep_heads(layer, "every=4") for layer in layers if layer.path in chosen)
-    made = dataclasses.replace(whole, layers=kept, steps=len(select_steps("every=4", 28)))
+    kept = tuple(keep_heads(layer, "::4") for layer in layers if layer.path in chosen)
+    made = dataclasses.replace(whole, layers=kept, steps=len(select_steps("::4", 28)))
     assert weigh(made).nbytes < 5e9
     assert {layer.head_numbers for layer in kept} == {(0, 4, 8, 12, 16, 20)}
 
 
 @pytest.mark.parametrize(
-    ("heads", "kept"), [("every=4", [0, 4]), ("2:4", [2, 3]), ([7, 0, 7], [0, 7]), ("6:20", [6, 7]), (None, list(range(8)))]
+    ("heads", "kept"),
+    [
+        ("::4", [0, 4]),
+        ("2:4", [2, 3]),
+        ([7, 0, 7], [0, 7]),
+        ("0, 7", [0, 7]),
+        (3, [3]),
+        (slice(-2, None), [6, 7]),
+        ("6:20", [6, 7]),
+        (None, list(range(8))),
+    ],
 )
 def test_heads_that_exist(heads: object, kept: list[int]) -> None:
     assert select_heads(heads, 8, "attn2") == kept  # type: ignore[arg-type]
@@ -125,11 +137,12 @@ def test_heads_that_exist(heads: object, kept: list[int]) -> None:
 @pytest.mark.parametrize(
     ("heads", "error", "words"),
     [
-        ([8], UnknownSelection, "heads=8 does not exist: attn2 has heads 0 to 7"),
-        ("9:", UnknownSelection, "selects nothing: attn2 has heads 0 to 7"),
-        ([], UnknownSelection, "selects nothing"),
-        ("some", InvalidInput, "heads='some' is not understood"),
-        ([-1], InvalidInput, "ordinals from 0"),
+        ([8], UnknownSelection, "attn2 has no head 8; it has 0 to 7; leave it out, or choose modules that have it with layers="),
+        ("9:", InvalidInput, "the selection of heads is empty; attn2 has 0 to 7"),
+        ([], InvalidInput, "the selection of heads is empty"),
+        ("some", InvalidInput, "heads='some' is no choice of heads; write 5"),
+        ([-9], UnknownSelection, "attn2 has no head -9"),
+        ("every=2", InvalidInput, "heads='every=2' is no choice of heads; write ::2$"),
     ],
 )
 def test_heads_that_do_not(heads: object, error: type[Exception], words: str) -> None:

@@ -65,7 +65,7 @@ def test_texts_come_back_as_they_were(made: Synthetic) -> None:
 
 def test_unknown_probes_are_told_what_there_is(made: Synthetic) -> None:
     trace = open_trace(made.path)
-    with pytest.raises(UnknownSelection, match=r"unet\.a\.attn2 has no probe 'dogs'; it has concepts, cat\. Probes are made while"):
+    with pytest.raises(UnknownSelection, match=r"unet\.a\.attn2 has no probe 'dogs'; it has concepts, cat; probes are made while"):
         trace.probe_key(0, "dogs")
     with pytest.raises(UnknownSelection, match=r"unet\.b\.attn2 has no probes; it has none"):
         trace.probe_key(1)

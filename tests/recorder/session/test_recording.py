@@ -242,7 +242,7 @@ def test_a_reference_that_never_enters_attention_is_refused(name: str, where: st
 
     assert hasattr(diffusers, name)
     pipeline = type(name, (), {})()
-    with pytest.raises(UnsupportedModel, match=rf'{name} has no reference in its attention: the image .*{where}.*keys="text"'):
+    with pytest.raises(UnsupportedModel, match=rf"{name} has no reference in its attention: the image .*{where}.*keys='text'"):
         refuse_pipeline(pipeline, "all")
     refuse_pipeline(pipeline, "text")
 

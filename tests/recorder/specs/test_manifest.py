@@ -47,7 +47,7 @@ def test_a_cell_is_what_it_looks_like(text: str, value: object) -> None:
     [
         ("", r"pairs.csv is empty; it should be a CSV file with a column `name`"),
         ("name,seed\n", "has a header and no rows, so there is nothing to record"),
-        ("nam,seed\na,1\n", "has no column `name`, did you mean nam"),
+        ("nam,seed\na,1\n", "has no column `name`; did you mean nam"),
         ("name;seed\na;1\n", "no column `name`.*separated by commas"),
         ("name,seed,seed\na,1,2\n", "has the column 'seed' twice"),
         ("name,prompt\na,x\nb,y,z\n", "line 3: 3 cells under 2 columns; put text that has commas in quotes"),
@@ -75,7 +75,7 @@ def test_a_file_that_is_no_table(tmp_path: Path) -> None:
 
 def test_a_column_that_is_no_argument(tmp_path: Path) -> None:
     manifest = read_manifest(write(tmp_path, "name,strenght\na,1\n"))
-    with pytest.raises(InvalidInput, match="column 'strenght' is no argument of SomePipeline, did you mean strength"):
+    with pytest.raises(InvalidInput, match="column 'strenght' is no argument of SomePipeline; did you mean strength"):
         check_columns(manifest, SPEC, ARGUMENTS, ())
     check_columns(manifest, SPEC, Arguments((), (), any_name=True), ())
     check_columns(read_manifest(write(tmp_path, "name,reference_mask\na,1\n")), SPEC, ARGUMENTS, ("reference_mask",))

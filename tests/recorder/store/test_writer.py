@@ -233,7 +233,7 @@ def test_steps_are_committed_in_order_whatever_ends_first(tmp_path: Path) -> Non
 def test_a_taken_path_is_left_alone(tmp_path: Path) -> None:
     t = synthetic_trace(tmp_path / "t.zarr", **small())
     before = files(t.path)
-    with pytest.raises(AlreadyExists, match=r"exists already.*--overwrite"):
+    with pytest.raises(AlreadyExists, match=r"exists already.*overwrite=True"):
         synthetic_trace(t.path, **small(seed=1))
     assert files(t.path) == before
     again = synthetic_trace(t.path, **small(seed=1, overwrite=True))

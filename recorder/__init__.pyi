@@ -1,0 +1,2 @@
+from .session.recording import record as record
+from .session.recording import recording as recording
