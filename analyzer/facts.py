@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from ..schema.trace import Image
 
-Window: TypeAlias = tuple[float, float, float, float]
+Edges: TypeAlias = tuple[float, float, float, float]
 ALWAYS: Final = ("image", "image_shape", "window")
 """Attributes that every map has, None where it lies on no picture."""
 
@@ -34,7 +34,7 @@ class MapFacts:
     """Name of the picture that the map lies on."""
     image_shape: tuple[int, int] | None = None
     """(height, width) of that picture."""
-    window: Window | None = None
+    window: Edges | None = None
     """(top, left, bottom, right) of what the map covers of it, in pixels; None is all of it."""
     column_mass_lost: float | None = None
     """What the encoding took from one column of G at worst; None for maps that do not depend on it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
@@ -27,8 +27,18 @@ class Select:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Select:
-        """Those of a map's keyword arguments that select calls."""
-        return cls(**{name: options[name] for name in SelectOptions.__annotations__ if name in options})
+        """Keyword arguments as a record, which can be read more than once.
+
+        Raises   TypeError for an argument that selects nothing
+        """
+        found: dict[str, Any] = {name: list(value) if isinstance(value, Iterator) else value for name, value in options.items()}
+        return cls(**found)
+
+    def options(self) -> SelectOptions:
+        """The keyword arguments that become this record."""
+        return SelectOptions(
+            layers=self.layers, steps=self.steps, heads=self.heads, sample=self.sample, branch=self.branch, group=self.group
+        )
 
 
 class SelectOptions(TypedDict, total=False):

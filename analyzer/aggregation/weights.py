@@ -14,10 +14,10 @@ from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.layout import ArrayPlan
 from ...schema.messages import listed, option
 from ..methods.recipes import Recipe
-from ..metrics.masks import require_shares
+from ..metrics.masks import shares
 from ..numerics.resize import middle, resize
 from ..store.chunks import read_table
-from ..trace.images import find_mask, masks
+from ..trace.images import masks, own_mask
 from ..trace.reader import Trace
 from .select import Positions
 from .selection import pick_positions
@@ -82,7 +82,7 @@ def recipe_mask(trace: Trace, sample: int, row: Recipe) -> str | None:
     """
     if not row.query_mask:
         return None
-    if name := find_mask(trace, "mask", f"mask_{sample}", "mask"):
+    if name := own_mask(trace, sample):
         return name
     raise UnknownSelection(
         f"recipe {row.name} counts generated positions by a mask (v1, Eq. 17), and the trace has none of the generated image; "
@@ -105,8 +105,7 @@ def weighting(trace: Trace, mask: Mask) -> Weighting:
     values = np.asarray(mask)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
-    _require_mask(trace, values)
-    values = values.astype(np.float64) / (255 if values.max() > 1 else 1)
+    values = _fitting(trace, values)
     for i, name in enumerate(names, 1):
         recorded = trace.image(name)[..., 0] / 255
         if recorded.shape == values.shape and np.array_equal(recorded, values):
@@ -136,7 +135,8 @@ def only_frames(trace: Trace, layers: Iterable[int], frames: Positions, all_fram
     return Weighting(1 + len(names), (base[middle(len(base), count)] if base.ndim > 2 else base) * counted)
 
 
-def _require_mask(trace: Trace, values: NDArray[Any]) -> None:
+def _fitting(trace: Trace, values: NDArray[Any]) -> NDArray[np.float64]:
+    """The caller's mask as shares, if it lies on the generated image or its latent grid and is not empty."""
     sizes = {(image.height, image.width) for image in trace.images if image.role in ("generated", "mask")} | {trace.latent_grid}
     frames = {trace.latent_frames, *(image.frames for image in trace.images if image.role in ("generated", "mask"))} - {0}
     if values.shape not in sizes | {(count, *size) for count in frames for size in sizes}:
@@ -145,6 +145,7 @@ def _require_mask(trace: Trace, values: NDArray[Any]) -> None:
             f"the query mask has shape {values.shape}; expected (rows, columns) of the generated image or the latent grid, {known}"
             + (f", for all frames or with as many as {' or '.join(map(str, sorted(frames)))} before them" if frames else "")
         )
-    require_shares(values, "the query mask")
-    if not values.any():
+    found = shares(values, "the query mask")
+    if not found.any():
         raise InvalidInput("the query mask is empty: no generated position counts, so there is nothing to average")
+    return found

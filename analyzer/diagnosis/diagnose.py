@@ -1,4 +1,4 @@
-"""What ails a recording: every failure signature as a number, the range it has on a healthy model, and a plain sentence.
+"""Diagnosis of a recording: every failure signature as a number, the range it has on a healthy model, and a plain sentence.
 
 Ranges were measured, not chosen: `ranges.toml` says on what, and `benchmarks/ranges.py` measures them anew. They are those of the small
 model that comes with i2am; another model may be healthy elsewhere, so a flag is a reason to look, not a verdict.
@@ -15,15 +15,15 @@ import xarray as xr
 from dask.base import compute
 
 from ...schema.errors import InvalidInput
-from ..aggregation.select import Select
+from ..aggregation.select import MapOptions, Select
 from ..aggregation.selection import choose, has_places
 from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
 from ..metrics.masks import fit_mask
-from ..trace.images import find_mask, load_mask
+from ..trace.images import load_mask, own_mask, own_reference_mask
 from ..trace.reader import Trace
 from .signatures import SIGNATURES, Evidence, Found, Signature
-from .survey import survey
+from .survey import survey_layers
 
 TIMES: Final = 5
 """Groups of steps that are compared with the next one."""
@@ -42,7 +42,7 @@ def diagnose(
 
     Masks are the trace's own unless others are named.
 
-    Raises   UnknownSelection, InvalidInput for masks that cannot be meant, CorruptTrace
+    Raises   UnknownSelection, InvalidInput for masks that do not fit, CorruptTrace
     """
     evidence = gather(trace, mask=mask, reference_mask=reference_mask, sample=sample, group=group)
     found = [judge_signature(signature, signature.measure(evidence)) for signature in SIGNATURES]
@@ -71,24 +71,24 @@ def judge_signature(signature: Signature, found: Found) -> dict[str, Any]:
 def gather(
     trace: Trace, *, mask: str | None = None, reference_mask: str | None = None, sample: int = 0, group: str | None = None
 ) -> Evidence:
-    """Read everything once: the calls for the survey, and for the maps.
+    """Read everything once: the calls for the statistics of layers, and for the maps.
 
     Raises   as `diagnose`
     """
     if trace.latent_frames:
         raise InvalidInput(f"{trace.path} is of a video, and the ranges of a diagnosis were measured on images; ask for maps and metrics")
     chosen = choose(trace, Select(sample=sample, group=group))
-    which: dict[str, Any] = {"sample": sample, "group": chosen.groups[0].name}
-    where = mask or find_mask(trace, "mask", f"mask_{sample}", "mask")
+    which: MapOptions = {"sample": sample, "group": chosen.groups[0].name}
+    where = mask or own_mask(trace, sample)
     lazy = {"r2g": r2g(trace, **which)}
     inside = fit_mask(lazy["r2g"], load_mask(trace, where)) if where else None
-    positions = {**which, "query_mask": load_mask(trace, where)} if where else which
-    times: dict[str, Any] = {"keep": "time", "time_groups": min(TIMES, len(trace.present))}
-    lazy["r2g_time"] = r2g(trace, **which, **times)
+    positions = load_mask(trace, where) if where else None
+    by_time: MapOptions = {**which, "keep": "time", "time_groups": min(TIMES, len(trace.present))}
+    lazy["r2g_time"] = r2g(trace, **by_time)
     used = None
     if has_places(chosen):
-        lazy |= {"g2r": g2r(trace, **positions), "g2r_time": g2r(trace, **positions, **times)}
-        name = reference_mask or find_mask(trace, "reference_mask", f"{MapFacts.of(lazy['g2r']).image}_mask", "reference_mask")
+        lazy |= {"g2r": g2r(trace, query_mask=positions, **which), "g2r_time": g2r(trace, query_mask=positions, **by_time)}
+        name = reference_mask or own_reference_mask(trace, MapFacts.of(lazy["g2r"]).image)
         used = fit_mask(lazy["g2r"], load_mask(trace, name)) if name else None
     maps: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
-    return Evidence(trace, chosen, survey(trace, chosen), maps, inside, used)
+    return Evidence(trace, chosen, survey_layers(trace, chosen), maps, inside, used)

@@ -1,4 +1,4 @@
-"""Failure signatures of attention: what each measures of a recording, and the sentences that say what it means. More is worse, of all."""
+"""Failure signatures of attention: what each measures, and what its number means. For every signature, a higher value is worse."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ..inspection.precision import column_mass_lost
 from ..metrics.pointing import RADIUS
 from ..numerics.resize import middle, resize
 from ..numerics.statistics import correlation
+from ..numerics.window import Window
 from ..trace.reader import Trace
-from .survey import Survey
+from .survey import LayerStatistics
 
 Values = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -31,16 +32,16 @@ class Evidence:
 
     trace: Trace
     chosen: Selection
-    surveys: list[Survey | None]
+    statistics: list[LayerStatistics | None]
     maps: dict[str, xr.DataArray]
     """r2g and g2r, the latter of masked positions if there is a mask; r2g_time and g2r_time, the same by groups of steps."""
     mask: Mask | None
     reference_mask: Mask | None
 
-    def by_head(self, ask: Callable[[Survey], Values]) -> list[tuple[float, str]]:
+    def by_head(self, ask: Callable[[LayerStatistics], Values]) -> list[tuple[float, str]]:
         """A number of every head, with the head's name."""
         found = []
-        for index, numbers, each in zip(self.chosen.layers, self.chosen.pairs, self.surveys, strict=True):
+        for index, numbers, each in zip(self.chosen.layers, self.chosen.pairs, self.statistics, strict=True):
             if each is not None:
                 name = self.trace.layers[index].name
                 found += [(float(v), f"head {h} of {name}") for v, h in zip(ask(each) / each.calls, numbers, strict=True)]
@@ -49,7 +50,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One way in which attention fails. Of every number more is worse."""
+    """One way in which attention fails; a higher number is worse."""
 
     key: str
     name: str
@@ -92,7 +93,7 @@ def inconsistent(evidence: Evidence) -> Found:
 
 def mismatch(evidence: Evidence) -> Found:
     """Share of patches in the mask that the place they look at does not look back to."""
-    there = [(i, each) for i, each in zip(evidence.chosen.layers, evidence.surveys, strict=True) if each is not None]
+    there = [(i, each) for i, each in zip(evidence.chosen.layers, evidence.statistics, strict=True) if each is not None]
     if not _spatial(evidence) or len({each.looked.shape[1] for _, each in there}) != 1:
         return None
     latent = evidence.trace.latent_grid
@@ -109,7 +110,7 @@ def mismatch(evidence: Evidence) -> Found:
 def special_sink(evidence: Evidence) -> Found:
     """Share of attention that goes to tokens without a place, mean over heads."""
     specials = {group.specials for group in evidence.chosen.groups}
-    if specials == {0} or not any(evidence.surveys) or not _spatial(evidence):
+    if specials == {0} or not any(evidence.statistics) or not _spatial(evidence):
         return None
     found = evidence.by_head(lambda s: s.mass[:, : max(specials)].sum(1))
     return float(np.mean([value for value, _ in found])), "most in " + max(found)[1]
@@ -117,7 +118,7 @@ def special_sink(evidence: Evidence) -> Found:
 
 def token_sink(evidence: Evidence) -> Found:
     """Share of attention that goes to one token with a place, the strongest of each head, mean over heads."""
-    if not _spatial(evidence) or not any(evidence.surveys):
+    if not _spatial(evidence) or not any(evidence.statistics):
         return None
     first = max(group.specials for group in evidence.chosen.groups)
     found = evidence.by_head(lambda s: s.mass[:, first:].max(1))
@@ -137,11 +138,9 @@ def _spatial(evidence: Evidence) -> bool:
 
 def _contrast(map: xr.DataArray, inside: Mask) -> float:
     """Mean of a map outside a mask over its mean inside, on the part of the picture that the map covers."""
-    top, left, bottom, right = (round(edge) for edge in MapFacts.of(map).window or (0, 0, *inside.shape))
-    seen = np.s_[max(top, 0) : min(bottom, inside.shape[0]), max(left, 0) : min(right, inside.shape[1])]
-    level = resize(map.values, (bottom - top, right - left), "bilinear")
-    level = level[max(-top, 0) : min(bottom, inside.shape[0]) - top, max(-left, 0) : min(right, inside.shape[1]) - left]
-    there = inside[seen]
+    window = Window.of(MapFacts.of(map).window, inside.shape)
+    level = resize(map.values, window.size, "bilinear")[window.seen(inside.shape)]
+    there = inside[window.inside(inside.shape)]
     if there.all() or not there.any():
         return np.nan
     within = float(level[there].mean())

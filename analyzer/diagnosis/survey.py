@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +31,7 @@ STEPS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class LayerStatistics:
     """What the calls of one layer say of a token group."""
 
     calls: int
@@ -42,18 +44,12 @@ class Survey:
     answered: Values
     """(position, token): the same of G."""
 
-    def __add__(self, other: Survey) -> Survey:
-        return Survey(
-            self.calls + other.calls,
-            self.even + other.even,
-            self.mass + other.mass,
-            self.looked + other.looked,
-            self.answered + other.answered,
-        )
+    def __add__(self, other: LayerStatistics) -> LayerStatistics:
+        return LayerStatistics(*(getattr(self, field) + getattr(other, field) for field in self.__slots__))
 
 
-def survey(trace: Trace, chosen: Selection) -> list[Survey | None]:
-    """Each selected layer's survey; None for a layer without a call. Memory does not grow with the steps."""
+def survey_layers(trace: Trace, chosen: Selection) -> list[LayerStatistics | None]:
+    """Statistics of each selected layer; None for a layer without a call. Memory does not grow with the steps."""
     tasks: list[Any] = []
     for index, group, numbers in zip(chosen.layers, chosen.groups, chosen.pairs, strict=True):
         calls = Calls.of(trace, index)
@@ -64,11 +60,11 @@ def survey(trace: Trace, chosen: Selection) -> list[Survey | None]:
             delayed(survey_calls, pure=False, traverse=False)(calls, (chosen.sample, chosen.branch), part, group, heads) for part in parts
         ]
         tasks.append(_total(found) if found else None)
-    results: list[Survey | None] = list(compute(*tasks))  # type: ignore[no-untyped-call]
+    results: list[LayerStatistics | None] = list(compute(*tasks))  # type: ignore[no-untyped-call]
     return results
 
 
-def survey_calls(calls: Calls, where: tuple[int, int], steps: list[int], group: TokenGroup, heads: list[int]) -> Survey:
+def survey_calls(calls: Calls, where: tuple[int, int], steps: list[int], group: TokenGroup, heads: list[int]) -> LayerStatistics:
     """Task: some steps of one layer.
 
     Raises   CorruptTrace if a file was changed
@@ -90,17 +86,10 @@ def survey_calls(calls: Calls, where: tuple[int, int], steps: list[int], group: 
             block *= rows[:, part, None]
             block *= columns[:, None]
             answered[part] += block[..., group.specials :].sum(0)
-    return Survey(len(steps), even, mass, looked, answered)
+    return LayerStatistics(len(steps), even, mass, looked, answered)
 
 
 def _total(parts: list[Any]) -> Any:
     while len(parts) > 1:
-        parts = [delayed(_add, pure=False)(parts[i : i + STEPS]) for i in range(0, len(parts), STEPS)]
+        parts = [delayed(reduce, pure=False)(add, parts[i : i + STEPS]) for i in range(0, len(parts), STEPS)]
     return parts[0]
-
-
-def _add(parts: list[Survey]) -> Survey:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

@@ -1,6 +1,6 @@
 """Datasets on a dask.distributed cluster: one task a trace, done where the trace is read.
 
-What travels is a path and a question one way and a row of numbers the other; no attention does. Each task runs in one thread of
+What travels is a path and a request one way and a row of numbers the other; no attention does. Each task runs in one thread of
 one worker and holds what a scan holds, a few megabytes and the maps, whatever the trace's size.
 """
 
@@ -22,7 +22,7 @@ from ...schema.errors import InvalidInput, NoCluster
 from ...schema.layout import ROOT
 from ...schema.messages import option
 from ..store.discovery import Member
-from .rows import Question, Row, evaluate_trace
+from .rows import DatasetRequest, TraceScores, evaluate_trace
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -68,7 +68,7 @@ async def _greet(address: str) -> None:
     await (await asyncio.wait_for(greeted, ANSWER_SECONDS)).close()
 
 
-def evaluate_there(client: Client, members: Sequence[Member], question: Question) -> Iterator[tuple[int, Row]]:
+def evaluate_there(client: Client, members: Sequence[Member], request: DatasetRequest) -> Iterator[tuple[int, TraceScores]]:
     """Rows and their positions, as the workers finish them.
 
     Raises   NoCluster if no worker can do it, or the scheduler goes away
@@ -78,11 +78,11 @@ def evaluate_there(client: Client, members: Sequence[Member], question: Question
     paths = [member.path.resolve() for member in members]
     require_workers(client, next((path for path in paths if _is_seen(path)), paths[0]))
     # A worker stands in another folder. A bare word is the name of an image in the trace first.
-    masks = {name: Path(getattr(question, name) or "") for name in ("mask", "reference_mask")}
+    masks = {name: Path(getattr(request, name) or "") for name in ("mask", "reference_mask")}
     files: dict[str, Any] = {name: str(path.resolve()) for name, path in masks.items() if path.suffix and path.is_file()}
-    question = dataclasses.replace(question, **files)
+    request = dataclasses.replace(request, **files)
     # A thread of its own for each trace: a worker has others for other traces.
-    futures = client.map(evaluate_trace, paths, question=question, scheduler="synchronous", pure=False, retries=0)
+    futures = client.map(evaluate_trace, paths, request=request, scheduler="synchronous", pure=False, retries=0)
     place = {future.key: index for index, future in enumerate(futures)}
     ended, seen = as_completed(futures, loop=client.loop), time.monotonic()
     try:
@@ -136,13 +136,13 @@ def _is_seen(path: Path) -> bool:
     return (path / ROOT).is_file()
 
 
-def _row(future: Any, path: Path) -> Row:
+def _row(future: Any, path: Path) -> TraceScores:
     """What became of one trace; one that cost its workers, or that its worker does not see, is a row too."""
     if future.status == "error":
         error = future.exception()
         text = f"{path} cost the cluster its workers ({_line(error)}); they may be short of memory: see their logs"
-        return Row(kind=type(error).__name__, error=text, code=1)
-    row: Row = future.result()
+        return TraceScores(kind=type(error).__name__, error=text, code=1)
+    row: TraceScores = future.result()
     if row.kind == "NotATrace" and _is_seen(path):
         return dataclasses.replace(row, error=f"{path} is here, but the worker that was to read it does not see it; {SHARE}")
     return row

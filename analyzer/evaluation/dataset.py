@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 import xarray as xr
@@ -19,11 +19,12 @@ from tqdm import tqdm
 from ...schema import errors
 from ...schema.errors import CorruptTrace, InvalidInput, TraceError
 from ...schema.messages import option
+from ..aggregation.select import Select, SelectOptions
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..progress import hidden
 from ..store.discovery import Member, Source, find_traces
-from .rows import Question, Row, Shape, evaluate_trace
+from .rows import DatasetRequest, Shape, TraceScores, evaluate_trace
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -36,23 +37,23 @@ USUAL: Final = ("imacs_g", "imacs_r")
 class Evaluation:
     """The rows of a dataset, in the order of its traces."""
 
-    question: Question
+    request: DatasetRequest
     members: list[Member]
-    rows: list[Row]
+    rows: list[TraceScores]
     seed: int = 0
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The columns: what was asked for, without what no trace has."""
-        return tuple(name for name in self.question.metrics if any(name in row.values for _, row in self.good))
+        return tuple(name for name in self.request.metrics if any(name in row.values for _, row in self.good))
 
     @property
-    def good(self) -> list[tuple[Member, Row]]:
+    def good(self) -> list[tuple[Member, TraceScores]]:
         """Traces that answered."""
         return [(member, row) for member, row in zip(self.members, self.rows, strict=True) if not row.error]
 
     @property
-    def skipped(self) -> list[tuple[Member, Row]]:
+    def skipped(self) -> list[tuple[Member, TraceScores]]:
         """Traces that did not, and why."""
         return [(member, row) for member, row in zip(self.members, self.rows, strict=True) if row.error]
 
@@ -75,7 +76,7 @@ def evaluate(
     reference_mask: str | None = None,
     partial: bool = False,
     seed: int = 0,
-    **selection: Any,
+    **options: Unpack[SelectOptions],
 ) -> xr.Dataset:
     """Metrics of every trace of a dataset: paths, folders that hold traces, and patterns such as `runs/*.zarr`.
 
@@ -86,34 +87,37 @@ def evaluate(
              JSON that lists traces that could not be asked, and why
     Raises   NotATrace where there is no trace, InvalidInput; if no trace can be asked, the first one's error
     """
+    if kept := [name for name in ("keep", "time_groups") if options.get(name)]:
+        raise InvalidInput(f"an evaluation has one number for each trace and metric, so it cannot take {option(kept[0])}")
     wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    chosen = {name: list(value) if isinstance(value, Iterator) else value for name, value in selection.items()}
-    question = Question(wanted, mask, reference_mask, partial, {"recipe": recipe, **chosen})
-    return tabulate(ask(find_traces(paths), question, client, seed))
+    request = DatasetRequest(
+        metrics=wanted, select=Select.of(options), recipe=recipe, mask=mask, reference_mask=reference_mask, partial=partial
+    )
+    return tabulate(ask(find_traces(paths), request, client, seed))
 
 
-def ask(members: Sequence[Member], question: Question, client: Client | None = None, seed: int = 0) -> Evaluation:
+def ask(members: Sequence[Member], request: DatasetRequest, client: Client | None = None, seed: int = 0) -> Evaluation:
     """Ask every trace; a progress bar on a terminal counts them.
 
     Raises   as `evaluate`
     """
-    question.check()
-    rows: list[Row | None] = [None] * len(members)
+    request.check()
+    rows: list[TraceScores | None] = [None] * len(members)
     with tqdm(total=len(members), desc="traces", unit="trace", leave=False, disable=hidden()) as bar:
-        for index, row in _answers(members, question, client):
+        for index, row in _answers(members, request, client):
             rows[index] = row
             bar.update()
-    answered = agree(members, [row for row in rows if row is not None], question)
-    evaluation = Evaluation(question, list(members), answered, seed)
+    answered = agree(members, [row for row in rows if row is not None], request)
+    evaluation = Evaluation(request, list(members), answered, seed)
     if not evaluation.good:
         raise _nothing(evaluation)
     return evaluation
 
 
-def agree(members: Sequence[Member], rows: Sequence[Row], question: Question) -> list[Row]:
+def agree(members: Sequence[Member], rows: Sequence[TraceScores], request: DatasetRequest) -> list[TraceScores]:
     """The rows, with an error for traces in which what was chosen by position is something else than in most."""
     answered = list(rows)
-    for axis in question.positional:
+    for axis in request.positional:
         there = [(i, row.shape) for i, row in enumerate(answered) if not row.error]
         if not there:
             break
@@ -127,7 +131,7 @@ def agree(members: Sequence[Member], rows: Sequence[Row], question: Question) ->
 
 def tabulate(evaluation: Evaluation) -> xr.Dataset:
     """The evaluation as a Dataset; see `evaluate`."""
-    good, question = evaluation.good, evaluation.question
+    good, request = evaluation.good, evaluation.request
     coords = {
         "trace": _texts(member.name for member, _ in good),
         "id": ("trace", _texts(row.id for _, row in good)),
@@ -142,7 +146,7 @@ def tabulate(evaluation: Evaluation) -> xr.Dataset:
         for name, found in evaluation.means().items()
     }
     attrs = {
-        "recipe": get_recipe(question.recipe).label,
+        "recipe": get_recipe(request.recipe).label,
         "resamples": RESAMPLES,
         "seed": evaluation.seed,
         "skipped": json.dumps([skipped_facts(member, row) for member, row in evaluation.skipped]),
@@ -150,7 +154,7 @@ def tabulate(evaluation: Evaluation) -> xr.Dataset:
     return xr.Dataset(variables, coords, attrs)
 
 
-def skipped_facts(member: Member, row: Row) -> dict[str, Any]:
+def skipped_facts(member: Member, row: TraceScores) -> dict[str, Any]:
     """A trace that was left out, as plain values."""
     return {"trace": member.name, "path": str(member.path), "type": row.kind, "message": row.error, "exit_code": row.code}
 
@@ -160,15 +164,15 @@ def _texts(values: Iterable[str]) -> NDArray[np.object_]:
     return np.array(list(values), dtype=object)
 
 
-def _answers(members: Sequence[Member], question: Question, client: Client | None) -> Iterator[tuple[int, Row]]:
+def _answers(members: Sequence[Member], request: DatasetRequest, client: Client | None) -> Iterator[tuple[int, TraceScores]]:
     if client is None:
-        return ((index, evaluate_trace(member.path, question)) for index, member in enumerate(members))
+        return ((index, evaluate_trace(member.path, request)) for index, member in enumerate(members))
     from .cluster import evaluate_there
 
-    return evaluate_there(client, members, question)
+    return evaluate_there(client, members, request)
 
 
-def _odd(member: Member, shape: Mapping[str, Any], model: Member, usual: Shape, axis: str) -> Row:
+def _odd(member: Member, shape: Mapping[str, Any], model: Member, usual: Shape, axis: str) -> TraceScores:
     here, there = shape[axis], usual[axis]
     if axis == "layers":
         how = f"its {len(here)} layers are not the {len(there)} of {model.name}; choose layers by name"
@@ -177,7 +181,7 @@ def _odd(member: Member, shape: Mapping[str, Any], model: Member, usual: Shape, 
     else:
         how = f"it has {here[0]} steps, {model.name} has {there[0]}; evaluate the two kinds apart"
     text = f"{member.path} does not fit the other traces: {option(axis)} chooses by position, and {how}"
-    return Row(kind="InvalidInput", error=text, code=InvalidInput.exit_code)
+    return TraceScores(kind="InvalidInput", error=text, code=InvalidInput.exit_code)
 
 
 def _nothing(evaluation: Evaluation) -> TraceError:

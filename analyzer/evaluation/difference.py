@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import numpy as np
 import xarray as xr
@@ -15,11 +15,11 @@ from PIL.Image import Image
 from ...schema.errors import InvalidInput
 from ...schema.messages import listed
 from ...schema.trace import Layer
-from ..aggregation.select import Select
+from ..aggregation.select import MapOptions, Select, SelectOptions
 from ..aggregation.selection import Selection, choose, has_places
 from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
-from ..methods.recipes import get_recipe
+from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import correlation
 from ..output.figures import compose, draw, show, stack
 from ..output.files import Output, save
@@ -43,33 +43,41 @@ class Difference:
     """The numbers, as plain JSON."""
 
 
-def differ(first: Trace, second: Trace, metrics: Iterable[str] | None = None, **selection: Any) -> Difference:
-    """Ask both for the same maps and metrics, by default all that both can answer; selection as of maps, keep excepted.
+def differ(
+    first: Trace, second: Trace, metrics: Iterable[str] | None = None, recipe: str | Recipe = "i2am", **options: Unpack[SelectOptions]
+) -> Difference:
+    """Ask both for the same maps and metrics, by default all that both can answer; options as of maps, `keep` excepted.
 
     Raises   InvalidInput naming the layers, heads, tokens or steps in which the recordings differ in shape; as the maps and metrics
     """
-    chosen = [choose(trace, Select.of(selection), recipe=selection.get("recipe")) for trace in (first, second)]
+    row, select = get_recipe(recipe), Select.of(options)
+    asked: MapOptions = {"recipe": row, "keep": (), "time_groups": None, **select.options()}
+    chosen = [choose(trace, select, recipe=row) for trace in (first, second)]
     if found := differences(first, second, *chosen):
         raise InvalidInput(f"{first.path} and {second.path} are of different shapes and cannot be laid over each other: {'; '.join(found)}")
-    both = [name for name in available(first, **selection) if name in available(second, **selection)] if metrics is None else list(metrics)
-    asked: dict[str, Callable[..., xr.DataArray]] = {"r2g": r2g}
-    if has_places(chosen[0]) and get_recipe(selection.get("recipe", "i2am")).g2r != "none":
-        asked["g2r"] = g2r
-    plans = [plan_metrics(trace, both, **selection) for trace in (first, second)] if both else []
+    both = (
+        [name for name in available(first, row, **select.options()) if name in available(second, row, **select.options())]
+        if metrics is None
+        else list(metrics)
+    )
+    maps_of: dict[str, Callable[..., xr.DataArray]] = {"r2g": r2g}
+    if has_places(chosen[0]) and row.g2r != "none":
+        maps_of["g2r"] = g2r
+    plans = [plan_metrics(trace, both, **asked) for trace in (first, second)] if both else []
     lazy = [
-        {name: {"whole": ask(trace, **selection), "layers": ask(trace, keep="layer", **selection)} for name, ask in asked.items()}
+        {name: {"whole": ask(trace, **asked), "layers": ask(trace, **{**asked, "keep": "layer"})} for name, ask in maps_of.items()}
         for trace in (first, second)
     ]
     maps, computed = compute(lazy, [plan.maps for plan in plans])  # type: ignore[no-untyped-call]
     scores = [plan.scores(found) for plan, found in zip(plans, computed, strict=True)]
-    stacked = {name: _stack(*(each[name]["whole"] for each in maps)) for name in asked}
+    stacked = {name: _stack(*(each[name]["whole"] for each in maps)) for name in maps_of}
     facts = {
         "first": first.id,
         "second": second.id,
         "recipe": MapFacts.of(maps[0]["r2g"]["whole"]).recipe,
-        "maps": {name: _change(*(each[name]["whole"].values for each in maps)) for name in asked},
+        "maps": {name: _change(*(each[name]["whole"].values for each in maps)) for name in maps_of},
         "layers": [
-            {"name": first.layers[index].name, **{name: _change(*(each[name]["layers"].values[i] for each in maps)) for name in asked}}
+            {"name": first.layers[index].name, **{name: _change(*(each[name]["layers"].values[i] for each in maps)) for name in maps_of}}
             for i, index in enumerate(chosen[0].layers)
         ],
         "metrics": [

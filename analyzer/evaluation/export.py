@@ -16,7 +16,7 @@ Record = dict[str, Any]
 def facts_of(evaluation: Evaluation) -> Record:
     """The evaluation as one JSON document."""
     return {
-        "recipe": get_recipe(evaluation.question.recipe).label,
+        "recipe": get_recipe(evaluation.request.recipe).label,
         "traces": records(evaluation),
         "mean": {
             name: {"mean": found.mean, "low": found.low, "high": found.high, "count": found.count}

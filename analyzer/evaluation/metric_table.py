@@ -4,33 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, Unpack, get_args
 
 import xarray as xr
 from dask.base import compute
 
-from ...schema.errors import InvalidInput
+from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, option
-from ...schema.trace import ImageRole
-from ..facts import MapFacts
+from ..aggregation.select import MapOptions, Select, SelectOptions
 from ..inspection.truth import require_truth
 from ..maps.attribution import g2r, r2g
 from ..maps.looks import looks, row_entropy
-from ..methods.recipes import get_recipe
+from ..methods.recipes import Recipe, get_recipe
 from ..metrics.boxes import box_iou
 from ..metrics.entropy import concentration, entropy
-from ..metrics.imacs import imacs
+from ..metrics.imacs import ImacsOptions, imacs
 from ..metrics.masks import binarize, fit_mask
 from ..metrics.overlap import iou, miou
 from ..metrics.pointing import attention_variation, pck, pointing_error
 from ..metrics.results import over_frames
-from ..trace.images import find_mask, load_mask
 from ..trace.reader import Trace
+from .grounds import MASKS, Grounds, Need
 
 Of: TypeAlias = Literal["r2g", "g2r", "g2r_masked", "looks", "rows"]
 """What is judged: R2G; G2R of all positions; G2R of those in the mask (v1, Eq. 17); SRAM of every patch; rows of P, call by call."""
 Against: TypeAlias = Literal["", "mask", "reference_mask", "truth"]
 """What it is held against: nothing, a mask of the generated image or of the reference, the true place of every patch."""
+
+NEEDS: Final[dict[Of, tuple[Need, ...]]] = {
+    "r2g": (),
+    "g2r": ("places",),
+    "g2r_masked": ("places", "mask"),
+    "looks": ("places", "image"),
+    "rows": ("tokens",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +52,23 @@ class Metric:
     better: Literal["higher", "lower", ""]
     """Which way agreement lies; empty where there is no better or worse."""
     meaning: str
+    settings: tuple[str, ...] = ()
+    """Arguments of the function that can be set."""
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What the trace must have."""
+        return (*NEEDS[self.of], self.against) if self.against else NEEDS[self.of]
 
 
+IMACS: Final = ("imacs_g", "imacs_r", "imacs_r_plain")
+IMACS_R: Final = ("penalty", "threshold", "pre_mask")
 METRICS: Final = {
     row.name: row
     for row in (
-        Metric("imacs_g", "r2g", "mask", imacs, "higher", "R2G against the mask"),
-        Metric("imacs_r", "g2r_masked", "reference_mask", imacs, "higher", "G2R of masked positions against the reference mask"),
-        Metric("imacs_r_plain", "g2r", "reference_mask", imacs, "higher", "G2R of all positions against the reference mask"),
+        Metric("imacs_g", "r2g", "mask", imacs, "higher", "R2G against the mask", ("penalty", "threshold")),
+        Metric("imacs_r", "g2r_masked", "reference_mask", imacs, "higher", "G2R of masked positions against the reference mask", IMACS_R),
+        Metric("imacs_r_plain", "g2r", "reference_mask", imacs, "higher", "G2R of all positions against the reference mask", IMACS_R),
         Metric("iou_g", "r2g", "mask", iou, "higher", "overlap of R2G above 0.4 and the mask"),
         Metric("iou_r", "g2r_masked", "reference_mask", iou, "higher", "overlap of masked G2R above 0.4 and the reference mask"),
         Metric("miou_g", "r2g", "mask", miou, "higher", "mean overlap of R2G and the mask over thresholds 0.3, 0.4, 0.5"),
@@ -89,22 +105,43 @@ class Judgement:
     maps: dict[Of, xr.DataArray]
     """Compute them together: `dask.compute(judgement.maps)`; they share one pass over the trace."""
     targets: dict[Against, Any]
+    settings: ImacsOptions
+    grounds: Grounds
 
-    def scores(self, computed: Mapping[Of, xr.DataArray]) -> dict[str, xr.DataArray]:
+    def scores(self, computed: Mapping[Any, xr.DataArray]) -> dict[str, xr.DataArray]:
         """Each metric of the computed maps; of a video the mean over its frames.
 
         Dims     -> (kept axes), by name of metric
+        Raises   InvalidInput if the trace has no mask for any of them
         """
-        against = {row.name: [self.targets[row.against]] if row.against else [] for row in self.rows}
-        return {row.name: over_frames(row.function(computed[row.of], *against[row.name])) for row in self.rows}
+        if not self.rows:
+            which = f"{option('mask')} and {option('reference_mask')}, pictures of the sizes that `i2am info` shows"
+            raise InvalidInput(f"{self.grounds.trace.path} holds no masks that can be used; give {which}")
+        found = {}
+        for row in self.rows:
+            against = [self.targets[row.against]] if row.against else []
+            settings = {name: value for name, value in self.settings.items() if name in row.settings}
+            found[row.name] = over_frames(row.function(computed[row.of], *against, **settings))
+        return found
 
 
 def plan_metrics(
-    trace: Trace, names: Iterable[str], *, mask: str | None = None, reference_mask: str | None = None, **selection: Any
+    trace: Trace,
+    names: Iterable[str],
+    *,
+    mask: str | None = None,
+    reference_mask: str | None = None,
+    settings: ImacsOptions | None = None,
+    optional: bool = False,
+    recipe: str | Recipe = "i2am",
+    keep: Iterable[str] | str = (),
+    time_groups: int | None = None,
+    **options: Unpack[SelectOptions],
 ) -> Judgement:
-    """Find what the metrics need of a trace before anything of it is read; selection as of maps: keep, recipe, layers and the rest.
+    """Find what the metrics need of a trace before anything of it is read.
 
-    Masks are the trace's own unless others are named.
+    Masks are the trace's own unless others are named. `settings` are those of IMACS. With `optional`, metrics whose masks or places
+    the trace does not have are left out.
 
     Raises   InvalidInput for an unknown metric, a metric whose mask or truth the trace does not have, masks of another size;
              UnknownSelection
@@ -112,65 +149,74 @@ def plan_metrics(
     rows = tuple(metric(name) for name in ([names] if isinstance(names, str) else names))
     if not rows:
         raise InvalidInput(f"no metric was asked for; there are {', '.join(METRICS)}")
-    wanted = {row.of for row in rows}
-    needed: set[Against] = {row.against for row in rows} | ({"mask"} if "g2r_masked" in wanted else set())
-    pictures: dict[Against, Any] = {}
-    if "mask" in needed:
-        pictures["mask"] = load_mask(trace, mask or _own_mask(trace, "mask", f"mask_{selection.get('sample', 0)}", "mask"))
-    maps: dict[Of, xr.DataArray] = {of: ASK[of](trace, pictures.get("mask"), dict(selection)) for of in sorted(wanted)}
-    if "reference_mask" in needed:
-        drawn_on = next(maps[row.of] for row in rows if row.against == "reference_mask")
-        own = (f"{MapFacts.of(drawn_on).image}_mask", "reference_mask")
-        pictures["reference_mask"] = load_mask(trace, reference_mask or _own_mask(trace, "reference_mask", *own))
-    targets: dict[Against, Any] = {"truth": require_truth(trace)} if "truth" in needed else {}
+    named = {"mask": mask, "reference_mask": reference_mask}
+    grounds = Grounds(trace, Select.of(options), get_recipe(recipe), named)
+    asked: MapOptions = {"recipe": grounds.row, "keep": keep, "time_groups": time_groups, **grounds.select.options()}
+    if optional:
+        if reference_mask is not None and not grounds.places:
+            name = grounds.chosen.groups[0].name
+            raise InvalidInput(f"the {name} tokens have no place on a picture, so no mask of it can score them; leave it out")
+        rows = tuple(row for row in rows if all(grounds.has(need) for need in row.needs))
+    pixels = {role: grounds.load(role) for role in MASKS if any(role in row.needs for row in rows)}
+    maps = {of: ASK[of](trace, pixels.get("mask"), asked) for of in sorted({row.of for row in rows})}
+    targets: dict[Against, Any] = {}
     for row in rows:
-        if row.against in pictures:
+        if row.against == "truth":
+            targets["truth"] = require_truth(trace)
+        elif row.against:
             # Looks lie on the reference with their last axes, but the mask is of the patches that look.
-            targets[row.against] = binarize(pictures["mask"]) if row.of == "looks" else fit_mask(maps[row.of], pictures[row.against])
-    return Judgement(rows, maps, targets)
+            mine = pixels[row.against]
+            targets[row.against] = binarize(mine) if row.of == "looks" else fit_mask(maps[row.of], mine)
+    return Judgement(rows, maps, targets, settings or {}, grounds)
 
 
-def judge(trace: Trace, names: Iterable[str], **options: Any) -> dict[str, xr.DataArray]:
-    """Metrics of a trace, all from one pass; options as `plan_metrics`.
+def judge(
+    trace: Trace,
+    names: Iterable[str],
+    *,
+    mask: str | None = None,
+    reference_mask: str | None = None,
+    settings: ImacsOptions | None = None,
+    **options: Unpack[MapOptions],
+) -> dict[str, xr.DataArray]:
+    """Metrics of a trace, all from one pass; arguments as of `plan_metrics`.
 
     Raises   as `plan_metrics`
     """
-    plan = plan_metrics(trace, names, **options)
+    plan = plan_metrics(trace, names, mask=mask, reference_mask=reference_mask, settings=settings, **options)
     computed = compute(plan.maps)[0]  # type: ignore[no-untyped-call]
     return plan.scores(computed)
 
 
-def available(trace: Trace, **selection: Any) -> list[str]:
-    """Names of the metrics whose masks and truth the trace itself brings; selection as of `plan_metrics`."""
-    found = []
-    for name in METRICS:
-        try:
-            plan_metrics(trace, [name], **selection)
-        except (InvalidInput, LookupError):
-            continue
-        found.append(name)
-    return found
+def available(trace: Trace, recipe: str | Recipe = "i2am", **options: Unpack[SelectOptions]) -> list[str]:
+    """Names of the metrics whose masks, places and truth the trace itself brings.
+
+    Raises   InvalidInput for options that no trace can answer
+    """
+    grounds = Grounds(trace, Select.of(options), get_recipe(recipe), dict.fromkeys(MASKS))
+    try:
+        grounds.chosen  # noqa: B018
+    except UnknownSelection:  # it has nothing of what is selected
+        return []
+    there = {need for need in get_args(Need) if (grounds.fits(need) if need in MASKS else grounds.has(need))}
+    return [row.name for row in METRICS.values() if there.issuperset(row.needs)]
 
 
-def _rows(trace: Trace, mask: Any, selection: dict[str, Any]) -> xr.DataArray:
-    selection.pop("recipe", None)  # rows of P are the model's own, whatever maps are made of them
-    return row_entropy(trace, **selection)
+def _all_positions(trace: Trace, mask: Any, options: MapOptions) -> xr.DataArray:
+    plain: MapOptions = {**options, "recipe": get_recipe(options["recipe"], query_mask=False)}
+    return g2r(trace, **plain)
 
 
-ASK: Final[dict[Of, Callable[[Trace, Any, dict[str, Any]], xr.DataArray]]] = {
-    "r2g": lambda trace, mask, selection: r2g(trace, **selection),
-    "g2r": lambda trace, mask, selection: g2r(
-        trace, **{**selection, "recipe": get_recipe(selection.get("recipe", "i2am"), query_mask=False)}
-    ),
-    "g2r_masked": lambda trace, mask, selection: g2r(trace, query_mask=mask, **selection),
-    "looks": lambda trace, mask, selection: looks(trace, **selection),
+def _rows(trace: Trace, mask: Any, options: MapOptions) -> xr.DataArray:
+    plain: dict[str, Any] = {**options}
+    del plain["recipe"]  # rows of P are the model's own, whatever maps are made of them
+    return row_entropy(trace, **plain)
+
+
+ASK: Final[dict[Of, Callable[[Trace, Any, MapOptions], xr.DataArray]]] = {
+    "r2g": lambda trace, mask, options: r2g(trace, **options),
+    "g2r": _all_positions,
+    "g2r_masked": lambda trace, mask, options: g2r(trace, query_mask=mask, **options),
+    "looks": lambda trace, mask, options: looks(trace, **options),
     "rows": _rows,
 }
-
-
-def _own_mask(trace: Trace, role: ImageRole, *preferred: str) -> str:
-    name = find_mask(trace, role, *preferred)
-    if name is None:
-        what = "mask of the generated image" if role == "mask" else "mask of the reference"
-        raise InvalidInput(f"{trace.path} holds no {what}, which the metric needs; give one with {option(role)}")
-    return name

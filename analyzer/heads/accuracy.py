@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
 from ...schema.errors import InvalidInput
+from ...schema.messages import option
 from ...schema.selection import Selector
 from ..aggregation.select import Select
 from ..aggregation.selection import choose
@@ -40,24 +41,23 @@ def head_accuracy(
     opened = open_all(traces)
     each = []
     for trace in tqdm(opened, desc="heads", unit="trace", leave=False, disable=hidden()):
-        each.append(_of_trace(trace, radius, layers=layers, sample=sample, branch=branch, group=group))
+        each.append(_of_trace(trace, radius, Select(layers=layers, sample=sample, branch=branch, group=group)))
         require_same_heads(each[0], trace)
         if each[-1]["layer"].values.tolist() != each[0]["layer"].values.tolist():
-            raise InvalidInput(f"{trace.path} and {opened[0].path} have different layers; select with `layers` those that both have")
+            raise InvalidInput(f"{trace.path} and {opened[0].path} have different layers; select with {option('layers')} those of both")
     in_order = [found.values for _, found in sorted(zip((trace.id for trace in opened), each, strict=True), key=lambda pair: pair[0])]
-    mean = each[0].copy(data=np.mean(in_order, axis=0))  # sums of floats depend on their order, which is not to matter
+    mean = each[0].copy(data=np.mean(in_order, axis=0))  # sorted first: sums of floats depend on their order
     facts = {"kind": "truth", "model": str(opened[0].record.model.get("pipeline", "")), "traces": sorted(trace.id for trace in opened)}
     mean.attrs = {**facts, "branch": branch or "", "radius": float(radius)}
     return mean
 
 
-def _of_trace(trace: Trace, radius: float, **selection: Any) -> xr.DataArray:
-    truth = require_truth(trace)
-    chosen = choose(trace, Select.of(selection))
+def _of_trace(trace: Trace, radius: float, select: Select) -> xr.DataArray:
+    truth, chosen = require_truth(trace), choose(trace, select)
     order = [chosen.layers[i] for i in published_order(trace.layers[index].name for index in chosen.layers)]
     coords = head_coordinates([trace.layers[index] for index in order])
     scores = np.full((len(order), len(coords["head"])), np.nan)
     for row, index in enumerate(order):  # layer by layer: a look is as large as the attention of one call
-        found = pck(looks(trace, **{**selection, "layers": index}, keep="head"), truth, radius)
+        found = pck(looks(trace, keep="head", **replace(select, layers=index).options()), truth, radius)
         scores[row, np.searchsorted(coords["head"], found["head"].values)] = found.values
     return xr.DataArray(scores, dims=("layer", "head"), coords=coords, name="truth")

@@ -1,4 +1,4 @@
-"""What is asked of probes, held against every trace before anything is counted, so that a wrong one is found in seconds."""
+"""Words of concepts among the keys of a probe, found in every trace before anything is counted, so that a mistake costs seconds."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Spans: TypeAlias = list[list[Span]]
 PROBE: Final = "concepts"
 
 
-def how(probe: str) -> str:
+def how_to_record(probe: str) -> str:
     """How a recording comes to hold the concepts' words."""
     made = f'[probes] {probe} = {{ lines = "words.txt" }}, a file that `i2am concepts --words` prints'
     words = made if is_for_shell() else f'{option("probes")}{{"{probe}": concept_words()}}'
     return f"record with {option('encoding', 'factors')} and {words}"
 
 
-class Enquiry:
+class ProbeWords:
     """Words of concepts, asked of one probe in the same layers of any number of traces of one model."""
 
     def __init__(self, first: Trace, words: Concepts, probe: str, layers: Selector | Iterable[Selector] | None, branch: str | None) -> None:
@@ -79,7 +79,7 @@ class Enquiry:
             if missing:
                 raise UnknownSelection(
                     f"the probe {self.probe!r} of {trace.path} lacks {len(missing)} of the concepts' words: {listed(missing)}; it has "
-                    f"{listed(known)}. Give its own concepts with {option('concepts')}, or {how(self.probe)}"
+                    f"{listed(known)}. Give its own concepts with {option('concepts')}, or {how_to_record(self.probe)}"
                 )
             self._spans[layer.probes] = [[known[word] for word in each] for each in self.words.values()]
         return self._spans[layer.probes]
@@ -102,16 +102,16 @@ def _layers(trace: Trace, layers: Selector | Iterable[Selector] | None, probe: s
         if all(trace.layers[index].encoding == "probabilities" for index in selected):
             raise InvalidInput(
                 f"{trace.path} was recorded as probabilities, which no other keys can be held against, and has no probe {probe!r}: "
-                f"{how(probe)}"
+                f"{how_to_record(probe)}"
             )
         raise UnknownSelection(
-            f"no selected layer of {trace.path} has a probe {probe!r}; it has {listed(there)}. To have one, {how(probe)}"
+            f"no selected layer of {trace.path} has a probe {probe!r}; it has {listed(there)}. To have one, {how_to_record(probe)}"
         )
     for layer in (trace.layers[index] for index in found):
         if layer.encoding != "factors":
             raise InvalidInput(
                 f"layer {layer.name} of {trace.path} was recorded as probabilities, which no other keys can be held against; "
-                f"{how(probe)}, or leave it out with {option('layers')}"
+                f"{how_to_record(probe)}, or leave it out with {option('layers')}"
             )
     return [found[i] for i in published_order(trace.layers[index].name for index in found)]
 

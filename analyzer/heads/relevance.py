@@ -28,10 +28,10 @@ from ..aggregation.selection import whole
 from ..progress import hidden
 from ..trace.heads import head_coordinates
 from ..trace.reader import Trace
-from .concepts import Concepts, load_concepts
+from .concepts import load_concepts
 from .counting import Counts, Drawing, count_layer
-from .probes import PROBE, Enquiry
-from .sources import Source, Sources, list_sources, opened, require_new
+from .probes import PROBE, ProbeWords
+from .sources import Source, Sources, list_sources, open_source, require_new
 
 TOGETHER: Final = 8
 """Traces that are counted at once."""
@@ -55,27 +55,30 @@ def head_relevance(
 
     Dims     (concept, layer, head), before them (time,) with keep="time"; layers in published order: down, mid, up
     Range    >= 0, sums to the number of heads over (layer, head); NaN where a layer has no such head
-    Raises   InvalidInput for traces of different models or without factors, UnknownSelection for a probe, word or layer there is not
+    Raises   InvalidInput for traces of different models or without factors, UnknownSelection for an unknown probe, word or layer
     Source   Park et al. 2025 (HRV), released code; the middle block is included, as there
     """
-    words, by_time = load_concepts(concepts), _kept(keep)
+    words, kept = load_concepts(concepts), {keep} if isinstance(keep, str) else set(keep)
+    if unknown := sorted(kept - {"time"}):
+        raise InvalidInput(f"cannot keep {unknown[0]!r}; layers and heads are always kept, and beside them only time")
     if whole(draws, "a number of draws") < 1:
         raise InvalidInput(f"{draws} draws; expected 1 or more words of each concept for each call")
     drawing = Drawing(whole(seed, "a seed"), int(draws))
     sources = list_sources(traces)
-    survey = _survey(sources, words, probe, layers, branch, by_time)
-    totals = _count(sources, survey, drawing, by_time)
+    first, by_time = open_source(sources[0]), bool(kept)
+    checked = _check(sources, ProbeWords(first, words, probe, layers, branch), first, by_time)
+    totals = _count(sources, checked.words, drawing, by_time)
     facts = {
         "kind": "relevance",
-        "model": survey.model,
-        "traces": sorted(survey.paths),
+        "model": checked.model,
+        "traces": sorted(checked.paths),
         "words": {name: list(each) for name, each in words.items()},
         "probe": probe,
         "branch": branch or "",
         "seed": drawing.seed,
         "draws": drawing.draws,
     }
-    return _assemble(survey.enquiry.layers, totals, list(words), survey.times if by_time else None, facts)
+    return _assemble(checked.words.layers, totals, list(words), checked.times if by_time else None, facts)
 
 
 def vectors(counts: Counts | NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -91,18 +94,11 @@ def vectors(counts: Counts | NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     return share, relevance
 
 
-def _kept(keep: Iterable[str] | str) -> bool:
-    kept = {keep} if isinstance(keep, str) else set(keep)
-    if kept - {"time"}:
-        raise InvalidInput(f"cannot keep {sorted(kept - {'time'})[0]!r}; layers and heads are always kept, and beside them only time")
-    return bool(kept)
-
-
 @dataclass(slots=True)
-class _Survey:
+class CheckedSources:
     """What is known of all traces before any is counted. It keeps no trace: thousands of them would fill the memory."""
 
-    enquiry: Enquiry
+    words: ProbeWords
     model: str
     times: NDArray[np.float64]
     """Timesteps of the first trace; NaN where others have different ones."""
@@ -110,50 +106,44 @@ class _Survey:
     """By the recordings' ids."""
 
 
-def _survey(
-    sources: list[Source], words: Concepts, probe: str, layers: Selector | Iterable[Selector] | None, branch: str | None, by_time: bool
-) -> _Survey:
-    """Hold the question against every trace."""
-    survey: _Survey | None = None
+def _check(sources: list[Source], words: ProbeWords, first: Trace, by_time: bool) -> CheckedSources:
+    """Look for the words in every trace."""
+    checked = CheckedSources(words, str(first.record.model.get("pipeline", "")), np.array(first.steps["timestep"], np.float64), {})
     for source in tqdm(sources, desc="check", unit="trace", leave=False, disable=hidden()):
-        trace = opened(source)
+        trace = open_source(source)
         times = trace.steps["timestep"]
-        if survey is None:
-            model = str(trace.record.model.get("pipeline", ""))
-            survey = _Survey(Enquiry(trace, words, probe, layers, branch), model, np.array(times, np.float64), {})
-        require_new(trace.id, trace.path, survey.paths)
-        survey.enquiry.branch_of(trace)
-        survey.enquiry.rows(trace)
-        if by_time and len(times) != len(survey.times):
+        require_new(trace.id, trace.path, checked.paths)
+        words.branch_of(trace)
+        words.rows(trace)
+        if by_time and len(times) != len(checked.times):
             raise InvalidInput(
-                f"time cannot be kept over traces with different numbers of steps ({survey.enquiry.path}: {len(survey.times)}, "
+                f"time cannot be kept over traces with different numbers of steps ({words.path}: {len(checked.times)}, "
                 f"{trace.path}: {len(times)}); give traces of one schedule"
             )
         if by_time:
-            survey.times[survey.times != times] = np.nan
-    assert survey is not None  # there is a source
-    return survey
+            checked.times[checked.times != times] = np.nan
+    return checked
 
 
-def _count(sources: list[Source], survey: _Survey, drawing: Drawing, by_time: bool) -> list[Counts]:
+def _count(sources: list[Source], words: ProbeWords, drawing: Drawing, by_time: bool) -> list[Counts]:
     """Counts of each layer over all traces, a few traces at a time.
 
     Dims     -> (step or 1, concept, head) for each layer
     """
-    totals: list[Any] = [0] * len(survey.enquiry.layers)
+    totals: list[Any] = [0] * len(words.layers)
     with tqdm(total=len(sources), desc="heads", unit="trace", leave=False, disable=hidden()) as bar:
         for start in range(0, len(sources), TOGETHER):
-            part = [opened(source) for source in sources[start : start + TOGETHER]]
-            counted = compute(*(task for trace in part for task in _tasks(trace, survey.enquiry, drawing)))  # type: ignore[no-untyped-call]
+            part = [open_source(source) for source in sources[start : start + TOGETHER]]
+            counted = compute(*(task for trace in part for task in _tasks(trace, words, drawing)))  # type: ignore[no-untyped-call]
             for i, counts in enumerate(counted):
                 totals[i % len(totals)] = totals[i % len(totals)] + (counts if by_time else counts.sum(0, keepdims=True))
             bar.update(len(part))
     return totals
 
 
-def _tasks(trace: Trace, enquiry: Enquiry, drawing: Drawing) -> Iterator[Any]:
-    for index, spans in enquiry.rows(trace):
-        task = partial(count_layer, trace, index, spans, enquiry.branch_of(trace), drawing)
+def _tasks(trace: Trace, words: ProbeWords, drawing: Drawing) -> Iterator[Any]:
+    for index, spans in words.rows(trace):
+        task = partial(count_layer, trace, index, spans, words.branch_of(trace), drawing)
         yield delayed(task, pure=False, traverse=False)()  # in a partial, so that dask does not look into the spans
 
 

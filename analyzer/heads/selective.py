@@ -7,21 +7,26 @@ halves, and those chosen on one are judged on the other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, get_args
+from typing import Final, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
 from dask.base import compute
+from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
+from ...schema.selection import Layers
+from ..aggregation.select import Positions, Select
 from ..aggregation.selection import whole
 from ..maps.attribution import r2g
 from ..maps.words import word_map
+from ..methods.recipes import Recipe
 from ..metrics.overlap import THRESHOLDS, iou
 from ..trace.heads import require_same_heads
-from ..trace.images import find_mask, load_mask
+from ..trace.images import load_mask, own_mask
 from ..trace.reader import Trace
 from .accuracy import head_accuracy
 from .probes import PROBE
@@ -29,6 +34,7 @@ from .ranking import By, by_layer, rank_heads, select_heads
 from .relevance import head_relevance
 from .sources import Sources, open_all
 
+Given: TypeAlias = Mapping[str, Iterable[str]] | str | None
 KINDS: Final = ("all", "top", "bottom")
 PUBLISHED: Final = 30 / 128
 """Share of heads that the paper selects: 30 of the 128 of Stable Diffusion 1.4."""
@@ -40,17 +46,22 @@ def selective_iou(
     *,
     by: By = "truth",
     concept: str | None = None,
-    concepts: Mapping[str, Iterable[str]] | str | None = None,
+    concepts: Given = None,
     probe: str = PROBE,
     count: int | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
     mask: str | None = None,
     word: str | None = None,
-    **selection: Any,
+    recipe: str | Recipe | None = None,
+    layers: Layers = None,
+    steps: Positions = None,
+    sample: int = 0,
+    branch: str | None = None,
+    group: str | None = None,
 ) -> xr.DataArray:
     """IoU of a map and the mask, for maps of all heads, of the `count` best and of the `count` worst.
 
-    The map is R2G or, with a `word` of the prompt, that word's (`words`, recipe `hrv-selective` where none is named). Without scores,
+    The map is R2G or, with a `word` of the prompt, that word's (recipe `hrv-selective` where none is named). Without scores,
     heads are chosen by truth or by relevance on half of the traces and judged on the other half, and the other way round. Without a
     count it is the paper's share of all heads, 30 of 128.
 
@@ -66,12 +77,21 @@ def selective_iou(
         _require_others(scores, opened)
         dealt = [(scores, opened)]
     else:
-        dealt = [(_score(chosen, by, concept, concepts, probe, selection), judged) for chosen, judged in deal(opened)]
+        where = Select(layers=layers, sample=sample, branch=branch, group=group)
+        dealt = [(_score(chosen, by, concept, concepts, probe, where), judged) for chosen, judged in deal(opened)]
+    select = Select(steps=steps, sample=sample, branch=branch, group=group)
+    maps_of = partial(r2g, recipe=recipe or "i2am") if word is None else partial(word_map, word=word, recipe=recipe or "hrv-selective")
     found, counts = [], set()
     for chosen, judged in dealt:
         taken = whole(count, "a number of heads") if count is not None else published_count(len(rank_heads(chosen, concept)))
         counts.add(taken)
-        found += [_judge(trace, chosen, concept, taken, thresholds, mask, word, selection) for trace in judged]
+        every, top = by_layer(rank_heads(chosen, concept), chosen), select_heads(chosen, concept, top=taken)
+        kinds = (every, top, select_heads(chosen, concept, bottom=taken))
+        for trace in judged:
+            require_same_heads(chosen, trace)
+            pixels = _load_mask(trace, mask, sample)
+            maps = compute(*(maps_of(trace, **replace(select, heads=heads).options()) for heads in kinds))  # type: ignore[no-untyped-call]
+            found.append([[float(iou(map, pixels, threshold)) for threshold in thresholds] for map in maps])
     facts = {
         "by": scores.attrs.get("kind", "") if scores is not None else by,
         "word": word or "",
@@ -122,39 +142,16 @@ def _require_others(scores: xr.DataArray, judged: list[Trace]) -> None:
         )
 
 
-def _score(chosen: list[Trace], by: By, concept: str | None, concepts: Any, probe: str, selection: Mapping[str, Any]) -> xr.DataArray:
-    given = {name: value for name, value in selection.items() if name in ("layers", "branch")}
-    if by == "truth":
-        if concept is not None:
-            raise InvalidInput(f"truth knows no concepts; leave out {option('concept', concept)}, or choose heads by relevance")
-        return head_accuracy(chosen, **given, **{name: value for name, value in selection.items() if name in ("sample", "group")})
-    return head_relevance(chosen, concepts=concepts, probe=probe, **given)
+def _score(traces: list[Trace], by: By, concept: str | None, concepts: Given, probe: str, where: Select) -> xr.DataArray:
+    if by == "relevance":
+        return head_relevance(traces, concepts=concepts, probe=probe, layers=where.layers, branch=where.branch)
+    if concept is not None:
+        raise InvalidInput(f"truth knows no concepts; leave out {option('concept', concept)}, or choose heads by relevance")
+    return head_accuracy(traces, layers=where.layers, sample=where.sample, branch=where.branch, group=where.group)
 
 
-def _judge(
-    trace: Trace,
-    scores: xr.DataArray,
-    concept: str | None,
-    count: int,
-    thresholds: Sequence[float],
-    mask: str | None,
-    word: str | None,
-    selection: Mapping[str, Any],
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """IoU of one trace's maps.
-
-    Dims     -> (heads, threshold)
-    """
-    require_same_heads(scores, trace)
-    name = mask or find_mask(trace, "mask", f"mask_{selection.get('sample', 0)}", "mask")
+def _load_mask(trace: Trace, mask: str | None, sample: int) -> NDArray[np.uint8]:
+    name = mask or own_mask(trace, sample)
     if name is None:
         raise UnknownSelection(f"{trace.path} holds no mask of the generated image; give one with {option('mask')}")
-    pixels = load_mask(trace, name)
-    every = by_layer(rank_heads(scores, concept), scores)
-    taken = (every, select_heads(scores, concept, top=count), select_heads(scores, concept, bottom=count))
-    plain = {key: value for key, value in selection.items() if key != "layers"}
-    ask = r2g if word is None else partial(word_map, word=word)
-    if word is not None:
-        plain.setdefault("recipe", "hrv-selective")
-    maps = compute(*(ask(trace, heads=chosen, **plain) for chosen in taken))  # type: ignore[no-untyped-call]
-    return np.array([[float(iou(map, pixels, threshold)) for threshold in thresholds] for map in maps])
+    return load_mask(trace, name)

@@ -28,7 +28,7 @@ def list_sources(traces: Sources) -> list[Source]:
     return found
 
 
-def opened(source: Source) -> Trace:
+def open_source(source: Source) -> Trace:
     """The trace of a source."""
     return source if isinstance(source, Trace) else open_trace(source)
 
@@ -38,7 +38,7 @@ def open_all(traces: Sources) -> list[Trace]:
 
     Raises   InvalidInput if there is none, or one comes twice; as `open_trace`
     """
-    found = [opened(source) for source in list_sources(traces)]
+    found = [open_source(source) for source in list_sources(traces)]
     known: dict[str, Path] = {}
     for trace in found:
         require_new(trace.id, trace.path, known)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ..facts import MapFacts
 from ..methods.recipes import Recipe, Scaling, get_recipe
-from ..metrics.masks import hide, require_shares
-from ..metrics.placement import upsample
-from ..trace.images import find_mask
+from ..metrics.masks import one_channel, shares
+from ..metrics.placement import hide, upsample
+from ..numerics.window import Window
+from ..trace.images import own_reference_mask
 from ..trace.reader import Trace
 
 EPSILON: Final = 1e-8
@@ -36,7 +36,8 @@ def heatmap(
     row = get_recipe(facts.recipe if recipe is None else recipe)
     size = shape or _covered(map)
     if row.pre_mask and mask is not None and facts.on_reference:
-        map = hide(map, _shares(mask))
+        what = "the reference's mask"
+        map = hide(map, shares(one_channel(mask, what), what))
     scaled = _scale(upsample(_scale(map, row.scale_before), (int(size[0]), int(size[1])), row.upsample), row.scale_after)
     if row.invert and not facts.on_reference:
         scaled = 1 - scaled
@@ -50,7 +51,7 @@ def published(trace: Trace, map: xr.DataArray) -> xr.DataArray:
     """
     facts, name = MapFacts.of(map), None
     if get_recipe(facts.recipe).pre_mask and facts.on_reference:
-        name = find_mask(trace, "reference_mask", f"{facts.image}_mask", "reference_mask")
+        name = own_reference_mask(trace, facts.image)
     return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs(pre_mask=name)
 
 
@@ -59,17 +60,7 @@ def _covered(map: xr.DataArray) -> tuple[int, int]:
     facts = MapFacts.of(map)
     if facts.image_shape is None:
         raise InvalidInput("the trace holds no image that the map lies on; say which size its picture shall have")
-    top, left, bottom, right = (round(edge) for edge in facts.window or (0, 0, *facts.image_shape))
-    return bottom - top, right - left
-
-
-def _shares(mask: NDArray[Any]) -> NDArray[np.float64]:
-    values = np.asarray(mask)
-    values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
-    if values.ndim != 2:
-        raise InvalidInput(f"the reference's mask has shape {values.shape}; expected (rows, columns)")
-    require_shares(values, "the reference's mask")
-    return values.astype(np.float64) / (255 if values.max() > 1 else 1)
+    return Window.of(facts.window, facts.image_shape).size
 
 
 def _scale(map: xr.DataArray, scaling: Scaling) -> xr.DataArray:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import TypedDict
 
 import numpy as np
 import xarray as xr
 
 from ...schema.errors import InvalidInput
-from .masks import fit_mask, hide
-from .placement import THRESHOLD, Map, place
+from .masks import fit_mask
+from .placement import THRESHOLD, Map, hide, place
 from .results import over_frames, require_threshold, scored
 
 PENALTY = 3.0
+
+
+class ImacsOptions(TypedDict, total=False):
+    """The settings of `imacs` as keyword arguments."""
+
+    penalty: float
+    threshold: float
+    pre_mask: bool
 
 
 def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRESHOLD, pre_mask: bool = False) -> xr.DataArray:

@@ -5,25 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ..facts import MapFacts
-from .placement import Map, _like, _pixels, _resize, _values
-
-
-def hide(map: Map, inside: NDArray[Any]) -> xr.DataArray:
-    """The map times the mask, which is brought to the map's grid without antialiasing as the published code does it.
-
-    Dims     map (..., row, column), mask (row, column) of the map's picture -> as the map
-    """
-    values = _values(map)
-    top, left, bottom, right = _pixels(MapFacts.of(map).window, inside.shape)
-    seen = np.zeros((bottom - top, right - left))
-    rows, columns = slice(max(top, 0), min(bottom, inside.shape[0])), slice(max(left, 0), min(right, inside.shape[1]))
-    seen[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside[rows, columns]
-    return _like(map, values * _resize(seen, (values.shape[-2], values.shape[-1]), "bicubic"))
+from .placement import Map
 
 
 def binarize(mask: Map) -> NDArray[np.bool_]:
@@ -32,8 +18,8 @@ def binarize(mask: Map) -> NDArray[np.bool_]:
     Dims     (row, column) or (row, column, 1) -> (row, column)
     Raises   InvalidInput if it is not one picture of one channel, or nothing, or everything, is inside
     """
-    values = _one_channel(mask)
-    inside = values if values.dtype == bool else _over_half(values)
+    values = one_channel(mask)
+    inside = values if values.dtype == bool else np.asarray(values >= (128 if _full(values, "the mask") == 255 else 0.5))
     covered = int(np.count_nonzero(inside))
     if covered in (0, inside.size):
         what = "empty: no pixel is" if covered == 0 else "full: every pixel is"
@@ -49,7 +35,7 @@ def fit_mask(map: Map, mask: Map) -> NDArray[np.bool_]:
 
     Raises   InvalidInput naming both sizes if it is not of the size of the picture that the map lies on; as `binarize`
     """
-    found = _one_channel(mask).shape
+    found = one_channel(mask).shape
     facts = MapFacts.of(map)
     shape = facts.image_shape
     if shape is not None and tuple(int(n) for n in shape) != found:
@@ -60,28 +46,36 @@ def fit_mask(map: Map, mask: Map) -> NDArray[np.bool_]:
     return binarize(mask)
 
 
-def require_shares(values: NDArray[Any], what: str) -> None:
-    """Refuse what is neither 0..1 nor 0..255.
+def one_channel(mask: Map, what: str = "the mask") -> NDArray[Any]:
+    """The values of a mask.
 
-    Raises   InvalidInput
+    Dims     (row, column) or (row, column, 1) -> (row, column)
+    Raises   InvalidInput if it is not one picture of one channel
     """
-    if values.dtype.kind not in "buif":
-        raise InvalidInput(f"{what} has dtype {values.dtype}; expected bool, 0/1 or 0..255")
-    if values.size and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
-        raise InvalidInput(f"{what} has values from {values.min()} to {values.max()}; expected 0/1 or 0..255")
-
-
-def _one_channel(mask: Map) -> NDArray[Any]:
     values = np.asarray(mask)
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 2 or values.dtype.kind not in "buif":
         raise InvalidInput(
-            f"the mask has shape {values.shape} and dtype {values.dtype}; expected one channel (height, width), bool, 0/1 or 0..255"
+            f"{what} has shape {values.shape} and dtype {values.dtype}; expected one channel (height, width), bool, 0/1 or 0..255"
         )
     return values
 
 
-def _over_half(values: NDArray[Any]) -> NDArray[np.bool_]:
-    require_shares(values, "the mask")
-    return np.asarray(values >= (128 if values.size and values.max() > 1 else 0.5))
+def shares(values: NDArray[Any], what: str) -> NDArray[np.float64]:
+    """Values of 0..1 or 0..255 as 0..1; what is greater than 1 anywhere is taken for 0..255.
+
+    Dims     any -> the same
+    Raises   InvalidInput for values outside both ranges
+    """
+    full = _full(values, what)
+    return values.astype(np.float64) / full
+
+
+def _full(values: NDArray[Any], what: str) -> int:
+    """The value that stands for all: 1 or 255."""
+    if values.dtype.kind not in "buif":
+        raise InvalidInput(f"{what} has dtype {values.dtype}; expected bool, 0/1 or 0..255")
+    if values.size and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+        raise InvalidInput(f"{what} has values from {values.min()} to {values.max()}; expected 0/1 or 0..255")
+    return 255 if values.size and values.max() > 1 else 1

@@ -14,8 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
-from ..facts import MapFacts, Window
 from ..numerics.resize import resize
+from ..numerics.window import Window
 
 Map: TypeAlias = xr.DataArray | NDArray[Any]
 Values: TypeAlias = NDArray[np.float64]
@@ -96,15 +96,24 @@ def place_signed(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.D
     return _lay(map, size, mode, scale, 0.5)
 
 
+def hide(map: Map, inside: NDArray[Any]) -> xr.DataArray:
+    """The map times the mask, which is brought to the map's grid without antialiasing as the published code does it.
+
+    Dims     map (..., row, column), mask (row, column) of the map's picture -> as the map
+    """
+    values, window = _values(map), _window(map, inside.shape)
+    seen = np.zeros(window.size)
+    seen[window.seen(inside.shape)] = inside[window.inside(inside.shape)]
+    return _like(map, values * _resize(seen, (values.shape[-2], values.shape[-1]), "bicubic"))
+
+
 def _lay(map: Map, size: tuple[int, int], mode: str, scale: Callable[[Values, Values], Values], outside: float) -> xr.DataArray:
     """A map on the part of its picture that its window covers; `scale` takes its values and what the picture shows of them."""
-    top, left, bottom, right = _pixels(MapFacts.of(map).window, size)
-    inside = np.s_[..., max(top, 0) : min(bottom, size[0]), max(left, 0) : min(right, size[1])]
-    seen = np.s_[..., max(-top, 0) : min(bottom, size[0]) - top, max(-left, 0) : min(right, size[1]) - left]
+    window = _window(map, size)
     values = _values(map)
-    covered = _resize(values, (bottom - top, right - left), mode)
+    covered = _resize(values, window.size, mode)
     placed = np.full((*covered.shape[:-2], *size), outside)
-    placed[inside] = scale(values, covered[seen])
+    placed[(..., *window.inside(size))] = scale(values, covered[(..., *window.seen(size))])
     if not isinstance(map, xr.DataArray):
         return _like(map, placed)
     return upsample(map, size, mode).copy(data=placed).assign_attrs(window=None)
@@ -144,14 +153,11 @@ def _resize(values: Values, size: tuple[int, int], mode: str) -> Values:
     return values if values.shape[-2:] == size else np.asarray(resize(values, size, mode), dtype=np.float64)
 
 
-def _pixels(window: Window | None, size: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """The window in whole pixels, which may reach over the picture's edge where a processor padded it."""
-    top, left, bottom, right = (round(edge) for edge in window or (0, 0, *size))
-    if min(bottom, size[0]) <= max(top, 0) or min(right, size[1]) <= max(left, 0):
-        raise InvalidInput(
-            f"the map covers rows {top} to {bottom} and columns {left} to {right}, outside its picture of {size[0]} x {size[1]}"
-        )
-    return top, left, bottom, right
+def _window(map: Map, size: tuple[int, ...]) -> Window:
+    """What a map covers of its picture, of which something must be left."""
+    window = Window.of(map.attrs.get("window") if isinstance(map, xr.DataArray) else None, size)
+    window.require_overlap(size)
+    return window
 
 
 def _centres(rows: Hashable, columns: Hashable, size: tuple[int, int]) -> dict[Hashable, tuple[Hashable, Values]]:

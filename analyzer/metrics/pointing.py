@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...schema.errors import InvalidInput
 from ..facts import MapFacts
 from ..numerics.resize import resize
+from ..numerics.window import Window
 from .masks import binarize
 from .placement import Map
 from .results import scored
@@ -118,9 +119,9 @@ def _places(looks: xr.DataArray) -> NDArray[np.float64]:
     rows, columns = looks.shape[-2:]
     facts = MapFacts.of(looks)
     height, width = facts.image_shape or (1, 1)
-    top, left, bottom, right = facts.window or (0, 0, height, width)
-    y = (top + (np.arange(rows) + 0.5) / rows * (bottom - top)) / height
-    x = (left + (np.arange(columns) + 0.5) / columns * (right - left)) / width
+    window = Window.of(facts.window, (height, width))
+    y = (window.top + (np.arange(rows) + 0.5) / rows * (window.bottom - window.top)) / height
+    x = (window.left + (np.arange(columns) + 0.5) / columns * (window.right - window.left)) / width
     return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
 
 

@@ -57,11 +57,23 @@ def masks(trace: Trace) -> list[Image]:
     return [image for image in trace.images if image.role == "mask"]
 
 
-def find_mask(trace: Trace, role: ImageRole, *preferred: str) -> str | None:
-    """Name of the trace's mask of a role: a preferred one, or the only one; None if there is none.
+def own_mask(trace: Trace, sample: int) -> str | None:
+    """Name of the trace's mask of a generated image: that sample's, or the only one; None if there is none.
 
-    Raises   UnknownSelection if there are several and none is preferred
+    Raises   UnknownSelection if there are several, none of them the sample's
     """
+    return _find_mask(trace, "mask", (f"mask_{sample}", "mask"))
+
+
+def own_reference_mask(trace: Trace, image: str | None) -> str | None:
+    """Name of the trace's mask of a reference: that of the image of this name, or the only one; None if there is none.
+
+    Raises   UnknownSelection if there are several, none of them the image's
+    """
+    return _find_mask(trace, "reference_mask", (f"{image}_mask", "reference_mask"))
+
+
+def _find_mask(trace: Trace, role: ImageRole, preferred: tuple[str, ...]) -> str | None:
     names = [image.name for image in trace.images if image.role == role]
     for name in preferred:
         if name in names:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from ...evaluation.dataset import Evaluation
+    from ...metrics.imacs import ImacsOptions
 
 
 def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,15 +74,15 @@ def imacs_command(
     IMACS_r is given twice: with generated positions weighed by the mask (v1 Eq. 17), and plain. Of several traces, or a folder of
     them, each is a row, and their mean comes with its bootstrap interval.
     """
-    from ...evaluation.imacs import SCORES
+    from ...evaluation.metric_table import IMACS
     from ...store.discovery import is_dataset
 
-    settings = {"penalty": penalty, "threshold": threshold, "pre_mask": pre_mask}
+    settings: ImacsOptions = {"penalty": penalty, "threshold": threshold, "pre_mask": pre_mask}
     if scheduler is None and not is_dataset(traces):
-        _score_one(traces[0], partial, as_json, {**options, **settings})
+        _score_one(traces[0], partial, as_json, options, settings)
         return 0
-    evaluation = _evaluate(traces, SCORES, partial, scheduler, options, settings)
-    return _print(evaluation, as_json, settings, whole=True)
+    evaluation = _evaluate(traces, IMACS, partial, scheduler, options, {"settings": settings, "optional": True})
+    return _print(evaluation, as_json, {**settings}, whole=True)
 
 
 @click.command(
@@ -130,22 +131,35 @@ def evaluate_command(
     return _print(evaluation, as_json, {"out": None if out is None else str(out)}, whole=out is None)
 
 
-def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any]) -> None:
-    from ...evaluation.imacs import score
+def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any], settings: ImacsOptions) -> None:
+    from dask.base import compute
+
+    from ...evaluation.metric_table import IMACS, plan_metrics
+    from ...maps.attribution import r2g
     from ...progress import shown
     from ...trace.reader import open_trace
 
     opened = open_trace(path, partial=partial)
+    asked = with_heads(given(**options), opened)
+    plan = plan_metrics(opened, IMACS, settings=settings, optional=True, **asked)
     with shown("imacs"):
-        facts = score(opened, **with_heads(given(**options), opened))
-    note = facts["note"] if facts["imacs_g"] is not None else None
-    rows = (
-        ("imacs_g", "R2G against the mask"),
-        ("imacs_r", "G2R of masked positions against the reference mask"),
-        ("imacs_r_plain", "G2R of all positions"),
-    )
-    text = "\n".join(f"{name:<14}{facts[name]:>8.4f}  {meaning}" for name, meaning in rows if facts.get(name) is not None)
-    answer(facts, text, note, as_json=as_json)
+        (computed,) = compute(plan.maps)  # type: ignore[no-untyped-call]
+    scores = {name: float(score) for name, score in plan.scores(computed).items()}
+    grounds = plan.grounds
+    image = grounds.image("reference_mask") if grounds.places else None
+    facts = {
+        "mask": grounds.mask("mask"),
+        "reference_mask": grounds.mask("reference_mask") if grounds.places else None,
+        "recipe": grounds.row.label,
+        "group": grounds.chosen.groups[0].name,
+        "image": image.name if image else None,
+        "calls": r2g(opened, **{name: value for name, value in asked.items() if name not in grounds.named}).attrs["calls"],
+        "note": grounds.note,
+    }
+    facts = {"trace": opened.id, **{name: scores.get(name) for name in IMACS}, **settings, **facts}
+    meaning = {row.name: row.meaning for row in plan.rows} | {"imacs_r_plain": "G2R of all positions"}
+    text = "\n".join(f"{name:<14}{score:>8.4f}  {meaning[name]}" for name, score in scores.items())
+    answer(facts, text, grounds.note if "imacs_g" in scores else None, as_json=as_json)
 
 
 def _evaluate(
@@ -154,10 +168,11 @@ def _evaluate(
     partial: bool,
     scheduler: str | None,
     options: dict[str, Any],
-    imacs: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Evaluation:
+    from ...aggregation.select import Select
     from ...evaluation.dataset import ask
-    from ...evaluation.rows import Question
+    from ...evaluation.rows import DatasetRequest
     from ...store.discovery import find_traces
 
     ranked = None
@@ -167,12 +182,12 @@ def _evaluate(
         ranked = load_heads(scores)
         ranked = ranked.isel(concept=0) if "concept" in ranked.dims else ranked  # what its heads are is what counts here
     chosen = with_heads(given(**options))
-    mask, reference_mask = chosen.pop("mask", None), chosen.pop("reference_mask", None)
-    question = Question(metrics, mask, reference_mask, partial, chosen, imacs, ranked)
-    question.check()
+    plain = {name: chosen.pop(name) for name in ("mask", "reference_mask", "recipe") if name in chosen}
+    request = DatasetRequest(metrics=metrics, select=Select.of(chosen), partial=partial, ranked=ranked, **plain, **(more or {}))
+    request.check()
     members = find_traces(traces)
     with _client(scheduler) as client:
-        return ask(members, question, client)
+        return ask(members, request, client)
 
 
 @contextmanager

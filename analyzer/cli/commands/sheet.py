@@ -20,7 +20,7 @@ from ....schema.trace import Image as ImageRecord
 from ....schema.trace import ImageRole
 from ...aggregation.select import Select
 from ...aggregation.selection import Selection, choose, has_places
-from ...evaluation.imacs import SCORES, Scoring, plan_scores
+from ...evaluation.metric_table import IMACS, Judgement, plan_metrics
 from ...facts import MapFacts
 from ...inspection.truth import find_truth
 from ...inspection.verify import Report, verify
@@ -51,12 +51,13 @@ class Answers:
 
     trace: Trace
     chosen: Selection
-    scoring: Scoring
     truth: Truth | None
     cells: list[Cell]
     """Patches of which SRAM is shown; none where tokens have no place."""
     maps: dict[str, xr.DataArray]
     scores: dict[str, float | None]
+    note: str | None
+    """What the encoding took from R2G."""
 
 
 def report(
@@ -80,11 +81,12 @@ def report(
     check_output(out, "picture", overwrite=overwrite)
     trace = open_trace(path, partial=partial)
     # What cannot be asked is said before the long look at every file.
-    chosen, scoring = choose(trace, Select(group=group, sample=sample)), plan_scores(trace, group=group, sample=sample)
+    chosen = choose(trace, Select(group=group, sample=sample))
+    plan = plan_metrics(trace, IMACS, optional=True, group=group, sample=sample)
     checked = verify(path, partial=partial, progress=progress)
     if not checked.ok:
         raise CorruptTrace(f"{path} is corrupt: {checked.findings[0].where}: {checked.findings[0].problem} (`i2am verify {path}` says all)")
-    answers = ask(trace, chosen, scoring)
+    answers = ask(trace, chosen, plan)
     save(Output(draw=lambda: (draw_report(answers), provenance(answers.maps["r2g"]))), out, overwrite=overwrite)
     facts = {"trace": trace.id, "path": str(path), "out": str(out), **facts_of(answers, checked)}
     return {**facts, "seconds": time.perf_counter() - started}
@@ -101,7 +103,7 @@ def facts_of(answers: Answers, checked: Report) -> dict[str, Any]:
         **{name: locate(maps[name]) if name in maps else None for name in PLACED},
         "sram": [patch_facts(maps[f"sram_{i}"], cell, answers.truth) for i, cell in enumerate(answers.cells)],
         **answers.scores,
-        "note": answers.scoring.facts["note"],
+        "note": answers.note,
     }
 
 
@@ -119,24 +121,26 @@ def write_report(facts: dict[str, Any]) -> str:
         truth = f"; truth {patch['truth'][0]:.2f}, {patch['truth'][1]:.2f}, {patch['distance']:.2f} away" if patch["truth"] else ""
         at, (y, x) = ",".join(map(str, patch["at"])), patch["peak"]
         lines.append(f"SRAM       patch {at} looked most at {y:.2f}, {x:.2f} of the reference{truth}")
-    lines += [f"{name.upper():<14}{facts[name]:.4f}" for name in SCORES if facts[name] is not None]
+    lines += [f"{name.upper():<14}{facts[name]:.4f}" for name in IMACS if facts[name] is not None]
     return "\n".join([*lines, f"picture    {facts['out']}"])
 
 
-def ask(trace: Trace, chosen: Selection, scoring: Scoring) -> Answers:
+def ask(trace: Trace, chosen: Selection, plan: Judgement) -> Answers:
     """Every map of the page, in one pass over the trace."""
     truth = find_truth(trace)
-    cells = choose_cells(trace, truth, scoring.targets.get("imacs_g")) if has_places(chosen) else []
+    cells = choose_cells(trace, truth, plan.targets.get("mask")) if has_places(chosen) else []
     which: dict[str, Any] = {"group": chosen.groups[0].name, "sample": chosen.sample}
     groups = min(TIME_GROUPS, max(len(trace.present), 1))
-    lazy = {"r2g": r2g(trace, **which), "time": r2g(trace, **which, keep=("time",), time_groups=groups), **scoring.maps}
+    lazy = {"r2g": r2g(trace, **which), "time": r2g(trace, **which, keep=("time",), time_groups=groups)}
     if has_places(chosen):
         lazy["g2r"] = g2r(trace, **which)
-        if scoring.facts["mask"] is not None:
-            lazy["g2r_masked"] = g2r(trace, **which, query_mask=scoring.facts["mask"])
+        if (mask := plan.grounds.mask("mask")) is not None:
+            lazy["g2r_masked"] = g2r(trace, **which, query_mask=mask)
     lazy |= {f"sram_{i}": sram(trace, at=cell, **which) for i, cell in enumerate(cells)}
     maps: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
-    return Answers(trace=trace, chosen=chosen, scoring=scoring, truth=truth, cells=cells, maps=maps, scores=scoring.scores(maps))
+    found = plan.scores(maps) if plan.rows else {}
+    scores = {name: float(found[name]) if name in found else None for name in IMACS}
+    return Answers(trace=trace, chosen=chosen, truth=truth, cells=cells, maps=maps, scores=scores, note=plan.grounds.note)
 
 
 def draw_report(answers: Answers) -> Image:

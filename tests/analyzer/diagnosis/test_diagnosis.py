@@ -16,7 +16,7 @@ from i2am.analyzer.aggregation.selection import choose
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.diagnosis.diagnose import diagnose, gather, ranges
 from i2am.analyzer.diagnosis.signatures import SIGNATURES
-from i2am.analyzer.diagnosis.survey import survey
+from i2am.analyzer.diagnosis.survey import survey_layers
 from i2am.analyzer.numerics.statistics import correlation
 from i2am.schema.errors import InvalidInput
 from traces import reference_layer, synthetic_trace
@@ -62,7 +62,7 @@ def test_limits_lie_beyond_what_is_healthy(name: str) -> None:
 def test_the_survey_is_what_its_calls_say(tmp_path: Path, encoding: str) -> None:
     made = attribution_trace(tmp_path / "run.zarr", encoding)
     trace = open_trace(made.path)
-    found = survey(trace, choose(trace, Select(sample=1, branch="uncond", heads=[0, 2])))
+    found = survey_layers(trace, choose(trace, Select(sample=1, branch="uncond", heads=[0, 2])))
     for layer, each in enumerate(found):
         assert each is not None
         group = next(g for g in made.trace.layers[layer].groups if g.name == "reference")
@@ -81,7 +81,7 @@ def test_the_survey_is_what_its_calls_say(tmp_path: Path, encoding: str) -> None
 def test_numbers_are_those_of_the_definitions(healthy: Path) -> None:
     evidence = gather(open_trace(healthy))
     by_key = {signature.key: signature.measure(evidence) for signature in SIGNATURES}
-    layers = [each for each in evidence.surveys if each is not None]
+    layers = [each for each in evidence.statistics if each is not None]
     assert by_key["uniform"][0] == pytest.approx(min((each.even / each.calls).min() for each in layers))
     assert by_key["uniform"][1].startswith("head 0 of")
     assert by_key["special_sink"][0] == pytest.approx(np.mean([each.mass[:, 0] / each.calls for each in layers]))

@@ -26,7 +26,7 @@ from i2am.analyzer import evaluate
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.evaluation import cluster
 from i2am.analyzer.evaluation.cluster import connected, evaluate_there, require_workers
-from i2am.analyzer.evaluation.rows import Question, Row, evaluate_trace
+from i2am.analyzer.evaluation.rows import DatasetRequest, TraceScores, evaluate_trace
 from i2am.analyzer.store import chunks
 from i2am.analyzer.store.discovery import find_traces
 from i2am.schema.errors import InvalidInput, NoCluster
@@ -184,10 +184,10 @@ def test_what_distributed_logs_does_not_come_beside_our_line(
 
 
 def test_what_travels_is_small(traces: Path) -> None:
-    question = Question(("imacs_g", "row_entropy"))
-    row = evaluate_trace(traces / "pair-0.zarr", question)
+    request = DatasetRequest(metrics=("imacs_g", "row_entropy"))
+    row = evaluate_trace(traces / "pair-0.zarr", request)
     assert row.values
-    assert len(pickle.dumps((question, row))) < 4096
+    assert len(pickle.dumps((request, row))) < 4096
 
 
 @pytest.fixture
@@ -264,9 +264,9 @@ def test_workers_that_cannot_do_the_work_are_named(traces: Path) -> None:
 
 
 def test_work_that_takes_long_is_waited_for(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(path: Path, question: Question, scheduler: str) -> Row:
+    def slow(path: Path, request: DatasetRequest, scheduler: str) -> TraceScores:
         time.sleep(1)
-        return Row(id=path.stem)
+        return TraceScores(id=path.stem)
 
     members = find_traces(sorted(traces.glob("pair-*.zarr"))[:2])
     with connected(address) as client:
@@ -274,7 +274,7 @@ def test_work_that_takes_long_is_waited_for(address: str, traces: Path, monkeypa
         monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.2)
         monkeypatch.setattr(cluster, "require_workers", lambda client, path: None)
         monkeypatch.setattr(cluster, "evaluate_trace", slow)
-        rows = dict(evaluate_there(client, members, Question(("imacs_g",))))
+        rows = dict(evaluate_there(client, members, DatasetRequest(metrics=("imacs_g",))))
     assert [rows[0].id, rows[1].id] == ["pair-0", "pair-1"]
 
 
@@ -282,7 +282,7 @@ def test_work_that_every_worker_has_left_is_given_up_and_a_scheduler_that_is_gon
     tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "require_workers", lambda client, path: None)
-    members, question = find_traces(traces), Question(("imacs_g",))
+    members, request = find_traces(traces), DatasetRequest(metrics=("imacs_g",))
     command = [sys.executable, "-P", "-m", "dask", "scheduler", "--port", "0", *LOCAL, "--scheduler-file", str(tmp_path / "s.json")]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
@@ -291,13 +291,13 @@ def test_work_that_every_worker_has_left_is_given_up_and_a_scheduler_that_is_gon
             monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.5)
             begin = time.monotonic()
             with pytest.raises(NoCluster, match=r"lost its last worker after 0 of 5 traces, and none came for 0\.5 s"):
-                list(evaluate_there(client, members, question))
+                list(evaluate_there(client, members, request))
             assert 0.5 < time.monotonic() - begin < 15
             assert not client.futures, "nothing is left for a worker that may yet come"
             monkeypatch.setattr(cluster, "WORKER_SECONDS", 60)
             threading.Timer(0.5, process.kill).start()
             with pytest.raises(NoCluster, match="the dask scheduler went away after 0 of 5 traces"):
-                list(evaluate_there(client, members, question))
+                list(evaluate_there(client, members, request))
     finally:
         process.kill()
         process.wait()
@@ -309,7 +309,7 @@ def ended(status: str, outcome: Any) -> Any:
 
 
 def test_a_trace_that_only_the_client_sees_says_so(traces: Path) -> None:
-    gone = ended("finished", Row(kind="NotATrace", error="there is no such folder", code=3))
+    gone = ended("finished", TraceScores(kind="NotATrace", error="there is no such folder", code=3))
     text = "the worker that was to read it does not see it; workers read traces themselves"
     assert text in cluster._row(gone, traces / "pair-0.zarr").error
     assert cluster._row(gone, traces / "nothing.zarr") is gone.result()

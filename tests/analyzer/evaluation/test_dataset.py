@@ -21,7 +21,7 @@ from i2am.analyzer.cli.main import run
 from i2am.analyzer.evaluation import rows
 from i2am.analyzer.evaluation.dataset import ask
 from i2am.analyzer.evaluation.metric_table import METRICS, judge
-from i2am.analyzer.evaluation.rows import Question
+from i2am.analyzer.evaluation.rows import DatasetRequest
 from i2am.analyzer.methods.recipes import get_recipe
 from i2am.analyzer.numerics.statistics import bootstrap_mean
 from i2am.analyzer.store import chunks
@@ -236,7 +236,7 @@ def test_if_nothing_is_left_it_is_said(mixed: Path) -> None:
 def test_a_trace_that_breaks_our_own_code_costs_only_itself(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = rows.open_trace
     monkeypatch.setattr(rows, "open_trace", lambda path, partial: 1 / 0 if "pair-1" in str(path) else opened(path))
-    answered = ask(find_traces(good), Question(("imacs_g",)))
+    answered = ask(find_traces(good), DatasetRequest(metrics=("imacs_g",)))
     assert [row.error for _, row in answered.skipped] == ["ZeroDivisionError: division by zero"]
 
 

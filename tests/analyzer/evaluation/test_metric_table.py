@@ -12,8 +12,7 @@ from repository import ROOT
 
 from i2am.analyzer import g2r, imacs, open_trace, r2g
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation.imacs import score
-from i2am.analyzer.evaluation.metric_table import ASK, METRICS, available, judge, metric, plan_metrics
+from i2am.analyzer.evaluation.metric_table import ASK, IMACS, METRICS, available, judge, metric, plan_metrics
 from i2am.analyzer.inspection.truth import require_truth
 from i2am.analyzer.maps.looks import looks
 from i2am.analyzer.metrics.pointing import pck
@@ -50,10 +49,10 @@ def test_scores_are_those_of_the_functions(trace: Trace) -> None:
     assert found["imacs_g"].dims == ("head",)
 
 
-def test_imacs_is_what_the_command_prints(trace: Trace) -> None:
-    names = ("imacs_g", "imacs_r", "imacs_r_plain")
-    facts, found = score(trace), judge(trace, names)
-    assert {name: float(found[name]) for name in names} == {name: pytest.approx(facts[name]) for name in names}
+def test_imacs_is_what_the_command_prints(trace: Trace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["imacs", str(trace.path), "--json"]) == 0
+    facts, found = json.loads(capsys.readouterr().out), judge(trace, IMACS)
+    assert {name: float(found[name]) for name in IMACS} == {name: pytest.approx(facts[name]) for name in IMACS}
 
 
 def test_metrics_share_their_maps(trace: Trace) -> None:
@@ -94,14 +93,14 @@ def test_what_a_trace_does_not_have_is_said(trace: Trace, tmp_path: Path) -> Non
 
 
 def test_masking_first_touches_the_reference_alone(trace: Trace, capsys: pytest.CaptureFixture[str]) -> None:
-    plain, hidden = score(trace), score(trace, pre_mask=True)
-    assert hidden["imacs_g"] == plain["imacs_g"]
+    plain, hidden = judge(trace, IMACS), judge(trace, IMACS, settings={"pre_mask": True})
+    assert float(hidden["imacs_g"]) == float(plain["imacs_g"])
     for name, options in (("imacs_r", {"query_mask": "mask"}), ("imacs_r_plain", {})):
         map, mask = g2r(trace, **options).compute(), trace.image("reference_mask")
-        assert hidden[name] == pytest.approx(float(imacs(map, mask, pre_mask=True)))
-        assert hidden[name] > plain[name]
+        assert float(hidden[name]) == pytest.approx(float(imacs(map, mask, pre_mask=True)))
+        assert float(hidden[name]) > float(plain[name])
     assert run(["imacs", str(trace.path), "--pre-mask", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["imacs_r"] == pytest.approx(hidden["imacs_r"])
+    assert json.loads(capsys.readouterr().out)["imacs_r"] == pytest.approx(float(hidden["imacs_r"]))
 
 
 def test_the_page_names_every_metric() -> None:

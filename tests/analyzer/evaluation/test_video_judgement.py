@@ -13,7 +13,7 @@ from i2am.analyzer import find_boxes, iou, judge, open_trace, r2g
 from i2am.analyzer.aggregation.select import Select
 from i2am.analyzer.aggregation.selection import choose
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.diagnosis.survey import survey
+from i2am.analyzer.diagnosis.survey import survey_layers
 from i2am.analyzer.evaluation.difference import differ, save_difference
 from i2am.analyzer.evaluation.metric_table import METRICS, available
 from traces import Synthetic, reference_layer, synthetic_trace
@@ -44,7 +44,7 @@ def test_a_metric_is_the_mean_over_frames(made: Synthetic) -> None:
 
 def test_the_survey_goes_through_all_frames(made: Synthetic) -> None:
     trace = open_trace(made.path)
-    for layer, found in enumerate(survey(trace, choose(trace, Select()))):
+    for layer, found in enumerate(survey_layers(trace, choose(trace, Select()))):
         assert found is not None
         P, G = (softmax[0, 0] for softmax in softmaxes(made, layer))
         np.testing.assert_allclose(found.mass, P.mean((2, 3, 4)).sum(0), rtol=1e-5)

@@ -17,7 +17,7 @@ from probed import CONCEPTS, LAYERS, ORDER, PIECES, TEXTS, probed, trace_of, wor
 
 from i2am.analyzer import concept_words, head_relevance, load_concepts, open_trace
 from i2am.analyzer.heads.counting import Span, draw, winners
-from i2am.analyzer.heads.probes import Enquiry
+from i2am.analyzer.heads.probes import ProbeWords
 from i2am.analyzer.heads.relevance import vectors
 from i2am.analyzer.trace.heads import published_order
 from i2am.schema.errors import InvalidInput, UnknownSelection
@@ -110,8 +110,8 @@ def test_branches_are_counted_apart(made: list[Synthetic]) -> None:
 
 def test_traces_of_the_same_words_share_what_is_known_of_them(made: list[Synthetic]) -> None:
     first, second = (open_trace(each.path) for each in made[:2])
-    enquiry = Enquiry(first, load_concepts(CONCEPTS), "concepts", None, None)
-    rows = [spans for trace in (first, second) for _, spans in enquiry.rows(trace)]
+    asked = ProbeWords(first, load_concepts(CONCEPTS), "concepts", None, None)
+    rows = [spans for trace in (first, second) for _, spans in asked.rows(trace)]
     assert len(rows) == 6 and all(spans is rows[0] for spans in rows)
 
 
