@@ -44,7 +44,8 @@ def head_accuracy(
         each.append(_of_trace(trace, radius, Select(layers=layers, sample=sample, branch=branch, group=group)))
         require_same_heads(each[0], trace)
         if each[-1]["layer"].values.tolist() != each[0]["layer"].values.tolist():
-            raise InvalidInput(f"{trace.path} and {opened[0].path} have different layers; select with {option('layers')} those of both")
+            which = f"select with {option('layers')} those that both have"
+            raise InvalidInput(f"{trace.path} and {opened[0].path} have different layers; {which}")
     in_order = [found.values for _, found in sorted(zip((trace.id for trace in opened), each, strict=True), key=lambda pair: pair[0])]
     mean = each[0].copy(data=np.mean(in_order, axis=0))  # sorted first: sums of floats depend on their order
     facts = {"kind": "truth", "model": str(opened[0].record.model.get("pipeline", "")), "traces": sorted(trace.id for trace in opened)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,28 @@ def test_a_trace_brings_some_metrics_and_not_others(trace: Trace, tmp_path: Path
     assert available(plain) == []
     without_truth = open_trace(trace.path)
     assert available(without_truth) == [name for name in METRICS if METRICS[name].against != "truth"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "missing"),
+    [
+        ({"layers": [reference_layer(text=4)]}, {"group": "text"}, {"places", "truth"}),
+        ({"layers": [reference_layer(reference=(1, 1), specials=0)]}, {}, {"tokens", "truth"}),
+        ({"layers": [reference_layer("a", (8, 6), frames=2)], "frames": 2}, {}, {"image", "truth"}),
+        ({}, {"recipe": "daam"}, {"places", "truth"}),
+        ({"status": "interrupted"}, {}, {"mask", "reference_mask", "truth"}),
+    ],
+)
+def test_what_is_available_is_what_can_be_judged(
+    fields: dict[str, Any], options: dict[str, Any], missing: set[str], tmp_path: Path
+) -> None:
+    opened = open_trace(synthetic_trace(tmp_path / "run.zarr", **fields).path, partial=True)
+    names = available(opened, **options)
+    assert names == [name for name, row in METRICS.items() if not missing & set(row.needs)]
+    assert list(judge(opened, names, **options)) == names
+    for name in METRICS.keys() - set(names):
+        with pytest.raises(InvalidInput):
+            judge(opened, [name], **options)
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_what_cannot_be_judged_says_why(traces: list[Trace], tmp_path: Path) -> 
         (lambda: selective_iou(traces, mask="hat"), UnknownSelection, "hat is neither a picture file nor an image of the trace"),
         (lambda: head_accuracy(untold), InvalidInput, "does not say where its patches truly come from"),
         (lambda: head_accuracy([traces[0], other]), InvalidInput, "has the layer unet.up_blocks.0.attn2, which the trace .* does not have"),
-        (lambda: head_accuracy([fewer, traces[0]]), InvalidInput, "have different layers; select with `layers`"),
+        (lambda: head_accuracy([fewer, traces[0]]), InvalidInput, "have different layers; select with layers= those that both have"),
         (lambda: select_heads(traces[:1], by="luck", top=1), InvalidInput, "by 'luck'"),  # type: ignore[arg-type]
         (lambda: select_heads(scores, by="relevance", top=1), InvalidInput, "scores are of truth, not of relevance"),
     ]  # fmt: skip
