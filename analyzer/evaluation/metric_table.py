@@ -158,9 +158,11 @@ def plan_metrics(
             raise InvalidInput(f"the {name} tokens have no place on a picture, so no mask of it can score them; leave it out")
         rows = tuple(row for row in rows if all(grounds.has(need) for need in row.needs))
     pixels = {role: grounds.load(role) for role in MASKS if any(role in row.needs for row in rows)}
-    maps = {of: ASK[of](trace, pixels.get("mask"), asked) for of in sorted({row.of for row in rows})}
+    maps: dict[Of, xr.DataArray] = {}
     targets: dict[Against, Any] = {}
     for row in rows:
+        if row.of not in maps:
+            maps[row.of] = ASK[row.of](trace, pixels.get("mask"), asked)
         if row.against == "truth":
             targets["truth"] = require_truth(trace)
         elif row.against:

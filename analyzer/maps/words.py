@@ -150,9 +150,8 @@ def _texts(trace: Trace, probe: str | None, group: str | None, sample: int | Non
 
 def _unsaid(trace: Trace, probe: str | None, probes: Mapping[str, str], wanted: str | None) -> Exception:
     if probe is not None and probes[probe] != "text":
-        return InvalidInput(
-            f"the probe {probe!r} is of pictures and has no words; for its map ask for {option('tokens')} with {option('probe', probe)}"
-        )
+        way = f"token_map maps its tokens ({option('tokens')} with {option('probe', probe)})"
+        return InvalidInput(f"the probe {probe!r} is of pictures and has no words; {way}")
     if wanted and wanted not in (names := dict.fromkeys(group.name for layer in trace.layers for group in layer.groups)) and probe is None:
         return UnknownSelection(f"the trace has no token group {wanted!r}; it has {listed(names)}")
     notes = [note for note in trace.record.provenance.get("notes", []) if isinstance(note, str) and "tokens say" in note]

@@ -105,7 +105,7 @@ DOORS: Final[tuple[tuple[str, Door, str], ...]] = (
     ("AlreadyExists", lambda d: save_map(r2g(open_trace(d / "good.zarr")), d / "part.zarr"), "map {d}/good.zarr --r2g -o {d}/part.zarr"),
     ("MissingExtra", lambda d: save_map(r2g(open_trace(d / "good.zarr")), d / "m.nc"), "map {d}/good.zarr --r2g -o {d}/m.nc"),
     ("NoCluster", connect, "evaluate {d}/good.zarr --scheduler tcp://127.0.0.1:1"),
-    ("NoSpace", lambda d: record(d, max_bytes="1kB"), "record {d}/spec.toml -o {d}/new.zarr --max-bytes 1kB"),
+    ("NoSpace", lambda d: record(d, max_bytes="1kB"), "record {d}/spec.toml -o {d}/small.zarr --max-bytes 1kB"),
 )
 
 UNMENDED: Final = tuple(f"recorder/{room}/" for room in ("labels", "outside", "probes", "session"))
@@ -178,7 +178,7 @@ def spelled(path: Path) -> Iterator[str]:
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]
         text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
         names = for_python(text) + ([] if "cli" in path.parts or path.stem == "cli" else for_command_line(text))
-        if names and " " in text.strip():
+        if names and " " in text.strip() and not text.startswith("<"):
             yield f"{path.relative_to(ROOT)}:{node.lineno} {names[0]}: {text}"
 
 

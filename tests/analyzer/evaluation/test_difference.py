@@ -138,7 +138,7 @@ def test_the_command_writes_a_sheet_or_the_maps(two: tuple[Trace, Trace], tmp_pa
 @pytest.mark.parametrize(
     ("more", "code", "reason"),
     [
-        (["-o", "diff.npy"], 2, "end it in .png, .nc, .zarr"),
+        (["-o", "diff.npy"], 2, "end it in .png, .nc or .zarr"),
         (["-o", "nowhere/diff.png"], 2, "the folder nowhere does not exist"),
         (["--metric", "imacs"], 2, "there is no metric 'imacs'; did you mean imacs_"),
         (["--recipe", "none"], 2, "there is no recipe 'none'"),
