@@ -194,7 +194,7 @@ def test_the_page_on_pipelines_says_what_is_seen(family: str) -> None:
 
 
 def test_the_page_on_pipelines_has_nothing_else() -> None:
-    head = "\n".join((TITLE, *families(), "", SEEN)).splitlines()
+    head = "\n".join((TITLE, *families(), "", SEEN, "")).splitlines()
     lines = (ROOT / "docs" / "pipelines.md").read_text().splitlines()
     assert lines[: len(head)] == head
     assert len(lines) == len(head) + 2 + len(ROWS)

@@ -236,7 +236,7 @@ def test_a_pipeline_is_left_as_it_was(memory: type[MemoryWriter]) -> None:
 
 
 @pytest.mark.parametrize(("probes", "words"), [
-    (["a dog"], "give a dict, name -> texts or images"),
+    (["a dog"], "takes a dict, name -> texts or images"),
     ({"a b": ["x"]}, "probe name 'a b' is not made of letters"),
     ({"text": ["x"]}, "a probe cannot be called 'text'"),
     ({"reference_0": "x"}, "a probe cannot be called 'reference_0'"),
@@ -255,7 +255,7 @@ def test_probes_that_are_none(probes: Any, words: str) -> None:
 @pytest.mark.parametrize("encoding", ["probabilities", "auto"])
 def test_probes_need_queries(encoding: str, tmp_path: Path) -> None:
     with (
-        pytest.raises(InvalidInput, match=rf'encoding="{encoding}" does not keep in every layer; record with encoding="factors"'),
+        pytest.raises(InvalidInput, match=rf"encoding='{encoding}' does not keep in every layer; record with encoding='factors'"),
         recording(prompted()[0], tmp_path / "t.zarr", encoding=encoding, probes={"a": "dog"}),
     ):
         pass
