@@ -30,7 +30,7 @@ from ..trace.images import load_mask, own_mask
 from ..trace.reader import Trace
 from .accuracy import head_accuracy
 from .probes import PROBE
-from .ranking import By, by_layer, rank_heads, select_heads
+from .ranking import By, HeadMap, by_layer, rank_heads, select_heads
 from .relevance import head_relevance
 from .sources import Sources, open_all
 
@@ -85,11 +85,9 @@ def selective_iou(
     for chosen, judged in dealt:
         taken = whole(count, "a number of heads") if count is not None else published_count(len(rank_heads(chosen, concept)))
         counts.add(taken)
-        every, top = by_layer(rank_heads(chosen, concept), chosen), select_heads(chosen, concept, top=taken)
-        kinds = (every, top, select_heads(chosen, concept, bottom=taken))
         for trace in judged:
             require_same_heads(chosen, trace)
-            pixels = _load_mask(trace, mask, sample)
+            pixels, kinds = _load_mask(trace, mask, sample), _kinds(chosen, concept, taken)
             maps = compute(*(maps_of(trace, **replace(select, heads=heads).options()) for heads in kinds))  # type: ignore[no-untyped-call]
             found.append([[float(iou(map, pixels, threshold)) for threshold in thresholds] for map in maps])
     facts = {
@@ -102,6 +100,12 @@ def selective_iou(
     coords = {"heads": list(KINDS), "threshold": list(thresholds), "trace": [trace.id for _, judged in dealt for trace in judged]}
     table = xr.DataArray(np.stack(found, axis=-1), dims=("heads", "threshold", "trace"), coords=coords, attrs=facts, name="iou")
     return table.sortby("trace")
+
+
+def _kinds(scores: xr.DataArray, concept: str | None, count: int) -> tuple[HeadMap, ...]:
+    """All heads, the best and the worst, as `KINDS` names them."""
+    every = by_layer(rank_heads(scores, concept), scores)
+    return every, select_heads(scores, concept, top=count), select_heads(scores, concept, bottom=count)
 
 
 def deal(opened: list[Trace]) -> list[tuple[list[Trace], list[Trace]]]:
