@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 import pytest
 from repository import ROOT
+from specs import PAINT_BY_EXAMPLE
 
 from i2am.analyzer import open_trace, r2g, token_map
 from i2am.analyzer.cli.group import i2am
@@ -27,22 +28,7 @@ from traces import synthetic_trace
 pytestmark = [pytest.mark.analyzer, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 CLASSES: Final = {name: found for name, found in vars(errors).items() if isinstance(found, type) and found is not TraceError}
-SPEC: Final = """
-seed = 0
-[pipeline]
-class = "PaintByExamplePipeline"
-from_pretrained = "model"
-device = "cpu"
-[call]
-num_inference_steps = 2
-height = 32
-width = 32
-output_type = "np"
-[images]
-image = "image.png"
-mask_image = "mask.png"
-example_image = "reference.png"
-"""
+SPEC: Final = f'{PAINT_BY_EXAMPLE}example_image = "reference.png"\n'
 
 
 @pytest.fixture(scope="module")

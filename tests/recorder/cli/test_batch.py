@@ -15,6 +15,7 @@ import torch
 import zarr
 from click.testing import CliRunner, Result
 from repository import ROOT
+from specs import PAINT_BY_EXAMPLE
 
 from i2am.recorder.cli import batch
 from i2am.recorder.cli.ranks import Place, find_place, gather
@@ -25,23 +26,7 @@ from pipelines import paint_by_example, picture, square_mask
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-SPEC = """
-seed = 0
-[pipeline]
-class = "PaintByExamplePipeline"
-from_pretrained = "model"
-device = "cpu"
-[call]
-num_inference_steps = 2
-height = 32
-width = 32
-output_type = "np"
-[images]
-image = "image.png"
-mask_image = "mask.png"
-[record]
-layers = "*mid*"
-"""
+SPEC = f'{PAINT_BY_EXAMPLE}[record]\nlayers = "*mid*"\n'
 
 
 @pytest.fixture(scope="module")
