@@ -146,7 +146,9 @@ def _describe(hint: Any) -> str:
         return f"one of {', '.join(inner)}"
     if origin is tuple:
         return f"a list, each {_describe(inner[0])}" if inner[-1] is Ellipsis else f"a list of {len(inner)}, each {_describe(inner[0])}"
-    return f"an object nested at most {MOST_DEPTH} deep" if origin is dict else _KINDS[hint]
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(each) for each in inner)
+    return f"an object nested at most {MOST_DEPTH} deep" if origin is dict else _KINDS.get(hint, "an object")
 
 
 def _depth(value: JSON) -> int:

@@ -60,11 +60,12 @@ def open_file(root: str | Path, name: str) -> io.FileIO:
     return io.FileIO(os.fspath(path), opener=lambda *_: handle)
 
 
-def hash_file(root: Path, name: str) -> FileSum:
-    """Size and sha256 of a file, read in pieces."""
+def hash_file(root: Path, name: str, expected: int | None = None) -> FileSum:
+    """Size and sha256 of a file, read in pieces; a file that has not the expected size is not read, and has no sha256."""
     with open_file(root, name) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileSum(file.tell(), digest)
+        size = os.fstat(file.fileno()).st_size
+        wanted = expected is None or size == expected
+        return FileSum(size, hashlib.file_digest(file, "sha256").hexdigest() if wanted else "")
 
 
 def read_file(root: Path, name: str, most: int) -> bytes:
@@ -182,7 +183,7 @@ def require_sums(root: Path, files: FileSums) -> None:
     """Raise CorruptTrace unless these files have their recorded hashes."""
     for name, given in files.items():
         try:
-            sha256 = hash_file(root, name).sha256
+            sha256 = hash_file(root, name, given.nbytes).sha256
         except OSError as error:
             raise CorruptTrace(f"{name} of the trace {root} cannot be read ({error.strerror}); {_AGAIN}") from error
         if sha256 != given.sha256:
