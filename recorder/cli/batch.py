@@ -18,9 +18,8 @@ from ...schema.journal import disk_bytes
 from ...schema.messages import option, size_text
 from ...schema.trace import TraceRecord
 from ..dryrun.estimate import Estimate, estimate
-from ..plan.budget import check_budget
-from ..plan.options import Options
-from ..plan.sizes import encoded, free_bytes, parse_bytes, weigh
+from ..plan.budget import check_budget, encoded, free_bytes, weigh
+from ..plan.options import Options, parse_bytes
 from ..session.recording import recording
 from ..specs.loading import RECORDER_IMAGES, call_arguments, check_call, explained, find_class, load_pipeline, record_arguments
 from ..specs.manifest import Arguments, Manifest, Row, cells_of, check_columns, row_spec

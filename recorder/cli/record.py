@@ -15,9 +15,8 @@ import click
 
 from ...schema.journal import disk_bytes
 from ...schema.messages import require_extra, size_text
-from ..plan.budget import check_budget
-from ..plan.options import Options
-from ..plan.sizes import encoded, free_bytes, parse_bytes
+from ..plan.budget import check_budget, encoded, free_bytes
+from ..plan.options import Options, parse_bytes
 from ..specs.manifest import read_manifest
 from ..specs.probes import read_probe_file
 from ..specs.spec import OPTIONS, Spec, read_spec

@@ -22,8 +22,8 @@ from ..labels.layers import Sites
 from ..labels.refusals import hidden_attention, refuse_pipeline
 from ..labels.scenes import read_scene
 from ..labels.tokens import Context, Scene
+from ..plan.budget import Size, choose_encoding, encoded, layer_bytes, weigh
 from ..plan.options import ENCODINGS_WANTED, Options, select_layers, select_steps
-from ..plan.sizes import Size, choose_encoding, encoded, layer_bytes, weigh
 from ..specs.loading import check_call, find_class
 from ..specs.spec import Spec
 from .inputs import call_argument

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -15,10 +16,10 @@ from ...schema.record import BRANCHES
 from ...schema.selection import Layers, Positions, match_layers, pick_positions, read_positions, write_positions
 from ...schema.trace import Codec, Layer
 from .probes import read_probes
-from .sizes import parse_bytes
 
 KEYS: Final = ("auto", "all", "reference", "text")
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
+SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgt])(i?))?b?\s*", re.IGNORECASE)
 
 
 def select_layers(layers: Layers, paths: Sequence[str]) -> list[str]:
@@ -64,11 +65,22 @@ def select_branches(branches: str) -> tuple[str, ...]:
 
     Raises   InvalidInput otherwise
     """
-    if branches == "both":
-        return BRANCHES
-    if branches not in BRANCHES:
-        raise InvalidInput(f"{option('branches', branches)}; use cond, uncond or both")
-    return (branches,)
+    _choice("branches", branches, (*BRANCHES, "both"))
+    return BRANCHES if branches == "both" else (branches,)
+
+
+def parse_bytes(written: int | str | None) -> int | None:
+    """`5GB`, `500 MB`, `1.5GiB` or a number of bytes; None stays None.
+
+    Raises   InvalidInput for what is no size above 0
+    """
+    if written is None:
+        return None
+    match = None if isinstance(written, bool) else SIZE.fullmatch(str(written))
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index((match[2] or " ").lower())) if match else 0
+    if size <= 0:
+        raise InvalidInput(f"{option('max_bytes', written)} is no size; use a number with a unit, such as 5GB or 500MB")
+    return size
 
 
 @dataclass(frozen=True, slots=True)

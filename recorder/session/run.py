@@ -22,9 +22,8 @@ from ..images.pixels import Picture
 from ..labels.layers import Site
 from ..labels.passes import Evaluation, Pass
 from ..labels.rows import Row
-from ..plan.budget import check_budget
-from ..plan.options import Options, select_steps
-from ..plan.sizes import free_bytes, parse_bytes
+from ..plan.budget import check_budget, free_bytes
+from ..plan.options import Options, parse_bytes, select_steps
 from ..store.writer import Writer
 from .blocks import encode_row
 

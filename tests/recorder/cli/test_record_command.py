@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from i2am.recorder.cli.record import record_command
-from i2am.recorder.plan.sizes import free_bytes
+from i2am.recorder.plan.budget import free_bytes
 from i2am.recorder.specs.loading import find_class, load_pipeline
 from i2am.recorder.specs.spec import read_spec
 from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, NoSpace, TraceError, UnknownSelection
