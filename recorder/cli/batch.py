@@ -22,7 +22,7 @@ from ..plan.budget import check_budget, encoded, free_bytes, weigh
 from ..plan.options import Options, parse_bytes
 from ..session.recording import recording
 from ..specs.loading import RECORDER_IMAGES, call_arguments, check_call, explained, find_class, load_pipeline, record_arguments
-from ..specs.manifest import Arguments, Manifest, Row, cells_of, check_columns, row_spec
+from ..specs.manifest import Arguments, Manifest, Row, check_columns, row_spec
 from ..specs.spec import Spec
 from ..store.files import check_output, read_record
 from .ranks import Place
@@ -77,7 +77,7 @@ def plan_jobs(spec: Spec, manifest: Manifest, output: Path, overwrite: bool) -> 
     text = spec.path.read_text(encoding="utf-8")
     jobs = []
     for row in manifest.rows:
-        job = Job(row, output / row.folder, spec, {"spec": text, "manifest": manifest.path.name, "row": cells_of(row)})
+        job = Job(row, output / row.folder, spec, {"spec": text, "manifest": manifest.path.name, "row": {"name": row.name, **row.cells}})
         try:
             job = _looked_up(dataclasses.replace(job, spec=row_spec(spec, manifest, row, arguments)), overwrite)
             check_call(job.spec, cls)

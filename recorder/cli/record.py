@@ -18,8 +18,7 @@ from ...schema.messages import require_extra, size_text
 from ..plan.budget import check_budget, encoded, free_bytes
 from ..plan.options import Options, parse_bytes
 from ..specs.manifest import read_manifest
-from ..specs.probes import read_probe_file
-from ..specs.spec import OPTIONS, Spec, read_spec
+from ..specs.spec import OPTIONS, Spec, read_probe_file, read_spec
 from ..store.files import check_output
 from .ranks import find_place, gather
 

@@ -24,8 +24,7 @@ from ...schema.trace import Layer, Role, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..capture.modules import attention_modules, denoisers, reads_adapter
 from ..capture.wrapping import replaced
-from ..images.inputs import probe_picture
-from ..images.pixels import Picture
+from ..images.pictures import Picture, probe_picture
 from ..labels.rows import bind_arguments
 from ..plan.probes import Probe
 from ..text.readings import Stretch, Texts, tensors

@@ -16,8 +16,7 @@ from ...schema.selection import read_positions
 from ...schema.trace import IMAGE_ROLES, ImageRole
 from ..capture.call import Call
 from ..encoding.transfer import Block, Outbox
-from ..images.inputs import named_pictures
-from ..images.pixels import Picture
+from ..images.pictures import Picture, named_pictures
 from ..images.windows import Window
 from ..labels.grids import IMAGE_AXES
 from ..labels.passes import Evaluation, Pass, rows_of_call

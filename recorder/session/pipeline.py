@@ -17,7 +17,7 @@ from ..capture.modules import attention_modules, denoisers, reads_features
 from ..capture.wrapping import replaced
 from ..encoding.transfer import Outbox
 from ..families import family_of
-from ..images.inputs import input_pictures
+from ..images.pictures import input_pictures
 from ..labels.frames import VIDEO_AXES, whole_video
 from ..labels.grids import IMAGE_AXES, Canvases
 from ..labels.layers import Sites

@@ -20,8 +20,7 @@ from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
 from ..capture.modules import denoisers
 from ..capture.wrapping import replaced
-from ..images.inputs import generated_pictures
-from ..images.pixels import Picture
+from ..images.pictures import Picture, generated_pictures
 from ..images.windows import Window
 from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments

@@ -18,7 +18,7 @@ from ...schema.record import JSON
 from ...schema.trace import Codec, Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..encoding.transfer import Outbox
-from ..images.pixels import Picture
+from ..images.pictures import Picture
 from ..labels.layers import Site
 from ..labels.passes import Evaluation, Pass
 from ..labels.rows import Row

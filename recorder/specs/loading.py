@@ -33,12 +33,15 @@ def load_pipeline(spec: Spec) -> Any:
     check_call(spec, cls)
     if spec.scheduler is not None:
         check_scheduler(spec)
+    arguments = dict(spec.arguments)
+    if "torch_dtype" in arguments:
+        arguments["torch_dtype"] = find_dtype(spec)
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
     with explained(f"cannot load {spec.pipeline} from {spec.source}"), _moved_classes(spec, cls), warnings.catch_warnings():
         # Newer releases call torch_dtype dtype, which older ones do not know.
         warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
-        pipeline = cls.from_pretrained(spec.source, **load_arguments(spec), **dict.fromkeys(spec.without))
+        pipeline = cls.from_pretrained(spec.source, **arguments, **dict.fromkeys(spec.without))
     if hasattr(pipeline, "set_progress_bar_config"):
         pipeline.set_progress_bar_config(disable=True)  # the recording shows its own
     if spec.adapters:
@@ -126,14 +129,6 @@ def make_scheduler(spec: Spec, config: Any) -> Any:
         return cls.from_config(config, **spec.scheduler_config)
 
 
-def load_arguments(spec: Spec) -> dict[str, Any]:
-    """Arguments of from_pretrained, with torch_dtype as torch has it."""
-    arguments = dict(spec.arguments)
-    if "torch_dtype" in arguments:
-        arguments["torch_dtype"] = find_dtype(spec)
-    return arguments
-
-
 def hub_arguments(spec: Spec) -> dict[str, Any]:
     """Arguments that every loading function of diffusers and transformers takes."""
     return {name: spec.arguments[name] for name in ("revision", "local_files_only", "cache_dir") if name in spec.arguments}
@@ -207,14 +202,13 @@ def _load_adapters(pipeline: Any, spec: Spec) -> None:
         options |= {"image_encoder_pretrained_model_name_or_path": source, "image_encoder_subfolder": folder}
     else:
         options["image_encoder_folder"] = adapters[0].image_encoder_folder
-    given: dict[str, Any] = {
-        name: [getattr(adapter, name) for adapter in adapters] for name in ("source", "subfolder", "weight_name", "scale")
-    }
-    if family.one_adapter:
-        given = {name: values[0] for name, values in given.items()}
-    scale = given.pop("scale")
-    pipeline.load_ip_adapter(given.pop("source"), **given, **options)
-    pipeline.set_ip_adapter_scale(scale)
+
+    def each(field: str) -> Any:
+        values = [getattr(adapter, field) for adapter in adapters]
+        return values[0] if family.one_adapter else values
+
+    pipeline.load_ip_adapter(each("source"), subfolder=each("subfolder"), weight_name=each("weight_name"), **options)
+    pipeline.set_ip_adapter_scale(each("scale"))
 
 
 def _open(name: str, image: Images) -> Any:

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import PIL.Image
 import torch
+from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ...schema.record import NAME
-from ...schema.trace import ImageRole, Role
+from ...schema.trace import Image, ImageRole, Role
 from ..capture.modules import reads_ends
 from ..families import family_of
-from .pixels import Picture, flatten, make_picture, stack_frames, to_pixels
 from .windows import Window, reference_window
+
+Picture: TypeAlias = tuple[Image, NDArray[np.uint8]]
 
 REFERENCES: Final = ("example_image", "ip_adapter_image", "input_images", "ref_image")
 """Arguments that always hold reference images; the first name wins over `image`."""
-MASKS: Final = ("mask_image",)
 ENDS: Final = ("image", "last_image")
 """Arguments of the pictures that a video begins and ends with, in the order of their tokens."""
 
 
-def input_pictures(
-    pipeline: Any, arguments: Mapping[str, Any], context: Role, reference_mask: Any = None, reference_image: Any = None
-) -> list[Picture]:
+def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, reference_mask: Any, reference_image: Any) -> list[Picture]:
     """The images that a pipeline's call is given, named by what they are: `reference`, `mask`, `input`.
 
     `reference_image` stands for references that the call is given as embeddings; it comes after those that it is given as pictures.
@@ -109,10 +108,9 @@ def _roles(pipeline: Any, arguments: Mapping[str, Any], context: Role) -> Iterat
         references, image = [*references, image], None
     yield "reference", "reference", references
     yield "input", "input", image
-    for name in MASKS:
-        yield "mask", "mask", arguments.get(name)
+    yield "mask", "mask", arguments.get("mask_image")
     for name, value in arguments.items():
-        taken = name in (*REFERENCES, *MASKS, "image") or (ends and name in ENDS)
+        taken = name in (*REFERENCES, "mask_image", "image") or (ends and name in ENDS)
         if not taken and isinstance(value, PIL.Image.Image) and NAME.fullmatch(name):
             yield "input", name, value
 
@@ -128,3 +126,71 @@ def _undo_encoder(pipeline: Any, value: Any, role: ImageRole) -> Any:
     shape = (-1, 1, 1)
     numbers = value.detach().to("cpu", torch.float32) * torch.tensor(deviation).view(shape) + torch.tensor(mean).view(shape)
     return numbers.clamp(0, 1)
+
+
+def stack_frames(value: Any) -> NDArray[np.uint8] | None:
+    """An image, or a video as one array; a video of one frame is an image.
+
+    Dims     image, or (frame, y, x, channel), or (frame, channel, y, x) -> ([frame,] y, x, channel)
+    """
+    frames = [pixels for frame in flatten(value) if (pixels := to_pixels(frame)) is not None]
+    if len({frame.shape for frame in frames}) != 1:
+        return None
+    return np.stack(frames) if len(frames) > 1 else frames[0]
+
+
+def flatten(values: Any) -> Iterator[Any]:
+    """One image after another out of nested lists and batches."""
+    batch = isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim in (4, 5)
+    if batch or isinstance(values, (list, tuple)):
+        for value in values:
+            yield from flatten(value)
+    elif values is not None:
+        yield values
+
+
+def to_pixels(value: Any, mask: bool = False) -> NDArray[np.uint8] | None:
+    """An image of any kind that diffusers takes, as uint8; None if it is none.
+
+    Dims     PIL, array (y, x[, channel]) or tensor ([channel,] y, x) -> (y, x, channel)
+    Range    floats [0, 1], or [-1, 1] if any is negative; a mask becomes 0 or 255
+    """
+    if isinstance(value, PIL.Image.Image):
+        pixels = np.asarray(value.convert("L" if mask else "RGB"))
+    elif isinstance(value, torch.Tensor):
+        array = value.detach().to("cpu", torch.float32).numpy()
+        pixels = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    elif isinstance(value, np.ndarray):
+        pixels = value
+    else:
+        return None
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        return None
+    return _to_channels(_to_bytes(pixels), mask)
+
+
+def _to_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.bool_:
+        return (pixels * np.uint8(255)).astype(np.uint8)
+    numbers = np.nan_to_num(pixels.astype(np.float32))
+    if numbers.min() < 0:
+        numbers = numbers * np.float32(0.5) + np.float32(0.5)
+    return np.asarray((numbers * 255).round().clip(0, 255), dtype=np.uint8)
+
+
+def _to_channels(pixels: NDArray[np.uint8], mask: bool) -> NDArray[np.uint8] | None:
+    if mask:
+        return np.where(pixels.mean(axis=2, keepdims=True) >= 127.5, np.uint8(255), np.uint8(0))
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    return np.ascontiguousarray(pixels[:, :, :3]) if pixels.shape[2] in (3, 4) else None
+
+
+def make_picture(name: str, role: ImageRole, pixels: NDArray[np.uint8], window: Window | None) -> Picture:
+    height, width, channels = pixels.shape[-3:]
+    frames = pixels.shape[0] if pixels.ndim > 3 else 0
+    return Image(name, role, height, width, channels, window, frames), np.ascontiguousarray(pixels)
