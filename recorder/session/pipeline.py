@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.messages import option
-from ...schema.trace import Layer, TokenGroup
+from ...schema.text import Text
+from ...schema.trace import Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..capture.modules import attention_modules, denoisers, reads_features
 from ..capture.wrapping import replaced
@@ -31,10 +33,12 @@ from ..plan.options import Options, select_layers
 from ..plan.probes import read_probes
 from ..probes.encoding import Probing
 from ..store.writer import Writer
-from ..text.readings import Texts
+from ..text.readings import Stretch, Texts
 from .provenance import input_record, model_record, sampler_record
 from .run import Labels, Placed, Run
-from .transcript import Transcript
+
+TEXT: Final = "text"
+"""The token group that a prompt's tokens are."""
 
 
 class PipelineLabels(Labels):
@@ -224,3 +228,52 @@ class PipelineLabels(Labels):
                 raise unknown_batch(one.rows, f"{expected} for {expected // len(one.order)} images", one.order)
         if sample.ndim in (IMAGE_AXES, VIDEO_AXES):
             self.latent_grid = (sample.shape[-2], sample.shape[-1])
+
+
+class Transcript:
+    """Reads each row of text that a denoiser is given, once."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        self._found: dict[str, dict[int, tuple[Stretch, ...]]] = {}
+        self._seen: set[tuple[str, int]] = set()
+        self._told = False
+        self.notes: list[str] = []
+        """Why some text is left out."""
+
+    def hear(self, context: Any, rows: Iterable[Row]) -> None:
+        """A denoiser is given `context`, of which these rows are kept."""
+        if not isinstance(context, Tensor) or context.ndim != 3 or context.device.type == "meta":
+            return
+        for row in rows:
+            if (row.branch, row.sample) in self._seen:
+                continue
+            self._seen.add((row.branch, row.sample))
+            if self._texts.read and bool(context[row.index].any()):  # some models are guided away from zeros, which say nothing
+                self._found.setdefault(row.branch, {})[row.sample] = self._texts.find(context[row.index])
+
+    def tell(self, trace: TraceRecord) -> tuple[Text, ...]:
+        """The texts of a trace that has layers by now; none where they have been told already."""
+        sizes = {group.tokens for layer in trace.layers for group in layer.groups if group.name == TEXT and not layer.is_resampler}
+        if self._told or not sizes:
+            return ()
+        self._told = True
+        texts: list[Text] = []
+        for branch in trace.branches:
+            samples = {sample: _cut(stretches, min(sizes)) for sample, stretches in self._found.get(branch, {}).items()}
+            why = "" if all(samples.values()) else "no text encoder made them as they are, or fewer of them"
+            if len(sizes) > 1:
+                why, samples = f"layers have {' and '.join(map(str, sorted(sizes)))} of them", {}
+            if why:
+                self.notes.append(f"what the {branch} text's tokens say is not known: {why}")
+            same = len(samples) == trace.samples and len(set(samples.values())) == 1
+            for sample, said in sorted(samples.items())[: 1 if same else None]:
+                texts += [replace(text, branch=branch, sample=None if same else sample) for text in said]
+        return tuple(texts)
+
+
+def _cut(stretches: tuple[Stretch, ...], tokens: int) -> tuple[Text, ...]:
+    """The first `tokens` tokens, which in some models a reference's come after; none if there are fewer."""
+    if sum(stretch.count for stretch in stretches) < tokens:
+        return ()
+    return tuple(s.text(TEXT, count=min(s.count, tokens - s.start)) for s in stretches if s.start < tokens)

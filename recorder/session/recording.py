@@ -30,7 +30,7 @@ from .declared import DeclaredLabels
 from .guard import interrupt, progress_bar, terminated, uncompiled, warn_of_losses
 from .pipeline import PipelineLabels
 from .provenance import versions
-from .run import Labels, Run
+from .run import Run
 
 DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
 """What is said of a model that is no pipeline."""
@@ -64,17 +64,9 @@ def record(
 
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
-    what = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
-    how: dict[str, Any] = {
-        "codec": codec,
-        "level": level,
-        "queue_mb": queue_mb,
-        "max_bytes": max_bytes,
-        "overwrite": overwrite,
-        "progress": progress,
-    }
-    more: dict[str, Any] = {"reference_mask": reference_mask, "reference_image": reference_image, "facts": facts, "probes": probes}
-    options = replace(what, **how, **more)
+    options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
+    options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
+    options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
 
@@ -110,7 +102,7 @@ class Recording:
         """Kept under provenance; may be added to inside the block."""
         self._model, self._options = model, options
         self._declared = None if declaration is None else DeclaredLabels(declaration, options)
-        self._run = None if self._declared is None else self._make_run(self._declared)
+        self._run = None if self._declared is None else Run(self._declared, path, options, self._provenance)
         self._generated: list[Picture] = []
         self._notes: list[str] = []
         self._unproven: set[str] = set()
@@ -151,7 +143,8 @@ class Recording:
             if self._run is None:
                 stack.enter_context(replaced(type(self._model), "__call__", self._wrap_call))
             else:
-                self._give_pictures()
+                given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
+                self.images(**{name: value for name, value in given.items() if value is not None})
                 stack.enter_context(self._listening(self._run))
             self._restore = stack.pop_all()
         return self
@@ -175,13 +168,6 @@ class Recording:
                 'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
             )
         refuse_pipeline(self._model, self._options.keys)
-
-    def _give_pictures(self) -> None:
-        given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
-        self.images(**{name: value for name, value in given.items() if value is not None})
-
-    def _make_run(self, labels: Labels) -> Run:
-        return Run(labels, self.path, self._options, self._provenance)
 
     def _provenance(self) -> dict[str, JSON]:
         trusted = [f"{path} {OWN_KERNEL}" for path in sorted(self._unproven)]
@@ -232,7 +218,7 @@ class Recording:
         """Call the pipeline and keep what it attends to."""
         arguments = bind_arguments(original, self._model, args, kwargs)
         labels = PipelineLabels(self._model, self._options, arguments)
-        run = self._run = self._make_run(labels)
+        run = self._run = Run(labels, self.path, self._options, self._provenance)
         self._running = True
         try:
             with labels.watched(run), self._listening(run) as capture:
