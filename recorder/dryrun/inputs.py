@@ -72,8 +72,8 @@ def latent_size(pipeline: Any, spec: Spec) -> tuple[int, int]:
     parameters = inspect.signature(type(pipeline).__call__).parameters
     image = spec.images.get("image")
     if "height" not in parameters and "strength" in parameters and isinstance(image, Path):
-        with PIL.Image.open(image) as picture:
-            return picture.height // factor, picture.width // factor
+        rows, columns = image_size(spec, image)
+        return rows // factor, columns // factor
     return (spec.call.get("height") or rows * factor) // factor, (spec.call.get("width") or columns * factor) // factor
 
 

@@ -47,10 +47,10 @@ def kontext(pipeline: Any, spec: Spec) -> dict[str, Any]:
     height, width = asked_size(pipeline, spec)
     area = call_argument(pipeline, spec, "max_area", MILLION)
     size = round((area * height / width) ** 0.5), round((area * width / height) ** 0.5)
-    image = spec.images.get("image")
-    if image is None:
+    images = _listed(spec)
+    if not images:
         return flux(pipeline, spec, size=size)
-    rows, columns = image_size(spec, image[0] if isinstance(image, list) else image)
+    rows, columns = image_size(spec, images[0])
     if call_argument(pipeline, spec, "_auto_resize", True):
         _, columns, rows = min((abs(columns / rows - wide / high), wide, high) for wide, high in PREFERRED_KONTEXT_RESOLUTIONS)
     return flux(pipeline, spec, [(rows // cell, columns // cell)], size)
@@ -59,10 +59,9 @@ def kontext(pipeline: Any, spec: Spec) -> dict[str, Any]:
 def flux2(pipeline: Any, spec: Spec) -> dict[str, Any]:
     """Text, then the image, then each reference cut to whole cells; the image is as large as the last one unless asked otherwise."""
     model, cell = pipeline.transformer, 2 * pipeline.vae_scale_factor
-    text, images = text_tokens(pipeline, spec), _listed(spec)
-    sizes = [whole_cells(*image_size(spec, image), cell) for image in images]
+    text, sizes = text_tokens(pipeline, spec), [whole_cells(*image_size(spec, image), cell) for image in _listed(spec)]
     height, width = asked_size(pipeline, spec, sizes[-1] if sizes else None)
-    parts = [(height // cell, width // cell), *((high // cell, wide // cell) for high, wide in sizes)]
+    parts = [(high // cell, wide // cell) for high, wide in [(height, width), *sizes]]
     places = [torch.nn.functional.pad(_places(grid, 10 * i), (0, 1)) for i, grid in enumerate(parts)]
     return packed(model, parts, text) | {"txt_ids": torch.zeros(1, text, 4), "img_ids": torch.cat(places)[None]}
 
@@ -100,11 +99,8 @@ def qwen_edit(pipeline: Any, spec: Spec) -> dict[str, Any]:
     """Text, at its longest, then the image and its references, of a million pixels each."""
     model, cell = pipeline.transformer, 2 * pipeline.vae_scale_factor
     resize = _module(pipeline, "calculate_dimensions").calculate_dimensions
-    sizes = []
-    for image in _listed(spec):
-        rows, columns = image_size(spec, image)
-        wide, high = resize(MILLION, columns / rows)[:2]
-        sizes.append((high, wide))
+    shapes = [image_size(spec, image) for image in _listed(spec)]
+    sizes = [resize(MILLION, columns / rows)[1::-1] for rows, columns in shapes]  # it gives (columns, rows, ...)
     height, width = asked_size(pipeline, spec, sizes[-1] if sizes else None)
     parts = [(high // cell, wide // cell) for high, wide in [(height, width), *sizes]]
     return packed(model, parts, text_tokens(pipeline, spec)) | {"img_shapes": [[(1, *grid) for grid in parts]]}
