@@ -90,8 +90,8 @@ class CustomTryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
         person = self.image_processor.preprocess(image, height, width).to(self._execution_device)
         hole = self.mask_processor.preprocess(mask_image, height, width).to(person)
         pose = None if pose_image is None else self.image_processor.preprocess(pose_image, height, width).to(person)
-        agnostic, posed = self._encode(person * (1 - hole)), None if pose is None else self._encode(pose)
-        fixed = torch.cat([agnostic, torch.zeros_like(agnostic) if posed is None else posed], 1)
+        agnostic = self._encode(person * (1 - hole))
+        fixed = torch.cat([agnostic, torch.zeros_like(agnostic) if pose is None else self._encode(pose)], 1)
         tokens = self.encode_reference(example_image) if reference_embeds is None else reference_embeds
         people = len(fixed) * num_images_per_prompt
         fixed = fixed.repeat_interleave(num_images_per_prompt, 0)
@@ -179,19 +179,15 @@ def _random_encoder(dtype: torch.dtype) -> Dinov2Model:
 
 def _check_fit(vae: Any, unet: Any, image_encoder: Any, reference_size: tuple[int, int]) -> None:
     """Refuse parts that would fail, or be fed the wrong thing, in the middle of a run."""
-    width = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
-    patch = image_encoder.config.patch_size
-    latent = vae.config.latent_channels
-    wanted = {
-        f"the U-Net reads tokens {width} wide, the image encoder makes them {image_encoder.config.hidden_size} wide": width
-        == image_encoder.config.hidden_size,
-        f"the U-Net takes {unet.config.in_channels} channels, expected {3 * latent}: three latents of {latent}": unet.config.in_channels
-        == 3 * latent,
-        f"the U-Net makes {unet.config.out_channels} channels, a latent has {latent}": unet.config.out_channels == latent,
-        f"the reference size {tuple(reference_size)} is not a multiple of the encoder's patch of {patch}": not any(
-            side % patch for side in reference_size
-        ),
-    }
-    wrong = [what for what, holds in wanted.items() if not holds]
+    net, latent, patch = unet.config, vae.config.latent_channels, image_encoder.config.patch_size
+    read, made = net.encoder_hid_dim or net.cross_attention_dim, image_encoder.config.hidden_size
+    whole = not any(side % patch for side in reference_size)
+    checks = (
+        (read == made, f"the U-Net reads tokens {read} wide, the image encoder makes them {made} wide"),
+        (net.in_channels == 3 * latent, f"the U-Net takes {net.in_channels} channels, expected {3 * latent}: three latents of {latent}"),
+        (net.out_channels == latent, f"the U-Net makes {net.out_channels} channels, a latent has {latent}"),
+        (whole, f"the reference size {tuple(reference_size)} is not a multiple of the encoder's patch of {patch}"),
+    )
+    wrong = [what for holds, what in checks if not holds]
     if wrong:
         raise InvalidInput(f"the parts of the custom model do not fit together: {'; '.join(wrong)}")

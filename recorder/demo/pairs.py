@@ -266,9 +266,4 @@ def draw_logo(rng: np.random.Generator) -> Pattern:
     return colours
 
 
-DRAW: dict[str, Callable[[np.random.Generator], Pattern]] = {
-    "stripes": draw_stripes,
-    "checks": draw_checks,
-    "dots": draw_dots,
-    "logo": draw_logo,
-}
+DRAW = {"stripes": draw_stripes, "checks": draw_checks, "dots": draw_dots, "logo": draw_logo}

@@ -82,12 +82,8 @@ def sd3(pipeline: Any, spec: Spec) -> dict[str, Any]:
     model, factor = pipeline.transformer, pipeline.vae_scale_factor
     height, width = asked_size(pipeline, spec)
     text = TEXT_TOKENS + text_tokens(pipeline, spec)
-    inputs: dict[str, Any] = {
-        "hidden_states": meta(model, 1, model.config.in_channels, height // factor, width // factor),
-        "timestep": meta(model, 1),
-        "encoder_hidden_states": meta(model, 1, text, model.config.joint_attention_dim),
-        "pooled_projections": meta(model, 1, model.config.pooled_projection_dim),
-    }
+    inputs = unpacked(model, (height // factor, width // factor), text, model.config.joint_attention_dim)
+    inputs["pooled_projections"] = meta(model, 1, model.config.pooled_projection_dim)
     if spec.adapters:
         patches = Context.of(pipeline).patches or (1, 1)
         embeds = meta(model, 1, patches[0] * patches[1], model.image_proj.proj_in.in_features)
@@ -111,11 +107,7 @@ def wan(pipeline: Any, spec: Spec) -> dict[str, Any]:
     model, factor = pipeline.transformer, pipeline.vae_scale_factor_spatial
     height, width = asked_size(pipeline, spec)
     frames = (int(call_argument(pipeline, spec, "num_frames", 81)) - 1) // pipeline.vae_scale_factor_temporal + 1
-    inputs = {
-        "hidden_states": meta(model, 1, model.config.in_channels, frames, height // factor, width // factor),
-        "timestep": meta(model, 1),
-        "encoder_hidden_states": meta(model, 1, text_tokens(pipeline, spec), model.config.text_dim),
-    }
+    inputs = unpacked(model, (frames, height // factor, width // factor), text_tokens(pipeline, spec), model.config.text_dim)
     if model.config.image_dim is not None and pipeline.image_encoder is not None:
         ends = 2 if "last_image" in spec.images else 1
         inputs["encoder_hidden_states_image"] = meta(model, ends, sequence_tokens(pipeline), model.config.image_dim)
@@ -140,12 +132,15 @@ def pixart(pipeline: Any, spec: Spec) -> dict[str, Any]:
     model, factor = pipeline.transformer, pipeline.vae_scale_factor
     height, width = asked_size(pipeline, spec)
     sized = bool(getattr(model, "use_additional_conditions", False))
-    return {
-        "hidden_states": meta(model, 1, model.config.in_channels, height // factor, width // factor),
-        "encoder_hidden_states": meta(model, 1, text_tokens(pipeline, spec), model.config.caption_channels),
-        "timestep": meta(model, 1),
-        "added_cond_kwargs": {"resolution": meta(model, 1, 2) if sized else None, "aspect_ratio": meta(model, 1, 1) if sized else None},
-    }
+    added = {"resolution": meta(model, 1, 2) if sized else None, "aspect_ratio": meta(model, 1, 1) if sized else None}
+    inputs = unpacked(model, (height // factor, width // factor), text_tokens(pipeline, spec), model.config.caption_channels)
+    return inputs | {"added_cond_kwargs": added}
+
+
+def unpacked(model: Any, latent: tuple[int, ...], text: int, width: int) -> dict[str, Any]:
+    """A latent with axes of its own, and text beside it."""
+    states = meta(model, 1, model.config.in_channels, *latent)
+    return {"hidden_states": states, "timestep": meta(model, 1), "encoder_hidden_states": meta(model, 1, text, width)}
 
 
 def packed(model: Any, parts: Sequence[Grid], text: int) -> dict[str, Any]:

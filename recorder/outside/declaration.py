@@ -87,8 +87,7 @@ def _sized(given: dict[str, Any]) -> dict[str, Any]:
         share = given.get(axis)
         if share is not None and not (isinstance(share, (int, float)) and share > 0):
             raise InvalidInput(f"groups: {name} has {axis}={share!r}; it is a share of the layer's own {axis}, such as 0.5, or 1 for all")
-    sized = any(given.get(key) is not None for key in ("count", "rows", "columns"))
-    if role == "self" and not sized:
+    if role == "self" and all(given.get(key) is None for key in ("count", "rows", "columns")):
         given["rows"] = WHOLE
     for key in ("count", "specials"):
         number = given.get(key)
