@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +103,21 @@ def check_jobs(jobs: Iterable[Job]) -> None:
             key = _shape_key(job.spec)
             if key not in found:
                 found[key] = foretell(job.spec)
-            planned.append((job, found[key]))
-    traces = [(job, made.evaluations, encoded(made.trace, _encoding(job.spec))) for job, made in planned if made is not None]
-    total = sum(weigh(trace).nbytes for _, _, trace in traces)
-    for job, evaluations, trace in traces:
-        limit = parse_bytes(job.spec.options.get("max_bytes"))
-        check_budget(trace, evaluations, job.path, limit, free_bytes(job.path), total - weigh(trace).nbytes)
+            if (made := found[key]) is not None:
+                planned.append((job, made, weigh(encoded(made.trace, job.spec.encoding)).nbytes))
+    total = sum(size for _, _, size in planned)
+    for job, made, size in planned:
+        check_estimate(made, job.spec, job.path, total - size)
+
+
+def check_estimate(found: Estimate, spec: Spec, output: Path | None, others: int = 0) -> None:
+    """Hold an estimate against the limit, and, if it is known which, against the disk, onto which `others` in bytes go as well.
+
+    Raises   NoSpace
+    """
+    place, limit = output or spec.path.name, parse_bytes(spec.options.get("max_bytes"))
+    free = sys.maxsize if output is None else free_bytes(output)
+    check_budget(encoded(found.trace, spec.encoding), found.evaluations, place, limit, free, others)
 
 
 def foretell(spec: Spec) -> Estimate | None:
@@ -177,13 +187,11 @@ def _looked_up(job: Job, overwrite: bool) -> Job:
 def _attempt(pipeline: Any, job: Job) -> Outcome:
     try:
         trace = record_spec(pipeline, job.spec, job.path, overwrite=job.path.exists(), facts=job.facts)
-    except NoSpace as error:
-        return _outcome(job, "failed", error=str(error))
     except Exception as error:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         lines = str(error).strip().splitlines() or [""]
-        kind = "" if isinstance(error, InvalidInput) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, (InvalidInput, NoSpace)) else f"{type(error).__name__}: "
         return _outcome(job, "failed", error=kind + lines[0])
     return _outcome(job, "recorded", id=trace.id, steps=trace.steps, layers=len(trace.layers), bytes=disk_bytes(job.path))
 
@@ -197,10 +205,6 @@ def _placed(spec: Spec, place: Place) -> Spec:
     if place.world > 1 and spec.device in (None, "cuda") and torch.cuda.is_available():
         return dataclasses.replace(spec, device=f"cuda:{place.local % torch.cuda.device_count()}")
     return spec
-
-
-def _encoding(spec: Spec) -> str:
-    return str(spec.options.get("encoding", "probabilities"))
 
 
 def _shape_key(spec: Spec) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from ...schema.errors import InvalidInput
 
@@ -36,10 +37,10 @@ def find_place() -> Place:
     return Place(*numbers)
 
 
-def gather(place: Place, report: str) -> list[str] | None:
-    """The reports of all ranks, by rank, once all are in; None where the launcher gave no place to meet."""
+def gather(place: Place, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The rows of all ranks, by rank, once all are in; None where the launcher gave no place to meet."""
     if place.world == 1:
-        return [report]
+        return rows
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         return None
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -48,9 +49,9 @@ def gather(place: Place, report: str) -> list[str] | None:
     store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=PATIENCE))
     store.set_timeout(PATIENCE)
     store = PrefixStore(f"i2am/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    store.set(f"report/{place.rank}", report)
-    reports = [store.get(f"report/{rank}").decode() for rank in range(place.world)]
+    store.set(f"report/{place.rank}", json.dumps(rows))
+    everyone = [row for rank in range(place.world) for row in json.loads(store.get(f"report/{rank}"))]
     store.set(f"read/{place.rank}", "1")
     if place.rank == 0:  # the store may live in this process
         store.wait([f"read/{rank}" for rank in range(place.world)])
-    return reports
+    return everyone

@@ -90,6 +90,11 @@ class Spec:
     tokens: int | None = None
     """Reference tokens to reckon with in a dry run."""
 
+    @property
+    def encoding(self) -> str:
+        """The choice of encoding."""
+        return str(self.options.get("encoding", "probabilities"))
+
 
 def read_spec(path: str | PathLike[str]) -> Spec:
     """Read and check a spec; paths in it are relative to its own folder.

@@ -183,7 +183,7 @@ def test_ranks_share_the_rows(folder: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(InvalidInput, match="RANK=2, WORLD_SIZE=2"):
         find_place()
-    assert gather(Place(), "mine") == ["mine"]
+    assert gather(Place(), [{"name": "mine"}]) == [{"name": "mine"}]
 
 
 def test_two_processes_of_torchrun_record_the_example(tmp_path: Path) -> None:
