@@ -1,13 +1,16 @@
-"""Many recordings with one model: the rows of a manifest, those that are not done yet, one after the other."""
+"""Many recordings with one model: the rows of a manifest that are not done yet, one after the other, shared by the processes that
+torchrun or `accelerate launch` started."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -26,12 +29,23 @@ from ..specs.loading import RECORDER_IMAGES, call_arguments, check_call, explain
 from ..specs.manifest import Arguments, Manifest, Row, check_columns, row_spec
 from ..specs.spec import Spec
 from ..store.files import check_output, read_record
-from .ranks import Place
 
 Result: TypeAlias = Literal["recorded", "skipped", "failed", "not tried"]
 """What became of a row."""
 DECIDING: Final = ("layers", "steps", "branches", "encoding", "keys", "heads", "keep_bits", "probes")
 """Options that decide what a trace holds."""
+PATIENCE: Final = timedelta(days=30)
+"""Ranks wait for the slowest: a launcher would kill it as soon as another had ended with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """This process among those of one launch."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    """Rank on this machine, hence the number of its GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,3 +236,36 @@ def _shape_key(spec: Spec) -> str:
         return "" if isinstance(value, str) else value
 
     return json.dumps({name: shape(value) for name, value in {**spec.call, **spec.images}.items()}, sort_keys=True, default=repr)
+
+
+def find_place() -> Place:
+    """The place that the launcher gave this process, from RANK, WORLD_SIZE and LOCAL_RANK.
+
+    Raises   InvalidInput if they contradict each other
+    """
+    given = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
+    numbers = [int(value) if value.isdigit() else -1 for value in given.values()]
+    if min(numbers) < 0 or numbers[0] >= numbers[1]:
+        said = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise InvalidInput(f"the environment says {said}; RANK should count from 0 and stay below WORLD_SIZE, or both be unset")
+    return Place(*numbers)
+
+
+def gather(place: Place, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The rows of all ranks, by rank, once all are in; None where the launcher gave no place to meet."""
+    if place.world == 1:
+        return rows
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        return None
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=PATIENCE))
+    store.set_timeout(PATIENCE)
+    store = PrefixStore(f"i2am/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store.set(f"report/{place.rank}", json.dumps(rows))
+    everyone = [row for rank in range(place.world) for row in json.loads(store.get(f"report/{rank}"))]
+    store.set(f"read/{place.rank}", "1")
+    if place.rank == 0:  # the store may live in this process
+        store.wait([f"read/{rank}" for rank in range(place.world)])
+    return everyone

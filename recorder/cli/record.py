@@ -19,7 +19,6 @@ from ..plan.options import Options
 from ..specs.manifest import read_manifest
 from ..specs.spec import OPTIONS, Spec, read_probe_file, read_spec
 from ..store.files import check_output
-from .ranks import find_place, gather
 
 if TYPE_CHECKING:
     from ..dryrun.estimate import Estimate
@@ -130,10 +129,11 @@ def _dry_run(spec: Spec, output: Path | None, as_json: bool) -> str:
 
 def _record_rows(spec: Spec, path: Path, output: Path | None, dry_run: bool, as_json: bool, overwrite: bool) -> None:
     """Record the rows of a manifest, or say what that would weigh; ends with exit code 1 if one failed."""
-    manifest, place = read_manifest(path), find_place()
+    manifest = read_manifest(path)
     require_recorder()
-    from .batch import check_jobs, plan_jobs, run_jobs
+    from .batch import check_jobs, find_place, gather, plan_jobs, run_jobs
 
+    place = find_place()
     jobs = plan_jobs(spec, manifest, output or Path(), overwrite)
     if dry_run:
         click.echo(_dry_rows(jobs, output, as_json))

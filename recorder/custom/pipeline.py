@@ -105,7 +105,10 @@ class CustomTryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
                 predicted = self._predict(latents, timestep, fixed, tokens, guidance_scale)
                 latents = self.scheduler.step(predicted, timestep, latents, eta=eta, generator=generator).prev_sample
                 bar.update()
-        painted = latents if output_type == "latent" else self._decode(latents, output_type)
+        painted = latents
+        if output_type != "latent":
+            pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+            painted = self.image_processor.postprocess(pixels, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=painted) if return_dict else (painted,)
 
@@ -124,10 +127,6 @@ class CustomTryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _encode(self, pixels: Tensor) -> Tensor:
         latent: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()
         return latent.to(self.unet.dtype) * float(self.vae.config.scaling_factor)
-
-    def _decode(self, latents: Tensor, output_type: str) -> Any:
-        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
-        return self.image_processor.postprocess(pixels, output_type=output_type)
 
     def _predict(self, latents: Tensor, timestep: Tensor, fixed: Tensor, tokens: Tensor, guidance_scale: float) -> Tensor:
         given = torch.cat([self.scheduler.scale_model_input(latents, timestep), fixed], 1)
@@ -157,9 +156,9 @@ def build_custom(
     torch.manual_seed(seed)
     try:
         made = {
-            "vae": vae or _random(AutoencoderKL, "vae", dtype),
-            "unet": unet or _random(UNet2DConditionModel, "unet", dtype),
-            "image_encoder": image_encoder or _random_encoder(dtype),
+            "vae": vae or _ready(AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS, subfolder="vae")), dtype),
+            "unet": unet or _ready(UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS, subfolder="unet")), dtype),
+            "image_encoder": image_encoder or _ready(Dinov2Model(Dinov2Config.from_pretrained(CONFIGS, subfolder="image_encoder")), dtype),
             "scheduler": scheduler or DDIMScheduler.from_config(DDIMScheduler.load_config(CONFIGS, subfolder="scheduler")),
         }
     finally:
@@ -167,14 +166,8 @@ def build_custom(
     return CustomTryOnPipeline(**made)
 
 
-def _random(cls: Any, name: str, dtype: torch.dtype) -> Any:
-    return nn.Module.to(cls.from_config(cls.load_config(CONFIGS, subfolder=name)), dtype).eval()
-
-
-def _random_encoder(dtype: torch.dtype) -> Dinov2Model:
-    config = Dinov2Config.from_pretrained(CONFIGS, subfolder="image_encoder")
-    encoder: Dinov2Model = nn.Module.to(Dinov2Model(config), dtype).eval()
-    return encoder
+def _ready(model: Any, dtype: torch.dtype) -> Any:
+    return nn.Module.to(model, dtype).eval()
 
 
 def _check_fit(vae: Any, unet: Any, image_encoder: Any, reference_size: tuple[int, int]) -> None:

@@ -96,19 +96,17 @@ def truth_facts(pair: Pair, grid: tuple[int, int]) -> dict[str, Any]:
 
     Range    `position` (y, x, yx) in shares of the reference's height and width from its top left; null elsewhere
     """
-    import numpy as np
-
     from .truth import truth_grid
 
     position, torso = truth_grid(pair, grid)
     shares = (position[..., ::-1].astype(float) + 1) / 2
-    table = np.where(torso[..., None] >= 0.5, shares.round(4), None).tolist()
+    table = shares.round(4).astype(object)
+    table[torso < 0.5] = None
     pose = {"angle": pair.pose.angle, "scale": pair.pose.scale, "shift": list(pair.pose.shift)}
-    return {"seed": pair.seed, "pattern": pair.pattern, "pose": pose, "position": table}
+    return {"seed": pair.seed, "pattern": pair.pattern, "pose": pose, "position": table.tolist()}
 
 
 def _picture(pixels: Any) -> Any:
-    """A float or boolean array in [0, 1] as a PIL image."""
     import numpy as np
     from PIL import Image
 

@@ -26,8 +26,7 @@ from ..plan.budget import Size, choose_encoding, encoded, layer_bytes, weigh
 from ..plan.options import ENCODINGS_WANTED, Options, select_layers, select_steps
 from ..specs.loading import check_call, find_class
 from ..specs.spec import Spec
-from .inputs import call_argument
-from .sequences import denoiser_inputs
+from .inputs import call_argument, denoiser_inputs
 from .skeleton import build_skeleton
 
 PACKED_AXES: Final = 3
@@ -125,7 +124,6 @@ def count_evaluations(pipeline: Any, spec: Spec) -> int:
 
 
 def count_samples(pipeline: Any, spec: Spec) -> int:
-    """Generated images."""
     edits = family_of(pipeline).edits  # several references make one image
     given = (spec.call.get("prompt"), None if edits else spec.images.get("image"))
     several = next((value for value in given if isinstance(value, list)), [None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -15,12 +16,15 @@ from ...schema.record import NAME
 from ...schema.trace import Image, ImageRole, Role
 from ..capture.modules import reads_ends
 from ..families import family_of
-from .windows import Window, reference_window
 
 Picture: TypeAlias = tuple[Image, NDArray[np.uint8]]
+Window: TypeAlias = tuple[float, float, float, float]
+"""Of a reference that its encoder sees, in the picture's own pixels: top, left, bottom, right."""
 
 REFERENCES: Final = ("example_image", "ip_adapter_image", "input_images", "ref_image")
 """Arguments that always hold reference images; the first name wins over `image`."""
+CELL: Final = 16
+"""Pixels of one of OmniGen's tokens, on each side."""
 ENDS: Final = ("image", "last_image")
 """Arguments of the pictures that a video begins and ends with, in the order of their tokens."""
 
@@ -68,7 +72,9 @@ def generated_pictures(output: Any, output_type: Any = None) -> list[Picture]:
     videos, images = getattr(output, "frames", None), getattr(output, "images", None)
     if videos is None and images is None:
         bare = output[0] if isinstance(output, tuple) and output else output
-        videos, images = (bare, None) if _holds_videos(bare) else (None, bare)
+        nested = isinstance(bare, (list, tuple)) and len(bare) > 0 and isinstance(bare[0], (list, tuple))
+        batch = isinstance(bare, (np.ndarray, torch.Tensor)) and bare.ndim == 5
+        videos, images = (bare, None) if nested or batch else (None, bare)
     values = flatten(images) if videos is None else videos
     found = [pixels for value in values if (pixels := stack_frames(value)) is not None]
     return [make_picture(f"generated_{index}", "generated", pixels, None) for index, pixels in enumerate(found)]
@@ -89,12 +95,6 @@ def named_pictures(name: str, value: Any, role: ImageRole, window: Window | None
         numbered = name if len(flat) == 1 and role != "generated" else f"{name}_{index}"
         pictures.append(make_picture(numbered, role, pixels, window))
     return pictures
-
-
-def _holds_videos(values: Any) -> bool:
-    if isinstance(values, (np.ndarray, torch.Tensor)):
-        return values.ndim == 5
-    return isinstance(values, (list, tuple)) and len(values) > 0 and isinstance(values[0], (list, tuple))
 
 
 def _roles(pipeline: Any, arguments: Mapping[str, Any], context: Role) -> Iterator[tuple[ImageRole, str, Any]]:
@@ -194,3 +194,81 @@ def make_picture(name: str, role: ImageRole, pixels: NDArray[np.uint8], window: 
     height, width, channels = pixels.shape[-3:]
     frames = pixels.shape[0] if pixels.ndim > 3 else 0
     return Image(name, role, height, width, channels, window, frames), np.ascontiguousarray(pixels)
+
+
+def cropped_window(height: int, width: int, most: int) -> Window | None:
+    """The part of a reference that is left once it is scaled to at most `most` pixels and its middle is cut to whole tokens.
+
+    Source   diffusers, OmniGen's processor
+    """
+    tall, wide = height, width
+    while min(tall, wide) >= 2 * most:
+        tall, wide = tall // 2, wide // 2
+    for edge, bound in ((max(tall, wide), most), (min(tall, wide), CELL)):
+        if (edge > bound) if bound == most else (edge < bound):
+            tall, wide = round(tall * bound / edge), round(wide * bound / edge)
+    return _centre((height, width), (tall, wide), (tall // CELL * CELL, wide // CELL * CELL))
+
+
+def reference_window(pipeline: Any, value: Any, most: int | None = None) -> Window | None:
+    """The part of a reference that the image encoder sees, in the image's own pixels; None is all of it.
+
+    `most` is OmniGen's bound on an edge.
+
+    Source   CLIPImageProcessor: the shorter edge is resized, then the centre is cropped
+    """
+    kind = family_of(pipeline).window
+    if kind == "cells" and isinstance(value, PIL.Image.Image):
+        return _whole_cells(value.height, value.width, 2 * pipeline.vae_scale_factor)
+    if most is not None and isinstance(value, PIL.Image.Image):
+        return cropped_window(value.height, value.width, most)
+    if kind == "whole":
+        return None
+    processor, encoded = getattr(pipeline, "feature_extractor", None), isinstance(value, torch.Tensor)
+    if processor is None and reads_ends(pipeline):
+        # Elsewhere this name is the VAE's.
+        processor, encoded = getattr(pipeline, "image_processor", None), False
+    if processor is None or encoded or not getattr(processor, "do_center_crop", False):
+        return None
+    if isinstance(value, PIL.Image.Image):
+        height, width = value.height, value.width
+    else:
+        height, width = value.shape[-2:] if isinstance(value, torch.Tensor) else value.shape[:2]
+    return _centre((height, width), _resized(processor, height, width), (processor.crop_size["height"], processor.crop_size["width"]))
+
+
+def _centre(size: tuple[int, int], resized: tuple[int, int], cut: tuple[int, int]) -> Window | None:
+    """The middle that is cut out of a resized image, in the image's own pixels; None is all of it."""
+    y, x = size[0] / resized[0], size[1] / resized[1]
+    top, left = (resized[0] - cut[0]) // 2, (resized[1] - cut[1]) // 2
+    window = (top * y, left * x, (top + cut[0]) * y, (left + cut[1]) * x)
+    return None if window == (0, 0, *size) else window
+
+
+def whole_cells(height: int, width: int, cell: int) -> tuple[int, int]:
+    """(rows, columns) in pixels of what Flux 2 makes of a reference: at most a million of them, in whole cells of tokens."""
+    shrink = min(1.0, math.sqrt(1024 * 1024 / (height * width)))
+    return max(1, int(height * shrink) // cell) * cell, max(1, int(width * shrink) // cell) * cell
+
+
+def _whole_cells(height: int, width: int, cell: int) -> Window | None:
+    """The part of an image that is left once it is scaled to whole cells of tokens and what is over is cut off on both sides.
+
+    Source   diffusers, VaeImageProcessor with resize_mode "crop"
+    """
+    tall, wide = whole_cells(height, width, cell)
+    scale = max(tall / height, wide / width)
+    top, left = (height - tall / scale) / 2, (width - wide / scale) / 2
+    window = (top, left, height - top, width - left)
+    return None if max(top, left) == 0 else window
+
+
+def _resized(processor: Any, height: int, width: int) -> tuple[int, int]:
+    size = processor.size
+    if not getattr(processor, "do_resize", False):
+        return height, width
+    edge = size.get("shortest_edge") if hasattr(size, "get") else None
+    if edge is None:
+        return size["height"], size["width"]
+    longer = int(edge * max(height, width) / min(height, width))
+    return (edge, longer) if height <= width else (longer, edge)

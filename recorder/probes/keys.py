@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -45,21 +45,17 @@ class Projector:
         vectors = vectors.to(self.given.device, self.given.dtype)
         if vectors.shape[-1] != self.given.shape[-1]:
             raise refused(self.layer, f"it reads {self.given.shape[-1]} channels where the encoder gives {vectors.shape[-1]}")
-        batch, place = self._placed(vectors)
+        batch, place = vectors[-1:], 0
+        # In a batch like the run's own, so that every kernel works as it did there.
+        if vectors.shape == self.given.shape:
+            batch, place = vectors, self.row
+        elif vectors.shape[1:] == self.given.shape[1:]:
+            batch, place = self.given.clone(), self.row
+            batch[place] = vectors[-1]
         made = make_keys(self.module, self.call.projection, self.way(batch), self.call.key.shape[1])
         assert made is not None  # the run's own were made so
         key = share_heads(made[place], self.call.query.shape[1])
         return exact(torch.stack([key[number] for number in self.layer.head_numbers]) if self.layer.head_numbers else key)
-
-    def _placed(self, vectors: Tensor) -> tuple[Tensor, int]:
-        """An item in a batch like the run's own, so that every kernel works as it did there; and its row."""
-        if vectors.shape == self.given.shape:
-            return vectors, self.row
-        if vectors.shape[1:] != self.given.shape[1:]:
-            return vectors[-1:], 0
-        batch = self.given.clone()
-        batch[self.row] = vectors[-1]
-        return batch, self.row
 
 
 def find_way(call: Call, module: nn.Module, layer: Layer, given: Tensor | None, own: Sequence[Tensor], row: int) -> Projector:
@@ -77,9 +73,11 @@ def find_way(call: Call, module: nn.Module, layer: Layer, given: Tensor | None, 
     start = read if given is None else given
     if given is not None and not any(_holds(one, given) for one in own):
         raise refused(layer, "the denoiser is not given what the pipeline's encoder makes, but something made from it")
-    for make in (_as_it_is, _normed):
-        way = make(module)
-        if way is not None and (found := way(start)).shape == read.shape and torch.equal(found, read):
+    ways: list[Way] = [lambda vectors: vectors]
+    if getattr(module, "norm_cross", None):
+        ways.append(module.norm_encoder_hidden_states)  # type: ignore[arg-type]
+    for way in ways:
+        if (found := way(start)).shape == read.shape and torch.equal(found, read):
             mine = make_keys(module, call.projection, found, call.key.shape[1])
             if mine is None:
                 raise refused(layer, "it has no key projection of its own")
@@ -107,11 +105,3 @@ def _agree(mine: Tensor, own: Tensor) -> bool:
     if mine.shape != own.shape:
         return False
     return bool(torch.equal(mine, own)) or bool((mine - own).float().abs().max() <= CLOSE * own.float().abs().max())
-
-
-def _as_it_is(module: Any) -> Way | None:
-    return lambda context: context
-
-
-def _normed(module: Any) -> Way | None:
-    return module.norm_encoder_hidden_states if getattr(module, "norm_cross", None) else None

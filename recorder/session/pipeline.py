@@ -29,8 +29,7 @@ from ..labels.rows import Row, Rows, conditioning_of, denoiser_argument, number,
 from ..labels.scenes import read_scene
 from ..labels.schedule import evaluations_left, noise_level, scheduler_timestep
 from ..labels.tokens import Context, context_role
-from ..plan.options import Options, select_layers
-from ..plan.probes import read_probes
+from ..plan.options import Options, read_probes, select_layers
 from ..probes.encoding import Probing
 from ..store.writer import Writer
 from ..text.readings import Stretch, Texts

@@ -19,7 +19,6 @@ MANY: Final = 4096
 
 
 def versions() -> dict[str, str]:
-    """Versions of what made the recording."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -20,8 +20,7 @@ from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
 from ..capture.modules import denoisers
 from ..capture.wrapping import replaced
-from ..images.pictures import Picture, generated_pictures
-from ..images.windows import Window
+from ..images.pictures import Picture, Window, generated_pictures
 from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments
 from ..outside.declaration import Declaration, declare
@@ -154,7 +153,11 @@ class Recording:
             self._restore.__exit__(kind, error, traceback)
         finally:
             if self._run is not None and self._run.over and self._run.writer is not None:
-                self.trace = self._finish(self._run)
+                try:
+                    self.trace = self._run.finish(self._generated)
+                except BaseException as failure:
+                    interrupt(self._run, self.path, failure)
+                    raise
                 warn_of_losses(self.trace, self.path, 3 if self._declared is None else 2)
                 for missing in self._declared.missing(self.path) if self._declared is not None else ():
                     warnings.warn(missing, stacklevel=2)
@@ -193,13 +196,6 @@ class Recording:
         except BaseException as error:
             if not run.over:
                 interrupt(run, self.path, error)
-            raise
-
-    def _finish(self, run: Run) -> TraceRecord:
-        try:
-            return run.finish(self._generated)
-        except BaseException as error:
-            interrupt(run, self.path, error)
             raise
 
     def _wrap_call(self, original: Callable[..., Any]) -> Callable[..., Any]:

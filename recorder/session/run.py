@@ -229,20 +229,16 @@ class Run:
 
     def _commit(self, writer: Writer) -> None:
         for now in self._waiting:
-            self._check_budget(writer.trace, now.position)
+            trace, planned, evaluations = writer.trace, self.labels.planned, self.labels.evaluations
+            if not planned:  # such a run is held against the limits step by step
+                trace, evaluations = replace(trace, steps=now.position + 1), now.position + 1
+            if now.position == 0 or not planned:  # at the first step every layer is known
+                # What is on disk already is no longer free, so only the limit counts for it.
+                free = free_bytes(self._path) if now.position == 0 else sys.maxsize
+                check_budget(trace, evaluations, self._path, parse_bytes(self._options.max_bytes), free)
             at = {"timestep": now.timestep, "sigma": now.sigma}
             writer.commit(now.position, evaluation=now.ordinal, scheduler_step=now.scheduler_step, **at)
         self._waiting.clear()
-
-    def _check_budget(self, trace: TraceRecord, position: int) -> None:
-        """At the first step every layer is known; a run of unknown length is held against the limits step by step."""
-        planned, evaluations = self.labels.planned, self.labels.evaluations
-        if not planned:
-            trace, evaluations = replace(trace, steps=position + 1), position + 1
-        if position == 0 or not planned:
-            # What is on disk already is no longer free, so only the limit counts for it.
-            free = free_bytes(self._path) if position == 0 else sys.maxsize
-            check_budget(trace, evaluations, self._path, parse_bytes(self._options.max_bytes), free)
 
 
 def _encode_row(call: Call, row: int, site: Site, keep_bits: int, outbox: Outbox) -> tuple[Mapping[str, Block], Callable[[], float]]:

@@ -28,8 +28,7 @@ from typing import Any, Final, TypeAlias
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import for_reader, guess
-from ..plan.options import Options
-from ..plan.probes import read_probes
+from ..plan.options import Options, read_probes
 
 Images: TypeAlias = Path | list["Images"]
 

@@ -209,7 +209,6 @@ def tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _prints(vectors: Tensor) -> list[bytes]:
-    """Each row's bytes."""
     return [row.tobytes() for row in vectors.contiguous().view(torch.uint8).numpy()]
 
 
@@ -250,7 +249,6 @@ def lettered(tokens: Sequence[str], spans: Spans) -> Spans:
 
 
 def strip_marks(token: str) -> str:
-    """A token's letters alone."""
     for before, after in MARKS:
         token = token.removeprefix(before).removesuffix(after) if len(token) > len(before + after) or before + after != token else ""
     return token

@@ -18,7 +18,7 @@ from repository import ROOT
 from specs import PAINT_BY_EXAMPLE
 
 from i2am.recorder.cli import batch
-from i2am.recorder.cli.ranks import Place, find_place, gather
+from i2am.recorder.cli.batch import Place, find_place, gather
 from i2am.recorder.cli.record import record_command
 from i2am.schema.errors import InvalidInput, NoSpace, TraceError
 from pipelines import paint_by_example, picture, square_mask
