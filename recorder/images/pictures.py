@@ -85,11 +85,9 @@ def named_pictures(name: str, value: Any, role: ImageRole, window: Window | None
 
     Raises   InvalidInput for what is no picture
     """
-    flat = list(flatten(value))
-    mask = role in ("mask", "reference_mask")
-    pictures = []
+    flat, pictures = list(flatten(value)), []
     for index, one in enumerate(flat):
-        pixels = to_pixels(one, mask=mask)
+        pixels = to_pixels(one, mask=role in ("mask", "reference_mask"))
         if pixels is None:
             raise InvalidInput(f"images: {name} is a {type(one).__name__}, expected a PIL image, an array (y, x, 3) or a tensor (3, y, x)")
         numbered = name if len(flat) == 1 and role != "generated" else f"{name}_{index}"

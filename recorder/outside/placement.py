@@ -113,8 +113,7 @@ def cover(name: str, rows: Sequence[Tokens], keys: int, canvas: Grid | None) -> 
     groups, start = [], 0
     for row, count, grid in sized:
         stop = start + (left if count is None else count)
-        group = TokenGroup(name=row.name, role=row.role, start=start, stop=stop, specials=row.specials, grid=grid, image=row.image)
-        groups.append(group)
+        groups.append(TokenGroup(name=row.name, role=row.role, start=start, stop=stop, specials=row.specials, grid=grid, image=row.image))
         start = stop
     return tuple(groups)
 

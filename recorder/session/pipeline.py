@@ -44,7 +44,7 @@ class PipelineLabels(Labels):
     """Labels the one call of a pipeline."""
 
     def __init__(self, pipeline: Any, options: Options, arguments: dict[str, Any]) -> None:
-        self._pipeline, self._options, self._arguments = pipeline, options, arguments
+        self._pipeline, self._options, self._arguments, self._name = pipeline, options, arguments, type(pipeline).__name__
         modules = attention_modules(pipeline)
         self.modules = {path: modules[path] for path in select_layers(options.layers, list(modules))}
         if not self.modules:
@@ -56,6 +56,7 @@ class PipelineLabels(Labels):
         self._model, self._inputs = model_record(pipeline, self.denoisers, getattr(pipeline, "components", {})), input_record(arguments)
         self._texts = Texts(pipeline)
         self._transcript = Transcript(self._texts)
+        self.notes = self._transcript.notes
         self.probing = Probing(pipeline, read_probes(options.probes), self._texts)
         self.pictures = [*given, *self.probing.pictures]
         self._steps = 0
@@ -63,10 +64,6 @@ class PipelineLabels(Labels):
         self._pass_name: str | None = None
         self._reads_features, self._written = reads_features(pipeline), False
         self._probed = False
-
-    @property
-    def _name(self) -> str:
-        return type(self._pipeline).__name__
 
     def label(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: Evaluation | None) -> Pass | None:
         if kwargs.get("skip_layers") is not None:
@@ -188,9 +185,6 @@ class PipelineLabels(Labels):
 
     def record(self) -> dict[str, Any]:
         return {"model": self._model, "sampler": sampler_record(self._pipeline.scheduler, self._arguments), "inputs": self._inputs}
-
-    def notes(self) -> list[str]:
-        return self._transcript.notes
 
     @contextmanager
     def watched(self, run: Run) -> Iterator[None]:

@@ -174,7 +174,7 @@ class Recording:
 
     def _provenance(self) -> dict[str, JSON]:
         trusted = [f"{path} {OWN_KERNEL}" for path in sorted(self._unproven)]
-        notes: list[JSON] = [*self._notes, *(self._run.labels.notes() if self._run is not None else []), *trusted]
+        notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
         return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
 
     @contextmanager

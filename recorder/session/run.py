@@ -49,6 +49,8 @@ class Labels(Protocol):
     """Whether it is their number; else it is the most there can be."""
     samples: int = 0
     latent_grid: tuple[int, int] | None = None
+    notes: Sequence[str] = ()
+    """What provenance says beside `record`."""
 
     def label(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: Evaluation | None) -> Pass | None:
         """What a denoiser is about to compute, `now` being the evaluation that is going on; None if it is not wanted."""
@@ -82,10 +84,6 @@ class Labels(Protocol):
 
     def record(self) -> dict[str, Any]:
         """What the trace says of model, sampler and inputs."""
-
-    def notes(self) -> list[str]:
-        """What provenance adds to that."""
-        return []
 
 
 class Run:

@@ -75,21 +75,17 @@ def find_class(name: str, kind: str) -> Any:
     Raises   InvalidInput with the nearest names
     """
     module_name, _, class_name = name.rpartition(":")
-    if not module_name:
-        found = getattr(diffusers, name, None)
-        if not inspect.isclass(found):
-            names = [n for n in dir(diffusers) if n.endswith(kind.capitalize())]
-            what = f"diffusers {diffusers.__version__} has no {kind} {name!r}"
-            raise InvalidInput(f"{what}; {guess(name, names)}a class from elsewhere is written module:Class")
-        return found
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(module_name or "diffusers")
     except ImportError as error:
         raise InvalidInput(f"{kind} {name!r}: cannot import {module_name} ({error}); install it, or correct the name") from error
     found = getattr(module, class_name, None)
-    if not inspect.isclass(found):
+    if inspect.isclass(found):
+        return found
+    if module_name:
         raise InvalidInput(f"{kind} {name!r}: {module_name} has no class {class_name}; {guess(class_name, dir(module))}name one it has")
-    return found
+    near = guess(name, [other for other in dir(diffusers) if other.endswith(kind.capitalize())])
+    raise InvalidInput(f"diffusers {diffusers.__version__} has no {kind} {name!r}; {near}a class from elsewhere is written module:Class")
 
 
 def check_call(spec: Spec, cls: Any) -> None:
