@@ -20,7 +20,6 @@ from ..aggregation.build import build_map
 from ..aggregation.request import MapRequest, request_map
 from ..aggregation.select import Heads, Positions, Select
 from ..aggregation.weights import Mask, only_frames, pick_frames, recipe_mask, weighting
-from ..inspection.precision import column_mass_lost
 from ..methods.recipes import Recipe
 from ..trace.reader import Trace
 
@@ -123,5 +122,5 @@ def sram(
 
 def lost_columns(request: MapRequest) -> float:
     """What the encoding took from one column of G at worst; with the softmax over keys maps are made of rows, which are whole."""
-    lost = column_mass_lost(request.trace)
+    lost = request.trace.lost
     return max(lost[index] for index in request.chosen.layers) if request.row.r2g == "generated" else 0.0
