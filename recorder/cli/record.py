@@ -27,14 +27,12 @@ if TYPE_CHECKING:
 
 @click.command("record", short_help="Run a pipeline described in a TOML file and record its attention.")
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The trace to write, such as run.zarr; with --manifest a folder.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The trace to write, as run.zarr; with --manifest, a folder for all.")
 @click.option("--manifest", type=click.Path(path_type=Path), help="A CSV file: one recording for each row, named by its column `name`.")
 @click.option("--dry-run", is_flag=True, help="From shapes alone, print layers, bytes for each encoding and files; load and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--overwrite", is_flag=True, help="Replace the trace at the output path, if there is one.")
-@click.option(
-    "--layers", multiple=True, help="Modules: names, globs, or re: and a regular expression; with commas, or given several times."
-)
+@click.option("--layers", multiple=True, help="Modules: names, globs or re: and a regular expression; with commas, or given several times.")
 @click.option("--steps", help="Denoiser evaluations to record: ::5, 10:40:5 or 0,10,49.")
 @click.option("--heads", help="Heads to record, in each layer: ::2, 0:4 or 0,3,7.")
 @click.option("--branches", help="cond, uncond or both.")
@@ -102,8 +100,7 @@ def _record(spec: Spec, output: Path, overwrite: bool, as_json: bool) -> str:
     from ..specs.loading import load_pipeline
     from .batch import check_estimate, foretell, record_spec
 
-    found = foretell(spec)
-    if found is not None:
+    if (found := foretell(spec)) is not None:
         check_estimate(found, spec, output)
     trace = record_spec(load_pipeline(spec), spec, output, overwrite=overwrite, facts={"spec": spec.path.read_text(encoding="utf-8")})
     nbytes = disk_bytes(output)

@@ -181,6 +181,5 @@ def _check_fit(vae: Any, unet: Any, image_encoder: Any, reference_size: tuple[in
         (net.out_channels == latent, f"the U-Net makes {net.out_channels} channels, a latent has {latent}"),
         (whole, f"the reference size {tuple(reference_size)} is not a multiple of the encoder's patch of {patch}"),
     )
-    wrong = [what for holds, what in checks if not holds]
-    if wrong:
+    if wrong := [what for holds, what in checks if not holds]:
         raise InvalidInput(f"the parts of the custom model do not fit together: {'; '.join(wrong)}")

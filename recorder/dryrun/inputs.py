@@ -292,8 +292,7 @@ def denoiser_inputs(pipeline: Any, spec: Spec) -> dict[str, Any]:
     """
     if isinstance(getattr(pipeline, "unet", None), UNet2DConditionModel) and not hasattr(pipeline, "movq"):
         return unet_inputs(pipeline, spec)
-    make = MAKERS.get(family_of(pipeline).inputs)
-    if make is None:
+    if (make := MAKERS.get(family_of(pipeline).inputs)) is None:
         model = type(next(iter(denoisers(pipeline).values()))).__name__
         raise UnsupportedModel(f"a dry run does not know what {type(pipeline).__name__} gives its {model}; record a few steps instead")
     return make(pipeline, spec)

@@ -50,8 +50,7 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
                 cropped = role == "reference" and not any(value is one for one in whole)
                 pictures.append(make_picture(name, role, pixels, reference_window(pipeline, value, most) if cropped else None))
     if reference_mask is not None:
-        pixels = to_pixels(reference_mask, mask=True)
-        if pixels is None:
+        if (pixels := to_pixels(reference_mask, mask=True)) is None:
             raise InvalidInput(f"reference_mask is a {type(reference_mask).__name__}; give a PIL image, an array or a tensor")
         references = [image for image, _ in pictures if image.role == "reference"]
         window = references[0].window if len(references) == 1 and (references[0].height, references[0].width) == pixels.shape[:2] else None
@@ -87,8 +86,7 @@ def named_pictures(name: str, value: Any, role: ImageRole, window: Window | None
     """
     flat, pictures = list(flatten(value)), []
     for index, one in enumerate(flat):
-        pixels = to_pixels(one, mask=role in ("mask", "reference_mask"))
-        if pixels is None:
+        if (pixels := to_pixels(one, mask=role in ("mask", "reference_mask"))) is None:
             raise InvalidInput(f"images: {name} is a {type(one).__name__}, expected a PIL image, an array (y, x, 3) or a tensor (3, y, x)")
         numbered = name if len(flat) == 1 and role != "generated" else f"{name}_{index}"
         pictures.append(make_picture(numbered, role, pixels, window))

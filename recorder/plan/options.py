@@ -145,8 +145,7 @@ def _read_probe(name: Any, value: Any) -> Probe:
     texts = [isinstance(item, str) for item in items]
     if any(texts) and not all(texts):
         raise InvalidInput(f"probe {name!r} has texts among images; make it two probes")
-    twice = next((item for index, item in enumerate(items) if all(texts) and item in items[:index]), None)
-    if twice is not None:
+    if (twice := next((item for index, item in enumerate(items) if all(texts) and item in items[:index]), None)) is not None:
         raise InvalidInput(f"probe {name!r} has the text {twice!r} twice; remove one")
     for item in items:
         # Whether it is a picture, the recorder says once torch is there; that these are none is plain.

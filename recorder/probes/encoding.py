@@ -203,8 +203,7 @@ class Probing:
 
     def _probe_keys(self, probe: Probe, encoder: Encoder, call: Call, layer: Layer, row: int) -> list[Tensor]:
         """Keys of each of a probe's token groups, (head, token, channel)."""
-        encoded = self._encoded.get(encoder)
-        if encoded is None:
+        if (encoded := self._encoded.get(encoder)) is None:
             never = f"{type(self._pipeline).__name__} did not call its {encoder.method}"
             raise UnsupportedModel(f"{never}, so the probe {probe.name!r} cannot be encoded as it would be; leave the probe out")
         module = attention_modules(self._pipeline)[call.path]
@@ -269,8 +268,7 @@ def _unpadded(stretch: Stretch) -> tuple[int, int]:
 
 def _pictures(pipeline: Any, probe: Probe) -> Iterator[Picture]:
     for label, item in zip(probe.labels(), probe.items, strict=True) if probe.role == "reference" else ():
-        picture = probe_picture(pipeline, f"probe_{label}", _open(item))
-        if picture is None:
+        if (picture := probe_picture(pipeline, f"probe_{label}", _open(item))) is None:
             raise InvalidInput(
                 f"probe {probe.name!r} holds a {type(item).__name__}; it takes texts or images (PIL, arrays, tensors, paths)"
             )

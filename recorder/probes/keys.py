@@ -78,8 +78,7 @@ def find_way(call: Call, module: nn.Module, layer: Layer, given: Tensor | None, 
         ways.append(module.norm_encoder_hidden_states)  # type: ignore[arg-type]
     for way in ways:
         if (found := way(start)).shape == read.shape and torch.equal(found, read):
-            mine = make_keys(module, call.projection, found, call.key.shape[1])
-            if mine is None:
+            if (mine := make_keys(module, call.projection, found, call.key.shape[1])) is None:
                 raise refused(layer, "it has no key projection of its own")
             if not _agree(mine, call.key):
                 raise refused(layer, "its keys are more than its key projection gives (positions, as in RoPE, or a processor of its own)")

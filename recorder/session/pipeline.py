@@ -132,8 +132,7 @@ class PipelineLabels(Labels):
             return
         call = whole_video(call, this.scene.frames) if this.scene.frames else call
         for row in rows_of_call(call, this):
-            site = self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)
-            if site is not None:
+            if (site := self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)) is not None:
                 yield call, row.index, site, row
 
     def _place_resampler(self, call: Call, this: Pass) -> Iterator[Placed]:

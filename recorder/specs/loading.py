@@ -99,12 +99,10 @@ def check_call(spec: Spec, cls: Any) -> None:
         raise InvalidInput(f"{spec.pipeline} takes no IP-Adapters; remove [[adapters]] from {spec.path.name}")
     if len(spec.adapters) > 1 and family_of(cls).one_adapter:
         raise InvalidInput(f"{spec.pipeline} takes one IP-Adapter; {spec.path.name} has {len(spec.adapters)} [[adapters]]")
-    twice = sorted(set(spec.call) & set(spec.images))
-    if twice:
+    if twice := sorted(set(spec.call) & set(spec.images)):
         raise InvalidInput(f"{spec.path.name}: {twice[0]} stands both in [call] and in [images]")
     given = {*spec.call, *spec.images}
-    missing = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name in names and p.name not in given]
-    if missing:
+    if missing := [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name in names and p.name not in given]:
         raise InvalidInput(f"{spec.path.name}: {cls.__name__} needs {missing[0]}; give it in [call], or in [images] if it is an image")
 
 

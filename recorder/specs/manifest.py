@@ -76,8 +76,7 @@ def read_manifest(path: str | PathLike[str]) -> Manifest:
     header = [cell.strip() for cell in lines[0][1]]
     if "name" not in header:
         raise InvalidInput(f"{path.name} has no column `name`; {guess('name', header)}it has {', '.join(header)}, separated by commas")
-    twice = next((column for column in header if header.count(column) > 1), None)
-    if twice is not None:
+    if (twice := next((column for column in header if header.count(column) > 1), None)) is not None:
         raise InvalidInput(f"{path.name} has the column {twice!r} twice; remove one")
     if len(lines) == 1:
         raise InvalidInput(f"{path.name} has a header and no rows, so there is nothing to record; add a line for each recording")

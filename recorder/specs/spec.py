@@ -185,8 +185,7 @@ def _table(path: Path, document: Mapping[str, Any], key: str, name: str | None =
     table = document.get(key, {})
     if not isinstance(table, dict):
         raise InvalidInput(f"{path.name}: {name} should be a table, [{name}], but is {table!r}")
-    known = TABLES[name]
-    if known is not None:
+    if (known := TABLES[name]) is not None:
         check_keys(path.name, name, table, known)
     return table
 
