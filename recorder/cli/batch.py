@@ -25,7 +25,7 @@ from ..dryrun.estimate import Estimate, estimate
 from ..plan.budget import check_budget, encoded, free_bytes, weigh
 from ..plan.options import Options, parse_bytes
 from ..session.recording import recording
-from ..specs.loading import RECORDER_IMAGES, call_arguments, check_call, explained, find_class, load_pipeline, record_arguments
+from ..specs.loading import RECORDER_IMAGES, check_call, explained, find_class, load_pipeline, run_arguments
 from ..specs.manifest import Arguments, Manifest, Row, check_columns, row_spec
 from ..specs.spec import Spec
 from ..store.files import check_output, read_record
@@ -168,7 +168,7 @@ def run_jobs(jobs: Sequence[Job], place: Place, say: Callable[[Outcome], None]) 
 
 def record_spec(pipeline: Any, spec: Spec, path: Path, *, overwrite: bool, facts: Mapping[str, Any]) -> TraceRecord:
     """Record one call to a loaded pipeline."""
-    arguments, options = call_arguments(spec), record_arguments(spec)
+    arguments, options = run_arguments(spec)
     refused = explained(f"{spec.pipeline} refuses its arguments", (ValueError, TypeError))
     with recording(pipeline, path, overwrite=overwrite, facts=facts, **options) as made, refused:
         pipeline(**arguments)

@@ -29,7 +29,7 @@ from ..images.pictures import Picture, probe_picture
 from ..labels.rows import bind_arguments
 from ..plan.options import Probe
 from ..text.readings import Stretch, Texts, tensors
-from .keys import find_way
+from .keys import Projector
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,6 @@ class Probing:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Listen for as long as the context lasts."""
         with ExitStack() as stack:
             for encoder in dict.fromkeys(encoder for _, encoder in self._probes):
                 stack.enter_context(replaced(type(self._pipeline), encoder.method, self._wrapper(encoder)))
@@ -212,7 +211,7 @@ class Probing:
             raise UnsupportedModel(
                 f"{type(self._denoiser).__name__} is not given one tensor of tokens, so the probe {probe.name!r} has no keys"
             )
-        projector = find_way(call, module, layer, given, encoded.own, row)
+        projector = Projector(call, module, layer, given, encoded.own, row)
         adapter = int(call.projection.partition("to_v_ip")[2].lstrip(".") or 0) if encoder.adapter else 0
         keys = [projector.keys(encoded.items[probe.name, i][adapter].flatten(1, -2)) for i in range(len(probe.items))]
         if encoder.role == "text" and not probe.whole:

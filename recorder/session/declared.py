@@ -109,7 +109,6 @@ class DeclaredLabels(Labels):
         return Pass(rows=given[0].shape[0], order=order, labelled=rows, first=first, time=self._time(args, kwargs))
 
     def _label_rows(self, rows: int, ordinal: int) -> tuple[tuple[str | None, ...], tuple[Row, ...]]:
-        """The parts of a pass's batch by branch, and its rows."""
         said, sequential = self._declaration.order, self._declaration.sequential
         order: tuple[str | None, ...] = (said[ordinal],) if sequential else said or ("cond",)
         if not said and rows > 1 and not self.samples:

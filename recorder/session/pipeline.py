@@ -93,7 +93,6 @@ class PipelineLabels(Labels):
     def _label_rows(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, now: Evaluation | None, sequential: bool
     ) -> tuple[tuple[str | None, ...], tuple[Row, ...]]:
-        """The parts of a pass's batch, and its rows."""
         if not sequential:
             order = row_order(self._pipeline, self._arguments)
             return order, self._rows.label(conditioning_of(args, kwargs), rows, order)

@@ -211,7 +211,6 @@ class Recording:
         return call
 
     def _record(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the pipeline and keep what it attends to."""
         arguments = bind_arguments(original, self._model, args, kwargs)
         labels = PipelineLabels(self._model, self._options, arguments)
         run = self._run = Run(labels, self.path, self._options, self._provenance)

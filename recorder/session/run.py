@@ -201,7 +201,6 @@ class Run:
             self.writer.add_images(pictures)
 
     def finish(self, generated: list[Picture]) -> TraceRecord:
-        """Complete the trace."""
         grid, origin = self.labels.latent_grid, self._provenance()
         return self._open().finish(images=generated, latent_grid=grid, provenance=origin, **self.labels.record())
 

@@ -53,20 +53,16 @@ def load_pipeline(spec: Spec) -> Any:
         return pipeline.to(spec.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def call_arguments(spec: Spec) -> dict[str, Any]:
-    """Arguments of the pipeline's call: those of the spec, its images and its seed."""
-    arguments = dict(spec.call)
-    arguments |= {name: _open(name, image) for name, image in spec.images.items() if name not in RECORDER_IMAGES}
-    if spec.seed is not None:
-        seeds = spec.seed if isinstance(spec.seed, list) else [spec.seed]
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        arguments["generator"] = generators if isinstance(spec.seed, list) else generators[0]
-    return arguments
-
-
-def record_arguments(spec: Spec) -> dict[str, Any]:
-    """Options of `record` from the spec."""
-    return {**spec.options, **{name: _open(name, image) for name, image in spec.images.items() if name in RECORDER_IMAGES}}
+def run_arguments(spec: Spec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the pipeline's call, with the spec's images and seed, and options of `record`, with the recorder's images."""
+    images = {name: _open(name, image) for name, image in spec.images.items()}
+    options = spec.options | {name: images.pop(name) for name in RECORDER_IMAGES if name in images}
+    arguments = spec.call | images
+    if isinstance(spec.seed, list):
+        arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in spec.seed]
+    elif spec.seed is not None:
+        arguments["generator"] = torch.Generator("cpu").manual_seed(spec.seed)
+    return arguments, options
 
 
 def find_class(name: str, kind: str) -> Any:

@@ -91,7 +91,6 @@ class Spec:
 
     @property
     def encoding(self) -> str:
-        """The choice of encoding."""
         return str(self.options.get("encoding", "probabilities"))
 
 

@@ -100,7 +100,6 @@ class Texts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Listen for as long as the context lasts."""
         with ExitStack() as stack:
             for cls in self._tokenizers:
                 stack.enter_context(replaced(cls, "__call__", self._wrap))
