@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,9 +28,6 @@ from ..specs.loading import check_call, find_class
 from ..specs.spec import Spec
 from .inputs import call_argument, denoiser_inputs
 from .skeleton import build_skeleton
-
-PACKED_AXES: Final = 3
-"""Axes of a latent whose rows and columns are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,8 @@ def estimate(spec: Spec) -> Estimate:
         steps=len(select_steps(options.steps, evaluations)),
         layers=tuple(call_sites(pipeline, inputs, options)),
         codec=Codec(options.codec, options.level, options.keep_bits),  # type: ignore[arg-type]
-        latent_grid=None if latent is None or latent.ndim == PACKED_AXES else (latent.shape[-2], latent.shape[-1]),
+        # Rows and columns of a packed latent are one axis.
+        latent_grid=None if latent is None or latent.ndim == 3 else (latent.shape[-2], latent.shape[-1]),
     )
     made = {choice: encoded(trace, choice) for choice in ENCODINGS_WANTED}
     layers = tuple({choice: layer_bytes(made[choice], index) for choice in ENCODINGS} for index in range(len(trace.layers)))

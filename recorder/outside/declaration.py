@@ -17,9 +17,6 @@ from ..capture.modules import strip
 from ..capture.projected import projects_attention
 
 Grid: TypeAlias = tuple[int, int]
-Groups: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]] | None
-"""Rows of token groups for all layers, or by glob over the layers' names."""
-Grids: TypeAlias = Grid | Mapping[str, Grid] | None
 
 WHOLE: Final = 1.0
 
@@ -136,14 +133,14 @@ class Declaration:
 def declare(
     model: Any,
     denoisers: Any,
-    groups: Groups = None,
-    grid: Grids = None,
+    groups: Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
+    grid: Grid | Mapping[str, Grid] | None = None,
     order: Sequence[str | None] | None = None,
     sequential: bool = False,
     evaluations: int | None = None,
     attention: str | Sequence[str] = (),
 ) -> Declaration:
-    """Check what a caller says of a model.
+    """Check what a caller says of a model; groups and grids are for all layers, or by glob over the layers' names.
 
     Raises   InvalidInput, UnknownSelection
     """

@@ -106,7 +106,9 @@ def row_spec(spec: Spec, manifest: Manifest, row: Row, arguments: Arguments) -> 
     call, images, seed = dict(spec.call), dict(spec.images), spec.seed
     for column, text in row.cells.items():
         if column == "seed":
-            seed = _seed(manifest.path, row, text)
+            if not (text.isascii() and text.isdigit()):
+                raise InvalidInput(f"{manifest.path.name}, line {row.line}: seed is {text!r}; it should be a whole number from 0")
+            seed = int(text)
         elif column in spec.images or (column not in spec.call and column.endswith(("image", "mask"))):
             images[column] = find_file(manifest.path, f"{manifest.path.name}, line {row.line}: {column}", text, "the manifest")
         else:
@@ -147,9 +149,3 @@ def _row(path: Path, header: list[str], line: int, cells: list[str]) -> Row:
         allowed = "use up to 100 letters a-z, digits, _ . -, not starting with . or -"
         raise InvalidInput(f"{path.name}, line {line}: {name!r} cannot name a trace's folder; {allowed}")
     return Row(name, line, {column: cell for column, cell in named.items() if cell})
-
-
-def _seed(path: Path, row: Row, text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise InvalidInput(f"{path.name}, line {row.line}: seed is {text!r}; it should be a whole number from 0")
-    return int(text)
