@@ -119,7 +119,8 @@ class TryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
             latents = randn_tensor(agnostic.shape, generator=generator, device=agnostic.device, dtype=agnostic.dtype)
         latents = latents.to(agnostic) * self.scheduler.init_noise_sigma
         self.scheduler.set_timesteps(num_inference_steps, device=agnostic.device)
-        extra = self._step_arguments(eta, generator)
+        known = inspect.signature(self.scheduler.step).parameters  # schedulers differ in what their step takes
+        extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
         with self.progress_bar(total=num_inference_steps) as bar:
             for index, timestep in enumerate(self.scheduler.timesteps):
                 predicted = self._predict(latents, timestep, agnostic, mask, tokens, guidance_scale)
@@ -155,11 +156,6 @@ class TryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
         pixels = pixels.expand(people, -1, -1, -1).to(self._execution_device, self.image_encoder.dtype)
         tokens: Tensor = self.image_encoder(pixels).last_hidden_state
         return torch.cat([self.image_encoder.unconditional_tokens(people), tokens]) if guided else tokens
-
-    def _step_arguments(self, eta: float, generator: Any) -> dict[str, Any]:
-        """Those that the scheduler's step takes; schedulers differ."""
-        known = inspect.signature(self.scheduler.step).parameters
-        return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
 
     def _predict(self, latents: Tensor, timestep: Tensor, agnostic: Tensor, mask: Tensor, tokens: Tensor, guidance_scale: float) -> Tensor:
         """One denoiser call for all rows, guidance applied."""

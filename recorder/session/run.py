@@ -106,12 +106,10 @@ class Run:
         self._waiting: list[Evaluation] = []
         self._outbox = Outbox()
         self._layers = 0
-        self._chosen: frozenset[int] = frozenset()
-        if labels.evaluations:
-            self._plan()
+        self._chosen = self._plan() if labels.evaluations else frozenset()
 
-    def _plan(self) -> None:
-        self._chosen = frozenset(select_steps(self._options.steps, self.labels.evaluations, self.labels.planned))
+    def _plan(self) -> frozenset[int]:
+        return frozenset(select_steps(self._options.steps, self.labels.evaluations, self.labels.planned))
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A denoiser is about to run; whether its attention is wanted."""
@@ -133,8 +131,7 @@ class Run:
     def _start(self, this: Pass) -> Evaluation:
         self.close_evaluation()
         self.labels.start(this)
-        if not self._chosen:
-            self._plan()
+        self._chosen = self._chosen or self._plan()
         self.evaluation = Evaluation(ordinal=self.seen, position=self.kept, chosen=self.seen in self._chosen)
         self.seen += 1
         return self.evaluation
