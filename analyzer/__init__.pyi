@@ -33,7 +33,7 @@ from .metrics.boxes import box_iou as box_iou
 from .metrics.boxes import find_boxes as find_boxes
 from .metrics.entropy import concentration as concentration
 from .metrics.entropy import entropy as entropy
-from .metrics.imacs import imacs as imacs
+from .metrics.overlap import imacs as imacs
 from .metrics.overlap import iou as iou
 from .metrics.overlap import miou as miou
 from .metrics.placement import normalize as normalize

@@ -18,11 +18,10 @@ from ..maps.looks import looks, row_entropy
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.boxes import box_iou
 from ..metrics.entropy import concentration, entropy
-from ..metrics.imacs import ImacsOptions, imacs
 from ..metrics.masks import binarize, fit_mask
-from ..metrics.overlap import iou, miou
+from ..metrics.overlap import ImacsOptions, imacs, iou, miou
+from ..metrics.placement import over_frames
 from ..metrics.pointing import attention_variation, pck, pointing_error
-from ..metrics.results import over_frames
 from ..trace.reader import Trace
 from .grounds import MASKS, Grounds, Need
 

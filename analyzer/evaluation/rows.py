@@ -19,7 +19,7 @@ from ...schema.messages import for_shell, is_for_shell, option
 from ...schema.selection import is_numbered
 from ..aggregation.select import Select
 from ..methods.recipes import Recipe, get_recipe
-from ..metrics.imacs import ImacsOptions
+from ..metrics.overlap import ImacsOptions
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace, open_trace
 from .metric_table import METRICS, metric, plan_metrics

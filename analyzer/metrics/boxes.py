@@ -17,8 +17,7 @@ from ...schema.errors import InvalidInput
 from ..facts import MapFacts
 from .masks import binarize, fit_mask
 from .overlap import segment
-from .placement import Map
-from .results import over_frames, scored
+from .placement import Map, over_frames, scored
 
 PERCENTILE: Final = 65.0
 SQUARE: Final = 5

@@ -15,8 +15,7 @@ from ..facts import MapFacts
 from ..numerics.resize import resize
 from ..numerics.window import Window
 from .masks import binarize
-from .placement import Map
-from .results import scored
+from .placement import Map, scored
 
 Values: TypeAlias = NDArray[np.float64]
 Grid: TypeAlias = tuple[int, int]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from ...evaluation.dataset import Evaluation
-    from ...metrics.imacs import ImacsOptions
+    from ...metrics.overlap import ImacsOptions
 
 
 def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
