@@ -21,7 +21,7 @@ from ..trace.calls import Calls, Kind
 from ..trace.images import masks
 from ..trace.scan import scan, segments
 from .exact import Exact, exact_maps
-from .reduction import Graph, Lift, Piece, Resampling, Rule, Source, pick_generated, pick_patch, pick_token, reduce_maps
+from .reduction import Graph, Lift, Piece, Resampling, Rule, Source, reduce_maps
 from .request import AXES, MapRequest
 from .selection import cell
 from .weights import query_weights
@@ -102,9 +102,9 @@ def _plan_scan(request: MapRequest, i: int, to: Resampling) -> Source:
     tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
     if request.direction == "r2g":
         parts = tuple(n for n, part in enumerate(segments(calls)) if part.start in counted)
-        return Source(name, graph, tasks, Lift(pick_generated, parts, len(counted) if row.tokens == "mean" else 1, None, to))
+        return Source(name, graph, tasks, Lift("generated", parts, len(counted) if row.tokens == "mean" else 1, None, to))
     divisor = math.prod(calls.layer.places) if row.queries == "mean" else 1
-    return Source(name, graph, tasks, Lift(pick_token, (weights.which,), divisor, (counted[0], counted[-1] + 1), to))
+    return Source(name, graph, tasks, Lift("token", (weights.which,), divisor, (counted[0], counted[-1] + 1), to))
 
 
 def _plan_row(request: MapRequest, i: int) -> Source:
@@ -121,7 +121,7 @@ def _plan_row(request: MapRequest, i: int) -> Source:
         (name, step): (patch, calls, chosen.sample, chosen.branch, step, y, x, kind, columns.among) for step in _present(request, calls)
     }
     tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
-    return Source(name, graph, tasks, Lift(pick_patch, (), 1, (columns.tokens[0], columns.tokens[-1] + 1), to))
+    return Source(name, graph, tasks, Lift(None, (), 1, (columns.tokens[0], columns.tokens[-1] + 1), to))
 
 
 def _plan_exact(request: MapRequest, i: int, exact: Exact) -> Source:

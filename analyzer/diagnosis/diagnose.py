@@ -15,8 +15,7 @@ import xarray as xr
 from dask.base import compute
 
 from ...schema.errors import InvalidInput
-from ..aggregation.select import MapOptions, Select
-from ..aggregation.selection import choose, has_places
+from ..aggregation.selection import MapOptions, Select, choose, has_places
 from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
 from ..metrics.masks import fit_mask

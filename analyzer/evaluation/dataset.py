@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ...schema import errors
 from ...schema.errors import CorruptTrace, InvalidInput, TraceError
 from ...schema.messages import option
-from ..aggregation.select import Select, SelectOptions
+from ..aggregation.selection import Select, SelectOptions
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..progress import hidden

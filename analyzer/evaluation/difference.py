@@ -15,8 +15,7 @@ from PIL.Image import Image
 from ...schema.errors import InvalidInput
 from ...schema.messages import listed
 from ...schema.trace import Layer
-from ..aggregation.select import MapOptions, Select, SelectOptions
-from ..aggregation.selection import Selection, choose, has_places
+from ..aggregation.selection import MapOptions, Select, Selection, SelectOptions, choose, has_places
 from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
 from ..methods.recipes import Recipe, get_recipe

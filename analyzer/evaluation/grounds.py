@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
 from ...schema.trace import Image
-from ..aggregation.select import Select
-from ..aggregation.selection import Selection, choose, has_places
+from ..aggregation.selection import Select, Selection, choose, has_places
 from ..inspection.precision import precision_note
 from ..inspection.truth import find_truth
 from ..methods.recipes import Recipe

@@ -11,7 +11,7 @@ from dask.base import compute
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, option
-from ..aggregation.select import MapOptions, Select, SelectOptions
+from ..aggregation.selection import MapOptions, Select, SelectOptions
 from ..inspection.truth import require_truth
 from ..maps.attribution import g2r, r2g
 from ..maps.looks import looks, row_entropy

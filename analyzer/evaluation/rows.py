@@ -17,7 +17,7 @@ from dask.base import compute
 from ...schema.errors import InvalidInput, TraceError
 from ...schema.messages import for_shell, is_for_shell, option
 from ...schema.selection import is_numbered
-from ..aggregation.select import Select
+from ..aggregation.selection import Select
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.overlap import ImacsOptions
 from ..trace.heads import require_same_heads

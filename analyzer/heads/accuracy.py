@@ -12,8 +12,7 @@ from tqdm import tqdm
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
 from ...schema.selection import Selector
-from ..aggregation.select import Select
-from ..aggregation.selection import choose
+from ..aggregation.selection import Select, choose
 from ..inspection.truth import require_truth
 from ..maps.looks import looks
 from ..metrics.pointing import RADIUS, pck

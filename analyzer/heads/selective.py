@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
 from ...schema.selection import Layers
-from ..aggregation.select import Positions, Select
-from ..aggregation.selection import whole
+from ..aggregation.selection import Positions, Select, whole
 from ..maps.attribution import r2g
 from ..maps.words import word_map
 from ..methods.recipes import Recipe

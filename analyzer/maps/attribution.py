@@ -18,7 +18,7 @@ import xarray as xr
 from ...schema.selection import Selector
 from ..aggregation.build import build_map
 from ..aggregation.request import MapRequest, request_map
-from ..aggregation.select import Heads, Positions, Select
+from ..aggregation.selection import Heads, Positions, Select
 from ..aggregation.weights import Mask, only_frames, pick_frames, recipe_mask, weighting
 from ..inspection.precision import column_mass_lost
 from ..methods.recipes import Recipe

@@ -14,7 +14,7 @@ from scipy import stats
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
 from ..aggregation.request import Direction
-from ..aggregation.select import Positions, SelectOptions
+from ..aggregation.selection import Positions, SelectOptions
 from ..facts import MapFacts
 from ..methods.recipes import RECIPES, Recipe, get_recipe
 from ..metrics.placement import ROUNDING

@@ -12,8 +12,7 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ..aggregation.request import AXES, MapRequest, kept_axes, request_map
-from ..aggregation.select import Select, SelectOptions
-from ..aggregation.selection import choose, split
+from ..aggregation.selection import Select, SelectOptions, choose, split
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.pointing import PLACES, Grid, Values
 from ..numerics.resize import bring, middle

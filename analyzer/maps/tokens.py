@@ -12,8 +12,7 @@ from ...schema.selection import Selector
 from ...schema.trace import TokenGroup
 from ..aggregation.build import build_map
 from ..aggregation.request import request_map
-from ..aggregation.select import Heads, Positions, Select
-from ..aggregation.selection import pick_positions
+from ..aggregation.selection import Heads, Positions, Select, pick_positions
 from ..methods.recipes import Recipe, get_recipe
 from ..trace.reader import Trace
 from ..trace.softmax import Columns

@@ -19,8 +19,7 @@ import xarray as xr
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, listed, option
 from ...schema.text import Text
-from ..aggregation.select import MapOptions
-from ..aggregation.selection import find_branch
+from ..aggregation.selection import MapOptions, find_branch
 from ..methods.recipes import get_recipe
 from ..trace.reader import Trace
 from .tokens import token_map

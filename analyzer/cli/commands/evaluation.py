@@ -170,7 +170,7 @@ def _evaluate(
     options: dict[str, Any],
     more: dict[str, Any] | None = None,
 ) -> Evaluation:
-    from ...aggregation.select import Select
+    from ...aggregation.selection import Select
     from ...evaluation.dataset import ask
     from ...evaluation.rows import DatasetRequest
     from ...store.discovery import find_traces

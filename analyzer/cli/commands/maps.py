@@ -140,8 +140,7 @@ def refine(trace: Trace, map: xr.DataArray, patches: bool, as_published: bool) -
 
 def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str | None:
     """What the encoding did to a map, if it did anything."""
-    from ...aggregation.select import Select
-    from ...aggregation.selection import choose
+    from ...aggregation.selection import Select, choose
     from ...facts import MapFacts
     from ...inspection.precision import precision_note
 

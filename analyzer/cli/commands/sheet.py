@@ -18,8 +18,7 @@ from ....schema.errors import CorruptTrace
 from ....schema.messages import size_text
 from ....schema.trace import Image as ImageRecord
 from ....schema.trace import ImageRole
-from ...aggregation.select import Select
-from ...aggregation.selection import Selection, choose, has_places
+from ...aggregation.selection import Select, Selection, choose, has_places
 from ...evaluation.metric_table import IMACS, Judgement, plan_metrics
 from ...facts import MapFacts
 from ...inspection.truth import find_truth

@@ -10,8 +10,7 @@ import pytest
 from oracles import softmaxes
 
 from i2am.analyzer import find_boxes, iou, judge, open_trace, r2g
-from i2am.analyzer.aggregation.select import Select
-from i2am.analyzer.aggregation.selection import choose
+from i2am.analyzer.aggregation.selection import Select, choose
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.diagnosis.survey import survey_layers
 from i2am.analyzer.evaluation.difference import differ, save_difference
