@@ -17,12 +17,12 @@ from .heads.selective import selective_iou as selective_iou
 from .maps.attribution import g2r as g2r
 from .maps.attribution import r2g as r2g
 from .maps.attribution import sram as sram
+from .maps.attribution import token_map as token_map
 from .maps.comparison import compare as compare
 from .maps.heatmap import heatmap as heatmap
 from .maps.looks import looks as looks
 from .maps.looks import row_entropy as row_entropy
 from .maps.rollout import carry as carry
-from .maps.tokens import token_map as token_map
 from .maps.words import WordSpan as WordSpan
 from .maps.words import list_words as list_words
 from .maps.words import word_map as word_map

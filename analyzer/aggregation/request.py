@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -50,7 +50,7 @@ class MapRequest:
     """The picture that the map lies on."""
     columns: tuple[Columns, ...]
     """The keys that count in each layer, and what their softmax runs over."""
-    weights: Weighting = Weighting()
+    weights: Weighting = field(default_factory=Weighting)
     """How generated positions count in G2R."""
     at: tuple[int, ...] | None = None
     """The latent patch that SRAM is of."""

@@ -133,7 +133,7 @@ def _lay(map: Map, size: tuple[int, int], mode: str, signed: bool) -> xr.DataArr
         most = np.abs(values).max(axis=(-2, -1), keepdims=True)
         shown = np.clip(0.5 + np.divide(shown, most, out=np.zeros_like(shown), where=most > 0) / 2, 0, 1)
     else:  # asked of the map as it is: resampling overshoots, and may widen what is only rounding
-        shown = _normalize(np.where(_tells(values), shown, 0.0))
+        shown = _normalize(np.where(tells_apart(values), shown, 0.0))
     placed = np.full((*values.shape[:-2], *size), 0.5 if signed else 0.0)
     placed[(..., *window.inside(size))] = shown
     if not isinstance(map, xr.DataArray):
@@ -158,11 +158,11 @@ def _values(map: Map) -> Values:
 
 def _normalize(values: Values) -> Values:
     low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
-    scaled: Values = np.divide(values - low, high - low, out=np.zeros_like(values), where=_tells(values))
+    scaled: Values = np.divide(values - low, high - low, out=np.zeros_like(values), where=tells_apart(values))
     return scaled
 
 
-def _tells(values: Values) -> NDArray[np.bool_]:
+def tells_apart(values: Values) -> NDArray[np.bool_]:
     """Whether each map's values differ by more than rounding.
 
     Dims     (..., row, column) -> (..., 1, 1)
