@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from distributed import Client
 
-    from ...evaluation.dataset import Evaluation
+    from ...evaluation.dataset import DatasetScores
     from ...metrics.overlap import ImacsOptions
 
 
@@ -120,8 +120,7 @@ def evaluate_command(
     TRACE is a trace, a folder that holds traces, or a quoted pattern. Traces that cannot be asked are listed and skipped, and the exit
     code is then 4.
     """
-    from ...evaluation.dataset import USUAL
-    from ...evaluation.export import save_table
+    from ...evaluation.dataset import USUAL, save_table
 
     if out is not None:
         check_output(out, "table", overwrite=overwrite)
@@ -169,7 +168,7 @@ def _evaluate(
     scheduler: str | None,
     options: dict[str, Any],
     more: dict[str, Any] | None = None,
-) -> Evaluation:
+) -> DatasetScores:
     from ...aggregation.selection import Select
     from ...evaluation.dataset import ask
     from ...evaluation.rows import DatasetRequest
@@ -201,29 +200,29 @@ def _client(scheduler: str | None) -> Iterator[Client | None]:
         yield client
 
 
-def _print(evaluation: Evaluation, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
-    from ...evaluation.export import facts_of
+def _print(evaluation: DatasetScores, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
+    from ...evaluation.dataset import facts_of
 
     text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{write_means(evaluation)}"
     answer({**facts_of(evaluation), **more}, text, write_notes(evaluation), as_json=as_json)
     return CorruptTrace.exit_code if evaluation.skipped else 0
 
 
-def write_table(evaluation: Evaluation) -> str:
+def write_table(evaluation: DatasetScores) -> str:
     """Every trace and the means, as text."""
     metrics = evaluation.metrics
     rows = [[member.name, *(number(row.values.get(name)) for name in metrics)] for member, row in evaluation.good]
     return align([["trace", *metrics], *rows, *mean_rows(evaluation)], right=True)
 
 
-def write_means(evaluation: Evaluation) -> str:
+def write_means(evaluation: DatasetScores) -> str:
     """The means alone, as text."""
     return align([["", *evaluation.metrics], *mean_rows(evaluation)], right=True)
 
 
-def write_notes(evaluation: Evaluation) -> str:
+def write_notes(evaluation: DatasetScores) -> str:
     """What to bear in mind: traces left out, copies of one recording, what an encoding lost."""
-    from ...evaluation.export import remarks
+    from ...evaluation.dataset import remarks
 
     lines = [f"skipped {member.name}: {row.error}" for member, row in evaluation.skipped[:SHOWN]]
     if (more := len(evaluation.skipped) - SHOWN) > 0:
@@ -233,7 +232,7 @@ def write_notes(evaluation: Evaluation) -> str:
     return "\n".join([*lines, *remarks(evaluation)])
 
 
-def mean_rows(evaluation: Evaluation) -> list[list[str]]:
+def mean_rows(evaluation: DatasetScores) -> list[list[str]]:
     """Mean, interval and count of each metric."""
     from ...numerics.statistics import LEVEL
 
