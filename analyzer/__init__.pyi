@@ -4,7 +4,6 @@ from .evaluation.difference import differ as differ
 from .evaluation.metric_table import METRICS as METRICS
 from .evaluation.metric_table import available as available
 from .evaluation.metric_table import judge as judge
-from .heads.accuracy import head_accuracy as head_accuracy
 from .heads.concepts import concept_words as concept_words
 from .heads.concepts import load_concepts as load_concepts
 from .heads.files import load_heads as load_heads
@@ -12,7 +11,8 @@ from .heads.files import save_heads as save_heads
 from .heads.ranking import published_vector as published_vector
 from .heads.ranking import rank_heads as rank_heads
 from .heads.ranking import select_heads as select_heads
-from .heads.relevance import head_relevance as head_relevance
+from .heads.scores import head_accuracy as head_accuracy
+from .heads.scores import head_relevance as head_relevance
 from .heads.selective import selective_iou as selective_iou
 from .maps.attribution import g2r as g2r
 from .maps.attribution import r2g as r2g

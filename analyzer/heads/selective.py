@@ -27,11 +27,9 @@ from ..metrics.overlap import THRESHOLDS, iou
 from ..trace.heads import require_same_heads
 from ..trace.images import load_mask, own_mask
 from ..trace.reader import Trace
-from .accuracy import head_accuracy
 from .probes import PROBE
 from .ranking import By, HeadMap, by_layer, rank_heads, select_heads
-from .relevance import head_relevance
-from .sources import Sources, open_all
+from .scores import Sources, head_accuracy, head_relevance, open_all
 
 Given: TypeAlias = Mapping[str, Iterable[str]] | str | None
 KINDS: Final = ("all", "top", "bottom")

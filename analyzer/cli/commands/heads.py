@@ -16,7 +16,7 @@ from .text import align, answer, document
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ...heads.sources import Sources
+    from ...heads.scores import Sources
     from ...trace.reader import Trace
 
 BY: Final = click.Choice(["relevance", "truth"])
@@ -186,8 +186,7 @@ def open_paths(paths: Iterable[Path], partial: bool) -> list[Trace]:
 
 def score(traces: Sources, by: str, **options: Any) -> xr.DataArray:
     """Scores of heads by relevance or truth, from the options that were typed."""
-    from ...heads.accuracy import head_accuracy
-    from ...heads.relevance import head_relevance
+    from ...heads.scores import head_accuracy, head_relevance
 
     for name in options:
         if (name in RELEVANCE_ONLY and by == "truth") or (name in TRUTH_ONLY and by == "relevance"):
