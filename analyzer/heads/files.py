@@ -30,10 +30,7 @@ def save_heads(scores: xr.DataArray, path: str | os.PathLike[str], *, overwrite:
 
 
 def check_heads_path(path: Path, *, overwrite: bool = False) -> None:
-    """Say early, before anything is counted, that scores cannot be written there.
-
-    Raises   as `save_heads`
-    """
+    """Say early, before anything is counted, that scores cannot be written there."""
     if path.suffix not in suffixes("maps"):
         raise InvalidInput(f"cannot keep the names of layers and concepts in {path.name!r}; end it in {endings('maps')}")
     check_output(path, "maps", overwrite=overwrite)

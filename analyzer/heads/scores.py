@@ -8,8 +8,8 @@ HRV_c   = H * R[c, :] / sum_h R[c, :]        how much each head looks for concep
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -25,7 +25,7 @@ from ...schema.errors import InvalidInput
 from ...schema.messages import option
 from ...schema.selection import Selector
 from ...schema.trace import Layer
-from ..aggregation.selection import Select, choose, whole
+from ..aggregation.selection import Select, choose, find_branch, whole
 from ..inspection.truth import require_truth
 from ..maps.looks import looks
 from ..metrics.pointing import RADIUS, pck
@@ -102,7 +102,7 @@ def head_relevance(
     Raises   InvalidInput for traces of different models or without factors, UnknownSelection for an unknown probe, word or layer
     Source   Park et al. 2025 (HRV), released code; the middle block is included, as there
     """
-    words, kept = load_concepts(concepts), {keep} if isinstance(keep, str) else set(keep)
+    listing, kept = load_concepts(concepts), {keep} if isinstance(keep, str) else set(keep)
     if unknown := sorted(kept - {"time"}):
         raise InvalidInput(f"cannot keep {unknown[0]!r}; layers and heads are always kept, and beside them only time")
     if whole(draws, "a number of draws") < 1:
@@ -110,19 +110,20 @@ def head_relevance(
     drawing = Drawing(whole(seed, "a seed"), int(draws))
     sources = list_sources(traces)
     first, by_time = open_source(sources[0]), bool(kept)
-    checked = _check(sources, ProbeWords(first, words, probe, layers, branch), first, by_time)
-    totals = _count(sources, checked.words, drawing, by_time)
+    words = ProbeWords(first, listing, probe, layers, branch)
+    times, known = _check(sources, words, first, by_time)
+    totals = _count(sources, words, drawing, by_time)
     facts = {
         "kind": "relevance",
-        "model": checked.model,
-        "traces": sorted(checked.paths),
-        "words": {name: list(each) for name, each in words.items()},
+        "model": str(first.record.model.get("pipeline", "")),
+        "traces": sorted(known),
+        "words": {name: list(each) for name, each in listing.items()},
         "probe": probe,
         "branch": branch or "",
         "seed": drawing.seed,
         "draws": drawing.draws,
     }
-    return _assemble(checked.words.layers, totals, list(words), checked.times if by_time else None, facts)
+    return _assemble(words.layers, totals, list(listing), times if by_time else None, facts)
 
 
 def vectors(counts: Counts | NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -138,35 +139,26 @@ def vectors(counts: Counts | NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     return share, relevance
 
 
-@dataclass(slots=True)
-class CheckedSources:
-    """What is known of all traces before any is counted. It keeps no trace: thousands of them would fill the memory."""
+def _check(sources: list[Source], words: ProbeWords, first: Trace, by_time: bool) -> tuple[NDArray[np.float64], dict[str, Path]]:
+    """Look for the words in every trace, and keep none of them: thousands would fill the memory.
 
-    words: ProbeWords
-    model: str
-    times: NDArray[np.float64]
-    """Timesteps of the first trace; NaN where others have different ones."""
-    paths: dict[str, Path]
-    """By the recordings' ids."""
-
-
-def _check(sources: list[Source], words: ProbeWords, first: Trace, by_time: bool) -> CheckedSources:
-    """Look for the words in every trace."""
-    checked = CheckedSources(words, str(first.record.model.get("pipeline", "")), np.array(first.steps["timestep"], np.float64), {})
+    Dims     -> timesteps of the first trace, NaN where others have different ones; and paths by the recordings' ids
+    """
+    shared, known = np.array(first.steps["timestep"], np.float64), dict[str, Path]()
     for source in tqdm(sources, desc="check", unit="trace", leave=False, disable=hidden()):
         trace = open_source(source)
         times = trace.steps["timestep"]
-        require_new(trace.id, trace.path, checked.paths)
-        words.branch_of(trace)
+        require_new(trace.id, trace.path, known)
+        find_branch(trace, words.branch)
         words.rows(trace)
-        if by_time and len(times) != len(checked.times):
+        if by_time and len(times) != len(shared):
             raise InvalidInput(
-                f"time cannot be kept over traces with different numbers of steps ({words.path}: {len(checked.times)}, "
+                f"time cannot be kept over traces with different numbers of steps ({words.path}: {len(shared)}, "
                 f"{trace.path}: {len(times)}); give traces of one schedule"
             )
         if by_time:
-            checked.times[checked.times != times] = np.nan
-    return checked
+            shared[shared != times] = np.nan
+    return shared, known
 
 
 def _count(sources: list[Source], words: ProbeWords, drawing: Drawing, by_time: bool) -> list[Counts]:
@@ -178,17 +170,17 @@ def _count(sources: list[Source], words: ProbeWords, drawing: Drawing, by_time: 
     with tqdm(total=len(sources), desc="heads", unit="trace", leave=False, disable=hidden()) as bar:
         for start in range(0, len(sources), TOGETHER):
             part = [open_source(source) for source in sources[start : start + TOGETHER]]
-            counted = compute(*(task for trace in part for task in _tasks(trace, words, drawing)))  # type: ignore[no-untyped-call]
+            tasks = [
+                # In a partial, so that dask does not look into the spans.
+                partial(count_layer, trace, index, spans, find_branch(trace, words.branch), drawing)
+                for trace in part
+                for index, spans in words.rows(trace)
+            ]
+            counted = compute(*(delayed(task, pure=False, traverse=False)() for task in tasks))  # type: ignore[no-untyped-call]
             for i, counts in enumerate(counted):
                 totals[i % len(totals)] = totals[i % len(totals)] + (counts if by_time else counts.sum(0, keepdims=True))
             bar.update(len(part))
     return totals
-
-
-def _tasks(trace: Trace, words: ProbeWords, drawing: Drawing) -> Iterator[Any]:
-    for index, spans in words.rows(trace):
-        task = partial(count_layer, trace, index, spans, words.branch_of(trace), drawing)
-        yield delayed(task, pure=False, traverse=False)()  # in a partial, so that dask does not look into the spans
 
 
 def _assemble(
