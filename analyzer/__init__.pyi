@@ -1,4 +1,4 @@
-from .diagnosis.diagnose import diagnose as diagnose
+from .diagnosis.signatures import diagnose as diagnose
 from .evaluation.dataset import evaluate as evaluate
 from .evaluation.difference import differ as differ
 from .evaluation.metric_table import METRICS as METRICS

@@ -40,7 +40,7 @@ def diagnose_command(
 
     Each is a number (more is worse), the range it has on healthy recordings of the demo model and on failing ones, and a sentence.
     """
-    from ...diagnosis.diagnose import diagnose
+    from ...diagnosis.signatures import diagnose
     from ...progress import shown
     from ...trace.reader import open_trace
 
