@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -28,18 +27,12 @@ from .options import (
 from .text import align, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from distributed import Client
-
     from ...evaluation.dataset import DatasetScores
     from ...metrics.overlap import ImacsOptions
 
 
-def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--scheduler."""
-    text = "Work on a dask cluster, such as tcp://10.0.0.1:8786.  [default: threads]"
-    return click.option("--scheduler", metavar="ADDRESS", help=text)(command)
+SCHEDULER: Final = "Work on a dask cluster, such as tcp://10.0.0.1:8786.  [default: threads]"
+scheduler_option = click.option("--scheduler", metavar="ADDRESS", help=SCHEDULER)
 
 
 @click.command(
@@ -170,6 +163,7 @@ def _evaluate(
     more: dict[str, Any] | None = None,
 ) -> DatasetScores:
     from ...aggregation.selection import Select
+    from ...evaluation.cluster import connected
     from ...evaluation.dataset import ask
     from ...evaluation.rows import DatasetRequest
     from ...store.discovery import find_traces
@@ -185,19 +179,8 @@ def _evaluate(
     request = DatasetRequest(metrics=metrics, select=Select.of(chosen), partial=partial, ranked=ranked, **plain, **(more or {}))
     request.check()
     members = find_traces(traces)
-    with _client(scheduler) as client:
+    with nullcontext() if scheduler is None else connected(scheduler) as client:
         return ask(members, request, client)
-
-
-@contextmanager
-def _client(scheduler: str | None) -> Iterator[Client | None]:
-    if scheduler is None:
-        yield None
-        return
-    from ...evaluation.cluster import connected
-
-    with connected(scheduler) as client:
-        yield client
 
 
 def _print(evaluation: DatasetScores, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:

@@ -10,7 +10,7 @@ import click
 from ....schema.errors import CorruptTrace
 from ....schema.messages import size_text
 from ...output.files import endings
-from .options import example, json_option, output_option, overwrite_option, trace_argument
+from .options import example, group_option, json_option, output_option, overwrite_option, sample_option, trace_argument
 from .text import align, answer
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def blame(trace: Path, report: Report) -> str:
 @click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))
 @trace_argument
 @output_option(f"The picture, {endings('picture')}.", default=Path("report.png"), show_default=True)
-@click.option("--group", metavar="NAME", help="Token group; by default the reference's only one.")
-@click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0.")
+@group_option
+@sample_option
 @overwrite_option
 @json_option
 def report_command(trace: Path, partial: bool, out: Path, group: str | None, sample: int, overwrite: bool, as_json: bool) -> None:
