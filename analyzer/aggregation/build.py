@@ -21,7 +21,7 @@ from ..trace.calls import Calls, Kind
 from ..trace.images import masks
 from ..trace.scan import scan, segments
 from .exact import Exact, exact_maps
-from .reduction import Graph, Lift, Piece, Resampling, Rule, Source, reduce_maps
+from .reduction import Graph, Lift, Piece, Resampling, Source, reduce_maps
 from .request import AXES, MapRequest
 from .selection import cell
 from .weights import query_weights
@@ -37,16 +37,17 @@ def build_map(request: MapRequest, **more: Any) -> xr.DataArray:
     chosen, row, axes = request.chosen, request.row, request.axes
     sources = [plan_layer(request, i) for i in range(len(chosen.layers))]
     slots = [tuple(chosen.heads.index(number) for number in numbers) for numbers in chosen.pairs]
-    groups = [
-        [Piece(s.tasks[g] if slots[i] else (), s.lift, slots[i], len(request.called[i][g])) for i, s in enumerate(sources)]
-        for g in range(len(request.times))
-    ]
+    by_time, by_head = (row.time_groups if "time" in axes else row.time), "head" in axes or row.heads == "sum"
+    groups = []
+    for g in range(len(request.times)):
+        calls = [len(called[g]) if by_time == "mean" else 1 for called in request.called]
+        shares = [count * (1 if by_head else len(own)) for count, own in zip(calls, slots, strict=True)]
+        groups.append([Piece(s.tasks[g] if slots[i] else (), s.lift, slots[i], shares[i]) for i, s in enumerate(sources)])
     tokens = (len(request.columns[0].tokens),) if request.each else ()
     facts = repr((request.trace.token, request.direction, row, chosen, axes, request.times, groups, tokens, request.target))
     name = f"i2am-{request.direction}-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
-    rule = Rule(row.time_groups if "time" in axes else row.time, row.heads, row.layers)
     graphs = {source.name: source.graph for source in sources}
-    array = reduce_maps(name, graphs, groups, len(chosen.heads), frozenset(axes), (*tokens, *request.target), rule)
+    array = reduce_maps(name, graphs, groups, len(chosen.heads), frozenset(axes), (*tokens, *request.target), row.layers)
     # An image has no axis of frames, and tokens without a place have no rows.
     missing = len(request.target) - len(request.places)
     array = array[(*(ALL if axis in axes else 0 for axis in AXES), *(ALL for _ in tokens), *(0 for _ in range(missing)))]

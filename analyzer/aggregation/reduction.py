@@ -117,21 +117,8 @@ class Piece:
     """None where the tasks give maps that are on the common grid already."""
     slots: tuple[int, ...]
     """Where the layer's heads stand among the selected ones."""
-    steps: int
-    """How many calls of the layer the group has, however many tasks they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Which axes are averaged; the others are added."""
-
-    time: Reduction
-    heads: Reduction
-    layers: Reduction
-
-    def share(self, piece: Piece, by_head: bool) -> int:
-        """What one piece adds to the divisor of the mean it takes part in."""
-        return (piece.steps if self.time == "mean" else 1) * (1 if by_head or self.heads == "sum" else len(piece.slots))
+    share: int
+    """What it adds to the divisor of the mean it takes part in."""
 
 
 def reduce_maps(
@@ -141,7 +128,7 @@ def reduce_maps(
     heads: int,
     keep: frozenset[str],
     cell: tuple[int, ...],
-    rule: Rule,
+    layers: Reduction,
 ) -> da.Array:
     """Maps over time, layer and head; an axis that is not kept has length 1.
 
@@ -155,12 +142,11 @@ def reduce_maps(
         for i, pieces in enumerate(group):
             used = [piece for piece in pieces if piece.calls]
             keys = [_tree(graph, (name, "sum", g, i, n), piece, by_head) for n, piece in enumerate(used)]
-            slots, shares = [list(p.slots) if by_head else [0] for p in used], [rule.share(p, by_head) for p in used]
+            slots, shares = [list(p.slots) if by_head else [0] for p in used], [p.share for p in used]
             key = (name, g, i, 0, *(0 for _ in cell))
-            graph[key] = (finish, keys, slots, shares, rule.layers, shape[2:])
-    layers = {**dependencies, name: graph}
+            graph[key] = (finish, keys, slots, shares, layers, shape[2:])
     array: da.Array = da.Array(  # type: ignore[no-untyped-call]
-        HighLevelGraph(layers, {**{k: set() for k in dependencies}, name: set(dependencies)}),
+        HighLevelGraph({**dependencies, name: graph}, {**{k: set() for k in dependencies}, name: set(dependencies)}),
         name,
         chunks=((1,) * shape[0], (1,) * shape[1], *((n,) for n in shape[2:])),
         dtype=np.float64,

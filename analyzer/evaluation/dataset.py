@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
@@ -93,14 +93,16 @@ def evaluate(
     if kept := [name for name in ("keep", "time_groups") if options.get(name)]:
         raise InvalidInput(f"an evaluation has one number for each trace and metric, so it cannot take {option(kept[0])}")
     wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    masks = {"mask": mask, "reference_mask": reference_mask}
-    request = DatasetRequest(metrics=wanted, select=Select.of(options), recipe=recipe, partial=partial, **masks)
+    request = DatasetRequest(
+        metrics=wanted, select=Select.of(options), recipe=recipe, mask=mask, reference_mask=reference_mask, partial=partial
+    )
     return tabulate(ask(find_traces(paths), request, client, seed))
 
 
 def ask(members: Sequence[Member], request: DatasetRequest, client: Client | None = None, seed: int = 0) -> DatasetScores:
     """Ask every trace, as `evaluate` does; a progress bar on a terminal counts them."""
     request.check()
+    answers: Iterator[tuple[int, TraceScores]]
     if client is None:
         answers = ((index, evaluate_trace(member.path, request)) for index, member in enumerate(members))
     else:

@@ -93,14 +93,17 @@ METRICS: Final = {
 }
 
 
-def metric(name: str) -> Metric:
-    """The row of that name.
+def find_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
+    """The rows of those names.
 
     Raises   InvalidInput listing the names there are, the nearest one first
     """
-    if isinstance(name, str) and name in METRICS:
-        return METRICS[name]
-    raise InvalidInput(f"there is no metric {name!r}; {guess(str(name), METRICS)}there are {', '.join(METRICS)}")
+    asked = [names] if isinstance(names, str) else list(names)
+    if unknown := [name for name in asked if not isinstance(name, str) or name not in METRICS]:
+        raise InvalidInput(f"there is no metric {unknown[0]!r}; {guess(str(unknown[0]), METRICS)}there are {', '.join(METRICS)}")
+    if not asked:
+        raise InvalidInput(f"no metric was asked for; there are {', '.join(METRICS)}")
+    return tuple(METRICS[name] for name in asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +231,7 @@ def plan_metrics(
     Raises   InvalidInput for an unknown metric, a metric whose mask or truth the trace does not have, masks of another size;
              UnknownSelection
     """
-    rows = tuple(metric(name) for name in ([names] if isinstance(names, str) else names))
-    if not rows:
-        raise InvalidInput(f"no metric was asked for; there are {', '.join(METRICS)}")
+    rows = find_metrics(names)
     named = {"mask": mask, "reference_mask": reference_mask}
     grounds = Grounds(trace, Select.of(options), get_recipe(recipe), named)
     asked: MapOptions = {"recipe": grounds.row, "keep": keep, "time_groups": time_groups, **grounds.select.options()}

@@ -6,7 +6,7 @@ import json
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import xarray as xr
@@ -26,7 +26,7 @@ def save_heads(scores: xr.DataArray, path: str | os.PathLike[str], *, overwrite:
     """
     target = Path(path)
     check_heads_path(target, overwrite=overwrite)
-    save_map(_with(scores, {KIND: VERSION, "facts": json.dumps(scores.attrs)}), target, overwrite=overwrite)
+    save_map(scores.drop_attrs(deep=False).assign_attrs({KIND: VERSION, "facts": json.dumps(scores.attrs)}), target, overwrite=overwrite)
 
 
 def check_heads_path(path: Path, *, overwrite: bool = False) -> None:
@@ -57,13 +57,7 @@ def load_heads(path: str | os.PathLike[str]) -> xr.DataArray:
             raise ValueError("it lacks what tells one head from another")
     except (KeyError, ValueError) as error:
         raise InvalidInput(f"{source} is damaged: {error}; count the heads again, or take another copy") from error
-    return _with(found, attributes)
-
-
-def _with(scores: xr.DataArray, attributes: dict[str, Any]) -> xr.DataArray:
-    copy = scores.copy(deep=False)
-    copy.attrs = attributes
-    return copy
+    return found.drop_attrs(deep=False).assign_attrs(attributes)
 
 
 def _read(source: Path) -> xr.DataArray:

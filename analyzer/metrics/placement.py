@@ -106,10 +106,7 @@ def over_frames(scores: xr.DataArray) -> xr.DataArray:
 
 
 def require_threshold(threshold: float) -> None:
-    """Refuse a threshold that no normalised map can straddle.
-
-    Raises   InvalidInput
-    """
+    """Refuse a threshold that no normalised map can straddle."""
     if not 0 <= threshold < 1:
         raise InvalidInput(f"the threshold is {threshold}; maps are normalised to [0, 1], so expected 0 <= threshold < 1")
 

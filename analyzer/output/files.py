@@ -138,8 +138,8 @@ def _dataset(output: Output) -> xr.Dataset:
 
     found = {}
     for name, map in output.maps.items():
-        plain = map.load().copy()
-        plain.attrs = {str(key): _plain(value) for key, value in map.attrs.items() if value is not None}
+        attributes = {str(key): _plain(value) for key, value in map.attrs.items() if value is not None}
+        plain = map.load().drop_attrs(deep=False).assign_attrs(attributes)
         # Fixed-length unicode has no settled form in Zarr v3; strings of any length do.
         texts = {key: axis.astype(object) for key, axis in plain.coords.items() if axis.dtype.kind == "U"}
         found[name] = plain.assign_coords(texts).rename(name)

@@ -186,7 +186,8 @@ def _evaluate(
 def _print(evaluation: DatasetScores, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
     from ...evaluation.dataset import facts_of
 
-    text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{write_means(evaluation)}"
+    means = align([["", *evaluation.metrics], *mean_rows(evaluation)], right=True)
+    text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{means}"
     answer({**facts_of(evaluation), **more}, text, write_notes(evaluation), as_json=as_json)
     return CorruptTrace.exit_code if evaluation.skipped else 0
 
@@ -196,11 +197,6 @@ def write_table(evaluation: DatasetScores) -> str:
     metrics = evaluation.metrics
     rows = [[member.name, *(number(row.values.get(name)) for name in metrics)] for member, row in evaluation.good]
     return align([["trace", *metrics], *rows, *mean_rows(evaluation)], right=True)
-
-
-def write_means(evaluation: DatasetScores) -> str:
-    """The means alone, as text."""
-    return align([["", *evaluation.metrics], *mean_rows(evaluation)], right=True)
 
 
 def write_notes(evaluation: DatasetScores) -> str:

@@ -150,7 +150,8 @@ def draw_report(answers: Answers) -> Image:
     elif "g2r" in maps:
         tiles.append((_titled("G2R", scores.get("imacs_r_plain")), illustrate(trace, maps["g2r"])))
     for i, cell in enumerate(cells):
-        known = [Mark(*truth.position[cell].tolist(), kind="truth")] if truth and truth.known[cell] else []
+        y, x = truth.position[cell].tolist() if truth else (np.nan, np.nan)
+        known = [Mark(y, x, kind="truth")] if np.isfinite(y + x) else []
         tiles.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
     meaning = [f"R2G: what came from the {MapFacts.of(whole).group} tokens"]
     if cells:
