@@ -15,7 +15,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ...schema.layout import image_layout
 from ...schema.trace import Softmax
 from ..trace.calls import Calls, Kind
 from ..trace.images import masks
@@ -96,7 +95,7 @@ def _plan_scan(request: MapRequest, i: int, to: Resampling) -> Source:
     index, counted = chosen.layers[i], request.columns[i].tokens
     calls = Calls.of(trace, index)
     name = f"i2am-scan-{trace.token}-{row.r2g}-{other}-{weights.token}-{index}-{chosen.sample}-{chosen.branch}"
-    plans = tuple(image_layout(image) for image in masks(trace))
+    plans = tuple(trace.arrays[f"images/{image.name}"] for image in masks(trace))
     graph: Graph = {(name, "weights"): (query_weights, str(trace.path), plans, weights.extra, calls.layer.places)}
     for step in _present(request, calls):
         graph[name, step] = (scan, calls, chosen.sample, chosen.branch, step, row.r2g, other, (name, "weights"))
@@ -139,7 +138,7 @@ def _plan_exact(request: MapRequest, i: int, exact: Exact) -> Source:
     graph: Graph = {}
     given: Any = None
     if weights.which:
-        plans = tuple(image_layout(image) for image in masks(trace))
+        plans = tuple(trace.arrays[f"images/{image.name}"] for image in masks(trace))
         given = (name, "weights")
         stacked = (query_weights, str(trace.path), plans, weights.extra, calls.layer.places)
         graph[given] = (operator.getitem, stacked, weights.which)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.layout import ArrayPlan
 from ...schema.messages import listed, option
 from ..methods.recipes import Recipe
 from ..metrics.masks import shares
 from ..numerics.resize import middle, resize
 from ..store.chunks import read_table
+from ..store.ledger import ArrayFiles
 from ..trace.images import masks, own_mask
 from ..trace.reader import Trace
 from .selection import Positions, pick_positions
@@ -39,7 +39,7 @@ class Weighting:
         return hashlib.sha256(facts).hexdigest()[:16]
 
 
-def query_weights(root: str, masks: tuple[ArrayPlan, ...], extra: NDArray[Any] | None, places: tuple[int, ...]) -> NDArray[np.float64]:
+def query_weights(root: str, masks: tuple[ArrayFiles, ...], extra: NDArray[Any] | None, places: tuple[int, ...]) -> NDArray[np.float64]:
     """Task: how much each generated position counts: all alike, then each mask of the trace, then the caller's.
 
     Dims     (weighting, [frame,] y, x)

@@ -18,7 +18,6 @@ import numpy as np
 import xarray as xr
 
 from ..facts import MapFacts
-from ..inspection.precision import column_mass_lost
 from ..metrics.pointing import RADIUS
 from ..numerics.resize import middle, resize
 from ..numerics.statistics import correlation
@@ -108,7 +107,7 @@ def token_sink(evidence: Evidence) -> Found:
 
 def lost_columns(evidence: Evidence) -> Found:
     """Greatest share of one token's column of G that the encoding lost."""
-    lost = column_mass_lost(evidence.trace)
+    lost = evidence.trace.lost
     found = [(lost[index], evidence.trace.layers[index].name) for index in evidence.chosen.layers]
     return max(found) if found else None
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...schema.journal import disk_bytes
 from ..trace.reader import Trace
-from .precision import column_mass_lost, precision_note
+from .precision import precision_note
 
 HALF: Final = 2
 """Bytes of a float16: what raw attention is counted in."""
@@ -18,7 +18,7 @@ HALF: Final = 2
 def describe(trace: Trace) -> dict[str, Any]:
     """Everything a reader wants to know before asking for maps, as plain JSON."""
     record = trace.record
-    disk, raw, lost = disk_bytes(trace.path), raw_bytes(trace), column_mass_lost(trace)
+    disk, raw, lost = disk_bytes(trace.path), raw_bytes(trace), trace.lost
     return {
         "path": str(trace.path),
         "trace": record.id,

@@ -22,7 +22,6 @@ from ..aggregation.build import build_map
 from ..aggregation.request import MapRequest, request_map
 from ..aggregation.selection import Heads, Positions, Select, pick_positions
 from ..aggregation.weights import Mask, only_frames, pick_frames, recipe_mask, weighting
-from ..inspection.precision import column_mass_lost
 from ..methods.recipes import Recipe, get_recipe
 from ..trace.reader import Trace
 from ..trace.softmax import Columns
@@ -179,5 +178,4 @@ def token_map(
 
 def _lost_columns(request: MapRequest) -> float:
     """What the encoding took from one column of G at worst; with the softmax over keys maps are made of rows, which are whole."""
-    lost = column_mass_lost(request.trace)
-    return max(lost[index] for index in request.chosen.layers) if request.row.r2g == "generated" else 0.0
+    return max(request.trace.lost[index] for index in request.chosen.layers) if request.row.r2g == "generated" else 0.0

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.codec import decode_bits, decode_probability
-from ...schema.layout import ArrayPlan, data_plans, probe_layout
+from ...schema.layout import data_plans, layer_path
 from ...schema.trace import Layer
 from ..store.chunks import ROWS, Blocks, read_heads
+from ..store.ledger import ArrayFiles
 from ..store.validation import Contents
 from .softmax import Columns, Values, generated_from, logsumexp, logsumexps, score_rows
 
@@ -47,7 +48,7 @@ class Calls(ABC):
 
     layer: Layer
     arrays: dict[str, Blocks]
-    probe: ArrayPlan | None = None
+    probe: ArrayFiles | None = None
     """Where the keys of the layer's probes are, if it has any."""
 
     @staticmethod
@@ -56,7 +57,7 @@ class Calls(ABC):
         layer = contents.record.layers[index]
         arrays = {name: contents.blocks(index, name) for name in data_plans(contents.record, index)}
         encoding = StoredCalls if layer.encoding == "probabilities" else FactorCalls
-        return encoding(layer, arrays, probe_layout(contents.record, index))
+        return encoding(layer, arrays, contents.arrays.get(f"{layer_path(index)}/probe_key"))
 
     @property
     def where(self) -> NDArray[np.int32]:
