@@ -15,7 +15,7 @@ from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, option
 from ...schema.trace import Image
 from ..aggregation.selection import MapOptions, Select, Selection, SelectOptions, choose, has_places
-from ..inspection.precision import precision_note
+from ..inspection.info import precision_note
 from ..inspection.truth import find_truth, require_truth
 from ..maps.attribution import g2r, r2g
 from ..maps.looks import looks, row_entropy

@@ -144,7 +144,7 @@ def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str 
     """What the encoding did to a map, if it did anything."""
     from ...aggregation.selection import Select, choose
     from ...facts import MapFacts
-    from ...inspection.precision import precision_note
+    from ...inspection.info import precision_note
 
     if not MapFacts.of(map).column_mass_lost:
         return None
