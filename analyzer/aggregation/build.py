@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from ...schema.trace import Softmax
 from ..trace.calls import Calls, Kind
@@ -118,7 +117,8 @@ def _plan_row(request: MapRequest, i: int) -> Source:
     only = "" if columns.among is None else f"-{min(columns.among)}-{max(columns.among)}"
     name = f"i2am-patch-{trace.token}-{kind}-{index}-{chosen.sample}-{chosen.branch}-{y}-{x}{only}"
     graph: Graph = {
-        (name, step): (patch, calls, chosen.sample, chosen.branch, step, y, x, kind, columns.among) for step in _present(request, calls)
+        (name, step): (Calls.patch, calls, (chosen.sample, chosen.branch, step), y, x, kind, columns.among)
+        for step in _present(request, calls)
     }
     tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
     return Source(name, graph, tasks, Lift(None, (), 1, (columns.tokens[0], columns.tokens[-1] + 1), to))
@@ -151,12 +151,3 @@ def _present(request: MapRequest, calls: Calls) -> list[int]:
     """Steps of every call of a layer, selected or not: a graph of one name holds them all, and dask drops what is not needed."""
     present: list[int] = np.flatnonzero(calls.where[request.chosen.sample, request.chosen.branch] >= 0).tolist()
     return present
-
-
-def patch(calls: Calls, sample: int, branch: int, step: int, y: int, x: int, kind: Kind, among: tuple[int, ...] | None) -> NDArray[Any]:
-    """Task: one generated position's attention in one call, as if its softmax ran `among` some tokens alone if these are given.
-
-    Dims     (head, token)
-    """
-    values = calls.patch((sample, branch, step), y, x, kind)
-    return values if among is None else values / values[:, list(among)].sum(1, dtype=np.float64, keepdims=True)

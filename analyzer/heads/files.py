@@ -13,7 +13,7 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ...schema.layout import JOURNAL, MANIFEST
-from ..output.files import check_output, endings, require_library, save_map, suffixes
+from ..output.files import Output, check_output, endings, require_library, save, suffixes
 
 KIND: Final = "i2am_heads"
 VERSION: Final = 1
@@ -26,7 +26,8 @@ def save_heads(scores: xr.DataArray, path: str | os.PathLike[str], *, overwrite:
     """
     target = Path(path)
     check_heads_path(target, overwrite=overwrite)
-    save_map(scores.drop_attrs(deep=False).assign_attrs({KIND: VERSION, "facts": json.dumps(scores.attrs)}), target, overwrite=overwrite)
+    kept = scores.drop_attrs(deep=False).assign_attrs({KIND: VERSION, "facts": json.dumps(scores.attrs)})
+    save(Output({str(scores.name or "map"): kept}), target, overwrite=overwrite)
 
 
 def check_heads_path(path: Path, *, overwrite: bool = False) -> None:

@@ -119,11 +119,6 @@ def save(output: Output, path: Path, *, overwrite: bool = False) -> None:
         raise
 
 
-def save_map(map: xr.DataArray, path: Path, *, overwrite: bool = False) -> None:
-    """Write the numbers of a map; raises as `check_output`."""
-    save(Output({str(map.name or "map"): map}), path, overwrite=overwrite)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, bool):
         return int(value)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 BY: Final = click.Choice(["relevance", "truth"])
 CONCEPTS_HELP: Final = "TOML file with own concepts and their words.  [default: the published 34 x 10]"
 PROBE_HELP: Final = "Probe that holds the concepts' words."
-RELEVANCE_ONLY: Final = ("concepts", "probe", "seed", "draws", "keep")
-TRUTH_ONLY: Final = ("group",)
+ONLY_BY: Final = {**dict.fromkeys(("concepts", "probe", "seed", "draws", "keep"), "relevance"), "group": "truth"}
+"""Options that only one way to score heads takes."""
 
 
 def levels(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
@@ -207,12 +207,9 @@ def score(traces: Sources, by: str, **options: Any) -> xr.DataArray:
     from ...heads.scores import head_accuracy, head_relevance
 
     for name in options:
-        if (name in RELEVANCE_ONLY and by == "truth") or (name in TRUTH_ONLY and by == "relevance"):
-            other = "relevance" if by == "truth" else "truth"
+        if (other := ONLY_BY.get(name, by)) != by:
             raise InvalidInput(f"--{name} is of heads scored by {other}, not by {by}; leave it out, or add --by {other}")
-    if by == "truth":
-        return head_accuracy(traces, **options)
-    return head_relevance(traces, **options)
+    return head_accuracy(traces, **options) if by == "truth" else head_relevance(traces, **options)
 
 
 def first_heads(scores: xr.DataArray, count: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,9 +12,6 @@ from ....schema.messages import size_text
 from ...output.files import endings
 from .options import example, group_option, json_option, output_option, overwrite_option, sample_option, trace_argument
 from .text import align, answer
-
-if TYPE_CHECKING:
-    from ...inspection.verify import Report
 
 
 @click.command("info", epilog=example("i2am info run.zarr", "i2am info run.zarr --json | jq .layers", "i2am info --partial run.zarr"))
@@ -77,7 +74,9 @@ def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
 
     report = verify(trace, partial=partial, progress=True)
     if not report.ok and not as_json:
-        raise CorruptTrace(blame(trace, report))
+        first, more = report.findings[0], len(report.findings) - 1
+        others = f" ({more} more finding{'s' if more > 1 else ''}: `i2am verify {trace} --json`)" if more else ""
+        raise CorruptTrace(f"{trace} is corrupt: {first.where}: {first.problem}{others}")
     ignored = f"; ignored {', '.join(report.ignored)}" if report.ignored else ""
     text = (
         f"{trace}: ok, {'complete' if report.complete else 'PARTIAL'}, {report.steps} steps, "
@@ -86,13 +85,6 @@ def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
     )
     answer(report.to_json(), text, report.note, as_json=as_json)
     return 0 if report.ok else CorruptTrace.exit_code
-
-
-def blame(trace: Path, report: Report) -> str:
-    """The first finding, and how many more there are."""
-    first, more = report.findings[0], len(report.findings) - 1
-    others = f" ({more} more finding{'s' if more > 1 else ''}: `i2am verify {trace} --json`)" if more else ""
-    return f"{trace} is corrupt: {first.where}: {first.problem}{others}"
 
 
 @click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))
