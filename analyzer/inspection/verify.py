@@ -14,7 +14,7 @@ from ...schema.errors import CorruptTrace, TraceError
 from ...schema.journal import MANIFEST_VERSIONS, MOST_LEDGER_BYTES, FileSum, FileSums, decode_lines, decode_manifest, encode_manifest
 from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ..progress import hidden
-from ..store.files import TEMPORARY, Listing, hash_file, list_files, read_file
+from ..store.files import Listing, hash_file, list_files, read_file
 from ..trace.reader import Trace, open_trace
 from .info import precision_note
 from .sums import CallSums, sum_calls
@@ -149,12 +149,10 @@ def _check_files(root: Path, sums: FileSums, listing: Listing, complete: bool, p
             wrong += _check_file(root, name, given, listing)
             bar.update(given.nbytes)
     strangers = sorted(set(listing.sizes) - set(sums) - {ROOT, MANIFEST, JOURNAL})
-    if complete:
-        return wrong + [Finding(name, "is not part of the trace; remove it") for name in strangers], []
-    places = ("layers/", "images/", "step/", "present/")
-    foreign = [name for name in strangers if not name.startswith(places) and not name.endswith(TEMPORARY)]
+    places = () if complete else ("layers/", "images/", "step/", "present/")
+    foreign = [name for name in strangers if not name.startswith(places)]
     left = [name for name in strangers if name not in foreign and not name.endswith(f"/{ROOT}")]
-    return wrong + [Finding(name, "is not part of the trace; remove it") for name in foreign], left
+    return wrong + [Finding(name, "is not part of the trace; remove it") for name in foreign], sorted([*left, *listing.temporary])
 
 
 def _check_file(root: Path, name: str, expected: FileSum, listing: Listing) -> list[Finding]:

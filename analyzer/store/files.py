@@ -37,6 +37,8 @@ class Listing:
     links: dict[str, str] = field(default_factory=dict)
     """Files that are links into the cache of a model hub, and what that calls the file that they stand for: mostly its sha256."""
     ignored: list[str] = field(default_factory=list)
+    temporary: list[str] = field(default_factory=list)
+    """Names under which files were written; after a power cut one may be there beside the file that it became."""
 
 
 def open_file(root: str | Path, name: str) -> io.FileIO:
@@ -55,7 +57,7 @@ def open_file(root: str | Path, name: str) -> io.FileIO:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "is no regular file", str(path))
-    return io.FileIO(handle)
+    return io.FileIO(os.fspath(path), opener=lambda *_: handle)
 
 
 def hash_file(root: Path, name: str) -> FileSum:
@@ -150,6 +152,9 @@ def _list(root: Path, folder: str, entry: os.DirEntry[str], found: Listing, fold
         if blob is None:
             raise CorruptTrace(f"{plain(name)} in the trace {root} is a link; a trace is plain files. Copy what it stands for: cp -rL")
         state, found.links[name] = blob.stat(), blob.name
+    if stat.S_ISREG(state.st_mode) and name.endswith(TEMPORARY):
+        found.temporary.append(name)
+        return
     if not stat.S_ISREG(state.st_mode):
         raise CorruptTrace(f"{plain(name)} in the trace {root} is no regular file but a pipe, device or socket; do not use this trace")
     found.sizes[name] = state.st_size

@@ -88,6 +88,8 @@ class Storage:
         known = self.files.get(name)
         if known is None or known[:2] != (len(data), hashlib.sha256(data).hexdigest()):
             self.write(name, [data], durable=durable or (self.root / name).exists())
+            with self._lock:
+                self._unsettled.add(name)  # its name is not yet durable
 
     def append(self, name: str, line: str) -> None:
         """Add one durable line; if that fails, the file ends where it ended before."""
