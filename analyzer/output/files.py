@@ -50,13 +50,9 @@ class Output:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The forms there are."""
-        forms: dict[Kind, bool] = {
-            "picture": self.draw is not None,
-            "map": len(self.maps) == 1,
-            "maps": len(self.maps) > 1,
-            "table": self.table is not None,
-        }
-        return tuple(kind for kind, there in forms.items() if there)
+        kinds: list[tuple[Kind, bool]] = [("picture", self.draw is not None), ("table", self.table is not None)]
+        kinds += [("map", len(self.maps) == 1), ("maps", len(self.maps) > 1)]
+        return tuple(kind for kind, there in kinds if there)
 
 
 @dataclass(frozen=True, slots=True)
