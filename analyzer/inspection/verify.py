@@ -16,7 +16,7 @@ from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ..progress import hidden
 from ..store.files import Listing, hash_file, list_files, read_file
 from ..trace.reader import Trace, open_trace
-from .precision import precision_note
+from .info import precision_note
 from .sums import CallSums, sum_calls
 
 TOLERANCE: Final = 2e-3

@@ -71,12 +71,15 @@ class Calls(ABC):
         """
         return self.sweep(at)[:2]
 
-    def patch(self, at: At, y: int, x: int, kind: Kind = "probability") -> Values:
-        """One generated position's attention; reads one inner chunk of each file.
+    def patch(self, at: At, y: int, x: int, kind: Kind, among: tuple[int, ...] | None) -> Values:
+        """Task: one generated position's attention, as if its softmax ran `among` some tokens alone if these are given.
 
-        Dims     (head, token), float64
+        Reads one inner chunk of each file.
+
+        Dims     (head, token)
         """
-        return self.region(kind, at, ALL, slice(y, y + 1), slice(x, x + 1))[:, 0, 0]
+        values = self.region(kind, at, ALL, slice(y, y + 1), slice(x, x + 1))[:, 0, 0]
+        return values if among is None else values / values[:, list(among)].sum(1, dtype=np.float64, keepdims=True)
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ import pytest
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.inspection.precision import precision_note
+from i2am.analyzer.inspection.info import precision_note
 from i2am.schema.trace import Codec
 from traces import reference_layer, synthetic_trace
 
@@ -83,7 +83,7 @@ def test_nothing_is_noted_of_a_trace_that_lost_nothing(tmp_path: Path, encoding:
 
 def test_fewer_bits_are_named(lossy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = open_trace(lossy)
-    monkeypatch.setattr("i2am.analyzer.inspection.precision.MANTISSA", 11)
+    monkeypatch.setattr("i2am.analyzer.inspection.info.MANTISSA", 11)
     assert (precision_note(trace) or "").startswith(f"note: rounding to {Codec().keep_bits} bits changed up to ")
 
 
