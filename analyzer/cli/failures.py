@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import click
 
 from ...schema.errors import MissingExtra, TraceError
 from ...schema.messages import missing_extra
+from .commands.text import document, say
 
 DEBUG: Final = "I2AM_DEBUG"
 
@@ -32,7 +32,7 @@ def report(error: BaseException, given: Sequence[str]) -> int:
     kind, message, code = describe(error, given)
     line = " ".join(message.split())
     if "--json" in given:
-        _say(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}), err=False)
+        _say(document({"error": {"type": kind, "message": line, "exit_code": code}}), err=False)
     else:
         _say(f"i2am: {line}", err=True)
     return code
@@ -41,7 +41,7 @@ def report(error: BaseException, given: Sequence[str]) -> int:
 def _say(text: str, *, err: bool) -> None:
     """Print, if anybody reads: who does not must not change the exit code."""
     try:
-        click.echo(text, err=err)
+        say(text, err=err)
     except OSError:
         _silence(sys.stderr if err else sys.stdout)
 

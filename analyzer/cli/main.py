@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +26,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     from .group import i2am
 
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal of another encoding shows what it lacks as escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with for_shell():
             result = i2am.main(given, prog_name="i2am", standalone_mode=False)

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias, Unpack
 import xarray as xr
 
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.messages import guess, listed, option
+from ...schema.messages import guess, listed, option, plain
 from ...schema.text import Text
 from ..aggregation.selection import MapOptions, find_branch
 from ..methods.recipes import get_recipe
@@ -87,7 +87,9 @@ def word_map(
     own: MapOptions = {**options, "group": None if probe else texts[0].group, "sample": sample, "recipe": row}
     made = token_map(trace, tokens, probe=probe, among=beside, **own)
     return made.assign_attrs(
-        word=found[0].word, occurrences=[one.occurrence for one in found], pieces=" ".join(piece for one in found for piece in one.pieces)
+        word=plain(found[0].word),
+        occurrences=[one.occurrence for one in found],
+        pieces=plain(" ".join(piece for one in found for piece in one.pieces)),
     )
 
 

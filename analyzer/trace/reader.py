@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...schema.errors import UnknownSelection
 from ...schema.layout import layer_path
-from ...schema.messages import listed, option
+from ...schema.messages import listed, option, plain
 from ...schema.selection import Layers, Selector, match_layers
 from ...schema.trace import Image, Layer
 from ..store.chunks import read_heads
@@ -196,7 +196,7 @@ class Trace(Contents):
         groups = dict.fromkeys(
             f"{g.name} ({g.tokens} tokens{f', {g.grid[0]} x {g.grid[1]}' if g.grid else ''})" for x in self.layers for g in x.groups
         )
-        return [
+        rows = [
             ("model", str(self.record.model.get("pipeline", "unknown"))),
             ("steps", f"{len(self.present)}{planned}"),
             ("samples", str(self.record.samples)),
@@ -207,10 +207,11 @@ class Trace(Contents):
             ("latent grid", " x ".join(map(str, self.latent_places))),
             ("images", listed(image.name for image in self.images)),
         ]
+        return [(name, plain(value)) for name, value in rows]
 
     def __repr__(self) -> str:
         rows = "\n".join(f"  {name:<13} {value}" for name, value in self._summary())
-        return f"<i2am Trace {self.id} in {self.path}>\n{rows}"
+        return f"<i2am Trace {self.id} in {plain(str(self.path))}>\n{rows}"
 
     def _repr_html_(self) -> str:
         # Everything here was written by whoever made the trace.

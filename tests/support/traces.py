@@ -102,6 +102,8 @@ def synthetic_trace(
     texts: Sequence[Text] = (),
     plant: Callable[[int, np.ndarray], None] | None = None,
     facts: dict[str, Any] | None = None,
+    model: str = "synthetic",
+    reason: str = "stopped by the test",
     **writer_options: Any,
 ) -> Synthetic:
     """Write a trace; `absent` holds (step, layer) pairs without a call, `encoding` None keeps each layer's own.
@@ -129,12 +131,12 @@ def synthetic_trace(
     if status == "complete":
         result.trace = result.writer.finish(
             images=_images(result.images),
-            model={"pipeline": "synthetic"},
+            model={"pipeline": model},
             inputs={"seed": seed},
             provenance={"facts": facts} if facts else {},
         )
     elif status == "interrupted":
-        result.writer.interrupt("stopped by the test")
+        result.writer.interrupt(reason)
         result.trace = result.writer.trace
     else:
         result.writer._workers.drain()

@@ -24,7 +24,7 @@ from .options import (
     traces_argument,
     words,
 )
-from .text import align, answer, document
+from .text import align, answer, document, say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,11 +59,11 @@ def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> No
 
     if only_words:
         listing = concept_words(source)
-        click.echo(document(listing) if as_json else "\n".join(listing))
+        say(document(listing) if as_json else "\n".join(listing))
         return
     found = load_concepts(source)
     rows = [f"{json.dumps(name)} = {json.dumps(list(each), ensure_ascii=False)}" for name, each in found.items()]
-    click.echo(document(found) if as_json else "\n".join(["[concepts]", *rows]))
+    say(document(found) if as_json else "\n".join(["[concepts]", *rows]))
 
 
 @click.command(
@@ -133,7 +133,7 @@ def select_command(scores: Path, concept: str | None, top: int | None, bottom: i
 
     opened = None if trace is None else open_trace(trace)
     found = select_heads(load_heads(scores), concept, top=top, bottom=bottom, trace=opened)
-    click.echo(document(found) if as_json else "\n".join(f"{layer}  {','.join(map(str, heads))}" for layer, heads in found.items()))
+    say(document(found) if as_json else "\n".join(f"{layer}  {','.join(map(str, heads))}" for layer, heads in found.items()))
 
 
 @click.command(

@@ -24,7 +24,7 @@ from .options import (
     trace_argument,
     with_heads,
 )
-from .text import align, answer, document
+from .text import align, answer, document, say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,11 +52,11 @@ def recipes_command(names: tuple[str, ...], changes: tuple[str, ...], markdown: 
 
     rows = [get_recipe(name, **read_changes(changes)) for name in names or RECIPES]
     if as_json:
-        click.echo(document([{**dataclasses.asdict(row), "label": row.label} for row in rows]))
+        say(document([{**dataclasses.asdict(row), "label": row.label} for row in rows]))
     elif markdown:
-        click.echo(write_markdown(rows))
+        say(write_markdown(rows))
     else:
-        click.echo(write_fields(rows) if names else write_names(rows))
+        say(write_fields(rows) if names else write_names(rows))
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""What commands print: aligned tables, sizes, notes, JSON."""
+"""What commands print: aligned tables, notes, JSON; whatever a trace says goes through `say`, which lets no control character out."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from typing import Any
 
 import click
 
+from ....schema.messages import plain
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines of text; a terminal shows what would act on it as escapes."""
+    click.echo("\n".join(map(plain, text.split("\n"))), err=err)
+
 
 def answer(facts: Any, text: str, note: str | None = None, *, as_json: bool) -> None:
     """Print the facts as JSON, or the text, and then on stderr what to bear in mind."""
-    click.echo(document(facts) if as_json else text)
+    say(document(facts) if as_json else text)
     if note and not as_json:
-        click.echo(note, err=True)
+        say(note, err=True)
 
 
 def align(rows: Iterable[Sequence[object]], *, right: bool = False) -> str:
     """A table for a terminal; the first column is flush left, the others too or flush right."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[plain(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     sides = [str.ljust, *[str.rjust if right else str.ljust] * (len(widths) - 1)]
     return "\n".join("  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip() for row in texts)
@@ -28,17 +35,17 @@ def align(rows: Iterable[Sequence[object]], *, right: bool = False) -> str:
 
 def document(value: Any) -> str:
     """One document of strict JSON: numpy's numbers become plain ones, NaN and infinity null."""
-    return json.dumps(plain(value), indent=2, allow_nan=False)
+    return json.dumps(json_value(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f")  # the one control character that json leaves
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value as JSON has them."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [json_value(item) for item in value]
     if hasattr(value, "tolist"):  # of numpy, which --help does not load
-        return plain(value.tolist())
+        return json_value(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
