@@ -61,10 +61,17 @@ class Report:
         """Whether nothing is wrong."""
         return not self.findings
 
+    @property
+    def rows(self) -> str:
+        """How near the rows of P are to 1, in words."""
+        if np.isfinite(self.row_error):
+            return f"rows of P within {self.row_error:.1e} of 1"
+        return "rows of P not summed, as every softmax also ran over keys that are not stored"
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON."""
         findings = [{"where": finding.where, "problem": finding.problem} for finding in self.findings]
-        names = ("trace", "ok", "complete", "steps", "files", "nbytes", "row_error", "column_lost", "note")
+        names = ("trace", "ok", "complete", "steps", "files", "nbytes", "row_error", "column_lost", "rows", "note")
         files = {"ignored": list(self.ignored), "leftovers": list(self.leftovers)}
         return {**{name: getattr(self, name) for name in names}, **files, "findings": findings}
 

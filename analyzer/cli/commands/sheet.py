@@ -105,7 +105,7 @@ def write_report(facts: dict[str, Any]) -> str:
     """The numbers as text for a terminal."""
     checked = facts["verified"]
     size = size_text(checked["nbytes"])
-    lines = [f"verified   {checked['files']} files, {size}; rows of P within {checked['row_error']:.1e} of 1"]
+    lines = [f"verified   {checked['files']} files, {size}; {checked['rows']}"]
     if facts["samples"] > 1:
         lines.append(f"sample     {facts['sample']} of {facts['samples']}, from 0")
     lines += [_place(PLACED[name], "reference" if name != "r2g" else "generated image", facts[name]) for name in PLACED if facts[name]]

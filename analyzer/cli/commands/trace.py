@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ....schema.errors import CorruptTrace
-from ....schema.messages import size_text
+from ....schema.messages import listed, size_text
 from ...output.files import endings
 from .options import example, group_option, json_option, output_option, overwrite_option, sample_option, trace_argument
 from .text import align, answer
+
+if TYPE_CHECKING:
+    from ...inspection.verify import Report
 
 
 @click.command("info", epilog=example("i2am info run.zarr", "i2am info run.zarr --json | jq .layers", "i2am info --partial run.zarr"))
@@ -77,14 +80,22 @@ def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
         first, more = report.findings[0], len(report.findings) - 1
         others = f" ({more} more finding{'s' if more > 1 else ''}: `i2am verify {trace} --json`)" if more else ""
         raise CorruptTrace(f"{trace} is corrupt: {first.where}: {first.problem}{others}")
-    ignored = f"; ignored {', '.join(report.ignored)}" if report.ignored else ""
-    text = (
-        f"{trace}: ok, {'complete' if report.complete else 'PARTIAL'}, {report.steps} steps, "
-        f"{report.files} files ({size_text(report.nbytes)}) as recorded; "
-        f"rows of P within {report.row_error:.1e} of 1, columns of G within {report.column_lost:.1e}{ignored}"
-    )
-    answer(report.to_json(), text, report.note, as_json=as_json)
+    answer(report.to_json(), write_verification(trace, report), report.note, as_json=as_json)
     return 0 if report.ok else CorruptTrace.exit_code
+
+
+def write_verification(trace: Path, report: Report) -> str:
+    """What was found sound, then a line each on files that are no part of it."""
+    columns = f"columns of G within {report.column_lost:.1e}" if report.steps else "no step to sum"
+    lines = [
+        f"{trace}: ok, {'complete' if report.complete else 'PARTIAL'}, {report.steps} steps, "
+        f"{report.files} files ({size_text(report.nbytes)}) as recorded; {report.rows}, {columns}"
+    ]
+    if report.leftovers:
+        lines.append(f"unfinished: {listed(report.leftovers)} belong to no committed step; `i2am seal {trace}` removes them")
+    if report.ignored:
+        lines.append(f"ignored: {listed(report.ignored)}, which a desktop or a repository keeps here")
+    return "\n".join(lines)
 
 
 @click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from i2am.analyzer.cli.main import run
 from i2am.analyzer.inspection.verify import hash_file, verify
 from i2am.schema.codec import encode_probability
 from i2am.schema.errors import IncompleteTrace, NotATrace, TraceError
@@ -165,3 +166,26 @@ def test_what_is_no_trace_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "zarr.json").write_text("{}")
     with pytest.raises(TraceError):
         verify(tmp_path)
+
+
+def test_a_shared_softmax_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = synthetic_trace(tmp_path / "run.zarr", layers=[reference_layer(hidden=5)], steps=1)
+    assert run(["verify", str(made.path)]) == 0
+    assert run(["report", str(made.path), "-o", str(tmp_path / "r.png")]) == 0
+    said = capsys.readouterr().out
+    assert "nan" not in said
+    assert said.count("rows of P not summed, as every softmax also ran over keys that are not stored") == 2
+
+
+def test_files_beside_an_unfinished_recording_are_said_not_called_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = synthetic_trace(tmp_path / "run.zarr", steps=2, planned=4, status="recording").path
+    (path / "layers/000/probability/c.9.partial").write_bytes(b"half")
+    (path / ".gitattributes").write_text("* binary")
+    assert run(["verify", "--partial", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "PARTIAL" in lines[0]
+    assert "c.9.partial" in lines[1]
+    assert f"`i2am seal {path}`" in lines[1]
+    assert ".gitattributes" in lines[2]
+    assert "corrupt" not in " ".join(lines)
