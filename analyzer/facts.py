@@ -6,11 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from ..schema.errors import InvalidInput
 from ..schema.trace import Image
 
 Edges: TypeAlias = tuple[float, float, float, float]
-ALWAYS: Final = ("image", "image_shape", "window")
-"""Attributes that every map has, None where it lies on no picture."""
+PLACE: Final = ("image", "image_shape", "window")
+"""Attributes that say which picture a map lies on, and on what part of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +42,20 @@ class MapFacts:
 
     @classmethod
     def of(cls, map: object) -> MapFacts:
-        """The facts of a map, or of any array."""
+        """The facts of a map, whether it is fresh or was read from a file, or of any array.
+
+        Raises   InvalidInput for a map on a reference that lost its attributes: what part it covers is in no other place
+        """
         attrs = getattr(map, "attrs", {})
-        return cls(**{name: attrs[name] for name in FIELDS if attrs.get(name) is not None})
+        if not attrs and getattr(map, "dims", ())[-2:] == ("ref_y", "ref_x"):
+            raise InvalidInput(
+                "the map lost its attributes, which say what part of the reference it covers; keep them: "
+                "xarray.set_options(keep_attrs=True) before the operation, or map.assign_attrs(original.attrs) after it"
+            )
+        given = {name: attrs[name] for name in FIELDS if attrs.get(name) is not None}
+        # Files give numbers back as numpy's, and tuples as lists or arrays.
+        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in given.items()}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
 
     @property
     def on_reference(self) -> bool:
@@ -51,9 +63,8 @@ class MapFacts:
         return self.direction in ("g2r", "sram")
 
     def to_attrs(self) -> dict[str, Any]:
-        """The facts as attributes of a map."""
-        found = {name: getattr(self, name) for name in FIELDS}
-        return {name: value for name, value in found.items() if value is not None or name in ALWAYS}
+        """The facts as attributes of a map: text, numbers and tuples of them, as every file format takes."""
+        return {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
 
 
 FIELDS: Final = tuple(field.name for field in dataclasses.fields(MapFacts))
@@ -62,5 +73,6 @@ FIELDS: Final = tuple(field.name for field in dataclasses.fields(MapFacts))
 def picture_facts(image: Image | None) -> dict[str, Any]:
     """The facts that say which picture a map lies on."""
     if image is None:
-        return dict.fromkeys(ALWAYS)
-    return {"image": image.name, "image_shape": (image.height, image.width), "window": image.window}
+        return {}
+    found = {"image": image.name, "image_shape": (image.height, image.width), "window": image.window}
+    return {name: value for name, value in found.items() if value is not None}

@@ -88,7 +88,9 @@ class MapRequest:
             coords |= {"first_step": ("time", [t[0] for t in times]), "last_step": ("time", [t[-1] for t in times])}
             coords["timestep"] = ("time", [float(np.mean(steps["timestep"][list(t)])) for t in times])
         if "layer" in self.axes:
-            coords |= {"layer": list(chosen.layers), "layer_name": ("layer", [self.trace.layers[i].name for i in chosen.layers])}
+            # Strings of any length: those of a fixed one have no settled form in Zarr v3.
+            names = np.array([self.trace.layers[i].name for i in chosen.layers], object)
+            coords |= {"layer": list(chosen.layers), "layer_name": ("layer", names)}
         if "head" in self.axes:
             coords["head"] = list(chosen.heads)
         pairs = np.array([[[n in own for n in chosen.heads] for own in chosen.pairs]] * len(times), np.int64)

@@ -66,7 +66,8 @@ def compare(
     values = da.stack([_brought(map.data, grid) for map in maps.values()])  # type: ignore[no-untyped-call]
     others = [map.attrs for map in maps.values()]
     attrs = {n: v for n, v in first.attrs.items() if all(type(each.get(n)) is type(v) and each[n] == v for each in others)}
-    coords = {"recipe": list(maps), "other": list(maps), **{d: centres(n) for d, n in zip(first.dims, values.shape[1:], strict=True)}}
+    names = np.array(list(maps), object)
+    coords = {"recipe": names, "other": names, **{d: centres(n) for d, n in zip(first.dims, values.shape[1:], strict=True)}}
     # In blocks, not as a delayed call: that would optimise its graph by itself, and scan everything again.
     flat = values.reshape(len(maps), -1).rechunk(-1)
     table = flat.map_blocks(correlate, new_axis=2, chunks=((2,), (len(maps),), (len(maps),)), dtype=np.float64)

@@ -54,7 +54,7 @@ def published(trace: Trace, map: xr.DataArray) -> xr.DataArray:
     facts, name = MapFacts.of(map), None
     if get_recipe(facts.recipe).pre_mask and facts.on_reference:
         name = own_reference_mask(trace, facts.image)
-    return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs(pre_mask=name)
+    return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs({} if name is None else {"pre_mask": name})
 
 
 def _scale(map: xr.DataArray, scaling: Scaling) -> xr.DataArray:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
 from ..aggregation.selection import find_branch
-from ..facts import MapFacts, picture_facts
+from ..facts import PLACE, MapFacts, picture_facts
 from ..trace.calls import Calls
 from ..trace.images import find_image
 from ..trace.reader import Trace
@@ -81,7 +81,8 @@ def carry(trace: Trace, map: xr.DataArray, residual: float = RESIDUAL) -> xr.Dat
     else:
         operator = made_of.mean("step", skipna=True)
     carried = xr.dot(map.astype(np.float64), operator, dim="token").transpose(*map.dims[:-1], "ref_y", "ref_x")
-    placed: xr.DataArray = carried.assign_attrs({**map.attrs, **made_of.attrs, "residual": residual}).rename(map.name)
+    kept = {name: value for name, value in map.attrs.items() if name not in PLACE}
+    placed: xr.DataArray = carried.assign_attrs({**kept, **made_of.attrs, "residual": residual}).rename(map.name)
     return placed
 
 

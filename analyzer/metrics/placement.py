@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
+from ..facts import MapFacts
 from ..numerics.resize import resize
 from ..numerics.window import Window
 
@@ -135,7 +136,9 @@ def _lay(map: Map, size: tuple[int, int], mode: str, signed: bool) -> xr.DataArr
     placed[(..., *window.inside(size))] = shown
     if not isinstance(map, xr.DataArray):
         return _like(map, placed)
-    return upsample(map, size, mode).copy(data=placed).assign_attrs(window=None)
+    whole = upsample(map, size, mode).copy(data=placed)
+    whole.attrs.pop("window", None)
+    return whole
 
 
 def _values(map: Map) -> Values:
@@ -174,7 +177,7 @@ def _resize(values: Values, size: tuple[int, int], mode: str) -> Values:
 
 def _window(map: Map, size: tuple[int, ...]) -> Window:
     """What a map covers of its picture, of which something must be left."""
-    window = Window.of(map.attrs.get("window") if isinstance(map, xr.DataArray) else None, size)
+    window = Window.of(MapFacts.of(map).window, size)
     window.require_overlap(size)
     return window
 

@@ -258,7 +258,7 @@ def _caption(map: xr.DataArray, dim: Any, at: int) -> str:
     if dim == "time" and "timestep" in map.coords:
         return f"time {at}, t {map.coords['timestep'].values[at]:.0f}"
     if dim == "frame":
-        return f"frame {map.attrs.get('frames', range(map.sizes['frame']))[at]}"
+        return f"frame {np.atleast_1d(map.attrs.get('frames', range(map.sizes['frame'])))[at]}"
     return f"{dim} {map.coords[dim].values[at] if dim in map.coords else at}"
 
 

@@ -103,6 +103,7 @@ def synthetic_trace(
     plant: Callable[[int, np.ndarray], None] | None = None,
     facts: dict[str, Any] | None = None,
     model: str = "synthetic",
+    window: tuple[float, float, float, float] | None = None,
     reason: str = "stopped by the test",
     **writer_options: Any,
 ) -> Synthetic:
@@ -110,6 +111,7 @@ def synthetic_trace(
 
     `status` other than `complete` leaves it `interrupted`, or `recording` as a killed process would. `plant` may change the keys of a
     layer's probes, given its index, before they are written. `frames` makes the generated picture a video; layers say their own.
+    `window` is the part of the reference that its tokens cover.
     """
     rng = np.random.default_rng(seed)
     chosen = tuple(layers if layers is not None else default_layers())
@@ -130,7 +132,7 @@ def synthetic_trace(
     result.images = _pictures(rng, samples, image_size, reference_size, **({"frames": frames} if frames else {}))
     if status == "complete":
         result.trace = result.writer.finish(
-            images=_images(result.images),
+            images=_images(result.images, window),
             model={"pipeline": model},
             inputs={"seed": seed},
             provenance={"facts": facts} if facts else {},
@@ -219,9 +221,18 @@ def _pictures(
     return pictures
 
 
-def _images(pictures: dict[str, np.ndarray]) -> list[tuple[Image, np.ndarray]]:
+def _images(pictures: dict[str, np.ndarray], window: tuple[float, float, float, float] | None = None) -> list[tuple[Image, np.ndarray]]:
     roles = {"reference": "reference", "mask": "mask", "reference_mask": "reference_mask"}
     return [
-        (Image(name, roles.get(name, "generated"), *pixels.shape[-3:], frames=len(pixels) if pixels.ndim > 3 else 0), pixels)
+        (
+            Image(
+                name,
+                roles.get(name, "generated"),
+                *pixels.shape[-3:],
+                window=window if name == "reference" else None,
+                frames=len(pixels) if pixels.ndim > 3 else 0,
+            ),
+            pixels,
+        )
         for name, pixels in pictures.items()
     ]

@@ -95,6 +95,7 @@ def map_command(
     Exactly one of --r2g, --g2r, --at, --word and --tokens says which. A picture shows each map scaled to its own range; numbers are in
     .npy, .nc and .zarr.
     """
+    from ...facts import PLACE
     from ...output.files import Output, save
     from ...output.illustration import illustrate, provenance
     from ...progress import shown
@@ -112,7 +113,7 @@ def map_command(
         map = refine(opened, asked.compute(), patches, as_published)
     at = what if direction == "sram" else None
     save(Output({str(map.name or "map"): map}, lambda: (illustrate(opened, map, style, at=at), provenance(map))), path, overwrite=overwrite)
-    facts: dict[str, Any] = {**map.attrs, "out": str(path), "dims": list(map.dims), "shape": list(map.shape)}
+    facts: dict[str, Any] = {**dict.fromkeys(PLACE), **map.attrs, "out": str(path), "dims": list(map.dims), "shape": list(map.shape)}
     facts |= {"least": float(map.min()), "greatest": float(map.max())}
     facts["note"] = note_of(opened, map, chosen)
     text = f"{path}: {direction} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}"
