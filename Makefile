@@ -1,11 +1,14 @@
 # Everything on a fresh machine with Python 3.11+ and make: `make demo`, `make test`.
 PYTHON ?= python3
+NEXT_PYTHON ?= python3.13
 VENV := .venv
 LAPTOP := .venv-analyzer
+LOWEST := .venv-lowest
+NEXT := .venv-next
 BIN := $(VENV)/bin
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint unit wheel laptop bench clean
+.PHONY: demo test lint unit wheel laptop lowest next bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/i2am demo -o demo --overwrite
@@ -39,13 +42,21 @@ laptop: $(LAPTOP)/installed wheel
 	cd build && ../$(LAPTOP)/bin/python -c "import i2am; assert 'site-packages' in i2am.__path__[0].split('/'), i2am.__path__"
 	$(LAPTOP)/bin/pytest -q -n auto -m analyzer
 
+# The analyzer's tests with the lowest versions that pyproject.toml allows. Slow ones about clusters and attacks are left to `make test`.
+lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/pytest -q -n auto -m analyzer --ignore tests/analyzer/store/test_attacks.py
+
+# The same with another Python: `make next NEXT_PYTHON=python3.13`. What differs is the language, so a part of the tests will do.
+next: $(NEXT)/installed
+	$(NEXT)/bin/pytest -q -n auto -m analyzer tests/analyzer/cli tests/analyzer/output tests/analyzer/trace tests/analyzer/maps tests/schema
+
 bench: $(VENV)/installed
 	for each in recording packing scan dataset truth precision custom; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 # --prefer-binary keeps a fresh machine from compiling anything.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip $(PIP) --prefer-binary --editable '.[all]'
+	$(BIN)/python -m pip $(PIP) --prefer-binary --editable '.[all,dev]'
 	@touch $@
 
 $(LAPTOP)/installed: pyproject.toml constraints.txt
@@ -53,5 +64,16 @@ $(LAPTOP)/installed: pyproject.toml constraints.txt
 	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary '.[netcdf,parquet,cluster]' pytest pytest-xdist hypothesis
 	@touch $@
 
+$(LOWEST)/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary --constraint constraints-lowest.txt \
+		--editable '.[netcdf,parquet,cluster]' pytest pytest-xdist hypothesis
+	@touch $@
+
+$(NEXT)/installed: pyproject.toml constraints.txt
+	$(NEXT_PYTHON) -m venv $(NEXT)
+	$(NEXT)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf,parquet,cluster]' pytest pytest-xdist hypothesis
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(LAPTOP) build *.egg-info demo
+	rm -rf $(VENV) $(LAPTOP) $(LOWEST) $(NEXT) build *.egg-info demo
