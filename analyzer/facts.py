@@ -42,20 +42,25 @@ class MapFacts:
 
     @classmethod
     def of(cls, map: object) -> MapFacts:
-        """The facts of a map, whether it is fresh or was read from a file, or of any array.
-
-        Raises   InvalidInput for a map on a reference that lost its attributes: what part it covers is in no other place
-        """
+        """The facts of a map, whether it is fresh or was read from a file, or of any array."""
         attrs = getattr(map, "attrs", {})
-        if not attrs and getattr(map, "dims", ())[-2:] == ("ref_y", "ref_x"):
-            raise InvalidInput(
-                "the map lost its attributes, which say what part of the reference it covers; keep them: "
-                "xarray.set_options(keep_attrs=True) before the operation, or map.assign_attrs(original.attrs) after it"
-            )
         given = {name: attrs[name] for name in FIELDS if attrs.get(name) is not None}
         # Files give numbers back as numpy's, and tuples as lists or arrays.
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in given.items()}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+
+    @classmethod
+    def of_placed(cls, map: object) -> MapFacts:
+        """The facts of a map that is to be laid on its picture.
+
+        Raises   InvalidInput for one of a reference that lost its attributes: what part it covers stands in no other place
+        """
+        if getattr(map, "dims", ())[-2:] == ("ref_y", "ref_x") and not getattr(map, "attrs", None):
+            raise InvalidInput(
+                "the map lost its attributes, which say what part of the reference it covers; keep them: "
+                "xarray.set_options(keep_attrs=True) before the operation, or map.assign_attrs(original.attrs) after it"
+            )
+        return cls.of(map)
 
     @property
     def on_reference(self) -> bool:

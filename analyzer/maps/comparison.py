@@ -14,8 +14,8 @@ from scipy import stats
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
-from ..aggregation.request import Direction
-from ..aggregation.selection import Positions, SelectOptions
+from ..aggregation.request import Direction, request_map
+from ..aggregation.selection import Positions, Select, SelectOptions
 from ..facts import MapFacts
 from ..methods.recipes import RECIPES, Recipe, get_recipe
 from ..metrics.placement import tells_apart
@@ -39,7 +39,8 @@ def compare(
 ) -> xr.Dataset:
     """The maps of several recipes on one grid, the finest of theirs, with every pair's correlation over its cells.
 
-    Without recipes, all that can be asked for here; attribute `left_out` says which cannot, and why. What else chooses calls is as for
+    Without recipes, all that can be asked for here and are not the same everywhere by construction; attribute `left_out` says which are
+    not, and why, and `constant` which are the same everywhere. What else chooses calls is as for
     the map functions, `keep` excepted; scans that recipes have in common are done once if all is computed together.
 
     Dims     map (recipe, [frame,] row, column), pearson and spearman (recipe, other); lazy
@@ -50,8 +51,13 @@ def compare(
     rows = list(RECIPES.values()) if recipes is None else _rows(recipes)
     maps: dict[str, xr.DataArray] = {}
     left_out: list[str] = []
+    constant: list[str] = []
     for row in rows:
         try:
+            if direction == "r2g" and _is_constant(trace, row, options):
+                constant.append(row.label)
+                if recipes is None:
+                    raise InvalidInput("its R2G is constant: the mean of a softmax over keys over all of those keys")
             maps[row.label] = _ask(trace, row, direction, at, tokens, options)
         except (InvalidInput, UnknownSelection) as error:
             if recipes is not None:
@@ -76,7 +82,8 @@ def compare(
         "pearson": (("recipe", "other"), table[0], {"long_name": "Pearson correlation over cells"}),
         "spearman": (("recipe", "other"), table[1], {"long_name": "Spearman rank correlation over cells"}),
     }
-    return xr.Dataset(variables, coords, {"trace": trace.id, "direction": direction, "left_out": left_out})
+    facts = {"trace": trace.id, "direction": direction, "left_out": left_out, "constant": constant}
+    return xr.Dataset(variables, coords, facts)
 
 
 def correlate(maps: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -118,6 +125,16 @@ def _ask(
     if at is not None:
         return sram(trace, at, recipe=row, **options)
     return (r2g if direction == "r2g" else g2r)(trace, recipe=row, **options)
+
+
+def _is_constant(trace: Trace, row: Recipe, options: SelectOptions) -> bool:
+    """Whether R2G is the same everywhere by construction, whatever the recording."""
+    request = request_map(trace, "r2g", Select.of(options), recipe=row, keep=(), time_groups=None)
+    layers = [trace.layers[index] for index in request.chosen.layers]
+    return all(
+        columns.softmax == "keys" and len(columns.tokens) == len(columns.among or range(layer.call_tokens or layer.tokens))
+        for columns, layer in zip(request.columns, layers, strict=True)
+    )
 
 
 def _brought(map: da.Array, grid: tuple[int, ...]) -> da.Array:

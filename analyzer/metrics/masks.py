@@ -36,7 +36,7 @@ def fit_mask(map: Map, mask: Map) -> NDArray[np.bool_]:
     Raises   InvalidInput naming both sizes if it is not of the size of the picture that the map lies on; as `binarize`
     """
     found = one_channel(mask).shape
-    facts = MapFacts.of(map)
+    facts = MapFacts.of_placed(map)
     shape = facts.image_shape
     if shape is not None and tuple(int(n) for n in shape) != found:
         raise InvalidInput(

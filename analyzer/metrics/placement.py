@@ -64,8 +64,8 @@ def upsample(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataA
     return xr.DataArray(resized, dims=map.dims, coords={**kept, **centres}, attrs=map.attrs, name=map.name)
 
 
-def place(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
-    """Lay a map on its picture: normalised over the window its tokens cover, 0 outside it.
+def place(map: Map, size: tuple[int, int], mode: str = "bicubic", limits: tuple[float, float] | None = None) -> xr.DataArray:
+    """Lay a map on its picture: normalised over the window its tokens cover, or between limits, 0 outside it.
 
     The window comes from the map's attributes (a processor may have cropped the picture before cutting it into tokens) and
     is rounded to whole pixels.
@@ -74,17 +74,17 @@ def place(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArra
     Range    [0, 1]
     Raises   InvalidInput if the window lies outside the picture or a value is not finite
     """
-    return _lay(map, size, mode, signed=False)
+    return _lay(map, size, mode, limits, signed=False)
 
 
-def place_signed(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
-    """Lay a difference on its picture: no change is in the middle, and as far from it as the greatest change is 0 and 1.
+def place_signed(map: Map, size: tuple[int, int], mode: str = "bicubic", limits: tuple[float, float] | None = None) -> xr.DataArray:
+    """Lay a difference on its picture: no change is in the middle, and as far from it as the greatest change, or limit, is 0 and 1.
 
     Dims     (..., row, column) -> the same, last two of length `size`
     Range    [0, 1]; 0.5 is no change, and all there is outside the window of the map
     Raises   InvalidInput if the window lies outside the picture or a value is not finite
     """
-    return _lay(map, size, mode, signed=True)
+    return _lay(map, size, mode, limits, signed=True)
 
 
 def hide(map: Map, inside: NDArray[Any]) -> xr.DataArray:
@@ -123,13 +123,15 @@ def scored(map: xr.DataArray, values: NDArray[Any], name: str, axes: int = 2, **
     return xr.DataArray(values, dims=leading, coords=coords, attrs={**facts, **settings}, name=name)
 
 
-def _lay(map: Map, size: tuple[int, int], mode: str, signed: bool) -> xr.DataArray:
+def _lay(map: Map, size: tuple[int, int], mode: str, limits: tuple[float, float] | None, signed: bool) -> xr.DataArray:
     """A map on the part of its picture that its window covers."""
     window, values = _window(map, size), _values(map)
     shown = _resize(values, window.size, mode)[(..., *window.seen(size))]
     if signed:
-        most = np.abs(values).max(axis=(-2, -1), keepdims=True)
+        most = np.abs(values).max(axis=(-2, -1), keepdims=True) if limits is None else np.full((1, 1), limits[1])
         shown = np.clip(0.5 + np.divide(shown, most, out=np.zeros_like(shown), where=most > 0) / 2, 0, 1)
+    elif limits is not None:
+        shown = np.clip((shown - limits[0]) / ((limits[1] - limits[0]) or 1.0), 0, 1)
     else:  # asked of the map as it is: resampling overshoots, and may widen what is only rounding
         shown = _normalize(np.where(tells_apart(values), shown, 0.0))
     placed = np.full((*values.shape[:-2], *size), 0.5 if signed else 0.0)
@@ -177,7 +179,7 @@ def _resize(values: Values, size: tuple[int, int], mode: str) -> Values:
 
 def _window(map: Map, size: tuple[int, ...]) -> Window:
     """What a map covers of its picture, of which something must be left."""
-    window = Window.of(MapFacts.of(map).window, size)
+    window = Window.of(MapFacts.of_placed(map).window, size)
     window.require_overlap(size)
     return window
 

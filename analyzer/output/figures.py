@@ -5,23 +5,25 @@ Nothing here flips, transposes or mirrors: row 0 of a map is the top of the pict
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import takewhile
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ...schema.errors import InvalidInput
 from ..facts import MapFacts
-from ..metrics.placement import place, place_signed
+from ..metrics.placement import place, place_signed, tells_apart
+from .colours import INK, PAPER, Pixels, Scale, colour_bar, find_style, mix
 
-Pixels: TypeAlias = NDArray[np.uint8]
-Values: TypeAlias = NDArray[np.float64]
+Limits: TypeAlias = tuple[float, float]
+"""Values that are drawn as heat 0 and heat 1."""
 
 TILE: Final = 256
 """A picture is enlarged by a whole factor until its short side has at least this many pixels."""
@@ -29,41 +31,7 @@ LINE: Final = 8
 """Frames of a video beside each other, where nothing else is kept."""
 MARGIN: Final = 6
 LABEL: Final = 18
-PAPER: Final = (255, 255, 255)
-INK: Final = (30, 30, 30)
 ABSENT: Final = (225, 225, 225)
-
-# Equidistant colours, joined by straight lines. The first is perceptual and safe for the colour-blind, after viridis
-# (van der Walt and Smith, CC0); the second is the rainbow that the papers print.
-VIRIDIS: Final = ("440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725")
-BALANCE: Final = ("2166ac", "67a9cf", "f7f7f7", "ef8a62", "b2182b")
-JET: Final = ("000080", "0000ff", "0080ff", "00ffff", "80ff80", "ffff00", "ff8000", "ff0000", "800000")
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How heat becomes colour and lies over a picture."""
-
-    colours: tuple[str, ...]
-    """Equidistant RGB from heat 0 to heat 1."""
-    picture: float
-    """Share of the picture in the mix."""
-    heat: float
-    """Share of the colour in the mix; the sum is cut at white."""
-    fade: bool = False
-    """Whether both shares follow the heat instead: the picture shows where heat is 0."""
-    signed: bool = False
-    """Whether the map is a difference: no change is the middle colour."""
-
-
-STYLES: Final[dict[str, Style]] = {
-    "viridis": Style(VIRIDIS, 0.4, 0.6),
-    "i2am": Style(JET, 0.7, 0.5),
-    "daam": Style(JET, 0.0, 0.0, fade=True),
-    "plain": Style(VIRIDIS, 0.0, 1.0),
-    "difference": Style(BALANCE, 0.25, 0.75, signed=True),
-}
-"""`i2am` and `daam` mix as those papers' figures do; `plain` shows the map alone, `difference` less in blue and more in red."""
 
 MarkKind: TypeAlias = Literal["patch", "truth"]
 
@@ -85,20 +53,12 @@ class Mark:
     """What stands beside a frame."""
 
 
-def colour(heat: NDArray[Any], style: str = "viridis") -> Pixels:
-    """Heat in [0, 1] to RGB.
-
-    Dims     (...) -> (..., channel)
-    """
-    stops = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in _style(style).colours], dtype=np.float64)
-    at = np.clip(np.asarray(heat, dtype=np.float64), 0, 1) * (len(stops) - 1)
-    low = np.minimum(at.astype(np.intp), len(stops) - 2)
-    share = (at - low)[..., None]
-    return np.asarray(np.rint(stops[low] * (1 - share) + stops[low + 1] * share), dtype=np.uint8)
-
-
-def overlay(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", marks: Sequence[Mark] = ()) -> Image.Image:
+def overlay(
+    map: xr.DataArray, picture: Pixels | None, style: str = "viridis", marks: Sequence[Mark] = (), limits: Limits | None = None
+) -> Image.Image:
     """One map over its picture, at the picture's size times a whole number; without a picture, the map alone.
+
+    Values are drawn between the limits, by default the map's own least and greatest.
 
     Dims     map (row, column); picture (y, x, channel) with 1 or 3 channels, of a video's the middle frame
     """
@@ -106,16 +66,12 @@ def overlay(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", m
     if picture is not None:
         pixels = _rgb(picture)
         size = (pixels.shape[0], pixels.shape[1])
-    factor, look, window = _factor(size), _style(style), MapFacts.of(map).window
+    factor, window = _factor(size), MapFacts.of(map).window
     # The window grows with the picture.
     map = map if window is None else map.assign_attrs(window=tuple(factor * edge for edge in window))
-    heat = (place_signed if look.signed else place)(map, (size[0] * factor, size[1] * factor)).values
-    colours = colour(heat, style).astype(np.float64)
-    below = np.zeros_like(colours) if pixels is None else _enlarge(pixels, factor).astype(np.float64)
-    under, over = (1 - heat[..., None], heat[..., None]) if look.fade else (look.picture, look.heat)
-    over = over if pixels is not None else 1.0
-    mixed = np.clip(np.rint(below * under + colours * over), 0, 255).astype(np.uint8)
-    return draw_marks(Image.fromarray(mixed), marks)
+    lay = place_signed if find_style(style).signed else place
+    heat = lay(map, (size[0] * factor, size[1] * factor), limits=limits).values
+    return draw_marks(Image.fromarray(mix(heat, None if pixels is None else _enlarge(pixels, factor), style)), marks)
 
 
 def show(picture: Pixels, marks: Sequence[Mark] = ()) -> Image.Image:
@@ -141,33 +97,57 @@ def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     return image
 
 
-def draw(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", marks: Sequence[Mark] = ()) -> Image.Image:
+def draw(
+    map: xr.DataArray, picture: Pixels | None, style: str = "viridis", marks: Sequence[Mark] = (), scale: Scale | None = None
+) -> Image.Image:
     """A map with any kept axes: one overlay, a strip along one axis, or a grid whose columns are the last kept axis.
 
-    Each tile is normalised on its own, as the papers' figures are: colours compare places within a tile, not tiles. A tile of
-    which nothing was recorded (layers differ in heads) is grey. Frames of a video lie over the picture's own frames, and where nothing
-    else is kept they are set like words, line after line.
+    With a shared scale one colour is one value in every tile; with their own, as in the papers' figures, colours compare places within
+    a tile. None leaves it to the style. A tile of which nothing was recorded (layers differ in heads) is grey, and one that is constant
+    says so. Frames of a video lie over the picture's own frames, and where nothing else is kept they are set like words, line after line.
 
     Dims     map (..., row, column); picture ([frame,] y, x, channel)
     """
-    kept = map.dims[:-2]
-    if not kept:
-        return overlay(map, picture, style, marks)
+    kept, shared = map.dims[:-2], (scale or find_style(style).scale) == "shared"
     map = map.load()
-    columns = map.sizes[kept[-1]]
+    limits = limits_of(map, style) if shared and map.ndim > 1 else None
+    if not kept:
+        return overlay(map, picture, style, marks, limits)
+    columns, names = map.sizes[kept[-1]], {dim: axis_names(map, dim) for dim in kept}
     rows = [dict(zip(kept[:-1], at, strict=True)) for at in np.ndindex(*(map.sizes[dim] for dim in kept[:-1]))]
     tiles, captions = [], []
     for row in rows:
         for column in range(columns):
             tile = map.isel({**row, kept[-1]: column})
-            below = _frame(picture, tile)
+            below, caption = _frame(picture, tile), ", ".join(names[dim][at] for dim, at in {**row, kept[-1]: column}.items())
             if tile.notnull().any():
-                tiles.append(overlay(tile, below, style, marks))
+                tiles.append(overlay(tile, below, style, marks, limits))
+                caption += "" if tells_apart(tile.values).all() else ", constant"
             else:
                 size = _shape(tile) if below is None else below.shape[:2]
                 tiles.append(show(np.full((*size, 3), ABSENT, np.uint8)))
-            captions.append(", ".join(_caption(map, dim, at) for dim, at in {**row, kept[-1]: column}.items()))
+            captions.append(caption)
     return compose(tiles, min(columns, LINE) if kept == ("frame",) else columns, captions)
+
+
+def explain(drawing: Image.Image, map: xr.DataArray, style: str, on_picture: bool, scale: Scale | None = None) -> Image.Image:
+    """A drawing with the bar of its shared scale below; where tiles have their own there is none."""
+    if (scale or find_style(style).scale) == "own":
+        return drawing
+    bar = colour_bar(min(drawing.width, TILE), limits_of(map, style), style, on_picture)
+    sheet = Image.new("RGB", (drawing.width, drawing.height + MARGIN + bar.height), PAPER)
+    sheet.paste(drawing)
+    sheet.paste(bar, (0, drawing.height + MARGIN))
+    return sheet
+
+
+def limits_of(map: xr.DataArray, style: str = "viridis") -> Limits:
+    """The values at the ends of a shared scale; equal where all is constant up to rounding."""
+    values = map.values[np.isfinite(map.values)]
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if find_style(style).signed:
+        return -max(abs(low), abs(high)), max(abs(low), abs(high))
+    return (low, high) if tells_apart(np.array([[low, high]])).all() else (low, low)
 
 
 def _frame(picture: Pixels | None, tile: xr.DataArray) -> Pixels | None:
@@ -223,12 +203,6 @@ def patch_mark(at: tuple[int, ...], grid: tuple[int, int]) -> Mark:
     return Mark((y + 0.5) / rows, (x + 0.5) / columns, 1 / rows, 1 / columns)
 
 
-def _style(name: str) -> Style:
-    if name not in STYLES:
-        raise InvalidInput(f"no style is called {name!r}; styles are {', '.join(STYLES)}")
-    return STYLES[name]
-
-
 def _shape(map: xr.DataArray) -> tuple[int, int]:
     if map.ndim != 2:
         raise InvalidInput(f"a map with dimensions {map.dims} has no rows and columns to draw; write it to .npy, .nc or .zarr instead")
@@ -252,18 +226,31 @@ def _enlarge(pixels: Pixels, factor: int) -> Pixels:
     return np.ascontiguousarray(pixels.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-def _caption(map: xr.DataArray, dim: Any, at: int) -> str:
+def axis_names(map: xr.DataArray, dim: Any) -> list[str]:
+    """What the places of a kept axis are called in captions."""
+    count = range(map.sizes[dim])
     if f"{dim}_name" in map.coords:
-        return str(map.coords[f"{dim}_name"].values[at])
+        return short_names([str(name) for name in map.coords[f"{dim}_name"].values])
     if dim == "time" and "timestep" in map.coords:
-        return f"time {at}, t {map.coords['timestep'].values[at]:.0f}"
+        return [f"time {at}, t {map.coords['timestep'].values[at]:.0f}" for at in count]
     if dim == "frame":
-        return f"frame {np.atleast_1d(map.attrs.get('frames', range(map.sizes['frame'])))[at]}"
-    return f"{dim} {map.coords[dim].values[at] if dim in map.coords else at}"
+        return [f"frame {frame}" for frame in np.atleast_1d(map.attrs.get("frames", count))]
+    return [f"{dim} {map.coords[dim].values[at] if dim in map.coords else at}" for at in count]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Module paths without what all of them have: `down.1.0`, `mid.0`, `up.1.1`; as they are where that would make two alike."""
+    parts = [name.split(".") for name in names]
+    columns = (zip(*(each[::step] for each in parts), strict=False) for step in (1, -1))
+    head, tail = (sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, each)) for each in columns)
+    common = set.intersection(*map(set, parts))
+    cut = [[part for part in each[head : len(each) - tail] if part.isdigit() or part not in common] for each in parts]
+    short = [".".join(re.sub(r"_blocks?$", "", part) for part in each) for each in cut]
+    return short if all(short) and len(set(short)) == len(names) else list(names)
 
 
 def _fit(text: str, width: int, font: Any) -> str:
-    """The text, or its end after dots where it is too long: module paths differ at the end."""
+    """The text, or its end after dots where it is too long."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength("..." + text) > width:

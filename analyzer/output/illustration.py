@@ -15,17 +15,25 @@ from PIL.Image import Image
 from ..facts import MapFacts
 from ..numerics.resize import middle
 from ..trace.reader import Trace
-from .figures import Mark, compose, draw, patch_mark, show
+from .colours import Scale
+from .figures import Mark, compose, draw, explain, patch_mark, show
 
 
 def illustrate(
-    trace: Trace, map: xr.DataArray, style: str = "viridis", *, at: tuple[int, ...] | None = None, marks: Sequence[Mark] = ()
+    trace: Trace,
+    map: xr.DataArray,
+    style: str = "viridis",
+    *,
+    at: tuple[int, ...] | None = None,
+    marks: Sequence[Mark] = (),
+    scale: Scale | None = None,
 ) -> Image:
-    """A map over its picture; one of a patch stands beside the generated image, where the patch is framed.
+    """A map over its picture, with a bar of its colours; one of a patch stands beside the generated image, where the patch is framed.
 
     Raises   InvalidInput for a map without rows and columns or an unknown style
     """
-    drawing = draw(map, picture(trace, MapFacts.of(map).image), style, marks)
+    map, below = map.load(), picture(trace, MapFacts.of(map).image)
+    drawing = explain(draw(map, below, style, marks, scale), map, style, below is not None, scale)
     generated = picture(trace, f"generated_{MapFacts.of(map).sample}")
     if at is None or generated is None:
         return drawing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ ASKED: dict[str, Callable[[Trace], Any]] = {
     "published": lambda t: published(t, g2r(t, recipe="i2am-official").compute()),
     "published R2G": lambda t: published(t, r2g(t, recipe="i2am-official").compute()),
     "placed": lambda t: i2am.place(g2r(t), (30, 50)),
-    "judged": lambda t: {name: float(score) for name, score in i2am.judge(t, [m for m in i2am.available(t)]).items()},
+    "judged": lambda t: {name: float(score) for name, score in i2am.judge(t, list(i2am.available(t))).items()},
     "diagnosed": lambda t: [row["value"] for row in i2am.diagnose(t)["signatures"]],
     "differed": lambda t: i2am.differ(t, t).facts,
     "compared": lambda t: i2am.compare(t, ["i2am", "i2am-official"], direction="g2r")["map"],

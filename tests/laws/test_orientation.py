@@ -11,6 +11,8 @@ from PIL import Image
 
 import traces
 from i2am.analyzer.cli.main import run
+from i2am.analyzer.output.colours import BAR, STYLES
+from i2am.analyzer.output.figures import MARGIN
 from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -106,6 +108,8 @@ def test_pictures_keep_the_corner(golden: tuple[Path, Corner], tmp_path: Path, d
         # The generated image with the framed patch stands on the left, what it looked at on the right.
         generated, pixels = split_tiles(pixels)
         assert corner_of(blocks(generated, SIZES["generated"])) == corner
+    elif STYLES[style].scale == "shared":
+        pixels = pixels[: -(MARGIN + BAR[1])]
     height, width = SIZES["generated" if direction == "r2g" else "reference"]
     assert pixels.shape[0] / height == pixels.shape[1] / width
     # The hot corner is the one that differs most from the colour of nothing.

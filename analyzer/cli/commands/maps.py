@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from ...maps.words import WordSpan
+    from ...output.colours import Scale
     from ...trace.reader import Trace
 
 DIRECTIONS: Final = {"r2g": "r2g", "g2r": "g2r", "at": "sram", "word": "word", "tokens": "tokens"}
@@ -77,6 +78,7 @@ ONLY_FOR: Final = {
 @click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
 @click.option("--as-published", is_flag=True, help="Scale, invert and cut the map as its recipe does, at its image's size.")
 @style_option
+@click.option("--scale", type=click.Choice(["shared", "own"]), help="One scale of colours for all tiles, with a bar, or each tile's own.")
 @overwrite_option
 @json_option
 def map_command(
@@ -86,14 +88,15 @@ def map_command(
     patches: bool,
     as_published: bool,
     style: str,
+    scale: Scale | None,
     overwrite: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Draw or save an attribution map.
 
-    Exactly one of --r2g, --g2r, --at, --word and --tokens says which. A picture shows each map scaled to its own range; numbers are in
-    .npy, .nc and .zarr.
+    Exactly one of --r2g, --g2r, --at, --word and --tokens says which. A picture has one scale of colours, shown by a bar below it; in the
+    styles i2am and daam each tile has its own. Numbers are in .npy, .nc and .zarr.
     """
     from ...facts import PLACE
     from ...output.files import Output, save
@@ -112,8 +115,18 @@ def map_command(
     with shown("map"):
         map = refine(opened, asked.compute(), patches, as_published)
     at = what if direction == "sram" else None
-    save(Output({str(map.name or "map"): map}, lambda: (illustrate(opened, map, style, at=at), provenance(map))), path, overwrite=overwrite)
-    facts: dict[str, Any] = {**dict.fromkeys(PLACE), **map.attrs, "out": str(path), "dims": list(map.dims), "shape": list(map.shape)}
+    save(
+        Output({str(map.name or "map"): map}, lambda: (illustrate(opened, map, style, at=at, scale=scale), provenance(map))),
+        path,
+        overwrite=overwrite,
+    )
+    facts: dict[str, Any] = {
+        **dict.fromkeys((*PLACE, "pre_mask") if as_published else PLACE),
+        **map.attrs,
+        "out": str(path),
+        "dims": list(map.dims),
+        "shape": list(map.shape),
+    }
     facts |= {"least": float(map.min()), "greatest": float(map.max())}
     facts["note"] = note_of(opened, map, chosen)
     text = f"{path}: {direction} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}"

@@ -120,13 +120,20 @@ def compare_command(
 
 def draw_comparison(trace: Trace, found: xr.Dataset, style: str) -> tuple[Image, dict[str, str]]:
     """The sheet of all recipes' maps, and where it comes from."""
+    import xarray as xr
+
     from ...facts import MapFacts
-    from ...output.figures import compose, draw
+    from ...output.figures import compose, draw, limits_of
     from ...output.illustration import picture, provenance
 
     maps, names = found["map"], found["recipe"].values.tolist()
     below = picture(trace, MapFacts.of(maps).image)
-    sheet = compose([draw(maps.sel(recipe=name), below, style) for name in names], COLUMNS if maps.ndim == 3 else 1, names)
+    each = [maps.sel(recipe=name) for name in names]
+    # What is left of a map that is constant by construction is the rounding of the encoding.
+    each = [xr.full_like(map, float(map.mean())) if name in found.attrs["constant"] else map for name, map in zip(names, each, strict=True)]
+    ranges = [f"{low:.2g} to {high:.2g}" if low < high else "constant" for low, high in map(limits_of, each)]
+    captions = [f"{name}, {values}" for name, values in zip(names, ranges, strict=True)]
+    sheet = compose([draw(map, below, style) for map in each], COLUMNS if maps.ndim == 3 else 1, captions)
     return sheet, provenance(maps.assign_attrs(recipes=names))
 
 

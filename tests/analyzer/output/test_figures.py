@@ -11,18 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from i2am.analyzer.output.colours import BAR, STYLES, colour, colour_bar, mix
 from i2am.analyzer.output.figures import (
     ABSENT,
     MARGIN,
-    STYLES,
     TILE,
     Mark,
-    colour,
     compose,
     draw,
     encode_png,
+    explain,
+    limits_of,
     overlay,
     patch_mark,
+    short_names,
     show,
     stack,
 )
@@ -167,3 +169,53 @@ def test_sheets_hold_parts_of_any_width() -> None:
 def test_what_cannot_be_drawn_is_refused(map: xr.DataArray, picture: np.ndarray | None, style: str, reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
         draw(map, picture, style)
+
+
+def test_colour_means_attention_alone() -> None:
+    """Where heat is 0 the picture is grey, whatever its colours; with heat the colour's share grows."""
+    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    ground = np.asarray(overlay(flat(4, 4), picture)).astype(int)
+    assert np.ptp(ground, axis=-1).max() <= 1
+    assert 40 < ground.min() < ground.max() < 180
+    heat = np.linspace(0, 1, 256)[None].repeat(256, 0)
+    away = np.abs(np.asarray(mix(heat, picture, "viridis")).astype(int) - colour(heat).astype(int)).mean((0, 2))
+    assert away[0] > away[64] > away[192] > away[255] == 0
+
+
+def test_one_colour_is_one_value_in_every_tile_unless_tiles_have_their_own() -> None:
+    map = xr.DataArray(np.stack([np.eye(4), 2 * np.eye(4)]), dims=("time", "y", "x"))
+    weak, strong = (overlay(map[i], None, "plain", limits=limits_of(map)).getpixel((8, 8)) for i in range(2))
+    assert weak != strong
+    shared, own = (np.asarray(draw(map, None, "plain", scale=scale)).astype(int) for scale in ("shared", "own"))
+    second = overlay(map[0], None).width + MARGIN
+    assert np.abs(shared[30:60, 10:40] - shared[30:60, second + 10 : second + 40]).max() > 50
+    assert np.abs(own[30:60, 10:40] - own[30:60, second + 10 : second + 40]).max() < 3
+    assert explain(draw(map, None), map, "daam", False).size == draw(map, None).size
+    assert explain(draw(map, None), map, "viridis", False).height == draw(map, None).height + MARGIN + BAR[1]
+
+
+def test_a_bar_has_its_colours_and_a_constant_map_none() -> None:
+    bar = np.asarray(colour_bar(256, (0.0, 3.0), "plain", False))
+    np.testing.assert_array_equal(bar[0, [0, -1]], colour(np.array([0.0, 1.0]), "plain"))
+    assert np.ptp(np.asarray(colour_bar(256, (2.0, 2.0), "plain", False)), axis=-1).max() == 0
+    assert limits_of(flat(3, 3) + 0.1 + 1e-9 * np.arange(3)) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (
+            [
+                "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2",
+                "unet.mid_block.attentions.0.transformer_blocks.0.attn2",
+                "unet.up_blocks.1.attentions.2.transformer_blocks.0.attn2",
+            ],
+            ["down.1.0", "mid.0", "up.1.2"],
+        ),
+        (["dit.double_blocks.3.attn", "dit.double_blocks.4.attn", "dit.single_blocks.3.attn"], ["double.3", "double.4", "single.3"]),
+        (["a.b"], ["a.b"]),
+        (["a.b.c", "a.c"], ["a.b.c", "a.c"]),
+    ],
+)
+def test_captions_leave_out_what_all_layers_have(names: list[str], short: list[str]) -> None:
+    assert short_names(names) == short
