@@ -14,6 +14,7 @@ import xarray as xr
 from ...schema.errors import InvalidInput
 from ...schema.layout import JOURNAL, MANIFEST
 from ..output.files import Output, check_output, endings, require_library, save, suffixes
+from .bounds import require_small_netcdf, require_small_zarr
 
 KIND: Final = "i2am_heads"
 VERSION: Final = 1
@@ -65,9 +66,12 @@ def _read(source: Path) -> xr.DataArray:
     require_library(source.suffix)
     try:
         if source.suffix == ".zarr":
+            require_small_zarr(source)
             dataset = xr.open_zarr(source, consolidated=False).load()
         else:
-            dataset = xr.load_dataset(BytesIO(source.read_bytes()), engine="h5netcdf")
+            dataset = xr.load_dataset(BytesIO(require_small_netcdf(source)), engine="h5netcdf")
+    except InvalidInput as error:
+        raise InvalidInput(f"{source} is not read as scores of heads: {error}; `i2am heads -o` writes such files") from error
     except Exception as error:  # h5netcdf, zarr and xarray each have their own for a file that is none of theirs
         raise InvalidInput(f"{source} cannot be read as scores of heads ({type(error).__name__}: {error})") from error
     if len(dataset.data_vars) != 1:

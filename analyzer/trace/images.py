@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Final
+from warnings import catch_warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from ...schema.trace import Image, ImageRole
 from .reader import Trace
 
 Pixels = NDArray[np.uint8]
+MOST_PIXELS: Final = 2**23
+"""Of a mask that is larger than every picture of the trace, and is read only to say so."""
 TINT: Final = 16
 """Distance between a pixel's red, green and blue from which on a picture is no mask."""
 
@@ -34,8 +38,14 @@ def load_mask(trace: Trace, name: str) -> Pixels:
     path = Path(name)
     if not path.is_file():
         raise UnknownSelection(f"{name} is neither a picture file nor an image of the trace; the trace's masks are {_masks(trace)}")
+    largest = max(((image.height, image.width) for image in trace.images), key=prod, default=(0, 0))
     try:
-        with Picture.open(path) as picture:
+        with catch_warnings(action="ignore"), Picture.open(path) as picture:  # Pillow warns of what is refused here
+            if prod(picture.size) > max(prod(largest), MOST_PIXELS):
+                raise InvalidInput(
+                    f"{name} is {picture.height} x {picture.width} (height x width), and a mask has the size of its picture, "
+                    f"of which the trace's largest is {largest[0]} x {largest[1]}"
+                )
             colours = np.asarray(picture.convert("RGB")).astype(np.int16)
             pixels = np.asarray(picture.convert("L"))
     except (UnidentifiedImageError, Picture.DecompressionBombError, OSError) as error:
