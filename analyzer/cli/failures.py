@@ -26,6 +26,8 @@ def report(error: BaseException, given: Sequence[str]) -> int:
     if isinstance(error, (NobodyReads, BrokenPipeError)):
         _silence(sys.stdout)
         return 0
+    if isinstance(error, SystemExit) and not error.code:  # a shell that asked for completions
+        return 0
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         _say(error.format_message(), err=False)
         return 0

@@ -13,10 +13,12 @@ from ....schema.errors import CorruptTrace
 from ....schema.messages import SHOWN
 from ...output.files import check_output, endings
 from .options import (
+    completing,
     example,
     given,
     json_option,
     mask_options,
+    metric_names,
     output_option,
     overwrite_option,
     selection_options,
@@ -90,7 +92,11 @@ def imacs_command(
 )
 @traces_argument
 @click.option(
-    "--metric", callback=words, metavar="NAMES", help="Metrics, separated by commas; an unknown one lists all.  [default: imacs_g,imacs_r]"
+    "--metric",
+    callback=words,
+    metavar="NAMES",
+    help="Metrics, separated by commas; an unknown one lists all.  [default: imacs_g,imacs_r]",
+    shell_complete=completing(metric_names),
 )
 @mask_options
 @selection_options

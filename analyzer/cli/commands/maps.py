@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ...output.files import check_output, endings
+from ....schema.errors import InvalidInput
+from ...output.files import check_output, endings, suffixes
 from .options import (
     branch_option,
+    completing,
     example,
     given,
     json_option,
@@ -70,7 +72,13 @@ ONLY_FOR: Final = {
 @click.option("--probe", metavar="NAME", help="The probe that --word or --tokens are of.")
 @click.option("--text", metavar="TEXT", help="The text of the probe that --word is of, where it has several.")
 @output_option(f"Output: {endings('picture', 'map')}.  [default: DIRECTION.png]")
-@click.option("--keep", callback=words, metavar="AXES", help="Axes to keep, of time,head,layer, and token with --tokens.")
+@click.option(
+    "--keep",
+    callback=words,
+    metavar="AXES",
+    help="Axes to keep, of time,head,layer, and token with --tokens.",
+    shell_complete=completing(lambda: ("time", "layer", "head", "token")),
+)
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
 @selection_options
 @click.option("--frames", callback=numbers, metavar="N,N|A:B", help="Frames of a video's map: shown (R2G), averaged (G2R).")
@@ -99,6 +107,7 @@ def map_command(
     styles i2am and daam each tile has its own. Numbers are in .npy, .nc and .zarr.
     """
     from ...facts import PLACE
+    from ...output.colours import find_style
     from ...output.files import Output, save
     from ...output.illustration import illustrate, provenance
     from ...progress import shown
@@ -106,12 +115,15 @@ def map_command(
 
     direction, what = pick_direction(options)
     path = out or Path(f"{direction}.png")
+    find_style(style)
     check_output(path, "picture", "map", overwrite=overwrite)
     opened = open_trace(trace, partial=partial)
     if options["changes"] and direction in ("word", "tokens"):
         options["recipe"] = options["recipe"] or ("ovam" if options["probe"] else "daam")
     chosen = with_heads(given(**options), opened)
     asked = ask(opened, direction, what, chosen)
+    if path.suffix in suffixes("picture") and not patches:
+        require_places(opened, asked)
     with shown("map"):
         map = refine(opened, asked.compute(), patches, as_published)
     at = what if direction == "sram" else None
@@ -143,6 +155,25 @@ def pick_direction(options: dict[str, Any]) -> tuple[str, Any]:
     if len(asked_for) != 1:
         raise click.UsageError("say which map: one of --r2g, --g2r, --at Y,X, --word WORD and --tokens N,N")
     return asked_for[0]
+
+
+def require_places(trace: Trace, map: xr.DataArray) -> None:
+    """Say before the scan that a map cannot be drawn, and what can.
+
+    Raises   InvalidInput for a map over tokens that have no place
+    """
+    from ...facts import MapFacts
+
+    if map.dims[-1] != "token":
+        return
+    group = MapFacts.of(map).group
+    way = "--r2g draws where they came in"
+    if any(layer.queries == group for layer in trace.layers):
+        way = "--patches carries them back to the patches they were made of"
+    raise InvalidInput(
+        f"the {map.sizes['token']} {group} tokens have no place on a picture, so this map has no rows and columns to draw; {way}, and "
+        f"{endings('map')} hold its numbers"
+    )
 
 
 def refine(trace: Trace, map: xr.DataArray, patches: bool, as_published: bool) -> xr.DataArray:

@@ -12,6 +12,7 @@ import click
 from ...output.files import check_output
 from .options import (
     changes_option,
+    completing,
     example,
     given,
     json_option,
@@ -19,6 +20,7 @@ from .options import (
     numbers,
     overwrite_option,
     place,
+    recipe_names,
     selection_options,
     style_option,
     trace_argument,
@@ -41,7 +43,7 @@ def labels(context: click.Context, option: click.Parameter, text: str | None) ->
 
 
 @click.command("recipes", epilog=example("i2am recipes", "i2am recipes daam --set resize=bilinear", "i2am recipes --markdown"))
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=completing(recipe_names))
 @changes_option
 @click.option("--markdown", is_flag=True, help="Print the table of docs/methods.md.")
 @json_option
@@ -70,7 +72,13 @@ def recipes_command(names: tuple[str, ...], changes: tuple[str, ...], markdown: 
     ),
 )
 @trace_argument
-@click.option("--recipes", callback=labels, metavar="NAMES", help="Methods, separated by commas.  [default: all that can be asked]")
+@click.option(
+    "--recipes",
+    callback=labels,
+    metavar="NAMES",
+    help="Methods, separated by commas.  [default: all that can be asked]",
+    shell_complete=completing(recipe_names),
+)
 @click.option("--g2r", is_flag=True, help="Compare G2R, on the reference, instead of R2G.")
 @click.option("--at", callback=place, metavar="[F,]Y,X", help="Compare SRAM of one patch of the latent grid.")
 @click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Compare maps of some tokens, by default of the text.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from ....schema.record import BRANCHES
 from ....schema.selection import read_positions
 from ...output.files import endings
 
@@ -47,6 +48,37 @@ def words(context: click.Context, option: click.Parameter, text: str | None) -> 
     return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def completing(values: Callable[[], Iterable[str]]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """What a shell completes an option to; of several with commas between, the last. The values are loaded when a shell asks."""
+
+    def complete(context: click.Context, option: click.Parameter, typed: str) -> list[str]:
+        before, comma, start = typed.rpartition(",")
+        return [f"{before}{comma}{value}" for value in values() if value.startswith(start)]
+
+    return complete
+
+
+def recipe_names() -> Iterable[str]:
+    """Names of all methods."""
+    from ...methods.recipes import RECIPES
+
+    return RECIPES
+
+
+def style_names() -> Iterable[str]:
+    """Names of the looks of a picture of one map."""
+    from ...output.colours import STYLES
+
+    return (name for name, style in STYLES.items() if not style.signed)
+
+
+def metric_names() -> Iterable[str]:
+    """Names of all metrics."""
+    from ...evaluation.metric_table import METRICS
+
+    return METRICS
+
+
 def output_option(text: str, **more: Any) -> Callable[[F], F]:
     """-o, with what it says of its file."""
     return click.option("-o", "--out", type=PATH, metavar="FILE", help=text, **more)
@@ -57,7 +89,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 maps_output_option = output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps.")
 style_option = click.option(
-    "--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain."
+    "--style",
+    default="viridis",
+    show_default=True,
+    metavar="NAME",
+    help="Look of the picture: viridis, i2am, daam, plain.",
+    shell_complete=completing(style_names),
 )
 CHANGE: Final = "Change a field of the recipe, such as resize=bilinear; may be given several times."
 changes_option = click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=CHANGE)
@@ -65,7 +102,7 @@ LAYERS: Final = "Layers: positions, names, globs, or re: and a regular expressio
 layers_option = click.option("--layers", multiple=True, callback=lambda _, __, texts: texts or None, metavar="NAMES", help=LAYERS)
 steps_option = click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0.")
 sample_option = click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0.")
-branch_option = click.option("--branch", help="Guidance branch: cond or uncond.")
+branch_option = click.option("--branch", help="Guidance branch: cond or uncond.", shell_complete=completing(lambda: BRANCHES))
 group_option = click.option("--group", metavar="NAME", help="Token group; by default the reference's only one.")
 SELECTION: Final = (
     layers_option,
@@ -78,7 +115,12 @@ SELECTION: Final = (
     sample_option,
     branch_option,
     group_option,
-    click.option("--recipe", metavar="NAME", help="Method, such as i2am or daam; `i2am recipes` lists them.  [default: i2am]"),
+    click.option(
+        "--recipe",
+        metavar="NAME",
+        help="Method, such as i2am or daam; `i2am recipes` lists them.  [default: i2am]",
+        shell_complete=completing(recipe_names),
+    ),
     changes_option,
 )
 

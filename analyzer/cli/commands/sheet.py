@@ -96,9 +96,16 @@ def report(
         **{name: locate(maps[name]) if name in maps else None for name in PLACED},
         "sram": [patch_facts(maps[f"sram_{i}"], cell, answers.truth) for i, cell in enumerate(answers.cells)],
         **answers.scores,
+        "way": carried(trace, chosen.groups[0].name),
         "note": plan.grounds.note,
         "seconds": time.perf_counter() - started,
     }
+
+
+def carried(trace: Trace, group: str) -> str:
+    """How tokens without a place are drawn all the same, where a resampler made them of patches."""
+    made = any(layer.queries == group for layer in trace.layers)
+    return f"; `i2am map {trace.path} --g2r --patches` draws the patches they were made of" if made else ""
 
 
 def write_report(facts: dict[str, Any]) -> str:
@@ -110,7 +117,7 @@ def write_report(facts: dict[str, Any]) -> str:
         lines.append(f"sample     {facts['sample']} of {facts['samples']}, from 0")
     lines += [_place(PLACED[name], "reference" if name != "r2g" else "generated image", facts[name]) for name in PLACED if facts[name]]
     if facts["g2r"] is None:
-        lines.append(f"G2R, SRAM  none: the {facts['group']} tokens have no place on a picture")
+        lines.append(f"G2R, SRAM  none: the {facts['group']} tokens have no place on a picture{facts['way']}")
     for patch in facts["sram"]:
         truth = f"; truth {patch['truth'][0]:.2f}, {patch['truth'][1]:.2f}, {patch['distance']:.2f} away" if patch["truth"] else ""
         at, (y, x) = ",".join(map(str, patch["at"])), patch["peak"]

@@ -19,6 +19,7 @@ from i2am.analyzer.cli import group
 from i2am.analyzer.cli.failures import DEBUG
 from i2am.analyzer.cli.group import COMMANDS, i2am
 from i2am.analyzer.cli.main import run
+from i2am.schema.trace import Layer, TokenGroup
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -274,3 +275,25 @@ def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setenv(DEBUG, "1")
     assert run(["info", "nothing"]) == 3
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("resampled", "way"), [(True, "--patches carries them back"), (False, "--r2g draws where they came in")])
+def test_a_map_of_tokens_without_a_place_names_the_way_out_before_it_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], resampled: bool, way: str
+) -> None:
+    tokens = TokenGroup("reference", "reference", 0, 4, image="reference")
+    patches = (TokenGroup("reference", "reference", 0, 15, 0, (3, 5), "reference"), TokenGroup("latents", "self", 15, 19))
+    layers = [Layer("unet.a.attn2", 0, 2, 8, 8**-0.5, (8, 6), 4, (tokens,))]
+    if resampled:
+        layers.insert(0, Layer("unet.proj.0.attn", 0, 2, 8, 8**-0.5, (1, 4), 19, patches, queries="reference"))
+    path = str(synthetic_trace(tmp_path / "run.zarr", layers=layers, steps=2, static_keys=False).path)
+    out = str(tmp_path / "x.png")
+    with monkeypatch.context() as patch:
+        patch.setattr("xarray.DataArray.compute", lambda _: pytest.fail("computed"))
+        assert run(["map", path, "--g2r", "-o", out]) == 2
+    said = capsys.readouterr().err
+    assert way in said and ".npy" in said
+    assert run(["report", path, "-o", str(tmp_path / "r.png")]) == 0
+    assert ("--g2r --patches" in capsys.readouterr().out) is resampled
+    if resampled:
+        assert run(["map", path, "--g2r", "--patches", "-o", out]) == 0
