@@ -44,8 +44,21 @@ def r2g(
 ) -> xr.DataArray:
     """Reference to generated: which parts of the generated image came from the reference.
 
-    `specials` says whether tokens without a place (CLS) count among the reference's; None leaves it to the recipe. `heads` may name
-    them layer by layer: `{"up*": [0, 3], 7: 1}`. `frames` are those of a video's map that are handed out; the softmax runs over all.
+        trace = open_trace("run.zarr")
+        map = r2g(trace, keep=("time", "layer"), time_groups=5, layers="*up_blocks*")
+        map.compute().plot(row="time", col="layer", yincrease=False)
+
+    `keep`         axes to keep apart, of time, layer and head; none is one map of everything
+    `time_groups`  with time kept, split the steps into so many groups, the noisiest first; None is one for each step
+    `steps`        evaluations of the denoiser in order of execution, from 0: 3, [0, 2], slice(0, 10), "::5"; None is all
+    `layers`       positions, names, globs ("*up_blocks*") or "re:" and a regular expression, one or several; None leaves it to the recipe
+    `heads`        heads from 0, the same in every layer, or layer by layer: {"up*": [0, 3], 7: 1}; None is all
+    `sample`       which generated image, from 0
+    `branch`       guidance branch, cond or uncond; None leaves it to the recipe
+    `group`        token group; None is the reference's only one
+    `specials`     whether tokens without a place (CLS) count among the reference's; None leaves it to the recipe
+    `frames`       those of a video's map that are handed out; the softmax runs over all
+    `recipe`       published method, or one with changed fields: "daam", get_recipe("daam", clamp=False)
 
     Dims     kept axes in the order time, layer, head, then ([frame,] y, x) on the recipe's grid; lazy, float64
     Range    >= 0; NaN where no call is left to average; attribute `column_mass_lost`: what the encoding took from one column at worst
@@ -74,7 +87,9 @@ def g2r(
     frames: Positions = None,
     recipe: str | Recipe = "i2am",
 ) -> xr.DataArray:
-    """Generated to reference: which parts of the reference were used.
+    """Generated to reference: which parts of the reference were used. What `r2g` takes too means the same here.
+
+        map = g2r(open_trace("run.zarr"), query_mask="mask")
 
     Specials (CLS) have no place on the reference and are left out. `query_mask` weighs the generated positions: the name of a mask
     in the trace, or an array (y, x) of the generated image's size; None leaves it to the recipe. As published, the sum is divided by
@@ -110,8 +125,10 @@ def sram(
 ) -> xr.DataArray:
     """Specific-reference attention: where in the reference the patch `at` (row, column on the latent grid) looked.
 
-    A patch of a video is (frame, row, column). In a coarser layer it is the cell that contains the patch. Reads one inner chunk of
-    each file.
+        map = sram(open_trace("run.zarr"), at=(6, 7))
+
+    What `r2g` takes too means the same here. A patch of a video is (frame, row, column). In a coarser layer it is the cell that contains
+    the patch. Reads one inner chunk of each file.
 
     Dims     kept axes in the order time, layer, head, then (ref_y, ref_x), or (token,) if the tokens have no grid; lazy, float64
     Range    >= 0; NaN where no call is left to average
@@ -139,7 +156,9 @@ def token_map(
     branch: str | None = None,
     recipe: str | Recipe | None = None,
 ) -> xr.DataArray:
-    """Where on the generated image some tokens are attended to.
+    """Where on the generated image some tokens are attended to. What `r2g` takes too means the same here.
+
+        map = token_map(open_trace("run.zarr"), [4, 5], keep="token")
 
     `tokens` are positions in the group, or in the probe, from 0, specials included: all of them if None. They are reduced as the
     recipe says (daam: mean, as over the pieces of a word) or, with "token" in `keep`, each has a map. `group` is the trace's only text

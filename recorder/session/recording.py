@@ -61,6 +61,25 @@ def record(
 ) -> Any:
     """Run a pipeline once with the arguments `call`, write its attention to `path`, and return its output.
 
+        output = record(pipeline, "run.zarr", layers="*up_blocks*", encoding="factors", prompt="a shirt", image=person, mask_image=mask)
+
+    `layers`           modules by name, glob or "re:" and a regular expression, one or several; None is all
+    `steps`            evaluations of the denoiser, from 0: 3, [0, 2], slice(0, 10), "::5"; None is all
+    `branches`         guidance branches: cond, uncond or both
+    `encoding`         probabilities (float16), factors (q and k as the model had them), or auto
+    `keys`             reference, text, all (both), or auto: both, but of a softmax that the image's own tokens share the reference alone
+    `codec`, `level`   packing: lz4 or zstd, and how hard, from 0 to 9
+    `queue_mb`         most that waits to be written, in MiB
+    `heads`            heads, as `steps`; None is all
+    `keep_bits`        bits of a stored probability's mantissa, from 1 to 10 (all): fewer pack smaller
+    `max_bytes`        most that the trace may hold before compression, such as "5GB"; None sets no limit
+    `overwrite`        replace a trace that is at `path`
+    `progress`         whether to show how far the run has come
+    `reference_mask`   where the reference shows what matters; kept with the images, and scores are held against it
+    `reference_image`  pictures of references that the pipeline is given as embeddings, as Flux Redux is; kept with the images
+    `facts`            anything JSON can say, kept under provenance
+    `probes`           words or pictures to ask for that the run is not given: {"animals": ["dog", "zebra"]}
+
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
     options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)

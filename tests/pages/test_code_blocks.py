@@ -90,12 +90,12 @@ def test_names_are_no_deeper_than_faces(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [*MARKDOWN, *PROGRAMS, *SPECS], ids=name)
 def test_commands_and_their_options_exist(page: Path) -> None:
-    root = click.Context(i2am, info_name="i2am")
+    root = click.Context(i2am, info_name="i2am", **i2am.context_settings)
     for words in commands(page):
         command = i2am.get_command(root, words[0])
         if command is None:
             raise AssertionError(f"i2am {' '.join(words)}: no such command")
-        given, context = [word for word in words[1:] if word != "..."], click.Context(command, info_name=words[0])
+        given, context = [word for word in words[1:] if word != "..."], click.Context(command, root, words[0])
         try:
             _, extra, _ = command.make_parser(context).parse_args(given)
         except click.UsageError as error:

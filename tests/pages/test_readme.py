@@ -24,6 +24,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the README's two Python blocks have run."""
     pytest.importorskip("torch")
     from diffusers import StableDiffusionInpaintPipeline
+
     from pipelines import load_adapters, stable_diffusion, text_arguments
 
     folder = tmp_path_factory.mktemp("readme")
