@@ -269,3 +269,21 @@ GENERATED: dict[str, Callable[..., Values]] = {
     "ovam": ovam,
     "prompt-to-prompt": prompt_to_prompt,
 }
+
+
+# Scores, as the hooks make them of a map
+
+
+def hook_picture(map: Values, size: tuple[int, int], turned: bool) -> Values:
+    """To its own range, bicubic to the image, to its own range again, turned over in the two CLS models; 0 up to 0.4."""
+    scaled = resample((map - map.min()) / (map.max() - map.min() + 1e-8), size, "bicubic")
+    scaled = (scaled - scaled.min()) / (scaled.max() - scaled.min() + 1e-8)
+    shown = 1 - scaled if turned else scaled
+    return shown * (shown > 0.4)
+
+
+def hook_imacs(map: Values, mask: Values, turned: bool = False, hidden: bool = False) -> float:
+    """Mean of the picture in the mask, less three times its mean elsewhere; `hidden` multiplies the map by the mask first."""
+    inside = mask.astype(np.float64)
+    shown = hook_picture(map * resample(inside, map.shape, "bicubic") if hidden else map, mask.shape, turned)  # type: ignore[arg-type]
+    return float((shown * inside).sum() / inside.sum() - 3 * (shown * (1 - inside)).sum() / (1 - inside).sum())
