@@ -246,6 +246,21 @@ def g2r_by_query(layers: Sequence[Calls], weights: Values, to: tuple[int, int]) 
     return np.mean(pairs, 0)
 
 
+def g2r_by_head(layers: Sequence[Calls], weights: Values, to: tuple[int, int]) -> Values:
+    """By head, the hook lays the positions of all layers on one axis and takes their mean: a fine layer counts more than a coarse one."""
+    used = [c for c in layers if not skipped(c)]
+    maps = []
+    for head in range(max(calls.layer.heads for calls in used)):
+        laid = []
+        for calls in (c for c in used if head < c.layer.heads):
+            tokens, grid = calls.placed()
+            total = np.asarray(sum(calls.P[step, head][..., tokens] for step in calls.steps)).reshape(-1, *grid)
+            mask = resample(weights, calls.layer.grid, "nearest").reshape(-1, 1, 1)
+            laid.append(np.maximum(resample(total, to, "bicubic"), 0) * mask)
+        maps.append(np.concatenate(laid).mean(0))
+    return np.stack(maps)
+
+
 def sram_by_time(layers: Sequence[Calls], at: tuple[int, int], latent: tuple[int, int], to: tuple[int, int]) -> Values:
     """One position's row, CLS dropped, summed over steps, bicubic, clamp, mean over (layer, head)."""
     pairs = []

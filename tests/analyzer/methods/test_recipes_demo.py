@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from methods import GENERATED, Calls, daam, g2r_by_query, g2r_i2am, hook_imacs, prompt_to_prompt, stored_calls
+from methods import GENERATED, Calls, daam, g2r_by_head, g2r_by_query, g2r_i2am, hook_imacs, prompt_to_prompt, stored_calls
 from repository import ROOT
 
 from i2am.analyzer import Trace, g2r, get_recipe, judge, open_trace, r2g, token_map
@@ -58,6 +58,7 @@ def test_rows_equal_their_methods_on_the_reference(demo: tuple[Trace, list[Calls
     close(g2r(trace), g2r_i2am(calls, every))
     close(g2r(trace, recipe="i2am-official"), g2r_by_query(calls, every, (16, 16)))
     close(g2r(trace, recipe="i2am-custom"), g2r_by_query(calls, mask, (16, 16)))
+    close(g2r(trace, recipe="i2am-custom", keep="head"), g2r_by_head(calls, mask, (16, 16)))
 
 
 @pytest.mark.parametrize("name", ["i2am-official", "i2am-official-pbe", "i2am-custom"])
