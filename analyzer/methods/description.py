@@ -13,7 +13,7 @@ GRIDS: Final = {"latent": "latent", "largest": "largest layer", "first": "first 
 SCALING: Final = {"none": "", "minmax": "min-max", "max": "/ max"}
 HEADINGS: Final[tuple[tuple[str, Callable[[Recipe], str]], ...]] = (
     ("recipe", lambda row: f"`{row.name}`"),
-    ("softmax under R2G, tokens", lambda row: f"over {AXES[row.r2g]}"),
+    ("softmax under R2G, tokens", lambda row: f"over {AXES[row.r2g]}{'' if row.padding else ', of probes without padding'}"),
     ("under G2R, SRAM", lambda row: "no such maps" if row.g2r == "none" else f"over {AXES[row.g2r]}"),
     ("branch", lambda row: row.branch),
     ("layers", lambda row: _layers(row)),

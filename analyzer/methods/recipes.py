@@ -54,6 +54,8 @@ class Recipe:
     """Whether tokens without a place (CLS) count in R2G; they never do in G2R and SRAM, which show places."""
     renormalize: bool = False
     """Whether the softmax over keys runs over the tokens that count alone, as if the others had been dropped before it."""
+    padding: bool = True
+    """Whether the padding of a probe's text counts in the softmax over its tokens."""
     query_mask: bool = False
     """Whether G2R counts positions by the trace's mask of the generated image where the caller gives none (v1, Eq. 17)."""
     tokens: Reduction = "mean"
@@ -93,7 +95,7 @@ class Recipe:
             value = getattr(self, field)
             if not isinstance(value, str) or value not in allowed:
                 raise InvalidInput(f"recipe {self.name}: {field} is {value!r}; expected {', '.join(allowed)}")
-        for field in ("choose_heads", "specials", "renormalize", "query_mask", "pool_positions", "clamp", "pre_mask", "invert"):
+        for field in ("choose_heads", "specials", "renormalize", "padding", "query_mask", "pool_positions", "clamp", "pre_mask", "invert"):
             _require(self, field, isinstance(getattr(self, field), bool), "True or False")
         for field in ("skip", "reference_layers", "branch"):
             _require(self, field, isinstance(getattr(self, field), str), "text")
@@ -175,7 +177,7 @@ RECIPES: Final = {
         ),
         Recipe(
             name="ovam", source="Marcos-Manchon et al., CVPR 2024; repository vpulab/ovam",
-            r2g="keys", g2r="none", branch="uncond", skip=MIDDLE, heads="sum", layers="sum", before=("time", "head"),
+            r2g="keys", g2r="none", branch="uncond", skip=MIDDLE, padding=False, heads="sum", layers="sum", before=("time", "head"),
             resize="bilinear", clamp=False, target="largest", upsample="bilinear",
         ),
         Recipe(
