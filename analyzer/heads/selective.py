@@ -89,13 +89,11 @@ def selective_iou(
             pixels = _load_mask(trace, mask, sample)
             maps = compute(*(maps_of(trace, **replace(select, heads=heads).options()) for heads in kinds))  # type: ignore[no-untyped-call]
             found.append([[float(iou(map, pixels, threshold)) for threshold in thresholds] for map in maps])
-    facts = {
-        "by": scores.attrs.get("kind", "") if scores is not None else by,
-        "word": word or "",
-        "count": counts.pop(),
-        "of": len(rank_heads(dealt[0][0], concept)),
-        "chosen_on": f"{len(scores.attrs['traces'])} other traces" if scores is not None else "the other half of the traces",
-    }
+    how = (by, "the other half of the traces")
+    if scores is not None:
+        how = (scores.attrs.get("kind", ""), f"{len(scores.attrs['traces'])} other traces")
+    of = len(rank_heads(dealt[0][0], concept))
+    facts = {"by": how[0], "word": word or "", "count": counts.pop(), "of": of, "chosen_on": how[1]}
     coords = {"heads": list(KINDS), "threshold": list(thresholds), "trace": [trace.id for _, judged in dealt for trace in judged]}
     table = xr.DataArray(np.stack(found, axis=-1), dims=("heads", "threshold", "trace"), coords=coords, attrs=facts, name="iou")
     return table.sortby("trace")
