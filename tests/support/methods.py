@@ -184,6 +184,18 @@ def daam(
     return np.mean(maps, 0)
 
 
+def daam_released(layers: Sequence[Calls], pick: Pick, guided: bool) -> Values:
+    """DAAM as its code runs a 512-pixel model at any size: factors of 64 x 64 alone; without guidance the second half of the heads."""
+    maps = []
+    for calls in layers:
+        coarse = int(math.sqrt(4096 // math.prod(calls.layer.grid)))
+        if coarse in (0, 1, 2, 4, 16, 32, 64) and not skipped(calls):
+            for head in range(0 if guided else calls.layer.heads // 2, calls.layer.heads):
+                total = np.nansum(calls.P[:, head][..., pick(calls)], 0)
+                maps.append(np.maximum(resample(np.moveaxis(total, -1, 0), (64, 64), "bicubic"), 0).mean(0))
+    return np.mean(maps, 0)
+
+
 def attention_map_diffusers(layers: Sequence[Calls], pick: Pick, latent: tuple[int, int]) -> Values:
     """Sum over heads, bilinear to the first layer's size, mean over all (step, layer), then the mean over tokens."""
     to, total, number = layers[0].layer.grid, 0.0, 0
