@@ -47,7 +47,8 @@ class MapFacts:
         given = {name: attrs[name] for name in FIELDS if attrs.get(name) is not None}
         # Files give numbers back as numpy's, and tuples as lists or arrays.
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in given.items()}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        return cls(**facts)
 
     @classmethod
     def of_placed(cls, map: object) -> MapFacts:
