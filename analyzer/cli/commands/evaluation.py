@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ....schema.errors import CorruptTrace
-from ....schema.messages import SHOWN
+from ....schema.messages import SHOWN, plain
 from ...output.files import check_output, endings
 from .options import (
     completing,
@@ -212,7 +212,7 @@ def write_notes(evaluation: DatasetScores) -> str:
     """What to bear in mind: traces left out, copies of one recording, what an encoding lost."""
     from ...evaluation.dataset import remarks
 
-    lines = [f"skipped {member.name}: {row.error}" for member, row in evaluation.skipped[:SHOWN]]
+    lines = [plain(f"skipped {member.name}: {row.error}") for member, row in evaluation.skipped[:SHOWN]]
     if (more := len(evaluation.skipped) - SHOWN) > 0:
         lines.append(f"skipped {more} more (--json lists all)")
     if evaluation.skipped:

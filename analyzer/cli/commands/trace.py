@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ....schema.errors import CorruptTrace
-from ....schema.messages import listed, size_text
+from ....schema.messages import listed, plain, size_text
 from ...output.files import endings
 from .options import example, group_option, json_option, output_option, overwrite_option, sample_option, trace_argument
 from .text import align, answer
@@ -49,7 +49,7 @@ def write_summary(facts: dict[str, Any]) -> str:
         ("precision", f"at most {facts['column_mass_lost']:.2g} of one token's column lost by the encoding"),
     ]
     columns = ("layer", "grid", "heads", "keys", "calls", "encoding", "groups")
-    return "\n".join([*(f"{name:<10}{text}" for name, text in head), "", align([columns, *map(layer_row, facts["layers"])])])
+    return "\n".join([*(f"{name:<10}{plain(text)}" for name, text in head), "", align([columns, *map(layer_row, facts["layers"])])])
 
 
 def layer_row(row: dict[str, Any]) -> tuple[object, ...]:
@@ -92,9 +92,9 @@ def write_verification(trace: Path, report: Report) -> str:
         f"{report.files} files ({size_text(report.nbytes)}) as recorded; {report.rows}, {columns}"
     ]
     if report.leftovers:
-        lines.append(f"unfinished: {listed(report.leftovers)} belong to no committed step; `i2am seal {trace}` removes them")
+        lines.append(f"unfinished: {plain(listed(report.leftovers))} belong to no committed step; `i2am seal {trace}` removes them")
     if report.ignored:
-        lines.append(f"ignored: {listed(report.ignored)}, which a desktop or a repository keeps here")
+        lines.append(f"ignored: {plain(listed(report.ignored))}, which a desktop or a repository keeps here")
     return "\n".join(lines)
 
 

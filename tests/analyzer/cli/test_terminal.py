@@ -78,6 +78,12 @@ def test_the_reason_of_an_interrupted_run_and_the_failure_are_plain(tmp_path: Pa
     assert "title" in said.out
 
 
+def test_no_trace_writes_a_line_of_its_own(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("info", "words", "verify", "diagnose"):
+        assert run([command, str(evil)]) == 0
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("y")]
+
+
 def test_a_notebook_shows_no_control_character(evil: Path) -> None:
     trace = open_trace(evil)
     assert unsafe(trace._repr_html_() + repr(trace)) == set()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from probed import CONCEPTS, LAYERS, ORDER, trace_of
 
@@ -55,12 +55,14 @@ FLAT = [
 
 
 @given(st.lists(st.integers(0, 3), min_size=9, max_size=9))
+@settings(deadline=None)
 def test_heads_are_ranked_and_equals_keep_the_published_order(values: list[int]) -> None:
     ranked = rank_heads(scores_of([float(v) for v in values]))
     assert ranked == sorted(FLAT, key=lambda head: -values[FLAT.index(head)])
 
 
 @given(st.lists(st.integers(0, 3), min_size=9, max_size=9), st.integers(1, 8))
+@settings(deadline=None)
 def test_top_and_bottom_share_all_heads(values: list[int], count: int) -> None:
     scores = scores_of([float(v) for v in values])
     top, rest = select_heads(scores, top=count), select_heads(scores, bottom=9 - count)
