@@ -69,6 +69,7 @@ FAMILIES: Final = (
     Family(glob="StableUnCLIPImg2ImgPipeline", reference_goes="is added to the time embedding as a class label"),
     Family(glob="StableVideoDiffusion*", denoiser="UNetSpatioTemporalConditionModel", frame_axis=1, window="whole"),
     Family(glob="AnimateDiff*", denoiser="UNetMotionModel", frame_axis=2),
+    Family(glob="LuminaPipeline", denoiser="LuminaNextDiT2DModel", batch=("cond", "uncond")),
     Family(glob="OmniGenPipeline", batch=("cond", "uncond"), batch_with_references=("cond", "uncond", None), always_guided=True),
     replace(FLUX, glob="FluxKontextPipeline", edits=True, inputs="kontext"),
     replace(FLUX, glob="FluxKontext*", edits=True, inputs=""),

@@ -20,10 +20,11 @@ from ..families import family_of
 from ..images.inputs import input_pictures
 from ..labels.frames import VIDEO_AXES, whole_video
 from ..labels.grids import IMAGE_AXES, Canvases
+from ..labels.guidance import Inputs, Outputs, settle
 from ..labels.layers import Sites
 from ..labels.passes import Evaluation, Pass, named_passes, pass_branch, rows_of_call
 from ..labels.refusals import hidden_attention
-from ..labels.rows import Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
+from ..labels.rows import DECLARE, Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
 from ..labels.scenes import read_scene
 from ..labels.schedule import evaluations_left, noise_level, scheduler_timestep
 from ..labels.tokens import Context, context_role
@@ -56,7 +57,10 @@ class PipelineLabels(Labels):
         self.probing = Probing(pipeline, read_probes(options.probes), self._texts)
         self.pictures = [*given, *self.probing.pictures]
         self._steps = 0
-        self._rows, self._canvases, self._outbox = Rows(), Canvases(), Outbox()
+        inputs = Inputs(
+            arguments, lambda vectors: [stretch.reading.text for stretch in self._texts.find(vectors)] if self._texts.read else []
+        )
+        self._rows, self._canvases, self._outbox, self._outputs = Rows(inputs.branch), Canvases(), Outbox(), Outputs()
         self._pass_name: str | None = None
         self._reads_features, self._written = reads_features(pipeline), False
         self._probed = False
@@ -94,10 +98,12 @@ class PipelineLabels(Labels):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, now: Evaluation | None, sequential: bool
     ) -> tuple[tuple[str | None, ...], tuple[Row, ...]]:
         """The parts of a pass's batch, and its rows."""
+        said = self._rows.say(conditioning_of(args, kwargs), rows)
         if not sequential:
-            order = row_order(self._pipeline, self._arguments)
+            order = settle(row_order(self._pipeline, self._arguments, kwargs.get("guidance") is not None), said or [None] * rows)
             return order, self._rows.label(conditioning_of(args, kwargs), rows, order)
-        branch = pass_branch(self._pass_name, 0 if now is None else len(now.passes))
+        told = said[0] if said and len(set(said)) == 1 else None
+        branch = pass_branch(self._pass_name or told, 0 if now is None else len(now.passes))
         if self._pass_name is None and branch is not None:
             known = self._rows.label(conditioning_of(args, kwargs), rows, (branch,))
             # Two branches with one prompt look alike; then only their order tells them apart.
@@ -107,8 +113,7 @@ class PipelineLabels(Labels):
 
     def _repeated(self) -> UnsupportedModel:
         return UnsupportedModel(
-            f"{self._name} ran its denoiser twice between two steps of its scheduler, so it is not known which guidance branch is which; "
-            "record it with guidance_scale=1, or use a pipeline that batches its guidance"
+            f"{self._name} ran its denoiser twice between two steps of its scheduler, so it is not known which guidance branch is which; {DECLARE}"
         )
 
     def start(self, this: Pass) -> None:
@@ -148,8 +153,8 @@ class PipelineLabels(Labels):
                 yield call, row.index * len(sites) + image, site, row
 
     def probe_keys(self, call: Call, layer: Layer, this: Pass) -> tuple[tuple[TokenGroup, ...], NDArray[Any] | None]:
-        part = this.order.index("cond") if "cond" in this.order else 0
-        return ((), None) if layer.is_resampler else self.probing.keys(call, layer, part * (this.rows // len(this.order)))
+        row = next((row.index for row in this.labelled if row.branch == "cond"), 0)
+        return ((), None) if layer.is_resampler else self.probing.keys(call, layer, row)
 
     def close(self, now: Evaluation, writer: Writer | None) -> None:
         if now.ordinal == 0:
@@ -199,6 +204,7 @@ class PipelineLabels(Labels):
                 if this is not self._pipeline.scheduler:
                     return original(this, *args, **kwargs)
                 self._check_step(run.evaluation, kwargs.get("sample", args[2] if len(args) > 2 else None))
+                self._outputs.check(run.evaluation, args[0] if args else kwargs.get("model_output"))
                 run.close_evaluation()
                 self._written = False
                 result = original(this, *args, **kwargs)
@@ -208,7 +214,8 @@ class PipelineLabels(Labels):
             return step
 
         passes = named_passes(self._pipeline, self._name_pass)
-        with replaced(type(scheduler), "step", wrap), passes, self._texts.watched(), self.probing.watched():
+        outputs = self._outputs.watched(self.denoisers)
+        with replaced(type(scheduler), "step", wrap), passes, outputs, self._texts.watched(), self.probing.watched():
             yield
 
     def _name_pass(self, name: str | None) -> None:
