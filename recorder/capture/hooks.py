@@ -29,7 +29,7 @@ class Capture:
 
     `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
     what their projections made stands for it. `shapes_only` is for modules on the meta device, whose values cannot tell where they
-    came from.
+    came from. `joins` is for pipelines that join a reference's features to those of self-attention.
     """
 
     def __init__(
@@ -39,10 +39,11 @@ class Capture:
         listener: Listener,
         outside: bool = False,
         shapes_only: bool = False,
+        joins: bool = False,
     ) -> None:
         self._roots = roots
         self._modules = modules
-        self._outside = outside
+        self._outside, self._joins = outside, joins
         self._listener = listener
         self._handles: list[Any] = []
         self._projections = Projections()
@@ -113,7 +114,7 @@ class Capture:
 
     def _watch_attention(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._wanted and (self._outside or single or _has_context(args, kwargs)):
+            if self._wanted and (self._outside or (single and not self._joins) or _has_context(args, kwargs)):
                 see(module, args, kwargs)
                 self._path = path
                 self._projections.forget()
@@ -192,7 +193,7 @@ class Capture:
         repeat, ordinal = self._calls.count(projection), len(self._calls)
         self._calls.append(projection)
         module = self._modules[self._path]
-        joined = not self._outside and is_self_attention(module)
+        joined = self._joins and is_self_attention(module)
         if (not self._outside and is_muted(module, projection, repeat)) or (joined and key.shape[2] == query.shape[2]):
             return
         grid, around = self._grid(query.shape[2])

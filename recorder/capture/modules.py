@@ -25,9 +25,23 @@ def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
     return {
         f"{root}.{strip(name)}": module
         for root, denoiser in denoisers(pipeline).items()
+        for streams in [_streams(denoiser)]
         for name, module in denoiser.named_modules()
-        if is_cross_attention(module) or (joins and is_self_attention(module)) or resampler_of(f"{root}.{strip(name)}") is not None
+        if is_cross_attention(module)
+        or name in streams
+        or (joins and is_self_attention(module))
+        or resampler_of(f"{root}.{strip(name)}") is not None
     }
+
+
+def _streams(denoiser: nn.Module) -> set[str]:
+    """Paths of self-attention that may be given text and images as one sequence: it stands alone in its block, and others join the two."""
+    found = dict(denoiser.named_modules())
+    crossing = {name for name, module in found.items() if is_cross_attention(module)}
+    if not any(getattr(found[name], "added_kv_proj_dim", None) is not None for name in crossing):
+        return set()
+    blocks = {name.rpartition(".")[0] for name in crossing}
+    return {name for name, module in found.items() if is_self_attention(module) and name.rpartition(".")[0] not in blocks}
 
 
 def reads_features(pipeline: Any) -> bool:
@@ -50,7 +64,7 @@ def is_cross_attention(module: nn.Module) -> bool:
 
 def is_single_stream(module: nn.Module) -> bool:
     """Whether a module may be given text and images as one sequence."""
-    return not hasattr(module, "is_cross_attention")
+    return not hasattr(module, "is_cross_attention") or is_self_attention(module)
 
 
 def reads_adapter(module: nn.Module) -> bool:

@@ -50,7 +50,9 @@ Canvas: TypeAlias = tuple[Part, ...]
 class Canvases:
     """Reads the canvas of each pass, and remembers position ids so that a device is asked once."""
 
-    def __init__(self) -> None:
+    def __init__(self, leading: int = 0) -> None:
+        self._leading = leading
+        """Frames of references before those of the video."""
         self._seen: list[tuple[Tensor, Canvas]] = []
         self._references: Canvas = ()
 
@@ -67,7 +69,7 @@ class Canvases:
             return (*self._references, *canvas) if kwargs.get("kv_cache_mode") == "cached" else canvas
         if kwargs.get("img_shapes") is not None:
             return by_shapes(kwargs["img_shapes"])
-        return by_patches(denoiser, sample)
+        return by_patches(denoiser, sample, self._leading)
 
     def _by_ids(self, ids: Tensor) -> Canvas:
         known = next((canvas for tensor, canvas in self._seen if tensor is ids), None)
@@ -103,8 +105,10 @@ def by_shapes(shapes: Any) -> Canvas:
     return tuple(_part("reference" if index else "self", *map(int, shape)) for index, shape in enumerate(first))
 
 
-def by_patches(denoiser: nn.Module, sample: Any) -> Canvas:
+def by_patches(denoiser: nn.Module, sample: Any, leading: int = 0) -> Canvas:
     """The one image, or video, of a denoiser that cuts its latent into patches; empty for one that does not say so.
+
+    The first `leading` frames of a video are references.
 
     Raises   UnsupportedModel for a video in a layout that is not known
     """
@@ -116,7 +120,13 @@ def by_patches(denoiser: nn.Module, sample: Any) -> Canvas:
                 f"{type(denoiser).__name__} makes a video and does not say how it is cut into patches, so its frames, rows and columns are "
                 "not known; record a pipeline whose denoiser says so (Wan, Stable Video Diffusion)"
             )
-        return (_part("self", *(length // size for length, size in zip(sample.shape[2:], patch, strict=True))),)
+        frames, rows, columns = (length // size for length, size in zip(sample.shape[2:], patch, strict=True))
+        if leading and (patch[0] != 1 or leading >= frames):
+            raise UnsupportedModel(
+                f"{type(denoiser).__name__} was given {frames} frames, {leading} of them references, so it is not known which are the "
+                "video's; give it fewer references, or more frames"
+            )
+        return (*([_part("reference", leading, rows, columns)] if leading else ()), _part("self", frames - leading, rows, columns))
     if axes == IMAGE_AXES and isinstance(patch, int):
         return (Part("self", (sample.shape[2] // patch, sample.shape[3] // patch)),)
     return ()

@@ -125,8 +125,8 @@ class Outputs:
         if leads is False:
             order = ", ".join(name or "other" for one in now.passes for name in one.order)
             raise UnsupportedModel(
-                f"the pipeline guides its run towards the part of the batch that was taken for uncond ({order}), so cond and uncond are not "
-                "where they are expected; give it prompt_embeds and negative_prompt_embeds, by which they can be told"
+                f"the pipeline guides its run towards the part of the batch that was taken for uncond ({order}), so cond and uncond "
+                "are not where they are expected; give it prompt_embeds and negative_prompt_embeds, by which they can be told"
             )
 
 

@@ -43,15 +43,20 @@ def refuse_hijack() -> None:
         )
 
 
-def refuse_pipeline(pipeline: Any, keys: str) -> None:
-    """Raise UnsupportedModel if this pipeline's reference never meets attention that can be seen, unless only text is wanted."""
+def refuse_pipeline(pipeline: Any, keys: str, appended: bool = False) -> None:
+    """Raise UnsupportedModel if this pipeline's reference never meets attention that can be seen, unless only text is wanted.
+
+    `appended`: a reference stands behind the text that it is given.
+    """
     if keys == "text":
         return
     family, name = family_of(pipeline), type(pipeline).__name__
     where = family.reference_goes
     if not where and keys == "reference" and context_role(pipeline) == "text":
         where = input_goes(pipeline)
-    reads = family.edits or reads_ends(pipeline) or any(reads_adapter(module) for module in attention_modules(pipeline).values())
+    reads = (
+        appended or family.edits or reads_ends(pipeline) or any(reads_adapter(module) for module in attention_modules(pipeline).values())
+    )
     if where and not reads:
         raise UnsupportedModel(
             f"{name} has no reference in its attention: the image {where}, so no attention map can show what is taken from it; "

@@ -21,11 +21,21 @@ def read_scene(denoiser: nn.Module, canvases: Canvases, args: tuple[Any, ...], k
     sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
     canvas = canvases.read(denoiser, sample, kwargs)
     context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
-    text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 and canvas else 0
+    text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 else 0
     separate = "ip_adapter_masks" in (kwargs.get("cross_attention_kwargs") or {})
     keeps, frames = kwargs.get("kv_cache_mode") is not None, frames_in_rows(denoiser, sample)
-    scene = Scene(adapter_images(kwargs), separate, canvas, text, keeps, frames=frames)
+    scene = Scene(adapter_images(kwargs), separate, canvas, text, keeps, frames=frames, leading=_leading(denoiser))
     return scene, row_scenes(scene, interleaved(denoiser, sample, kwargs))
+
+
+def _leading(denoiser: nn.Module) -> Canvas:
+    """What a denoiser itself puts before the text it is given: tokens it has learned, or an image's (Kandinsky 2.1)."""
+    registers = getattr(denoiser, "register_tokens", None)
+    if isinstance(registers, Tensor) and registers.ndim > 2:
+        return (Part("text", (1, registers.shape[1]), name="registers"),)
+    projection = getattr(denoiser, "encoder_hid_proj", None)
+    images = getattr(projection, "num_image_text_embeds", 0) if hasattr(projection, "text_proj") else 0
+    return (Part("reference", (1, int(images)), name="reference"),) if images else ()
 
 
 def interleaved(denoiser: nn.Module, sample: Any, kwargs: dict[str, Any]) -> tuple[Canvas, ...]:

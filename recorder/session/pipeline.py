@@ -17,7 +17,7 @@ from ..capture.modules import attention_modules, denoisers, reads_features
 from ..capture.wrapping import replaced
 from ..encoding.transfer import Outbox
 from ..families import family_of
-from ..images.inputs import input_pictures
+from ..images.inputs import input_pictures, leading_frames
 from ..labels.frames import VIDEO_AXES, whole_video
 from ..labels.grids import IMAGE_AXES, Canvases
 from ..labels.guidance import Inputs, Outputs, settle
@@ -27,7 +27,7 @@ from ..labels.refusals import hidden_attention
 from ..labels.rows import DECLARE, Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
 from ..labels.scenes import read_scene
 from ..labels.schedule import evaluations_left, noise_level, scheduler_timestep
-from ..labels.tokens import Context, context_role
+from ..labels.tokens import Context, context_role, is_appended
 from ..plan.options import Options, select_layers
 from ..plan.probes import read_probes
 from ..probes.encoding import Probing
@@ -50,7 +50,8 @@ class PipelineLabels(Labels):
         self.denoisers = denoisers(pipeline)
         self.given = [getattr(pipeline, name) for name in self.denoisers]
         given = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask, options.reference_image)
-        self._sites = Sites(Context.of(pipeline, [image.name for image, _ in given if image.role == "reference"]), options)
+        appended = is_appended(family_of(pipeline), arguments, options.reference_image is not None)
+        self._sites = Sites(Context.of(pipeline, [image.name for image, _ in given if image.role == "reference"], appended), options)
         self._model, self._inputs = model_record(pipeline, self.denoisers, getattr(pipeline, "components", {})), input_record(arguments)
         self._texts = Texts(pipeline)
         self._transcript = Transcript(self._texts)
@@ -60,7 +61,8 @@ class PipelineLabels(Labels):
         inputs = Inputs(
             arguments, lambda vectors: [stretch.reading.text for stretch in self._texts.find(vectors)] if self._texts.read else []
         )
-        self._rows, self._canvases, self._outbox, self._outputs = Rows(inputs.branch), Canvases(), Outbox(), Outputs()
+        self._rows, self._outbox, self._outputs = Rows(inputs.branch), Outbox(), Outputs()
+        self._canvases = Canvases(leading_frames(pipeline, arguments))
         self._pass_name: str | None = None
         self._reads_features, self._written = reads_features(pipeline), False
         self._probed = False
@@ -113,7 +115,8 @@ class PipelineLabels(Labels):
 
     def _repeated(self) -> UnsupportedModel:
         return UnsupportedModel(
-            f"{self._name} ran its denoiser twice between two steps of its scheduler, so it is not known which guidance branch is which; {DECLARE}"
+            f"{self._name} ran its denoiser twice between two steps of its scheduler, so it is not known which guidance branch is "
+            f"which; {DECLARE}"
         )
 
     def start(self, this: Pass) -> None:

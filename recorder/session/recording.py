@@ -18,13 +18,15 @@ from ...schema.record import JSON
 from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
-from ..capture.modules import denoisers
+from ..capture.modules import denoisers, reads_features
 from ..capture.wrapping import replaced
+from ..families import family_of
 from ..images.inputs import generated_pictures
 from ..images.pixels import Picture
 from ..images.windows import Window
 from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments
+from ..labels.tokens import is_appended
 from ..outside.declaration import Declaration, declare
 from ..plan.options import Options
 from .declared import DeclaredLabels
@@ -175,7 +177,8 @@ class Recording:
                 f"{type(self._model).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
                 'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
             )
-        refuse_pipeline(self._model, self._options.keys)
+        if family_of(self._model).longest_text is None:
+            refuse_pipeline(self._model, self._options.keys)
 
     def _give_pictures(self) -> None:
         given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
@@ -193,7 +196,8 @@ class Recording:
     def _listening(self, run: Run) -> Iterator[Capture]:
         """All that the denoisers attend to is heard by `run`; what stops it leaves what is whole."""
         labels = run.labels
-        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None)
+        joins = self._declared is None and reads_features(self._model)
+        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins)
         self._unproven = capture.factors.unproven
         bar = progress_bar(self.path, self._options.progress, self._model)
         try:
@@ -232,6 +236,9 @@ class Recording:
     def _record(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the pipeline and keep what it attends to."""
         arguments = bind_arguments(original, self._model, args, kwargs)
+        # A reference behind the text is among what the call is given.
+        appended = is_appended(family_of(self._model), arguments, self._options.reference_image is not None)
+        refuse_pipeline(self._model, self._options.keys, appended)
         labels = PipelineLabels(self._model, self._options, arguments)
         run = self._run = self._make_run(labels)
         self._running = True

@@ -15,6 +15,7 @@ from typing import Any
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import pipelines_adapters
+    import pipelines_proofs
     import pipelines_sequences
     import pipelines_transformers
     import pipelines_video
@@ -66,7 +67,8 @@ Pipelines of any family that are asked for `keys="reference"` and read text only
 SEEN = """## What recordings see
 
 With the tests' tiny random components: token counts and grids are theirs, not those of published models. The images were equal, bit by
-bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`, `test_sequences.py`, `test_video_recording.py`).
+bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`, `test_sequences.py`, `test_proofs.py`,
+`test_video_recording.py`).
 
 - **reference tokens**: of one attention call. `+` stands between references, `;` between calls, `CLS` for a token without a place.
 - **softmax shared with**: what else the model weighs against the reference in the same softmax. With `keys="auto"` only the reference's
@@ -90,6 +92,8 @@ def reference(row: Family) -> str:
         "`image`, in the sequence" if row.edits else "",
         f"none: it {row.reference_goes}" if row.reference_goes else "",
         f"after {row.longest_text} text tokens" if row.longest_text else "",
+        f"`image_reference` {'behind it' if row.inpaints == 'behind' else 'in its place'}" if row.inpaints else "",
+        f"`{row.leading}`, as frames before the video's" if row.leading else "",
     )
     return "; ".join(part for part in parts if part) or "cross-attention"
 
@@ -127,6 +131,7 @@ ROWS: dict[str, Callable[[], Built]] = {
     **pipelines_transformers.SHARED,
     **pipelines_sequences.SEQUENCES,
     **pipelines_video.VIDEO,
+    **pipelines_proofs.PROVEN,
     **REFUSED,
 }
 
