@@ -48,9 +48,13 @@ def refuse_pipeline(pipeline: Any, keys: str, appended: bool = False) -> None:
 
     `appended`: a reference stands behind the text that it is given.
     """
+    family, name = family_of(pipeline), type(pipeline).__name__
+    if getattr(pipeline, "free_init_enabled", False):
+        raise UnsupportedModel(
+            f"{name} samples its video several times in one call (FreeInit), and a trace holds one run; call pipeline.disable_free_init()"
+        )
     if keys == "text":
         return
-    family, name = family_of(pipeline), type(pipeline).__name__
     where = family.reference_goes
     if not where and keys == "reference" and context_role(pipeline) == "text":
         where = input_goes(pipeline)

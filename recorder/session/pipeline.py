@@ -57,7 +57,7 @@ class PipelineLabels(Labels):
         self._transcript = Transcript(self._texts)
         self.probing = Probing(pipeline, read_probes(options.probes), self._texts)
         self.pictures = [*given, *self.probing.pictures]
-        self._steps = 0
+        self._steps = self._begun = 0
         inputs = Inputs(
             arguments, lambda vectors: [stretch.reading.text for stretch in self._texts.find(vectors)] if self._texts.read else []
         )
@@ -120,6 +120,13 @@ class PipelineLabels(Labels):
         )
 
     def start(self, this: Pass) -> None:
+        self._begun += 1
+        if self.evaluations and self._begun > self.evaluations:
+            raise UnsupportedModel(
+                f"{self._name} began a denoiser evaluation after the {self.evaluations} that its schedule has: it samples more than once in "
+                "a call (FreeInit, or a small picture before a large one), and a trace holds one run; turn that off, or record the sampling "
+                'that is wanted as a run of its own: recording(..., denoisers={"unet": pipeline.unet}, groups=...)'
+            )
         if not self.evaluations:
             scheduler = self._pipeline.scheduler
             self.evaluations = evaluations_left(scheduler, scheduler_timestep(scheduler, this.read_time()))
