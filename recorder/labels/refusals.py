@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import torch
+from diffusers.models import attention_processor
 from torch import nn
 from torch.nn import functional
 
@@ -83,7 +84,7 @@ def hidden_attention(path: str, module: nn.Module) -> UnsupportedModel:
     dispatches = hasattr(processor, "_attention_backend")
     backend = (processor._attention_backend or _active_backend()) if dispatches else None
     backend = getattr(backend, "value", backend)
-    why, way_out = f"its processor {name} multiplies matrices itself", f"call pipeline.{root}.set_attn_processor(AttnProcessor2_0())"
+    why, way_out = f"its processor {name} multiplies matrices itself", _restore(root, module, name)
     if backend is not None and backend not in SEEN_BACKENDS:
         why, way_out = f"its attention backend is {backend!r}", f'call pipeline.{root}.set_attention_backend("native")'
     if getattr(processor, "_parallel_config", None) is not None:
@@ -95,6 +96,16 @@ def hidden_attention(path: str, module: nn.Module) -> UnsupportedModel:
         f"{path} ran, but made no scaled_dot_product_attention call that could be recorded: {why}; {way_out}, "
         f"or leave the module out through {option('layers')}"
     )
+
+
+def _restore(root: str, module: Any, name: str) -> str:
+    """How a module comes by a processor that calls scaled_dot_product_attention and does the same."""
+    if reads_adapter(module):
+        return "call pipeline.unload_ip_adapter() and load it again, which gives it processors that do"
+    kin = f"{name}2_0" if hasattr(attention_processor, f"{name}2_0") else ""
+    plain = "AttnProcessor2_0" if getattr(module, "added_kv_proj_dim", None) is None and hasattr(module, "is_cross_attention") else ""
+    usual = getattr(getattr(module, "_default_processor_cls", None), "__name__", "") or kin or plain
+    return f"call pipeline.{root}.set_attn_processor({usual}())" if usual else "give it back the processor that it was loaded with"
 
 
 def _active_backend() -> Any:

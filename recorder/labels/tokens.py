@@ -153,7 +153,7 @@ def _unknown_keys(call: Call, name: str) -> UnsupportedModel:
     if name == UNKNOWN:
         made = (
             "the values of an attention call come from none of its projections, so its keys cannot be told apart "
-            "(a cache of keys, or a processor that changes its values)"
+            "(a cache of keys, or a processor that changes its values, or attends from each head by itself)"
         )
     return UnsupportedModel(f"{call.path}: {made}; leave the module out through {option('layers')}")
 

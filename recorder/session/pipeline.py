@@ -84,6 +84,13 @@ class PipelineLabels(Labels):
                 raise self._repeated()
             now = None
         sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
+        time = denoiser_argument(args, kwargs, 1, "timestep", "timesteps")
+        if not isinstance(sample, (Tensor, list, tuple)) or time is None:
+            missing = "no timestep" if isinstance(sample, Tensor) else "no latent"
+            raise UnsupportedModel(
+                f"{root} ({type(denoiser).__name__}) was given {missing} that could be told from its arguments "
+                f"({', '.join(kwargs) or f'{len(args)} without names'}), so its batch and steps are not known; " + DECLARE
+            )
         scene, scenes = read_scene(denoiser, self._canvases, args, kwargs)
         order, rows = self._label_rows(args, kwargs, len(sample), now, sequential)
         branches = {row.branch for row in rows}
@@ -91,7 +98,6 @@ class PipelineLabels(Labels):
             raise self._repeated()
         context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
         self.probing.begin(denoiser, context)
-        time = denoiser_argument(args, kwargs, 1, "timestep")
         # The latest of its frames: one that is given has no noise, and an earlier time.
         time = self._outbox.number(time.amax()) if isinstance(time, Tensor) else float(time)
         return Pass(rows=len(sample), order=order, labelled=rows, first=now is None, time=time, scene=scene, scenes=scenes, context=context)
@@ -123,9 +129,9 @@ class PipelineLabels(Labels):
         self._begun += 1
         if self.evaluations and self._begun > self.evaluations:
             raise UnsupportedModel(
-                f"{self._name} began a denoiser evaluation after the {self.evaluations} that its schedule has: it samples more than once in "
-                "a call (FreeInit, or a small picture before a large one), and a trace holds one run; turn that off, or record the sampling "
-                'that is wanted as a run of its own: recording(..., denoisers={"unet": pipeline.unet}, groups=...)'
+                f"{self._name} began a denoiser evaluation after the {self.evaluations} that its schedule has: it samples more than once "
+                "in a call (FreeInit, or a small picture before a large one), and a trace holds one run; turn that off, or record the "
+                'sampling that is wanted as a run of its own: recording(..., denoisers={"unet": pipeline.unet}, groups=...)'
             )
         if not self.evaluations:
             scheduler = self._pipeline.scheduler

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ from .run import Labels, Run
 
 DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
 """What is said of a model that is no pipeline."""
+OPTIONS: Final = frozenset(one.name for one in fields(Options))
 OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, on trust"
 
 
@@ -78,8 +80,21 @@ def record(
     }
     more: dict[str, Any] = {"reference_mask": reference_mask, "reference_image": reference_image, "facts": facts, "probes": probes}
     options = replace(what, **how, **more)
+    _refuse_clash(pipeline, options)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
+
+
+def _refuse_clash(pipeline: Any, options: Options) -> None:
+    """Raise InvalidInput if the pipeline's call takes an argument under the name of an option that is given, or must be."""
+    usual, name = Options(), type(pipeline).__name__
+    for parameter in inspect.signature(type(pipeline).__call__).parameters.values():
+        taken = parameter.name in OPTIONS
+        if taken and (parameter.default is parameter.empty or getattr(options, parameter.name) != getattr(usual, parameter.name)):
+            raise InvalidInput(
+                f"{name} takes an argument {parameter.name}, and record() has an option of that name; keep them apart with "
+                f"`with recording(pipeline, path, ...): pipeline({parameter.name}=...)`"
+            )
 
 
 def recording(model: Any, path: str | PathLike[str], **options: Any) -> Recording:

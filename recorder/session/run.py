@@ -21,7 +21,7 @@ from ..encoding.transfer import Outbox
 from ..images.pixels import Picture
 from ..labels.layers import Site
 from ..labels.passes import Evaluation, Pass
-from ..labels.rows import Row
+from ..labels.rows import DECLARE, Row
 from ..plan.budget import check_budget
 from ..plan.options import Options, select_steps
 from ..plan.sizes import free_bytes, parse_bytes
@@ -125,7 +125,7 @@ class Run:
         if kept and (now.position >= steps or max(row.sample for row in kept) >= samples):
             raise UnsupportedModel(
                 f"denoiser evaluation {now.ordinal} was not planned: {steps} evaluations of {samples} samples were; a pipeline that guides "
-                "in separate denoiser passes in a way of its own is not recorded yet; use guidance_scale=1"
+                "in separate denoiser passes in a way of its own is not recorded yet; " + DECLARE
             )
         now.passes.append(replace(this, kept=kept))
         now.done = False

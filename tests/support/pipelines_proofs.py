@@ -246,6 +246,21 @@ def modular_sdxl() -> Built:
     return quiet(pipeline), given
 
 
+def hidream() -> Built:
+    """Its denoiser names its arguments, and its projections, as no other does."""
+    torch.manual_seed(0)
+    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 4, "axes_dims_rope": (4, 2, 2)}
+    widths = {"caption_channels": [WIDE, 16], "text_emb_dim": 64, "max_resolution": (32, 32), "llama_layers": (0, 1)}
+    experts = {"num_routed_experts": 4, "num_activated_experts": 2, "force_inference_output": True}
+    transformer = diffusers.HiDreamImageTransformer2DModel(patch_size=2, in_channels=4, **sizes, **widths, **experts).eval()
+    parts = dict.fromkeys(f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3", "_4"))
+    parts |= {"scheduler": FlowMatchEulerDiscreteScheduler(), "vae": plain_vae()}
+    pipeline = quiet(diffusers.HiDreamImagePipeline(transformer=transformer, **parts))
+    shapes = {"prompt_embeds_t5": (1, TEXT, WIDE), "prompt_embeds_llama3": (2, 1, TEXT, 16), "pooled_prompt_embeds": (1, 64)}
+    given = {f"{sign}{name}": noise(1, *shape) for name, shape in shapes.items() for sign in ("", "negative_")}
+    return pipeline, lambda: {**given, **settings(height=32, width=32)}
+
+
 PROVEN: dict[str, Callable[[], Built]] = {
     "lumina": lumina,
     "sana-sprint": sana_sprint,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from memory import MemoryWriter, memory
-from pipelines_proofs import PROVEN, klein_inpaint, kontext_inpaint, long_text, vace
+from pipelines_proofs import PROVEN, klein_inpaint, kontext_inpaint, long_text, lumina, vace
 from pipelines_transformers import TEXT
 from spied import Spy, check_factors
 
@@ -114,3 +115,14 @@ def test_more_references_than_frames_are_refused() -> None:
     latents = pipeline.prepare_latents(1, 16, 32, 48, 5)
     with pytest.raises(UnsupportedModel, match="given 2 frames, 2 of them references"):
         record(pipeline, PATH, **call(), latents=latents)
+
+
+def test_key_heads_that_several_query_heads_share(memory: type[MemoryWriter]) -> None:
+    pipeline, call = lumina(key_heads=2)
+    spy = Spy(pipeline)
+    with spy:
+        record(pipeline, PATH, encoding="factors", **call())
+    (layer,) = memory.last.trace.layers
+    query, key, _ = spy.calls[layer.path][0][0]
+    check_factors(memory.last.blocks[0, 0, "cond", 0], layer, query[0], key[0], key[0])
+    assert torch.equal(key[0, 0], key[0, 1])
