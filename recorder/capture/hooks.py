@@ -91,7 +91,12 @@ class Capture:
             self._wanted = self._listener.begin(name, args, kwargs)
 
         self._handles.append(root.register_forward_pre_hook(begin, with_kwargs=True))
-        self._handles.append(root.register_forward_hook(lambda *_: self._listener.end(name)))
+
+        def end(*_: object) -> None:
+            self.factors.settle()
+            self._listener.end(name)
+
+        self._handles.append(root.register_forward_hook(end))
         ancestors = {above for path in self._modules for above in _ancestors(path)}
         for path, module in ((f"{name}.{strip(inner)}".rstrip("."), module) for inner, module in root.named_modules()):
             if path in ancestors:
@@ -132,7 +137,7 @@ class Capture:
             # A cache hook gives an earlier output again without projecting anything: that call is absent, not hidden.
             cached = not self._projections.ran and hasattr(module, "_diffusers_hook")
             cached = cached or (skips and not self._mode.worked)
-            if output is not None and not self._calls and not cached and not self._hear_factors():
+            if output is not None and not self._calls and not cached and not self._hear_factors(output, args):
                 self._listener.unseen(path, module)
             self._projections.forget()
             self.factors.forget()
@@ -145,11 +150,12 @@ class Capture:
         self._handles += self._projections.hooks(module, lambda: self._entered > 0)
         self._handles += self.factors.hooks(module, lambda: self._entered > 0) if self._outside else []
 
-    def _hear_factors(self) -> bool:
+    def _hear_factors(self, output: object, args: tuple[Any, ...]) -> bool:
         """Tell of attention that no call showed; whether there was any."""
         found = self.factors.read() if self._outside else None
         if found is None:
             return False
+        self.factors.check_output(output, args[0] if args else None)
         query, key, scale, mask = found
         grid, around = self._grid(query.shape[2])
         own = self._projections.own

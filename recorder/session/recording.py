@@ -20,6 +20,7 @@ from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
 from ..capture.modules import denoisers, reads_features
+from ..capture.projected import Factors
 from ..capture.wrapping import replaced
 from ..families import family_of
 from ..images.inputs import generated_pictures
@@ -39,7 +40,9 @@ from .run import Labels, Run
 DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
 """What is said of a model that is no pipeline."""
 OPTIONS: Final = frozenset(one.name for one in fields(Options))
-OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, on trust"
+OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, "
+TRUSTED: Final = "on trust"
+SAMPLED: Final = "as its output at one query of each row in every call shows"
 
 
 def record(
@@ -131,7 +134,7 @@ class Recording:
         self._run = None if self._declared is None else self._make_run(self._declared)
         self._generated: list[Picture] = []
         self._notes: list[str] = []
-        self._unproven: set[str] = set()
+        self._factors: Factors | None = None
         self._running = False
         self._restore = ExitStack()
 
@@ -203,7 +206,8 @@ class Recording:
         return Run(labels, self.path, self._options, self._provenance)
 
     def _provenance(self) -> dict[str, JSON]:
-        trusted = [f"{path} {OWN_KERNEL}" for path in sorted(self._unproven)]
+        own = [(self._factors.unproven, TRUSTED), (self._factors.sampled, SAMPLED)] if self._factors is not None else []
+        trusted = [f"{path} {OWN_KERNEL}{why}" for paths, why in own for path in sorted(paths)]
         notes: list[JSON] = [*self._notes, *(self._run.labels.notes() if self._run is not None else []), *trusted]
         return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
 
@@ -213,7 +217,7 @@ class Recording:
         labels = run.labels
         joins = self._declared is None and reads_features(self._model)
         capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins)
-        self._unproven = capture.factors.unproven
+        self._factors = capture.factors
         bar = progress_bar(self.path, self._options.progress, self._model)
         try:
             with uncompiled(labels.given), bar as run.progress, capture:

@@ -170,9 +170,8 @@ def test_a_denoiser_whose_arguments_are_not_known_is_refused(memory: type[Memory
     pipeline, call = hidream()
     with pytest.raises(UnsupportedModel, match=r"double_stream_blocks\.0\.block\.attn1.*come from none of its projections"):
         record(pipeline, PATH, **call())
-    pipeline.transformer.register_forward_pre_hook(
-        lambda _, args, kwargs: (args, {**kwargs, "timesteps": None}), with_kwargs=True, prepend=True
-    )
+    hook = pipeline.transformer.register_forward_pre_hook
+    hook(lambda _, args, kwargs: (args, {**kwargs, "timesteps": None}), with_kwargs=True, prepend=True)
     with pytest.raises(UnsupportedModel, match=r"given no timestep that could be told.*encoder_hidden_states_t5.*denoisers="):
         record(pipeline, PATH, **call())
     hook(lambda _, args, kwargs: (args, {"tokens": kwargs.pop("hidden_states")}), with_kwargs=True, prepend=True)
