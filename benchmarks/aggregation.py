@@ -15,8 +15,7 @@ from extraction import Finding
 
 from i2am.analyzer.maps.heatmap import heatmap
 from i2am.analyzer.methods.recipes import RECIPES
-from i2am.analyzer.metrics.imacs import imacs
-from i2am.analyzer.metrics.overlap import iou
+from i2am.analyzer.metrics.overlap import imacs, iou
 from i2am.analyzer.metrics.placement import normalize
 from i2am.analyzer.metrics.pointing import PLACES, RADIUS, Truth, pck, pointing_error
 

@@ -16,8 +16,8 @@ import xarray as xr
 
 from i2am.analyzer import g2r, looks, open_trace, r2g
 from i2am.analyzer.inspection.truth import require_truth
+from i2am.analyzer.maps.attribution import token_map
 from i2am.analyzer.maps.looks import row_entropy
-from i2am.analyzer.maps.tokens import token_map
 from i2am.analyzer.methods.recipes import RECIPES, get_recipe
 from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput

@@ -22,7 +22,7 @@ from measure import interleave, machine, peak_memory, size_on_disk, table
 
 from i2am.analyzer import open_trace
 from i2am.recorder import record
-from i2am.recorder.plan.sizes import weigh
+from i2am.recorder.plan.budget import weigh
 
 WAYS = ("factors", "probabilities")
 

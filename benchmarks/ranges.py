@@ -18,8 +18,8 @@ import numpy as np
 from recordings import pipelines, record_pair, recordings
 
 from i2am.analyzer import open_trace
-from i2am.analyzer.diagnosis.diagnose import gather
-from i2am.analyzer.diagnosis.signatures import SIGNATURES, Evidence
+from i2am.analyzer.diagnosis.evidence import Evidence, gather
+from i2am.analyzer.diagnosis.signatures import SIGNATURES
 from i2am.analyzer.numerics.statistics import correlation
 from i2am.recorder.demo.pairs import Pair
 from i2am.recorder.demo.pipeline import TryOnPipeline

@@ -12,7 +12,7 @@ from typing import Any
 
 from i2am.recorder.capture import hooks as capture
 from i2am.recorder.encoding import transfer
-from i2am.recorder.session import blocks, run
+from i2am.recorder.session import run
 from i2am.recorder.store import files as storage
 from i2am.recorder.store import workers, writer
 
@@ -20,7 +20,7 @@ SAMPLING = (
     # (what it is, where it lives, names) in the thread that samples
     ("labels: step, branch, layer, keys", run.Run, ("begin", "hear", "close_evaluation", "end")),
     ("labels: step, branch, layer, keys", capture.Capture, ("_attend",)),
-    ("encode: softmax, log-sum-exps, rounding", blocks, ("encode_scores", "sum_rows")),
+    ("encode: softmax, log-sum-exps, rounding", run, ("encode_scores", "sum_rows")),
     ("copy off the device", transfer.Outbox, ("block",)),
     ("wait for the queue", workers.Workers, ("submit",)),
     ("wait for the last writes", workers.Workers, ("drain", "close")),

@@ -13,7 +13,7 @@ from extraction import Finding
 from measure import table
 
 from i2am.analyzer.methods.recipes import RECIPES
-from i2am.analyzer.metrics.imacs import imacs
+from i2am.analyzer.metrics.overlap import imacs
 from i2am.analyzer.numerics.statistics import bootstrap_mean
 from i2am.recorder.demo.pairs import Pair
 from i2am.recorder.demo.truth import found, painting_error

@@ -1,6 +1,7 @@
 """Record the attention of a diffusers pipeline, or of any torch sampler, to a trace. Needs the extra `record`.
 
-Hands on `record` and `recording`. Never imports dask or xarray: a trace is written here and read in `i2am.analyzer`.
+Hands on `record`, `recording`, and `seal` for what was cut short. Never imports dask or xarray: a trace is written here and
+read in `i2am.analyzer`.
 """
 
 # Loaded on first use, as `__init__.pyi` says: `i2am --help` and the writer need no torch.

@@ -51,7 +51,7 @@ class Family:
     encoder_apart: bool = False
     """Whether the image encoder of its IP-Adapters is another model's."""
     inputs: str = ""
-    """Name of the function in dryrun/sequences.py that makes the denoiser's inputs; "" if none does, as none need for a plain UNet."""
+    """Name of the function in dryrun/inputs.py that makes the denoiser's inputs; "" if none does, as none need for a plain UNet."""
 
 
 CHANNELS: Final = "is concatenated to the latent's channels"

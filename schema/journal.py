@@ -5,80 +5,145 @@ A line that does not end, or an unfinished last one, is what a killed recording 
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
+import re
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, TypeAlias
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CorruptTrace, UnknownVersion
 from .layout import JOURNAL, MANIFEST
-
-FileSums: TypeAlias = dict[str, tuple[int, str]]
-"""Path from the trace's root -> (bytes, sha256)."""
-
-MANIFEST_VERSION: Final = 1
-
-_ENTRY: Final[dict[str, tuple[type, ...]]] = {
-    "step": (int,),
-    "evaluation": (int,),
-    "timestep": (int, float),
-    "sigma": (int, float, type(None)),
-    "scheduler_step": (int,),
-    "present": (list,),
-    "key_step": (dict,),
-    "lost": (dict,),
-    "files": (dict,),
-}
+from .messages import plain
+from .record import canonical, decode, parse_json
 
 
-def encode_line(entry: Mapping[str, Any]) -> str:
+class FileSum(NamedTuple):
+    """What a ledger says of one file."""
+
+    nbytes: int
+    sha256: str
+    crcs: str = ""
+    """The crc32c of each chunk in the file, in order, eight hex digits each: what binds the chunks to this place in this trace.
+
+    Empty for what is no array, and in traces older than ledgers of version 2."""
+
+
+FileSums: TypeAlias = dict[str, FileSum]
+"""By path from the trace's root."""
+
+MANIFEST_VERSION: Final = 2
+MANIFEST_VERSIONS: Final = (1, MANIFEST_VERSION)
+"""Those that are read; in version 1 chunks are not tied to their places."""
+MOST_NAME: Final = 400
+"""Longest path of a file, from the trace's root."""
+_PATH: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
+_CRCS: Final = re.compile("([0-9a-f]{8})*")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One committed step, as its line in the journal says it."""
+
+    step: int
+    """Position on the step axis."""
+    evaluation: int
+    timestep: float | None
+    sigma: float | None
+    scheduler_step: int
+    present: tuple[int, ...]
+    """Positions of the layers that were called."""
+    key_step: dict[str, tuple[tuple[int, ...], ...]]
+    """Layer position -> per sample and branch, the step at which the key lies."""
+    lost: dict[str, float]
+    """Layer position -> worst share of a token's column that the encoding changed."""
+    files: FileSums = field(default_factory=dict)
+    """Everything that became durable with this step."""
+
+
+def encode_line(entry: Step) -> str:
     """One journal line, newline included, that carries its own checksum."""
-    canonical = _canonical(entry)
-    return f'{{"crc32":"{_checksum(canonical)}","entry":{canonical}}}\n'
+    text = canonical({**dataclasses.asdict(entry), "files": _plain(entry.files)})
+    return f'{{"crc32":"{_checksum(text)}","entry":{text}}}\n'
 
 
-def decode_lines(text: str | bytes) -> list[dict[str, Any]]:
-    """The journal's entries in step order, without an unfinished last line.
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large a ledger may be that lists what a record plans; read before it is parsed, because JSON in memory is many times its text."""
+
+    files: int
+    """Files that the record plans."""
+    chunks: int
+    """Chunks in them."""
+    tables: int = 0
+    """Lists of key steps in all lines of a journal, and numbers in them."""
+
+    @property
+    def nbytes(self) -> int:
+        """Most bytes, but never more than any recording of ours needs."""
+        return min(2**16 + (MOST_NAME + 128) * self.files + 8 * self.chunks + 32 * self.tables, MOST_LEDGER_BYTES)
+
+    def check(self, text: bytes, where: str) -> None:
+        """Raise CorruptTrace if a ledger holds more than the record plans."""
+        nested, quotes = text.count(b"[") + text.count(b"{"), text.count(b'"')
+        if len(text) > self.nbytes or nested > self.files + self.tables + 64 or quotes > 6 * self.files + 24 * self.tables + 999:
+            raise CorruptTrace(f"{where} has {len(text)} bytes and more entries than its record plans; the file was changed")
+
+
+MOST_LEDGER_BYTES: Final = 2**26
+UNBOUNDED: Final = Bounds(2**40, 2**40, 2**40)
+
+
+def decode_lines(text: str | bytes, bounds: Bounds = UNBOUNDED) -> list[Step]:
+    """The journal's steps in order, without an unfinished last line.
 
     Raises   CorruptTrace if a finished line was changed, or the steps are not 0, 1, 2, ...
     """
-    lines = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text).split("\n")
-    entries: list[dict[str, Any]] = []
+    bounds.check(text if isinstance(text, bytes) else text.encode(), JOURNAL)
+    lines = (text if isinstance(text, bytes) else text.encode()).split(b"\n")
+    entries: list[Step] = []
     for number, line in enumerate(lines):
-        if number == len(lines) - 1 and not line:
+        last = number == len(lines) - 1
+        if last and not line:
             break
         try:
             entries.append(_decode_line(line, number))
         except CorruptTrace:
-            if number == len(lines) - 1:  # no newline after it: the recording was killed while it wrote this line
+            if last:  # no newline after it: the recording was killed while it wrote this line
                 break
             raise
     return entries
 
 
-def steps_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
-    """The table of steps: evaluation, timestep, sigma and scheduler_step of each entry."""
-    sigmas = [math.nan if entry["sigma"] is None else entry["sigma"] for entry in entries]
+def steps_of(entries: Sequence[Step]) -> dict[str, NDArray[Any]]:
+    """The table of steps: evaluation, timestep, sigma and scheduler_step of each entry, NaN where there is none."""
     return {
-        "evaluation": np.array([entry["evaluation"] for entry in entries], np.int32),
-        "timestep": np.array([entry["timestep"] for entry in entries], np.float64),
-        "sigma": np.array(sigmas, np.float64),
-        "scheduler_step": np.array([entry["scheduler_step"] for entry in entries], np.int32),
+        "evaluation": np.array([entry.evaluation for entry in entries], np.int32),
+        "timestep": np.array([entry.timestep for entry in entries], np.float64),
+        "sigma": np.array([entry.sigma for entry in entries], np.float64),
+        "scheduler_step": np.array([entry.scheduler_step for entry in entries], np.int32),
     }
 
 
-def present_of(entries: Sequence[Mapping[str, Any]], layers: int) -> NDArray[np.bool_]:
+def present_of(entries: Sequence[Step], layers: int) -> NDArray[np.bool_]:
     """Whether each layer was called.
 
     Dims     (step, layer)
+    Raises   CorruptTrace for a layer that is not there
     """
-    return np.array([[layer in entry["present"] for layer in range(layers)] for entry in entries], bool).reshape(len(entries), layers)
+    present = np.zeros((len(entries), layers), bool)
+    for step, entry in enumerate(entries):
+        if not all(0 <= layer < layers for layer in entry.present):
+            raise CorruptTrace(f"{JOURNAL}, line {step + 1}, names a layer beyond the trace's {layers}; the file was changed")
+        present[step, list(entry.present)] = True
+    return present
 
 
 def disk_bytes(path: Path) -> int:
@@ -86,71 +151,64 @@ def disk_bytes(path: Path) -> int:
     return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
-def encode_manifest(trace_id: str, files: Mapping[str, tuple[int, str]]) -> str:
+def encode_manifest(trace_id: str, files: Mapping[str, FileSum], version: int = MANIFEST_VERSION) -> str:
     """The manifest: every file of the trace but itself."""
-    listed = {name: [size, digest] for name, (size, digest) in sorted(files.items())}
-    return json.dumps({"version": MANIFEST_VERSION, "trace": trace_id, "files": listed}, indent=1) + "\n"
+    return json.dumps({"version": version, "trace": trace_id, "files": _plain(files)}, indent=1) + "\n"
 
 
-def decode_manifest(text: str | bytes) -> tuple[str, FileSums]:
+def decode_manifest(text: str | bytes, bounds: Bounds = UNBOUNDED) -> tuple[str, FileSums]:
     """The trace's id and its files.
 
     Raises   UnknownVersion, CorruptTrace
     """
-    try:
-        doc = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorruptTrace(f"{MANIFEST} is not JSON ({error}); the file was changed after the recording") from error
-    if not isinstance(doc, dict) or not isinstance(doc.get("trace"), str):
+    data = text if isinstance(text, bytes) else text.encode()
+    bounds.check(data, MANIFEST)
+    doc = parse_json(data, MANIFEST)
+    if not isinstance(doc.get("trace"), str):
         raise CorruptTrace(f"{MANIFEST} does not name its trace; the file was changed after the recording")
-    if doc.get("version") != MANIFEST_VERSION:
-        found = doc.get("version")
-        raise UnknownVersion(f"{MANIFEST} has version {found!r}; this one reads {MANIFEST_VERSION}. Upgrade: pip install --upgrade i2am")
-    return doc["trace"], decode_files(doc.get("files"), MANIFEST)
+    version = doc.get("version")
+    if type(version) is not int or version not in MANIFEST_VERSIONS:
+        raise UnknownVersion(
+            f"{MANIFEST} has version {plain(str(version)[:60])}; this reads up to {MANIFEST_VERSION}. Upgrade: pip install --upgrade i2am"
+        )
+    return doc["trace"], _decode_files(doc.get("files"), MANIFEST)
 
 
-def decode_files(doc: Any, where: str) -> FileSums:
-    """Checked sums of files, none of which lies outside the trace.
+def _plain(files: Mapping[str, FileSum]) -> dict[str, list[Any]]:
+    return {name: list(given if given.crcs else given[:2]) for name, given in sorted(files.items())}
 
-    Raises   CorruptTrace
-    """
+
+def _decode_files(doc: Any, where: str) -> FileSums:
+    """Checked sums of files, none of which lies outside the trace."""
     if not isinstance(doc, dict):
         raise CorruptTrace(f"{where} lists no files; it was changed after the recording")
     return {name: _file_sum(name, value, where) for name, value in doc.items()}
 
 
-def _file_sum(name: str, value: Any, where: str) -> tuple[int, str]:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
-        raise CorruptTrace(f"{where} names {name!r}, which is no file of a trace")
+def _file_sum(name: str, value: Any, where: str) -> FileSum:
+    if not _PATH.fullmatch(name) or len(name) > MOST_NAME:
+        raise CorruptTrace(f"{where} names {name[:99]!a}, which is no file of a trace")
     match value:
-        case [int(size), str(digest)] if size >= 0 and len(digest) == 64:
-            return size, digest
-    raise CorruptTrace(f"{where} should give [bytes, sha256] for {name}, but gives {value!r}")
+        case [size, str(digest), *crcs] if type(size) is int and 0 <= size < 2**63 and _DIGEST.fullmatch(digest) and len(crcs) < 2:
+            if not crcs or (isinstance(crcs[0], str) and _CRCS.fullmatch(crcs[0])):
+                return FileSum(size, digest, *crcs)
+    raise CorruptTrace(f"{where} should give [bytes, sha256] or [bytes, sha256, crc32c of the chunks] for {name}; it was changed")
 
 
-def _decode_line(line: str, number: int) -> dict[str, Any]:
+def _decode_line(line: bytes, number: int) -> Step:
     where = f"{JOURNAL}, line {number + 1},"
-    try:
-        doc = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorruptTrace(f"{where} is not JSON; the file was changed after the recording") from error
-    if not isinstance(doc, dict) or set(doc) != {"crc32", "entry"} or doc["crc32"] != _checksum(_canonical(doc["entry"])):
+    doc = parse_json(line, where)
+    entry = doc.get("entry")
+    if set(doc) != {"crc32", "entry"} or doc["crc32"] != _checksum(canonical(entry)):
         raise CorruptTrace(f"{where} does not match its checksum; the file was changed after the recording")
-    return _checked(doc["entry"], number, where)
-
-
-def _checked(entry: Any, number: int, where: str) -> dict[str, Any]:
-    if not isinstance(entry, dict) or set(entry) != set(_ENTRY) or not all(isinstance(entry[key], kinds) for key, kinds in _ENTRY.items()):
+    if not isinstance(entry, dict):
         raise CorruptTrace(f"{where} is not a step of format 1")
-    if entry["step"] != number:
-        raise CorruptTrace(f"{where} is of step {entry['step']} where step {number} is expected; lines were removed or moved")
-    return {**entry, "files": decode_files(entry["files"], where)}
+    files = _decode_files(entry.get("files"), where)
+    step = dataclasses.replace(decode(Step, {name: value for name, value in entry.items() if name != "files"}, where), files=files)
+    if step.step != number:
+        raise CorruptTrace(f"{where} is of step {step.step} where step {number} is expected; lines were removed or moved")
+    return step
 
 
-def _canonical(entry: Any) -> str:
-    return json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=True)
-
-
-def _checksum(canonical: str) -> str:
-    return f"{zlib.crc32(canonical.encode()):08x}"
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"

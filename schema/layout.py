@@ -5,18 +5,25 @@ The writer creates what `layout` plans and the reader checks what it finds again
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .codec import PROBABILITY_SCALE
-from .record import BRANCHES
+from .record import BRANCHES, canonical
 from .trace import Codec, Image, Layer, TraceRecord
 
 ROOT: Final = "zarr.json"
 JOURNAL: Final = "journal.jsonl"
 MANIFEST: Final = "manifest.json"
+
+MOST_ROOT_BYTES: Final = 2**24
+"""Largest root document; those of hundreds of layers have a quarter of it."""
+MOST_DOCUMENT_BYTES: Final = 2**16
+"""Largest `zarr.json` of a group or array below the root."""
 
 SHARD_BYTES: Final = 64 * 2**20
 """A shard holds at most this much before compression, in bytes."""
@@ -188,12 +195,21 @@ def layer_documents(trace: TraceRecord, index: int) -> dict[str, dict[str, Any]]
 def root_document(trace: TraceRecord) -> dict[str, Any]:
     """The root's `zarr.json`, which says what the trace is.
 
-    Once complete it carries all other documents too (Zarr's consolidated metadata), so that plain xarray opens it in one read.
+    Once complete it carries all other documents too (Zarr's consolidated metadata), so that plain xarray opens it in one read. Before
+    that no manifest holds its hash, so it carries one of its own record.
     """
-    document = {**_group(), "attributes": {"zarr_conventions": [CONVENTION], "i2am": trace.to_json()}}
+    record = trace.to_json()
+    document = {**_group(), "attributes": {"zarr_conventions": [CONVENTION], "i2am": record}}
     if trace.status == "complete":
         document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": documents(trace)}
+    else:
+        document["attributes"]["i2am_sha256"] = record_sum(record)
     return document
+
+
+def record_sum(record: dict[str, Any]) -> str:
+    """The sha256 that an unfinished trace's root carries of its record."""
+    return hashlib.sha256(canonical(json.loads(json.dumps(record, default=str))).encode()).hexdigest()
 
 
 def _group() -> dict[str, Any]:
@@ -206,42 +222,20 @@ def _probabilities(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPla
         "long_name": "attention probability over all keys of the call",
         "coordinates": "timestep",
     }
+    over_places = {"long_name": "logsumexp of scores over generated positions", "coordinates": "timestep"}
     return [
         _blocks(trace, layer, f"{root}/probability", "float16", (*_axes(layer), "token"), (*layer.places, layer.tokens), attributes),
         _query_lse(trace, layer, root),
-        _blocks(
-            trace,
-            layer,
-            f"{root}/token_lse",
-            "float32",
-            ("token",),
-            (layer.tokens,),
-            {"long_name": "logsumexp of scores over generated positions", "coordinates": "timestep"},
-        ),
+        _blocks(trace, layer, f"{root}/token_lse", "float32", ("token",), (layer.tokens,), over_places),
     ]
 
 
 def _factors(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
     dtype = layer.factor_dtype
+    query, key = {"long_name": "query", "coordinates": "timestep"}, {"long_name": "key; at each step read the step named by key_step"}
     plans = [
-        _blocks(
-            trace,
-            layer,
-            f"{root}/query",
-            dtype,
-            (*_axes(layer), "channel"),
-            (*layer.places, layer.head_dim),
-            {"long_name": "query", "coordinates": "timestep"},
-        ),
-        _blocks(
-            trace,
-            layer,
-            f"{root}/key",
-            dtype,
-            ("token", "channel"),
-            (layer.tokens, layer.head_dim),
-            {"long_name": "key; at each step read the step named by key_step"},
-        ),
+        _blocks(trace, layer, f"{root}/query", dtype, (*_axes(layer), "channel"), (*layer.places, layer.head_dim), query),
+        _blocks(trace, layer, f"{root}/key", dtype, ("token", "channel"), (layer.tokens, layer.head_dim), key),
     ]
     return [*plans, _query_lse(trace, layer, root)] if layer.partial_keys else plans
 
@@ -284,10 +278,8 @@ def _split_rows(lengths: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 def _split(length: int, most: int) -> int:
     """The largest divisor of `length` that is at most `most`, and at least 1."""
-    pieces = -(-length // max(1, min(most, length)))
-    while length % pieces:
-        pieces += 1
-    return length // pieces
+    small = [n for n in range(1, math.isqrt(length) + 1) if length % n == 0]
+    return max(n for pair in small for n in (pair, length // pair) if n <= max(1, most))
 
 
 def _coordinates(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:

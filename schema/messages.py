@@ -61,6 +61,11 @@ def for_shell() -> AbstractContextManager[None]:
     return for_reader("shell")
 
 
+def plain(text: str) -> str:
+    """Somebody's text as it may go to a terminal: control characters, and those that turn the direction of writing, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def listed(names: Iterable[str]) -> str:
     """Names for a message: all of them, or the first few and how many more."""
     found = list(names)

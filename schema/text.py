@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
-from .record import BRANCHES, JSON, NAME, pick, require
+from .record import BRANCHES, NAME, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +43,3 @@ class Text:
         require(self.branch is None or self.branch in BRANCHES, f"text of group {self.group} is of branch {self.branch!r}")
         outside = [word.text for word in self.words if not 0 <= word.start < word.stop <= len(self.tokens)]
         require(not outside, f"text of group {self.group}: words {outside} lie outside its {len(self.tokens)} tokens")
-
-    @classmethod
-    def from_json(cls, doc: JSON, where: str = "text") -> Self:
-        """Build from a JSON object; raises CorruptTrace if it is not one of ours."""
-        fields = pick(cls, doc, where)
-        words = tuple(Word(**pick(Word, word, f"{where}, word {i}")) for i, word in enumerate(fields["words"]))
-        return cls(**{**fields, "tokens": tuple(fields["tokens"]), "words": words})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self, TypeAlias, cast
 
-from .errors import CorruptTrace, InvalidInput, UnknownVersion
-from .record import BRANCHES, FORMAT_VERSION, JSON, NAME, pick, require
+from .errors import UnknownVersion
+from .messages import plain
+from .record import BRANCHES, FORMAT_VERSION, JSON, NAME, decode, require
 from .text import Text
 
 Softmax: TypeAlias = Literal["generated", "keys"]
@@ -24,10 +26,6 @@ STATUSES: Final[tuple[Status, ...]] = ("recording", "interrupted", "complete")
 FACTOR_DTYPES: Final = ("float16", "float32")
 LOSSY: Final = 0.01
 """Share of a token's column from which an encoding's loss is worth a word: the mean over tokens is then off by up to as much."""
-
-
-def _pair(value: Any) -> tuple[int, int] | None:
-    return None if value is None else cast("tuple[int, int]", tuple(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +64,6 @@ class TokenGroup:
     def tokens(self) -> int:
         """How many tokens, specials included."""
         return self.stop - self.start
-
-    @classmethod
-    def from_json(cls, doc: JSON, where: str = "token group") -> Self:
-        """Build from a JSON object; raises CorruptTrace if it is not one of ours."""
-        fields = pick(cls, doc, where)
-        return cls(**{**fields, "grid": _pair(fields.get("grid"))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +108,7 @@ class Layer:
     """Worst |1 - sum over x| of one token's G column as decoded, over all that was recorded: what the encoding lost or added."""
 
     def __post_init__(self) -> None:
-        require(bool(self.path), "a layer needs a module path")
+        require(bool(self.path) and self.path.isprintable(), f"a layer needs a module path of plain characters, not {self.path!a}")
         for name in ("heads", "head_dim", "tokens"):
             require(getattr(self, name) > 0, f"layer {self.path}: {name} is {getattr(self, name)}; it must be positive")
         require(self.call >= 0, f"layer {self.path}: call is {self.call}; it must not be negative")
@@ -136,7 +128,7 @@ class Layer:
             f"layer {self.path}: {self.tokens} keys of {self.call_tokens} in the call",
         )
         require(
-            list(self.head_numbers) == sorted(set(self.head_numbers) & set(range(self.call_heads)))
+            all(a < b for a, b in itertools.pairwise((-1, *self.head_numbers, self.call_heads or self.heads)))
             and len(self.head_numbers) == (self.heads if self.call_heads else 0),
             f"layer {self.path}: heads {list(self.head_numbers)} of {self.model_heads} do not name its {self.heads} in order",
         )
@@ -194,15 +186,6 @@ class Layer:
         """Whether the model's softmax ran over more keys than are stored."""
         return self.call_tokens > self.tokens
 
-    @classmethod
-    def from_json(cls, doc: JSON, where: str = "layer") -> Self:
-        """Build from a JSON object; raises CorruptTrace if it is not one of ours."""
-        fields = pick(cls, doc, where)
-        groups = tuple(TokenGroup.from_json(g, f"{where}, token group {i}") for i, g in enumerate(fields["groups"]))
-        probes = tuple(TokenGroup.from_json(g, f"{where}, probe {i}") for i, g in enumerate(fields.get("probes", ())))
-        heads = tuple(fields.get("head_numbers", ()))
-        return cls(**{**fields, "grid": _pair(fields["grid"]), "groups": groups, "head_numbers": heads, "probes": probes})
-
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -226,13 +209,11 @@ class Image:
         require(self.height > 0 and self.width > 0, f"image {self.name} is {self.height} x {self.width} pixels")
         require(self.channels in (1, 3), f"image {self.name} has {self.channels} channels; it needs 1 or 3")
         require(self.frames >= 0, f"image {self.name} has {self.frames} frames; it has some, or 0 for one picture")
-
-    @classmethod
-    def from_json(cls, doc: JSON, where: str = "image") -> Self:
-        """Build from a JSON object; raises CorruptTrace if it is not one of ours."""
-        fields = pick(cls, doc, where)
-        window = fields.get("window")
-        return cls(**{**fields, "window": None if window is None else tuple(window)})
+        top, left, bottom, right = self.window or (0, 0, self.height, self.width)
+        require(
+            0 <= top < bottom <= self.height and 0 <= left < right <= self.width,
+            f"image {self.name} has a window {self.window} that is no part of its {self.height} x {self.width} pixels",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +268,16 @@ class TraceRecord:
     version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        require(
+            self.id.isprintable() and self.created.isprintable(), f"a trace's id and date are plain text, not {self.id!a}, {self.created!a}"
+        )
         require(self.status in STATUSES, f"status {self.status!r}; a trace is {', '.join(STATUSES)}")
         require(self.samples > 0 and self.steps >= 0, f"a trace needs samples and steps, got {self.samples} and {self.steps}")
         require(
             len(self.branches) > 0 and len(set(self.branches)) == len(self.branches) and set(self.branches) <= set(BRANCHES),
             f"branches {self.branches}; a trace keeps cond, uncond or both",
         )
+        require(self.latent_grid is None or min(self.latent_grid) > 0, f"latent grid {self.latent_grid} must be positive")
         names = [layer.name for layer in self.layers]
         require(len(set(names)) == len(names), "two layers have one path and call")
         require(len({i.name for i in self.images}) == len(self.images), "two images have one name")
@@ -307,24 +292,13 @@ class TraceRecord:
 
         Raises   UnknownVersion for another format, CorruptTrace for a record that is not well formed
         """
-        if isinstance(doc, dict) and doc.get("version") != FORMAT_VERSION:
+        version = doc.get("version", FORMAT_VERSION) if isinstance(doc, dict) else FORMAT_VERSION
+        if type(version) is not int or version != FORMAT_VERSION:
             raise UnknownVersion(
-                f"the trace has format version {doc.get('version')!r}; this release reads version {FORMAT_VERSION}. "
+                f"the trace has format version {plain(str(version)[:60])}; this release reads version {FORMAT_VERSION}. "
                 "Open it with the release that wrote it, or upgrade: pip install --upgrade i2am"
             )
-        fields = dict(pick(cls, doc, "the trace record"))
-        try:
-            fields["layers"] = tuple(Layer.from_json(d, f"layer {i}") for i, d in enumerate(fields.get("layers", ())))
-            fields["images"] = tuple(Image.from_json(d, f"image {i}") for i, d in enumerate(fields.get("images", ())))
-            fields["texts"] = tuple(Text.from_json(d, f"text {i}") for i, d in enumerate(fields.get("texts", ())))
-            fields["codec"] = Codec(**pick(Codec, fields.get("codec", {}), "codec"))
-            fields["branches"] = tuple(fields["branches"])
-            fields["latent_grid"] = _pair(fields.get("latent_grid"))
-            return cls(**fields)
-        except (InvalidInput, TypeError, ValueError, KeyError) as error:
-            if isinstance(error, CorruptTrace):
-                raise
-            raise CorruptTrace(f"the trace record is not valid: {error}") from error
+        return decode(cls, doc, "the trace record")
 
 
 def _plain(value: Any) -> Any:

@@ -13,15 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from ...schema.layout import image_layout
 from ...schema.trace import Softmax
 from ..trace.calls import Calls, Kind
 from ..trace.images import masks
 from ..trace.scan import scan, segments
 from .exact import Exact, exact_maps
-from .reduction import Graph, Lift, Piece, Resampling, Rule, Source, pick_generated, pick_patch, pick_token, reduce_maps
+from .reduction import Graph, Lift, Piece, Resampling, Source, reduce_maps
 from .request import AXES, MapRequest
 from .selection import cell
 from .weights import query_weights
@@ -37,16 +35,17 @@ def build_map(request: MapRequest, **more: Any) -> xr.DataArray:
     chosen, row, axes = request.chosen, request.row, request.axes
     sources = [plan_layer(request, i) for i in range(len(chosen.layers))]
     slots = [tuple(chosen.heads.index(number) for number in numbers) for numbers in chosen.pairs]
-    groups = [
-        [Piece(s.tasks[g] if slots[i] else (), s.lift, slots[i], len(request.called[i][g])) for i, s in enumerate(sources)]
-        for g in range(len(request.times))
-    ]
+    by_time, by_head = (row.time_groups if "time" in axes else row.time), "head" in axes or row.heads == "sum"
+    groups = []
+    for g in range(len(request.times)):
+        calls = [len(called[g]) if by_time == "mean" else 1 for called in request.called]
+        shares = [count * (1 if by_head else len(own)) for count, own in zip(calls, slots, strict=True)]
+        groups.append([Piece(s.tasks[g] if slots[i] else (), s.lift, slots[i], shares[i]) for i, s in enumerate(sources)])
     tokens = (len(request.columns[0].tokens),) if request.each else ()
     facts = repr((request.trace.token, request.direction, row, chosen, axes, request.times, groups, tokens, request.target))
     name = f"i2am-{request.direction}-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
-    rule = Rule(row.time_groups if "time" in axes else row.time, row.heads, row.layers)
     graphs = {source.name: source.graph for source in sources}
-    array = reduce_maps(name, graphs, groups, len(chosen.heads), frozenset(axes), (*tokens, *request.target), rule)
+    array = reduce_maps(name, graphs, groups, len(chosen.heads), frozenset(axes), (*tokens, *request.target), row.layers)
     # An image has no axis of frames, and tokens without a place have no rows.
     missing = len(request.target) - len(request.places)
     array = array[(*(ALL if axis in axes else 0 for axis in AXES), *(ALL for _ in tokens), *(0 for _ in range(missing)))]
@@ -95,16 +94,16 @@ def _plan_scan(request: MapRequest, i: int, to: Resampling) -> Source:
     index, counted = chosen.layers[i], request.columns[i].tokens
     calls = Calls.of(trace, index)
     name = f"i2am-scan-{trace.token}-{row.r2g}-{other}-{weights.token}-{index}-{chosen.sample}-{chosen.branch}"
-    plans = tuple(image_layout(image) for image in masks(trace))
+    plans = tuple(trace.arrays[f"images/{image.name}"] for image in masks(trace))
     graph: Graph = {(name, "weights"): (query_weights, str(trace.path), plans, weights.extra, calls.layer.places)}
     for step in _present(request, calls):
         graph[name, step] = (scan, calls, chosen.sample, chosen.branch, step, row.r2g, other, (name, "weights"))
     tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
     if request.direction == "r2g":
         parts = tuple(n for n, part in enumerate(segments(calls)) if part.start in counted)
-        return Source(name, graph, tasks, Lift(pick_generated, parts, len(counted) if row.tokens == "mean" else 1, None, to))
+        return Source(name, graph, tasks, Lift("generated", parts, len(counted) if row.tokens == "mean" else 1, None, to))
     divisor = math.prod(calls.layer.places) if row.queries == "mean" else 1
-    return Source(name, graph, tasks, Lift(pick_token, (weights.which,), divisor, (counted[0], counted[-1] + 1), to))
+    return Source(name, graph, tasks, Lift("token", (weights.which,), divisor, (counted[0], counted[-1] + 1), to))
 
 
 def _plan_row(request: MapRequest, i: int) -> Source:
@@ -118,10 +117,11 @@ def _plan_row(request: MapRequest, i: int) -> Source:
     only = "" if columns.among is None else f"-{min(columns.among)}-{max(columns.among)}"
     name = f"i2am-patch-{trace.token}-{kind}-{index}-{chosen.sample}-{chosen.branch}-{y}-{x}{only}"
     graph: Graph = {
-        (name, step): (patch, calls, chosen.sample, chosen.branch, step, y, x, kind, columns.among) for step in _present(request, calls)
+        (name, step): (Calls.patch, calls, (chosen.sample, chosen.branch, step), y, x, kind, columns.among)
+        for step in _present(request, calls)
     }
     tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
-    return Source(name, graph, tasks, Lift(pick_patch, (), 1, (columns.tokens[0], columns.tokens[-1] + 1), to))
+    return Source(name, graph, tasks, Lift(None, (), 1, (columns.tokens[0], columns.tokens[-1] + 1), to))
 
 
 def _plan_exact(request: MapRequest, i: int, exact: Exact) -> Source:
@@ -138,7 +138,7 @@ def _plan_exact(request: MapRequest, i: int, exact: Exact) -> Source:
     graph: Graph = {}
     given: Any = None
     if weights.which:
-        plans = tuple(image_layout(image) for image in masks(trace))
+        plans = tuple(trace.arrays[f"images/{image.name}"] for image in masks(trace))
         given = (name, "weights")
         stacked = (query_weights, str(trace.path), plans, weights.extra, calls.layer.places)
         graph[given] = (operator.getitem, stacked, weights.which)
@@ -151,12 +151,3 @@ def _present(request: MapRequest, calls: Calls) -> list[int]:
     """Steps of every call of a layer, selected or not: a graph of one name holds them all, and dask drops what is not needed."""
     present: list[int] = np.flatnonzero(calls.where[request.chosen.sample, request.chosen.branch] >= 0).tolist()
     return present
-
-
-def patch(calls: Calls, sample: int, branch: int, step: int, y: int, x: int, kind: Kind, among: tuple[int, ...] | None) -> NDArray[Any]:
-    """Task: one generated position's attention in one call, as if its softmax ran `among` some tokens alone if these are given.
-
-    Dims     (head, token)
-    """
-    values = calls.patch((sample, branch, step), y, x, kind)
-    return values if among is None else values / values[:, list(among)].sum(1, dtype=np.float64, keepdims=True)

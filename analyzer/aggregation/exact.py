@@ -7,7 +7,6 @@ layer's chosen columns, in float32, and gives finished maps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -50,10 +49,12 @@ def exact_maps(calls: Calls, exact: Exact, sample: int, branch: int, steps: tupl
     divisor = len(factors) if exact.reduction == "mean" else 1
     if exact.first:
         return _lift(exact.to, total[:, None])[:, 0] / divisor
-    parts = [
-        maps if exact.reduction == "keep" else np.tensordot(maps, factors[part], ((1,), (0,)))
-        for part, maps in ((part, _lift(exact.to, columns)) for part, columns in _parts(exact, total))
-    ]
+    columns = total.swapaxes(1, 2) if exact.over == "tokens" else total  # (head, token or position, place)
+    count = max(1, LIFT_BYTES // (8 * len(columns) * math.prod(exact.to.target)))
+    parts = []
+    for part in (slice(start, start + count) for start in range(0, columns.shape[1], count)):
+        maps = _lift(exact.to, columns[:, part])
+        parts.append(maps if exact.reduction == "keep" else np.tensordot(maps, factors[part], ((1,), (0,))))
     return np.concatenate(parts, 1) if exact.reduction == "keep" else np.sum(parts, 0) / divisor
 
 
@@ -76,18 +77,6 @@ def _collect(calls: Calls, exact: Exact, at: tuple[int, int], steps: tuple[int, 
             else:
                 total[rows[head]] += factors[part] @ values.astype(np.float64)
     return total
-
-
-def _parts(exact: Exact, total: Values) -> Iterator[tuple[slice, Values]]:
-    """Some tokens' or positions' maps at a time.
-
-    Dims     (head, position, token) -> (head, token or position, map)
-    """
-    columns = total.swapaxes(1, 2) if exact.over == "tokens" else total
-    count = max(1, LIFT_BYTES // (8 * len(columns) * math.prod(exact.to.target)))
-    for start in range(0, columns.shape[1], count):
-        part = slice(start, start + count)
-        yield part, columns[:, part]
 
 
 def _lift(to: Resampling, values: Values) -> Values:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import dask.array as da
 import numpy as np
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from ..methods.recipes import Reduction
 from ..numerics.resize import bring
-from ..trace.scan import Sums
 
 FAN_IN: Final = 8
 
@@ -68,27 +67,22 @@ class Resampling:
 class Lift:
     """How one call's sums become its maps on the common grid."""
 
-    pick: Callable[[Any, tuple[int, ...]], Values]
-    """(what the call gave, which of its segments or weightings) -> (head, ...)."""
+    part: Literal["generated", "token"] | None
+    """Which of the call's `Sums`; None where the call gave (head, token) itself."""
     index: tuple[int, ...]
+    """Which segments of the tokens, or weightings of the positions, are added."""
     divisor: float
     tokens: tuple[int, int] | None
     """Stretch of the last axis that counts; None is all of it."""
     to: Resampling
 
-    def __call__(self, given: Any) -> Values:
-        """One call's maps, in float32 as its sums were.
-
-        Dims     -> (head, *target)
-        """
-        return self.resample(self.select(given))
-
     def select(self, given: Any) -> Values:
-        """What counts of one call's sums, on the layer's own grid.
+        """What counts of one call's sums, on the layer's own grid and in float32 as they are.
 
         Dims     -> (head, ...)
         """
-        values: Values = self.pick(given, self.index)[list(self.to.heads)] / np.float32(self.divisor)
+        added: Values = given if self.part is None else getattr(given, self.part)[list(self.index)].sum(0)
+        values = added[list(self.to.heads)] / np.float32(self.divisor)
         return values if self.tokens is None else values[..., slice(*self.tokens)]
 
     def resample(self, values: Values) -> Values:
@@ -113,29 +107,6 @@ class Source:
     """None where the tasks give maps that are on the common grid already."""
 
 
-def pick_generated(sums: Sums, index: tuple[int, ...]) -> Values:
-    """R2G: the segments of the token group, added.
-
-    Dims     -> (head, [frame,] y, x)
-    """
-    picked: Values = sums.generated[list(index)].sum(0)
-    return picked
-
-
-def pick_token(sums: Sums, index: tuple[int, ...]) -> Values:
-    """G2R: one weighting of the generated positions.
-
-    Dims     -> (head, token)
-    """
-    picked: Values = sums.token[index[0]]
-    return picked
-
-
-def pick_patch(values: Values, index: tuple[int, ...]) -> Values:
-    """SRAM: what the patch gave is already (head, token)."""
-    return values
-
-
 @dataclass(frozen=True, slots=True)
 class Piece:
     """The calls of one layer in one time group."""
@@ -146,21 +117,8 @@ class Piece:
     """None where the tasks give maps that are on the common grid already."""
     slots: tuple[int, ...]
     """Where the layer's heads stand among the selected ones."""
-    steps: int
-    """How many calls of the layer the group has, however many tasks they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Which axes are averaged; the others are added."""
-
-    time: Reduction
-    heads: Reduction
-    layers: Reduction
-
-    def share(self, piece: Piece, by_head: bool) -> int:
-        """What one piece adds to the divisor of the mean it takes part in."""
-        return (piece.steps if self.time == "mean" else 1) * (1 if by_head or self.heads == "sum" else len(piece.slots))
+    share: int
+    """What it adds to the divisor of the mean it takes part in."""
 
 
 def reduce_maps(
@@ -170,7 +128,7 @@ def reduce_maps(
     heads: int,
     keep: frozenset[str],
     cell: tuple[int, ...],
-    rule: Rule,
+    layers: Reduction,
 ) -> da.Array:
     """Maps over time, layer and head; an axis that is not kept has length 1.
 
@@ -184,12 +142,11 @@ def reduce_maps(
         for i, pieces in enumerate(group):
             used = [piece for piece in pieces if piece.calls]
             keys = [_tree(graph, (name, "sum", g, i, n), piece, by_head) for n, piece in enumerate(used)]
-            slots, shares = [list(p.slots) if by_head else [0] for p in used], [rule.share(p, by_head) for p in used]
+            slots, shares = [list(p.slots) if by_head else [0] for p in used], [p.share for p in used]
             key = (name, g, i, 0, *(0 for _ in cell))
-            graph[key] = (finish, keys, slots, shares, rule.layers, shape[2:])
-    layers = {**dependencies, name: graph}
+            graph[key] = (finish, keys, slots, shares, layers, shape[2:])
     array: da.Array = da.Array(  # type: ignore[no-untyped-call]
-        HighLevelGraph(layers, {**{k: set() for k in dependencies}, name: set(dependencies)}),
+        HighLevelGraph({**dependencies, name: graph}, {**{k: set() for k in dependencies}, name: set(dependencies)}),
         name,
         chunks=((1,) * shape[0], (1,) * shape[1], *((n,) for n in shape[2:])),
         dtype=np.float64,
@@ -226,7 +183,7 @@ def lift_and_add(lift: Lift | None, by_head: bool, given: Sequence[Any]) -> Valu
     """
     total: Values | None = None
     for item in given:
-        values = item if lift is None else lift(item)
+        values = item if lift is None else lift.resample(lift.select(item))
         values = values if by_head else values.sum(0, dtype=np.float64, keepdims=True)
         total = values.astype(np.float64) if total is None else np.add(total, values, out=total)
     assert total is not None  # every piece has calls

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
-from ...schema.trace import Image, Role, Softmax, TokenGroup
+from ...schema.trace import Image, Role, Softmax
 from ..facts import MapFacts, picture_facts
 from ..methods.recipes import Grid, Recipe, get_recipe
 from ..trace.calls import Calls
@@ -20,9 +20,8 @@ from ..trace.reader import Trace
 from ..trace.softmax import Columns
 from ..trace.views import centres
 from .reduction import Cells
-from .select import Select
-from .selection import Selection, choose, split
-from .weights import EVEN, Weighting
+from .selection import Select, Selection, choose, split
+from .weights import Weighting
 
 AXES: Final = ("time", "layer", "head")
 LEVELS: Final = {"time": "TLAM", "layer": "LLAM", "head": "HLAM"}
@@ -51,7 +50,7 @@ class MapRequest:
     """The picture that the map lies on."""
     columns: tuple[Columns, ...]
     """The keys that count in each layer, and what their softmax runs over."""
-    weights: Weighting = EVEN
+    weights: Weighting = field(default_factory=Weighting)
     """How generated positions count in G2R."""
     at: tuple[int, ...] | None = None
     """The latent patch that SRAM is of."""
@@ -110,10 +109,7 @@ def request_map(
     role: Role = "reference",
     probe: str | None = None,
 ) -> MapRequest:
-    """What a call of a map function asks for; `specials` says whether tokens without a place count in R2G, None as the recipe does.
-
-    Raises   UnknownSelection, InvalidInput
-    """
+    """What a call of a map function asks for; `specials` says whether tokens without a place count in R2G, None as the recipe does."""
     row, on_reference = get_recipe(recipe), direction in ("g2r", "sram")
     if on_reference and row.g2r == "none":
         raise InvalidInput(f"recipe {row.name} has no maps on the reference; it has R2G and maps of tokens, or change its field g2r")
@@ -123,7 +119,8 @@ def request_map(
         image = find_image(trace, chosen.groups[0].image, "reference")
         target, places = _reference_cells(trace, row, chosen, image)
         softmax: Softmax = "generated" if row.g2r == "generated" else "keys"
-        counted = [placed_tokens(group) for group in chosen.groups]
+        # Those with a place, or all where none has one.
+        counted = [range(g.start + g.specials if g.grid else g.start, g.stop) for g in chosen.groups]
     else:
         image, softmax = find_image(trace, f"generated_{chosen.sample}", "generated"), row.r2g
         grids = [trace.layers[i].grid for i in chosen.layers]
@@ -132,6 +129,7 @@ def request_map(
         counted = _counted(trace, chosen, row.specials if specials is None else specials)
     alone = row.renormalize and softmax == "keys"
     times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
+    present = [Calls.of(trace, index).where[chosen.sample, chosen.branch] >= 0 for index in chosen.layers]
     return MapRequest(
         trace=trace,
         direction=direction,
@@ -139,7 +137,7 @@ def request_map(
         chosen=chosen,
         axes=tuple(axis for axis in AXES if axis in kept),
         times=times,
-        called=tuple(_called(trace, chosen, index, times) for index in chosen.layers),
+        called=tuple(tuple(tuple(step for step in steps if there[step]) for steps in times) for there in present),
         places=places,
         target=target,
         image=image,
@@ -155,23 +153,11 @@ def kept_axes(keep: Iterable[str] | str, time_groups: int | None) -> tuple[str, 
     if not isinstance(keep, Iterable):
         raise InvalidInput(f"cannot keep {keep!r}; a map keeps any of {', '.join(AXES)}, or () for none")
     kept = (keep,) if isinstance(keep, str) else tuple(keep)
-    unknown = [axis for axis in kept if axis not in AXES]
-    if unknown:
+    if unknown := [axis for axis in kept if axis not in AXES]:
         raise InvalidInput(f"cannot keep {unknown[0]!r}; a map keeps any of {', '.join(AXES)}")
     if time_groups is not None and "time" not in kept:
         raise InvalidInput(f"{option('time_groups')} splits the time axis, which is not kept; add {option('keep', 'time')}")
     return kept
-
-
-def placed_tokens(tokens: TokenGroup) -> range:
-    """The tokens that maps on the reference show: those with a place, or all where none has one."""
-    return range(tokens.start + tokens.specials if tokens.grid else tokens.start, tokens.stop)
-
-
-def _called(trace: Trace, chosen: Selection, index: int, times: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    """Steps of each time group at which a layer was called."""
-    present = Calls.of(trace, index).where[chosen.sample, chosen.branch] >= 0
-    return tuple(tuple(step for step in steps if present[step]) for steps in times)
 
 
 def _counted(trace: Trace, chosen: Selection, specials: bool) -> list[range]:

@@ -1,25 +1,74 @@
-"""From what a caller selects to positions in a trace; errors list the valid choices."""
+"""What a caller selects of a trace, as the keyword arguments that map functions share, and the positions that it means in one."""
 
 from __future__ import annotations
 
 import fnmatch
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
-from ...schema.selection import Selector, extent
+from ...schema.selection import Layers, Selector, extent
+from ...schema.selection import Positions as Positions
 from ...schema.selection import pick_positions as pick_positions
 from ...schema.selection import whole as whole
 from ...schema.trace import Layer, Role, TokenGroup
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.resize import middle
 from ..trace.reader import Trace
-from .select import Heads, Positions, Select
+
+Heads: TypeAlias = Positions | Mapping[Selector, Positions]
+"""Heads by the model's numbers: the same in each layer, or those of each layer that is named, and no other layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """What a caller selects of a trace, before it is held against one."""
+
+    layers: Layers = None
+    steps: Positions = None
+    heads: Heads = None
+    sample: int = 0
+    branch: str | None = None
+    group: str | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Select:
+        """Keyword arguments as a record, which can be read more than once.
+
+        Raises   TypeError for an argument that selects nothing
+        """
+        found: dict[str, Any] = {name: list(value) if isinstance(value, Iterator) else value for name, value in options.items()}
+        return cls(**found)
+
+    def options(self) -> SelectOptions:
+        """The keyword arguments that become this record."""
+        return SelectOptions(
+            layers=self.layers, steps=self.steps, heads=self.heads, sample=self.sample, branch=self.branch, group=self.group
+        )
+
+
+class SelectOptions(TypedDict, total=False):
+    """The fields of `Select` as keyword arguments: `**options: Unpack[SelectOptions]`."""
+
+    layers: Layers
+    steps: Positions
+    heads: Heads
+    sample: int
+    branch: str | None
+    group: str | None
+
+
+class MapOptions(SelectOptions, total=False):
+    """The keyword arguments that all maps share."""
+
+    keep: Iterable[str] | str
+    time_groups: int | None
+    recipe: str | Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +106,34 @@ def choose(
 
     Raises   UnknownSelection naming what the trace has, InvalidInput for something that selects nothing
     """
-    record, row = trace.record, None if recipe is None else get_recipe(recipe)
-    layers, steps, heads = select.layers, select.steps, select.heads
-    sample, branch, group = select.sample, select.branch, select.group
-    if group is not None and probe is not None:
+    row, heads, sample = None if recipe is None else get_recipe(recipe), select.heads, whole(select.sample, "a sample")
+    if select.group is not None and probe is not None:
         raise InvalidInput(f"keys are those of a group or a probe; leave out {option('group')} or {option('probe')}")
     by_layer = _by_layer(trace, heads) if isinstance(heads, Mapping) else None
-    if by_layer is None and row is not None and row.choose_heads and heads is None:
+    if row is not None and row.choose_heads and heads is None:
         raise InvalidInput(f"recipe {row.name} is a mean over chosen heads; choose them with {option('heads')}")
-    plain = layers is None and by_layer is None and row is not None
-    asked = recipe_layers(trace, row, on_reference) if plain and row is not None else trace.select(layers)
+    of_recipe = row if select.layers is None and by_layer is None else None
+    asked = trace.select(select.layers) if of_recipe is None else recipe_layers(trace, of_recipe, on_reference)
     if by_layer is not None and not (asked := tuple(i for i in asked if i in by_layer)):
         raise InvalidInput(f"{option('heads')} names none of the layers that {option('layers')} selects")
     asked = _places(trace, asked)
-    found = find_groups(trace, asked, group, role) if probe is None else _find_probe(trace, asked, probe)
-    if not 0 <= whole(sample, "a sample") < record.samples:
-        raise UnknownSelection(f"the trace has no sample {sample}; it has {extent(record.samples)}")
-    pairs, numbers = _pairs(trace, [i for i, _ in found], heads, by_layer)
+    found = find_groups(trace, asked, select.group, role) if probe is None else _find_probe(trace, asked, probe)
+    if not 0 <= sample < trace.record.samples:
+        raise UnknownSelection(f"the trace has no sample {sample}; it has {extent(trace.record.samples)}")
+    layers = tuple(i for i, _ in found)
+    if by_layer is None:
+        assert not isinstance(heads, Mapping)
+        wanted = _heads(heads, [trace.layers[i] for i in layers])
+    pairs = tuple(tuple(n for n in trace.layers[i].heads_kept if n in (wanted if by_layer is None else by_layer[i])) for i in layers)
     return Selection(
-        tuple(i for i, _ in found),
+        layers,
         tuple(g for _, g in found),
-        pick_positions(steps, len(trace.present), "step"),
-        numbers,
+        pick_positions(select.steps, len(trace.present), "step"),
+        tuple(sorted({n for own in pairs for n in own})),
         pairs,
-        whole(sample, "a sample"),
-        find_branch(trace, branch, row.branch if row else "cond"),
-        " ".join(f"{i}:{','.join(map(str, p))}" for (i, _), p in zip(found, pairs, strict=True)) if by_layer is not None else "",
+        sample,
+        find_branch(trace, select.branch, row.branch if row else "cond"),
+        " ".join(f"{i}:{','.join(map(str, own))}" for i, own in zip(layers, pairs, strict=True)) if by_layer is not None else "",
     )
 
 
@@ -174,18 +225,6 @@ def _by_layer(trace: Trace, heads: Mapping[Selector, Positions]) -> dict[int, se
         for index in trace.select([selector]):
             picked.setdefault(index, set()).update(_heads(numbers, [trace.layers[index]]))
     return picked
-
-
-def _pairs(
-    trace: Trace, layers: Sequence[int], heads: Heads, by_layer: dict[int, set[int]] | None
-) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Selected head numbers of each layer, and of all together."""
-    if by_layer is not None:
-        chosen = [tuple(sorted(by_layer[i])) for i in layers]
-        return tuple(chosen), tuple(sorted({number for numbers in chosen for number in numbers}))
-    assert not isinstance(heads, Mapping)
-    wanted = _heads(heads, [trace.layers[i] for i in layers])
-    return tuple(tuple(n for n in trace.layers[i].heads_kept if n in wanted) for i in layers), wanted
 
 
 def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ...]:

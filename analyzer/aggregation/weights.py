@@ -5,22 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.layout import ArrayPlan
 from ...schema.messages import listed, option
 from ..methods.recipes import Recipe
 from ..metrics.masks import shares
 from ..numerics.resize import middle, resize
 from ..store.chunks import read_table
+from ..store.ledger import ArrayFiles
 from ..trace.images import masks, own_mask
 from ..trace.reader import Trace
-from .select import Positions
-from .selection import pick_positions
+from .selection import Positions, pick_positions
 
 Mask: TypeAlias = str | NDArray[Any] | None
 """Name of a mask in the trace, or an array ([frame,] y, x) of shares 0..1 or 0..255; None counts all positions alike."""
@@ -40,11 +39,7 @@ class Weighting:
         return hashlib.sha256(facts).hexdigest()[:16]
 
 
-EVEN: Final = Weighting()
-"""All positions alike."""
-
-
-def query_weights(root: str, masks: tuple[ArrayPlan, ...], extra: NDArray[Any] | None, places: tuple[int, ...]) -> NDArray[np.float64]:
+def query_weights(root: str, masks: tuple[ArrayFiles, ...], extra: NDArray[Any] | None, places: tuple[int, ...]) -> NDArray[np.float64]:
     """Task: how much each generated position counts: all alike, then each mask of the trace, then the caller's.
 
     Dims     (weighting, [frame,] y, x)
@@ -91,13 +86,10 @@ def recipe_mask(trace: Trace, sample: int, row: Recipe) -> str | None:
 
 
 def weighting(trace: Trace, mask: Mask) -> Weighting:
-    """How a mask counts generated positions.
-
-    Raises   UnknownSelection, InvalidInput
-    """
+    """How a mask counts generated positions."""
     names = [image.name for image in masks(trace)]
     if mask is None:
-        return EVEN
+        return Weighting()
     if isinstance(mask, str):
         if mask not in names:
             raise UnknownSelection(f"the trace has no mask {mask!r} of the generated image; it has {listed(names)}")

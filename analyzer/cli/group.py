@@ -24,6 +24,7 @@ COMMANDS: Final = (
 SUMMARIES: Final = {
     "record": "Run a diffusers pipeline described by a TOML file and record its attention.",
     "demo": "Record and analyse the small model that comes with i2am.",
+    "seal": "Make a complete, smaller trace of what an unfinished recording committed.",
 }
 EPILOG: Final = """\b
 Examples:
@@ -46,14 +47,19 @@ class Commands(click.Group):
 
         Raises   MissingExtra if what it needs is not installed
         """
-        if cmd_name in self.commands:
-            return self.commands[cmd_name]
-        entry = announced().get(cmd_name)
-        return None if entry is None else load(entry)
+        if cmd_name in self.commands or (entry := announced().get(cmd_name)) is None:
+            return self.commands.get(cmd_name)
+        try:
+            command = entry.load()
+        except ImportError as error:
+            raise missing(error, f"`i2am {cmd_name}`") or error from error
+        assert isinstance(command, click.Command)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in --help, from summaries alone."""
-        rows = [(name, self._summary(name)) for name in self.list_commands(ctx)]
+        own = {name: command.get_short_help_str(100) for name, command in self.commands.items()}
+        rows = [(name, own.get(name) or SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -64,24 +70,10 @@ class Commands(click.Group):
         except BrokenPipeError as error:
             raise NobodyReads from error
 
-    def _summary(self, name: str) -> str:
-        command = self.commands.get(name)
-        return command.get_short_help_str(100) if command else SUMMARIES.get(name, "")
-
 
 def announced() -> dict[str, EntryPoint]:
     """Subcommands outside the analyzer, by name."""
     return {entry.name: entry for entry in sorted(entry_points(group="i2am.commands"))}
-
-
-def load(entry: EntryPoint) -> click.Command:
-    """Import a subcommand."""
-    try:
-        command = entry.load()
-    except ImportError as error:
-        raise missing(error, f"`i2am {entry.name}`") or error from error
-    assert isinstance(command, click.Command)
-    return command
 
 
 @click.group(

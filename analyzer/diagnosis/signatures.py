@@ -1,51 +1,32 @@
-"""Failure signatures of attention: what each measures, and what its number means. For every signature, a higher value is worse."""
+"""Failure signatures of attention: what each measures, what its number means, and a recording's diagnosis by all of them.
+
+Each is a number, higher is worse, with the range it has on a healthy model, and a plain sentence. Ranges were measured, not chosen:
+`ranges.toml` says on what, and `benchmarks/ranges.py` measures them anew. They are those of the small model that comes with i2am; another
+model may be healthy elsewhere, so a flag is a reason to look, not a verdict.
+"""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from ..aggregation.selection import Selection
 from ..facts import MapFacts
-from ..inspection.precision import column_mass_lost
 from ..metrics.pointing import RADIUS
 from ..numerics.resize import middle, resize
 from ..numerics.statistics import correlation
 from ..numerics.window import Window
 from ..trace.reader import Trace
-from .survey import LayerStatistics
+from .evidence import Evidence, Mask, Values, gather
 
-Values = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Found = tuple[float, str] | None
 """The number, and what the sentence names; None where the trace does not have what it takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that the signatures look at."""
-
-    trace: Trace
-    chosen: Selection
-    statistics: list[LayerStatistics | None]
-    maps: dict[str, xr.DataArray]
-    """r2g and g2r, the latter of masked positions if there is a mask; r2g_time and g2r_time, the same by groups of steps."""
-    mask: Mask | None
-    reference_mask: Mask | None
-
-    def by_head(self, ask: Callable[[LayerStatistics], Values]) -> list[tuple[float, str]]:
-        """A number of every head, with the head's name."""
-        found = []
-        for index, numbers, each in zip(self.chosen.layers, self.chosen.pairs, self.statistics, strict=True):
-            if each is not None:
-                name = self.trace.layers[index].name
-                found += [(float(v), f"head {h} of {name}") for v, h in zip(ask(each) / each.calls, numbers, strict=True)]
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +36,6 @@ class Signature:
     key: str
     name: str
     measure: Callable[[Evidence], Found]
-    """The number and what the sentence names; None where the trace does not have what it takes."""
     bad: str
     """What a number over the limit means; {value}, {share} and {what} stand for the number, the same in percent and what it is of."""
     good: str
@@ -127,7 +107,7 @@ def token_sink(evidence: Evidence) -> Found:
 
 def lost_columns(evidence: Evidence) -> Found:
     """Greatest share of one token's column of G that the encoding lost."""
-    lost = column_mass_lost(evidence.trace)
+    lost = evidence.trace.lost
     found = [(lost[index], evidence.trace.layers[index].name) for index in evidence.chosen.layers]
     return max(found) if found else None
 
@@ -223,3 +203,42 @@ SIGNATURES: Final = (
         "no layer was recorded",
     ),
 )
+
+
+@lru_cache(maxsize=1)
+def ranges() -> dict[str, Any]:
+    """The measured ranges, by key of signature: `healthy` and `control` are 5 %, 50 % and 95 % of the pairs, `limit` lies between them."""
+    return tomllib.loads(files(__package__).joinpath("ranges.toml").read_text())
+
+
+def diagnose(
+    trace: Trace, *, mask: str | None = None, reference_mask: str | None = None, sample: int = 0, group: str | None = None
+) -> dict[str, Any]:
+    """Every signature of a trace: number, range, whether it is flagged, and a sentence.
+
+    Masks are the trace's own unless others are named.
+
+    Raises   UnknownSelection, InvalidInput for masks that do not fit, CorruptTrace
+    """
+    evidence = gather(trace, mask=mask, reference_mask=reference_mask, sample=sample, group=group)
+    found = [judge_signature(signature, signature.measure(evidence)) for signature in SIGNATURES]
+    return {
+        "trace": trace.id,
+        "group": evidence.chosen.groups[0].name,
+        "sample": evidence.chosen.sample,
+        "flagged": [row["key"] for row in found if row["flagged"]],
+        "signatures": found,
+        "measured_on": {name: ranges()[name] for name in ("pairs", "steps")},
+    }
+
+
+def judge_signature(signature: Signature, found: Found) -> dict[str, Any]:
+    """One row of the diagnosis."""
+    known = ranges()[signature.key]
+    row: dict[str, Any] = {"key": signature.key, "name": signature.name, "value": None, "flagged": False, **known}
+    if found is None:
+        return {**row, "sentence": f"not measured: {signature.needs}"}
+    value, what = found
+    flagged = value > known["limit"]
+    text = (signature.bad if flagged else signature.good).format(value=value, share=value, rest=1 - value, what=what)
+    return {**row, "value": value, "flagged": flagged, "sentence": text}

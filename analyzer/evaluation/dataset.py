@@ -5,10 +5,12 @@ Traces are opened and read one at a time, so memory does not grow with their num
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
@@ -19,9 +21,10 @@ from tqdm import tqdm
 from ...schema import errors
 from ...schema.errors import CorruptTrace, InvalidInput, TraceError
 from ...schema.messages import option
-from ..aggregation.select import Select, SelectOptions
+from ..aggregation.selection import Select, SelectOptions
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
+from ..output.files import Output, Table, save
 from ..progress import hidden
 from ..store.discovery import Member, Source, find_traces
 from .rows import DatasetRequest, Shape, TraceScores, evaluate_trace
@@ -34,7 +37,7 @@ USUAL: Final = ("imacs_g", "imacs_r")
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class DatasetScores:
     """The rows of a dataset, in the order of its traces."""
 
     request: DatasetRequest
@@ -96,19 +99,23 @@ def evaluate(
     return tabulate(ask(find_traces(paths), request, client, seed))
 
 
-def ask(members: Sequence[Member], request: DatasetRequest, client: Client | None = None, seed: int = 0) -> Evaluation:
-    """Ask every trace; a progress bar on a terminal counts them.
-
-    Raises   as `evaluate`
-    """
+def ask(members: Sequence[Member], request: DatasetRequest, client: Client | None = None, seed: int = 0) -> DatasetScores:
+    """Ask every trace, as `evaluate` does; a progress bar on a terminal counts them."""
     request.check()
+    answers: Iterator[tuple[int, TraceScores]]
+    if client is None:
+        answers = ((index, evaluate_trace(member.path, request)) for index, member in enumerate(members))
+    else:
+        from .cluster import evaluate_there
+
+        answers = evaluate_there(client, members, request)
     rows: list[TraceScores | None] = [None] * len(members)
     with tqdm(total=len(members), desc="traces", unit="trace", leave=False, disable=hidden()) as bar:
-        for index, row in _answers(members, request, client):
+        for index, row in answers:
             rows[index] = row
             bar.update()
     answered = agree(members, [row for row in rows if row is not None], request)
-    evaluation = Evaluation(request, list(members), answered, seed)
+    evaluation = DatasetScores(request, list(members), answered, seed)
     if not evaluation.good:
         raise _nothing(evaluation)
     return evaluation
@@ -129,7 +136,7 @@ def agree(members: Sequence[Member], rows: Sequence[TraceScores], request: Datas
     return answered
 
 
-def tabulate(evaluation: Evaluation) -> xr.Dataset:
+def tabulate(evaluation: DatasetScores) -> xr.Dataset:
     """The evaluation as a Dataset; see `evaluate`."""
     good, request = evaluation.good, evaluation.request
     coords = {
@@ -137,14 +144,10 @@ def tabulate(evaluation: Evaluation) -> xr.Dataset:
         "id": ("trace", _texts(row.id for _, row in good)),
         "path": ("trace", _texts(str(member.path) for member, _ in good)),
     }
-    variables = {
-        name: (
-            "trace",
-            evaluation.values(name),
-            {"mean": found.mean, "interval": [found.low, found.high], "level": LEVEL, "count": found.count},
-        )
-        for name, found in evaluation.means().items()
-    }
+    variables = {}
+    for name, found in evaluation.means().items():
+        facts = {"mean": found.mean, "interval": [found.low, found.high], "level": LEVEL, "count": found.count}
+        variables[name] = ("trace", evaluation.values(name), facts)
     attrs = {
         "recipe": get_recipe(request.recipe).label,
         "resamples": RESAMPLES,
@@ -159,17 +162,51 @@ def skipped_facts(member: Member, row: TraceScores) -> dict[str, Any]:
     return {"trace": member.name, "path": str(member.path), "type": row.kind, "message": row.error, "exit_code": row.code}
 
 
+def facts_of(evaluation: DatasetScores) -> dict[str, Any]:
+    """The evaluation as one JSON document."""
+    return {
+        "recipe": get_recipe(evaluation.request.recipe).label,
+        "traces": records(evaluation),
+        "mean": {name: dataclasses.asdict(found) for name, found in evaluation.means().items()},
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "seed": evaluation.seed,
+        "skipped": [skipped_facts(member, row) for member, row in evaluation.skipped],
+        "note": "; ".join(remarks(evaluation)) or None,
+    }
+
+
+def save_table(evaluation: DatasetScores, path: Path, *, overwrite: bool = False) -> None:
+    """Write one row a trace, whole or not at all; raises as `output.files.check_output`."""
+    columns: dict[str, type[str] | type[float]] = {"trace": str, "id": str, **dict.fromkeys(evaluation.metrics, float), "path": str}
+    facts = {name: value for name, value in facts_of(evaluation).items() if name != "traces"}
+    save(Output(table=Table(columns, records(evaluation), facts)), path, overwrite=overwrite)
+
+
+def records(evaluation: DatasetScores) -> list[dict[str, Any]]:
+    """One row a trace."""
+    return [
+        {"trace": member.name, "id": row.id, **{name: row.values.get(name) for name in evaluation.metrics}, "path": str(member.path)}
+        for member, row in evaluation.good
+    ]
+
+
+def remarks(evaluation: DatasetScores) -> list[str]:
+    """What to bear in mind: copies of one recording, what an encoding lost."""
+    noted = [row.note for _, row in evaluation.good if row.note]
+    lines = []
+    if noted:
+        lines.append(noted[0] if len(evaluation.good) == 1 else f"{noted[0]} (the first of {len(noted)} such traces)")
+    ids = [row.id for _, row in evaluation.good]
+    if len(set(ids)) < len(ids):
+        copies = len(ids) - len(set(ids))
+        lines.append(f"note: {copies} of the {len(ids)} traces are copies of others; the interval takes them for recordings of their own")
+    return lines
+
+
 def _texts(values: Iterable[str]) -> NDArray[np.object_]:
     # Fixed-length unicode has no settled form in Zarr v3; strings of any length do.
     return np.array(list(values), dtype=object)
-
-
-def _answers(members: Sequence[Member], request: DatasetRequest, client: Client | None) -> Iterator[tuple[int, TraceScores]]:
-    if client is None:
-        return ((index, evaluate_trace(member.path, request)) for index, member in enumerate(members))
-    from .cluster import evaluate_there
-
-    return evaluate_there(client, members, request)
 
 
 def _odd(member: Member, shape: Mapping[str, Any], model: Member, usual: Shape, axis: str) -> TraceScores:
@@ -184,7 +221,7 @@ def _odd(member: Member, shape: Mapping[str, Any], model: Member, usual: Shape, 
     return TraceScores(kind="InvalidInput", error=text, code=InvalidInput.exit_code)
 
 
-def _nothing(evaluation: Evaluation) -> TraceError:
+def _nothing(evaluation: DatasetScores) -> TraceError:
     """The error where no trace is left: the first one's, if all are of its kind."""
     first, count = evaluation.rows[0], len(evaluation.rows)
     same = len({row.code for row in evaluation.rows}) == 1

@@ -15,8 +15,7 @@ from PIL.Image import Image
 from ...schema.errors import InvalidInput
 from ...schema.messages import listed
 from ...schema.trace import Layer
-from ..aggregation.select import MapOptions, Select, SelectOptions
-from ..aggregation.selection import Selection, choose, has_places
+from ..aggregation.selection import MapOptions, Select, Selection, SelectOptions, choose, has_places
 from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
 from ..methods.recipes import Recipe, get_recipe
@@ -55,11 +54,10 @@ def differ(
     chosen = [choose(trace, select, recipe=row) for trace in (first, second)]
     if found := differences(first, second, *chosen):
         raise InvalidInput(f"{first.path} and {second.path} are of different shapes and cannot be laid over each other: {'; '.join(found)}")
-    both = (
-        [name for name in available(first, row, **select.options()) if name in available(second, row, **select.options())]
-        if metrics is None
-        else list(metrics)
-    )
+    if metrics is None:
+        there = available(second, row, **select.options())
+        metrics = [name for name in available(first, row, **select.options()) if name in there]
+    both = list(metrics)
     maps_of: dict[str, Callable[..., xr.DataArray]] = {"r2g": r2g}
     if has_places(chosen[0]) and row.g2r != "none":
         maps_of["g2r"] = g2r
@@ -109,10 +107,7 @@ def differences(first: Trace, second: Trace, mine: Selection, yours: Selection) 
 
 
 def save_difference(found: Difference, path: Path, *, overwrite: bool = False) -> None:
-    """Write a sheet of both directions, or the maps, as the suffix says.
-
-    Raises   as `output.files.check_output`
-    """
+    """Write a sheet of both directions, or the maps, as the suffix says; raises as `output.files.check_output`."""
     save(Output(found.maps, lambda: (draw_difference(found), provenance(found.maps["r2g"]))), path, overwrite=overwrite)
 
 

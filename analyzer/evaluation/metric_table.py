@@ -6,26 +6,32 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, Unpack, get_args
 
+import numpy as np
 import xarray as xr
 from dask.base import compute
+from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, option
-from ..aggregation.select import MapOptions, Select, SelectOptions
-from ..inspection.truth import require_truth
+from ...schema.trace import Image
+from ..aggregation.selection import MapOptions, Select, Selection, SelectOptions, choose, has_places
+from ..inspection.info import precision_note
+from ..inspection.truth import find_truth, require_truth
 from ..maps.attribution import g2r, r2g
 from ..maps.looks import looks, row_entropy
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.boxes import box_iou
 from ..metrics.entropy import concentration, entropy
-from ..metrics.imacs import ImacsOptions, imacs
 from ..metrics.masks import binarize, fit_mask
-from ..metrics.overlap import iou, miou
+from ..metrics.overlap import ImacsOptions, imacs, iou, miou
+from ..metrics.placement import over_frames
 from ..metrics.pointing import attention_variation, pck, pointing_error
-from ..metrics.results import over_frames
+from ..trace.images import find_image, load_mask, own_mask, own_reference_mask
 from ..trace.reader import Trace
-from .grounds import MASKS, Grounds, Need
 
+Need: TypeAlias = Literal["mask", "reference_mask", "truth", "places", "image", "tokens"]
+"""What a trace must have: a mask, the truth, tokens with a place that the recipe maps, an image and no video, two tokens or more."""
+MASKS: Final = ("mask", "reference_mask")
 Of: TypeAlias = Literal["r2g", "g2r", "g2r_masked", "looks", "rows"]
 """What is judged: R2G; G2R of all positions; G2R of those in the mask (v1, Eq. 17); SRAM of every patch; rows of P, call by call."""
 Against: TypeAlias = Literal["", "mask", "reference_mask", "truth"]
@@ -87,14 +93,93 @@ METRICS: Final = {
 }
 
 
-def metric(name: str) -> Metric:
-    """The row of that name.
+def find_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
+    """The rows of those names.
 
     Raises   InvalidInput listing the names there are, the nearest one first
     """
-    if isinstance(name, str) and name in METRICS:
-        return METRICS[name]
-    raise InvalidInput(f"there is no metric {name!r}; {guess(str(name), METRICS)}there are {', '.join(METRICS)}")
+    asked = [names] if isinstance(names, str) else list(names)
+    if unknown := [name for name in asked if not isinstance(name, str) or name not in METRICS]:
+        raise InvalidInput(f"there is no metric {unknown[0]!r}; {guess(str(unknown[0]), METRICS)}there are {', '.join(METRICS)}")
+    if not asked:
+        raise InvalidInput(f"no metric was asked for; there are {', '.join(METRICS)}")
+    return tuple(METRICS[name] for name in asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """What the maps of a trace can be held against: its own masks unless the caller names others, and its truth."""
+
+    trace: Trace
+    select: Select
+    row: Recipe
+    named: Mapping[str, str | None]
+    """Masks that the caller names, by role."""
+
+    @property
+    def chosen(self) -> Selection:
+        """The calls of R2G; raises as `choose`."""
+        return choose(self.trace, self.select, recipe=self.row)
+
+    @property
+    def places(self) -> bool:
+        """Whether there are maps on the reference: the tokens have places, and the recipe maps them."""
+        return self.row.g2r != "none" and has_places(self.chosen)
+
+    @property
+    def note(self) -> str | None:
+        """What the encoding took from R2G, if that is worth a word; maps made of rows of P lose nothing."""
+        return precision_note(self.trace, self.chosen.layers) if self.row.r2g == "generated" else None
+
+    def image(self, role: str) -> Image | None:
+        """The picture that a mask of this role is of."""
+        if role == "mask":
+            return find_image(self.trace, f"generated_{self.select.sample}", "generated")
+        return find_image(self.trace, self.chosen.groups[0].image, "reference")
+
+    def mask(self, role: str) -> str | None:
+        """Name of the mask of a role; None if there is none.
+
+        Raises   UnknownSelection if the trace has several and none is named
+        """
+        if self.named[role]:
+            return self.named[role]
+        if role == "mask":
+            return own_mask(self.trace, self.select.sample)
+        image = self.image(role)
+        return own_reference_mask(self.trace, image.name if image else None)
+
+    def load(self, role: str) -> NDArray[np.uint8]:
+        """The mask of a role.
+
+        Dims     (row, column), 0 to 255
+        Raises   InvalidInput if there is none; as `mask` and `load_mask`
+        """
+        name = self.mask(role)
+        if name is None:
+            what = "mask of the generated image" if role == "mask" else "mask of the reference"
+            raise InvalidInput(f"{self.trace.path} holds no {what}, which the metric needs; give one with {option(role)}")
+        return load_mask(self.trace, name)
+
+    def fits(self, role: str) -> bool:
+        """Whether there is a mask of a role that can be used: of its picture's size, neither empty nor full."""
+        image = self.image(role)
+        try:
+            shape = binarize(self.load(role)).shape
+        except (InvalidInput, UnknownSelection):
+            return False
+        return image is None or shape == (image.height, image.width)
+
+    def has(self, need: Need) -> bool:
+        """Whether the trace has what a metric needs; a mask need not fit."""
+        if need in MASKS:
+            return self.mask(need) is not None
+        if need == "truth":
+            truth = find_truth(self.trace)
+            return truth is not None and bool(truth.known.any())
+        if need == "tokens":
+            return all(group.tokens - group.specials > 1 for group in choose(self.trace, self.select).groups)
+        return self.places if need == "places" else not self.trace.latent_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +231,7 @@ def plan_metrics(
     Raises   InvalidInput for an unknown metric, a metric whose mask or truth the trace does not have, masks of another size;
              UnknownSelection
     """
-    rows = tuple(metric(name) for name in ([names] if isinstance(names, str) else names))
-    if not rows:
-        raise InvalidInput(f"no metric was asked for; there are {', '.join(METRICS)}")
+    rows = find_metrics(names)
     named = {"mask": mask, "reference_mask": reference_mask}
     grounds = Grounds(trace, Select.of(options), get_recipe(recipe), named)
     asked: MapOptions = {"recipe": grounds.row, "keep": keep, "time_groups": time_groups, **grounds.select.options()}
@@ -181,10 +264,7 @@ def judge(
     settings: ImacsOptions | None = None,
     **options: Unpack[MapOptions],
 ) -> dict[str, xr.DataArray]:
-    """Metrics of a trace, all from one pass; arguments as of `plan_metrics`.
-
-    Raises   as `plan_metrics`
-    """
+    """Metrics of a trace, all from one pass; arguments and errors as of `plan_metrics`."""
     plan = plan_metrics(trace, names, mask=mask, reference_mask=reference_mask, settings=settings, **options)
     computed = compute(plan.maps)[0]  # type: ignore[no-untyped-call]
     return plan.scores(computed)
@@ -197,28 +277,18 @@ def available(trace: Trace, recipe: str | Recipe = "i2am", **options: Unpack[Sel
     """
     grounds = Grounds(trace, Select.of(options), get_recipe(recipe), dict.fromkeys(MASKS))
     try:
-        grounds.chosen  # noqa: B018
+        there = {need for need in get_args(Need) if (grounds.fits(need) if need in MASKS else grounds.has(need))}
     except UnknownSelection:  # it has nothing of what is selected
         return []
-    there = {need for need in get_args(Need) if (grounds.fits(need) if need in MASKS else grounds.has(need))}
     return [row.name for row in METRICS.values() if there.issuperset(row.needs)]
 
 
-def _all_positions(trace: Trace, mask: Any, options: MapOptions) -> xr.DataArray:
-    plain: MapOptions = {**options, "recipe": get_recipe(options["recipe"], query_mask=False)}
-    return g2r(trace, **plain)
-
-
-def _rows(trace: Trace, mask: Any, options: MapOptions) -> xr.DataArray:
-    plain: dict[str, Any] = {**options}
-    del plain["recipe"]  # rows of P are the model's own, whatever maps are made of them
-    return row_entropy(trace, **plain)
-
-
-ASK: Final[dict[Of, Callable[[Trace, Any, MapOptions], xr.DataArray]]] = {
+ASK: Final[dict[Of, Callable[[Trace, Any, Any], xr.DataArray]]] = {
     "r2g": lambda trace, mask, options: r2g(trace, **options),
-    "g2r": _all_positions,
+    "g2r": lambda trace, mask, options: g2r(trace, **{**options, "recipe": get_recipe(options["recipe"], query_mask=False)}),
     "g2r_masked": lambda trace, mask, options: g2r(trace, query_mask=mask, **options),
     "looks": lambda trace, mask, options: looks(trace, **options),
-    "rows": _rows,
+    # Rows of P are the model's own, whatever maps are made of them.
+    "rows": lambda trace, mask, options: row_entropy(trace, **{name: value for name, value in options.items() if name != "recipe"}),
 }
+"""The map that a metric judges, from the trace, the mask of the generated image, and the keyword arguments of maps."""

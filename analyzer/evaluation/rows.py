@@ -17,12 +17,12 @@ from dask.base import compute
 from ...schema.errors import InvalidInput, TraceError
 from ...schema.messages import for_shell, is_for_shell, option
 from ...schema.selection import is_numbered
-from ..aggregation.select import Select
+from ..aggregation.selection import Select
 from ..methods.recipes import Recipe, get_recipe
-from ..metrics.imacs import ImacsOptions
+from ..metrics.overlap import ImacsOptions
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace, open_trace
-from .metric_table import METRICS, metric, plan_metrics
+from .metric_table import find_metrics, plan_metrics
 
 Shape: TypeAlias = dict[str, tuple[Any, ...]]
 """What positions on an axis stand for: by axis, the names or numbers there."""
@@ -46,14 +46,8 @@ class DatasetRequest:
     for_shell: bool = field(default_factory=is_for_shell)
 
     def check(self) -> None:
-        """Refuse what is wrong whatever the trace.
-
-        Raises   InvalidInput
-        """
-        if not self.metrics:
-            raise InvalidInput(f"no metric was asked for; there are {', '.join(METRICS)}")
-        for name in self.metrics:
-            metric(name)
+        """Refuse what is wrong whatever the trace."""
+        find_metrics(self.metrics)
         for name, value in (("mask", self.mask), ("reference_mask", self.reference_mask)):
             if not isinstance(value, (str, type(None))):
                 raise InvalidInput(f"{option(name)} of a dataset is the name of an image that all traces have, or a file, got {value!r}")

@@ -6,6 +6,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,38 +24,8 @@ def load_concepts(given: Mapping[str, Iterable[str]] | str | os.PathLike[str] | 
     Raises   InvalidInput for what is no such list
     Source   Park et al. 2025 (HRV), `descriptions/340_final_text_list.csv` of the released repository
     """
-    if given is None:
-        return _checked(_parsed(files(__package__).joinpath("data", "hrv.toml").read_text(encoding="utf-8"), "the published list"))
-    if isinstance(given, Mapping):
-        return _checked(given)
-    path = Path(given)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} cannot be read as a list of concepts ({error}); {FORM}") from error
-    return _checked(_parsed(text, str(path)))
-
-
-def concept_words(given: Mapping[str, Iterable[str]] | str | os.PathLike[str] | None = None) -> list[str]:
-    """Every word of the concepts once, in order: what to record as probes.
-
-    `recording(..., encoding="factors", probes={"concepts": concept_words()})`
-    """
-    return list(dict.fromkeys(word for words in load_concepts(given).values() for word in words))
-
-
-def _parsed(text: str, name: str) -> Mapping[str, Any]:
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"{name} is not TOML ({error}); {FORM}") from error
-    if not isinstance(document.get("concepts"), dict):
-        raise InvalidInput(f"{name} has no table [concepts]; {FORM}")
-    found: Mapping[str, Any] = document["concepts"]
-    return found
-
-
-def _checked(given: Mapping[str, Any]) -> Concepts:
+    if not isinstance(given, Mapping):
+        given = _read(files(__package__).joinpath("data", "hrv.toml") if given is None else Path(given))
     found: Concepts = {}
     for name, words in given.items():
         listed = None if isinstance(words, (str, bytes)) or not isinstance(words, Iterable) else tuple(words)
@@ -66,3 +37,24 @@ def _checked(given: Mapping[str, Any]) -> Concepts:
     if len(found) < 2:
         raise InvalidInput(f"{len(found)} concepts; a head is counted for the one of several that it attends to most, so give two or more")
     return found
+
+
+def _read(path: Traversable) -> Mapping[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{path} is not TOML ({error}); {FORM}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read as a list of concepts ({error}); {FORM}") from error
+    if not isinstance(document.get("concepts"), dict):
+        raise InvalidInput(f"{path} has no table [concepts]; {FORM}")
+    found: Mapping[str, Any] = document["concepts"]
+    return found
+
+
+def concept_words(given: Mapping[str, Iterable[str]] | str | os.PathLike[str] | None = None) -> list[str]:
+    """Every word of the concepts once, in order: what to record as probes.
+
+    `recording(..., encoding="factors", probes={"concepts": concept_words()})`
+    """
+    return list(dict.fromkeys(word for words in load_concepts(given).values() for word in words))

@@ -52,21 +52,18 @@ def is_of(group: TokenGroup, probe: str) -> bool:
 def find_spans(record: TraceRecord, layer: Layer, probe: str) -> dict[str, Span]:
     """Every text of a probe by what it says, every picture by its name; a text that two tokenizers cut has the tokens of both."""
     groups = {group.name: group for group in layer.probes if is_of(group, probe)}
-    found = {group.name: _picture(group) for group in groups.values() if group.role != "text"}
+    found = {}
+    for group in (group for group in groups.values() if group.role != "text"):
+        first = group.start + min(group.specials, group.tokens - 1)  # a picture of one token is that token
+        found[group.name] = Span(tuple(range(group.start, first)), tuple(range(first, group.stop)))
     for text in record.texts:
-        group = groups.get(text.group)
-        if group is None or not text.words:
+        if text.group not in groups or not text.words:
             continue
-        start, first, stop = group.start + text.start, min(w.start for w in text.words), max(w.stop for w in text.words)
+        start, first, stop = groups[text.group].start + text.start, min(w.start for w in text.words), max(w.stop for w in text.words)
         before = found.get(text.text, Span((), ()))
         lead = before.lead if before.tokens else tuple(range(start, start + first))
         found[text.text] = Span(lead, (*before.tokens, *range(start + first, start + stop)))
     return found
-
-
-def _picture(group: TokenGroup) -> Span:
-    first = group.start + min(group.specials, group.tokens - 1)  # a picture of one token is that token
-    return Span(tuple(range(group.start, first)), tuple(range(first, group.stop)))
 
 
 def count_layer(trace: Trace, index: int, spans: Sequence[Sequence[Span]], branch: int, drawing: Drawing) -> Counts:

@@ -6,14 +6,14 @@ import json
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ...schema.layout import JOURNAL, MANIFEST
-from ..output.files import check_output, endings, require_library, save_map, suffixes
+from ..output.files import Output, check_output, endings, require_library, save, suffixes
 
 KIND: Final = "i2am_heads"
 VERSION: Final = 1
@@ -26,14 +26,12 @@ def save_heads(scores: xr.DataArray, path: str | os.PathLike[str], *, overwrite:
     """
     target = Path(path)
     check_heads_path(target, overwrite=overwrite)
-    save_map(_with(scores, {KIND: VERSION, "facts": json.dumps(scores.attrs)}), target, overwrite=overwrite)
+    kept = scores.drop_attrs(deep=False).assign_attrs({KIND: VERSION, "facts": json.dumps(scores.attrs)})
+    save(Output({str(scores.name or "map"): kept}), target, overwrite=overwrite)
 
 
 def check_heads_path(path: Path, *, overwrite: bool = False) -> None:
-    """Say early, before anything is counted, that scores cannot be written there.
-
-    Raises   as `save_heads`
-    """
+    """Say early, before anything is counted, that scores cannot be written there."""
     if path.suffix not in suffixes("maps"):
         raise InvalidInput(f"cannot keep the names of layers and concepts in {path.name!r}; end it in {endings('maps')}")
     check_output(path, "maps", overwrite=overwrite)
@@ -60,13 +58,7 @@ def load_heads(path: str | os.PathLike[str]) -> xr.DataArray:
             raise ValueError("it lacks what tells one head from another")
     except (KeyError, ValueError) as error:
         raise InvalidInput(f"{source} is damaged: {error}; count the heads again, or take another copy") from error
-    return _with(found, attributes)
-
-
-def _with(scores: xr.DataArray, attributes: dict[str, Any]) -> xr.DataArray:
-    copy = scores.copy(deep=False)
-    copy.attrs = attributes
-    return copy
+    return found.drop_attrs(deep=False).assign_attrs(attributes)
 
 
 def _read(source: Path) -> xr.DataArray:

@@ -10,7 +10,6 @@ from ...schema.messages import is_for_shell, listed, option
 from ...schema.selection import Selector
 from ...schema.text import Text
 from ...schema.trace import Layer, TokenGroup
-from ..aggregation.selection import find_branch
 from ..trace.heads import published_order
 from ..trace.reader import Trace
 from .concepts import Concepts
@@ -47,13 +46,6 @@ class ProbeWords:
         Raises   InvalidInput for a trace of another model, UnknownSelection for words that it does not have
         """
         return [(index, self._find(trace, index)) for index in self._same_layers(trace)]
-
-    def branch_of(self, trace: Trace) -> int:
-        """The branch's position in this trace.
-
-        Raises   UnknownSelection
-        """
-        return find_branch(trace, self.branch)
 
     def _same_layers(self, trace: Trace) -> list[int]:
         known = {layer.name: index for index, layer in enumerate(trace.layers) if _has(layer, self.probe)}

@@ -13,9 +13,7 @@ from ...schema.selection import Selector
 from ..aggregation.selection import whole
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace
-from .accuracy import head_accuracy
-from .relevance import head_relevance
-from .sources import Sources
+from .scores import Sources, head_accuracy, head_relevance
 
 By: TypeAlias = Literal["relevance", "truth"]
 """What a head is scored by: the concept it looks for, or how often it finds the true place."""

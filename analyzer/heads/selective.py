@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
 from ...schema.selection import Layers
-from ..aggregation.select import Positions, Select
-from ..aggregation.selection import whole
+from ..aggregation.selection import Positions, Select, whole
 from ..maps.attribution import r2g
 from ..maps.words import word_map
 from ..methods.recipes import Recipe
@@ -28,11 +27,9 @@ from ..metrics.overlap import THRESHOLDS, iou
 from ..trace.heads import require_same_heads
 from ..trace.images import load_mask, own_mask
 from ..trace.reader import Trace
-from .accuracy import head_accuracy
 from .probes import PROBE
-from .ranking import By, HeadMap, by_layer, rank_heads, select_heads
-from .relevance import head_relevance
-from .sources import Sources, open_all
+from .ranking import By, by_layer, rank_heads, select_heads
+from .scores import Sources, head_accuracy, head_relevance, open_all
 
 Given: TypeAlias = Mapping[str, Iterable[str]] | str | None
 KINDS: Final = ("all", "top", "bottom")
@@ -85,27 +82,21 @@ def selective_iou(
     for chosen, judged in dealt:
         taken = whole(count, "a number of heads") if count is not None else published_count(len(rank_heads(chosen, concept)))
         counts.add(taken)
+        kinds = [by_layer(rank_heads(chosen, concept), chosen)]  # as `KINDS` names them
+        kinds += [select_heads(chosen, concept, top=taken), select_heads(chosen, concept, bottom=taken)]
         for trace in judged:
             require_same_heads(chosen, trace)
-            pixels, kinds = _load_mask(trace, mask, sample), _kinds(chosen, concept, taken)
+            pixels = _load_mask(trace, mask, sample)
             maps = compute(*(maps_of(trace, **replace(select, heads=heads).options()) for heads in kinds))  # type: ignore[no-untyped-call]
             found.append([[float(iou(map, pixels, threshold)) for threshold in thresholds] for map in maps])
-    facts = {
-        "by": scores.attrs.get("kind", "") if scores is not None else by,
-        "word": word or "",
-        "count": counts.pop(),
-        "of": len(rank_heads(dealt[0][0], concept)),
-        "chosen_on": f"{len(scores.attrs['traces'])} other traces" if scores is not None else "the other half of the traces",
-    }
+    how = (by, "the other half of the traces")
+    if scores is not None:
+        how = (scores.attrs.get("kind", ""), f"{len(scores.attrs['traces'])} other traces")
+    of = len(rank_heads(dealt[0][0], concept))
+    facts = {"by": how[0], "word": word or "", "count": counts.pop(), "of": of, "chosen_on": how[1]}
     coords = {"heads": list(KINDS), "threshold": list(thresholds), "trace": [trace.id for _, judged in dealt for trace in judged]}
     table = xr.DataArray(np.stack(found, axis=-1), dims=("heads", "threshold", "trace"), coords=coords, attrs=facts, name="iou")
     return table.sortby("trace")
-
-
-def _kinds(scores: xr.DataArray, concept: str | None, count: int) -> tuple[HeadMap, ...]:
-    """All heads, the best and the worst, as `KINDS` names them."""
-    every = by_layer(rank_heads(scores, concept), scores)
-    return every, select_heads(scores, concept, top=count), select_heads(scores, concept, bottom=count)
 
 
 def deal(opened: list[Trace]) -> list[tuple[list[Trace], list[Trace]]]:

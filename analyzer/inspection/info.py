@@ -1,15 +1,15 @@
-"""What `i2am info` says of a trace, as plain values."""
+"""What `i2am info` says of a trace, as plain values, and what the encoding did to its R2G."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Final
 
-import numpy as np
-
+from ...schema.codec import MANTISSA
 from ...schema.journal import disk_bytes
+from ...schema.trace import LOSSY
 from ..trace.reader import Trace
-from .precision import column_mass_lost, precision_note
 
 HALF: Final = 2
 """Bytes of a float16: what raw attention is counted in."""
@@ -18,7 +18,7 @@ HALF: Final = 2
 def describe(trace: Trace) -> dict[str, Any]:
     """Everything a reader wants to know before asking for maps, as plain JSON."""
     record = trace.record
-    disk, raw, lost = disk_bytes(trace.path), raw_bytes(trace), column_mass_lost(trace)
+    disk, raw, lost = disk_bytes(trace.path), raw_bytes(trace), trace.lost
     return {
         "path": str(trace.path),
         "trace": record.id,
@@ -41,7 +41,7 @@ def describe(trace: Trace) -> dict[str, Any]:
             for text in record.texts
         ],
         "probes": _probes(trace),
-        "timesteps": _ends(trace.steps["timestep"]),
+        "timesteps": trace.steps["timestep"][[0, -1] if len(trace.present) else []].astype(float).tolist(),
         "bytes": disk,
         "bytes_raw_float16": raw,
         "compression": disk / raw if raw else None,
@@ -72,5 +72,20 @@ def raw_bytes(trace: Trace) -> int:
     return int(sum(int(n) * size for n, size in zip(calls, sizes, strict=True))) * record.samples * len(record.branches)
 
 
-def _ends(values: np.ndarray[Any, np.dtype[Any]]) -> list[float]:
-    return [float(values[0]), float(values[-1])] if len(values) else []
+def precision_note(trace: Trace, layers: Iterable[int] | None = None) -> str | None:
+    """The one sentence to read before trusting R2G of these layers, by default all; None if their columns are whole.
+
+    G2R and SRAM come from rows, which the encoding keeps.
+    """
+    lost = trace.lost
+    # Nobody takes R2G over the tokens of an adapter.
+    used = [lost[index] for index in (range(len(lost)) if layers is None else layers) if not trace.layers[index].is_resampler]
+    bad = [share for share in used if share > LOSSY]
+    if not bad:
+        return None
+    bits = trace.record.codec.keep_bits
+    what = "float16 lost" if bits == MANTISSA else f"rounding to {bits} bits changed"
+    return (
+        f"note: {what} up to {max(bad):.0%} of one token's column in {len(bad)} of {len(used)} layer{'s' if len(used) > 1 else ''}, "
+        "so R2G is approximate; record with encoding factors for exact maps"
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,12 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ...schema.errors import CorruptTrace, TraceError
-from ...schema.journal import FileSums, decode_lines, decode_manifest, encode_manifest
-from ...schema.layout import JOURNAL, MANIFEST, ROOT, data_plans, documents, probe_layout
+from ...schema.journal import MANIFEST_VERSIONS, MOST_LEDGER_BYTES, FileSum, FileSums, decode_lines, decode_manifest, encode_manifest
+from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ..progress import hidden
-from ..store.files import is_litter
+from ..store.files import Listing, hash_file, list_files, read_file
 from ..trace.reader import Trace, open_trace
-from .precision import column_mass_lost, precision_note
+from .info import precision_note
 from .sums import CallSums, sum_calls
 
 TOLERANCE: Final = 2e-3
@@ -54,7 +52,9 @@ class Report:
     note: str | None = None
     """What is sound but not exact."""
     ignored: tuple[str, ...] = ()
-    """Files that a desktop left in the trace."""
+    """Files that a desktop or a repository keeps in the trace."""
+    leftovers: tuple[str, ...] = ()
+    """Files of an unfinished recording that belong to no committed step; `seal` removes them."""
 
     @property
     def ok(self) -> bool:
@@ -65,7 +65,8 @@ class Report:
         """The report as plain JSON."""
         findings = [{"where": finding.where, "problem": finding.problem} for finding in self.findings]
         names = ("trace", "ok", "complete", "steps", "files", "nbytes", "row_error", "column_lost", "note")
-        return {**{name: getattr(self, name) for name in names}, "ignored": list(self.ignored), "findings": findings}
+        files = {"ignored": list(self.ignored), "leftovers": list(self.leftovers)}
+        return {**{name: getattr(self, name) for name in names}, **files, "findings": findings}
 
 
 def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: bool = False) -> Report:
@@ -75,39 +76,31 @@ def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: boo
     """
     root = Path(path)
     trace, findings = _open(root, partial)
-    complete = trace.complete if trace else True
+    complete = trace.complete if trace else not partial or (root / MANIFEST).exists()
     try:
-        sums = _sums(root, complete)
+        sums, listing = _sums(root, complete), list_files(root)
     except CorruptTrace as error:
-        return Report(
-            trace.id if trace else "", complete, 0, 0, 0, np.nan, np.nan, (Finding(MANIFEST if complete else JOURNAL, str(error)),)
-        )
+        where = MANIFEST if complete else JOURNAL
+        return Report(trace.id if trace else "", complete, 0, 0, 0, np.nan, np.nan, (Finding(where, str(error)),))
     # What keeps it from opening is said only where no file says it better.
-    findings = _check_files(root, sums, trace, progress) or findings
+    wrong, leftovers = _check_files(root, sums, listing, complete, progress)
+    findings = wrong or findings
     rows = columns = np.nan
     if trace and not findings:
         rows, columns, findings = _check_numbers(trace, progress)
-    size = sum(nbytes for nbytes, _ in sums.values())
-    ignored = tuple(sorted(name for name, plain in _walk(root) if plain and is_litter(Path(name).name)))
     return Report(
         trace.id if trace else "",
         complete,
         len(trace.present) if trace else 0,
         len(sums),
-        size,
+        sum(given.nbytes for given in sums.values()),
         rows,
         columns,
         tuple(findings),
         precision_note(trace) if trace else None,
-        ignored,
+        tuple(sorted(listing.ignored)),
+        tuple(leftovers),
     )
-
-
-def hash_file(path: Path) -> tuple[int, str]:
-    """Size and sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), digest
 
 
 def _open(root: Path, partial: bool) -> tuple[Trace | None, list[Finding]]:
@@ -118,16 +111,18 @@ def _open(root: Path, partial: bool) -> tuple[Trace | None, list[Finding]]:
         return None, [Finding(".", str(error))]
     except TraceError:
         # A flipped byte can turn the root into another version's, or into no trace at all; the manifest knows better.
-        if not (root / MANIFEST).is_file() or not (root / ROOT).is_file() or _promised(root).get(ROOT) in (None, hash_file(root / ROOT)):
+        promised = _promised(root) if (root / MANIFEST).exists() else None
+        if promised is None or promised[:2] == hash_file(root, ROOT, promised.nbytes)[:2]:
             raise
         return None, []
 
 
-def _promised(root: Path) -> FileSums:
+def _promised(root: Path) -> FileSum | None:
+    """What the manifest says of the root."""
     try:
-        return decode_manifest((root / MANIFEST).read_bytes())[1]
-    except TraceError:
-        return {}
+        return _sums(root, complete=True)[ROOT]
+    except (KeyError, TraceError):
+        return None
 
 
 def _sums(root: Path, complete: bool) -> FileSums:
@@ -136,67 +131,49 @@ def _sums(root: Path, complete: bool) -> FileSums:
     Raises   CorruptTrace if the ledger itself was changed
     """
     if not complete:
-        journal = root / JOURNAL
-        entries = decode_lines(journal.read_bytes()) if journal.is_file() else []
-        return {name: sums for entry in entries for name, sums in entry["files"].items()}
-    if not (root / MANIFEST).is_file():
+        entries = decode_lines(read_file(root, JOURNAL, MOST_LEDGER_BYTES)) if (root / JOURNAL).exists() else []
+        return {name: given for entry in entries for name, given in entry.files.items()}
+    if not (root / MANIFEST).exists():
         raise CorruptTrace(f"{MANIFEST} is missing, and without it nothing can be checked; copy the trace again, whole")
-    text = (root / MANIFEST).read_bytes()
+    text = read_file(root, MANIFEST, MOST_LEDGER_BYTES)
     identity, sums = decode_manifest(text)
-    if encode_manifest(identity, sums).encode() != text:
+    if text not in [encode_manifest(identity, sums, version).encode() for version in MANIFEST_VERSIONS]:
         raise CorruptTrace(f"{MANIFEST} is not as it was written; the file was changed after the recording")
     return sums
 
 
-def _check_files(root: Path, sums: FileSums, trace: Trace | None, progress: bool) -> list[Finding]:
-    """Every listed file by size and hash, and no file besides."""
-    found = dict(_walk(root))
-    wrong = [Finding(name, "is a link; a trace holds plain files") for name, plain in found.items() if not plain]
-    with _bar("verify files", sum(size for size, _ in sums.values()), progress, unit="B") as bar:
-        for name, (size, digest) in sorted(sums.items()):
-            wrong += _check_file(root / name, name, (size, digest), found)
-            bar.update(size)
-    strangers = sorted(set(found) - set(sums) - _unlisted(sums, trace, found))
-    return wrong + [Finding(name, "is not part of the trace; remove it") for name in strangers if not is_litter(Path(name).name)]
+def _check_files(root: Path, sums: FileSums, listing: Listing, complete: bool, progress: bool) -> tuple[list[Finding], list[str]]:
+    """What is wrong with the listed files by size and hash, or with what lies beside them; and what an unfinished recording left."""
+    wrong: list[Finding] = []
+    with _bar("verify files", sum(given.nbytes for given in sums.values()), progress, unit="B") as bar:
+        for name, given in sorted(sums.items()):
+            wrong += _check_file(root, name, given, listing)
+            bar.update(given.nbytes)
+    strangers = sorted(set(listing.sizes) - set(sums) - {ROOT, MANIFEST, JOURNAL})
+    places = () if complete else ("layers/", "images/", "step/", "present/")
+    foreign = [name for name in strangers if not name.startswith(places)]
+    left = [name for name in strangers if name not in foreign and not name.endswith(f"/{ROOT}")]
+    return wrong + [Finding(name, "is not part of the trace; remove it") for name in foreign], sorted([*left, *listing.temporary])
 
 
-def _check_file(path: Path, name: str, expected: tuple[int, str], found: dict[str, bool]) -> list[Finding]:
-    if name not in found:
+def _check_file(root: Path, name: str, expected: FileSum, listing: Listing) -> list[Finding]:
+    if name not in listing.sizes:
         return [Finding(name, "is missing; copy the trace again, whole")]
-    if not found[name]:
-        return []
-    actual = hash_file(path)
-    if actual[0] != expected[0]:
-        return [Finding(name, f"has {actual[0]} bytes where {expected[0]} were written; copy the trace again, whole")]
-    return (
-        [] if actual[1] == expected[1] else [Finding(name, "was changed after the recording: its sha256 is another; copy the trace again")]
-    )
-
-
-def _unlisted(sums: FileSums, trace: Trace | None, found: dict[str, bool]) -> set[str]:
-    """Files that rightly stand outside the ledger."""
-    if trace is None or trace.complete:
-        return {MANIFEST}
-    # A recording that was cut off also has its documents, and pieces of steps that were not committed.
-    known = {f"{folder}/{ROOT}" for folder in documents(trace.record)} | {ROOT, JOURNAL, MANIFEST}
-    plans = [(*data_plans(trace.record, index).values(), probe_layout(trace.record, index)) for index in range(len(trace.record.layers))]
-    arrays = {plan.path for each in plans for plan in each if plan is not None}
-    return known | {name for name in found if name.rsplit("/", 1)[0] in arrays or name.endswith(".partial")}
-
-
-def _walk(root: Path) -> Iterator[tuple[str, bool]]:
-    """(path from the root, whether it is a plain file) of everything that is not a folder."""
-    for folder, folders, files in os.walk(root):
-        for name in [*files, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
-            path = Path(folder, name)
-            yield path.relative_to(root).as_posix(), path.is_file() and not path.is_symlink()
+    try:
+        actual = hash_file(root, name, expected.nbytes)
+    except OSError as error:
+        return [Finding(name, f"cannot be read ({error.strerror}); copy the trace again, whole")]
+    if actual.nbytes != expected.nbytes:
+        return [Finding(name, f"has {actual.nbytes} bytes where {expected.nbytes} were written; copy the trace again, whole")]
+    same = actual.sha256 == expected.sha256
+    return [] if same else [Finding(name, "was changed after the recording: its sha256 is another; copy the trace again")]
 
 
 def _check_numbers(trace: Trace, progress: bool) -> tuple[float, float, list[Finding]]:
     """Worst row of P, worst column of G, and what lies outside the tolerance."""
     wrong: list[Finding] = []
     rows, columns = np.nan, np.nan
-    lost = column_mass_lost(trace)
+    lost = trace.lost
     total = sum(int((where >= 0).sum()) for where in trace.call_steps)
     with _bar("verify numbers", total, progress, unit="call") as bar:
         for sums in sum_calls(trace):

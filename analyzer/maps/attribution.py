@@ -1,8 +1,9 @@
-"""R2G, G2R and SRAM: what came from where, over whatever axes are kept.
+"""R2G, G2R, SRAM and maps of tokens: what came from where, over whatever axes are kept.
 
     R2G   m(x)  = mean over reference tokens r of G[x,r]      which parts of the generated image came from the reference
     G2R   m(r)  = mean over generated positions x of P[x,r]   which parts of the reference were used
     SRAM  m(r)  = P[x0,r]                                     where one patch looked
+    token m(x)  = P[x,r], mean over some tokens r             where a word, a token of a reference or a probe is attended to
 
 Maps of calls are summed over time and averaged over (layer, head) pairs, unless the recipe says otherwise. Everything is lazy; maps
 that are computed together (`dask.compute(r2g(trace), g2r(trace))`) read each file once.
@@ -15,14 +16,15 @@ from dataclasses import replace
 
 import xarray as xr
 
+from ...schema.errors import InvalidInput
 from ...schema.selection import Selector
 from ..aggregation.build import build_map
 from ..aggregation.request import MapRequest, request_map
-from ..aggregation.select import Heads, Positions, Select
+from ..aggregation.selection import Heads, Positions, Select, pick_positions
 from ..aggregation.weights import Mask, only_frames, pick_frames, recipe_mask, weighting
-from ..inspection.precision import column_mass_lost
-from ..methods.recipes import Recipe
+from ..methods.recipes import Recipe, get_recipe
 from ..trace.reader import Trace
+from ..trace.softmax import Columns
 
 
 def r2g(
@@ -53,7 +55,7 @@ def r2g(
     select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
     request = request_map(trace, "r2g", select, recipe=recipe, keep=keep, time_groups=time_groups, specials=specials)
     shown = None if frames is None else list(pick_frames(trace, frames))
-    found = build_map(request, column_mass_lost=lost_columns(request))
+    found = build_map(request, column_mass_lost=_lost_columns(request))
     return found if shown is None else found.isel(frame=shown).assign_attrs(frames=shown)
 
 
@@ -121,7 +123,59 @@ def sram(
     return build_map(replace(request, at=at), at=tuple(int(i) for i in at))
 
 
-def lost_columns(request: MapRequest) -> float:
+def token_map(
+    trace: Trace,
+    tokens: Positions = None,
+    *,
+    group: str | None = None,
+    probe: str | None = None,
+    among: Positions = None,
+    keep: Iterable[str] | str = (),
+    time_groups: int | None = None,
+    steps: Positions = None,
+    layers: Selector | Iterable[Selector] | None = None,
+    heads: Heads = None,
+    sample: int = 0,
+    branch: str | None = None,
+    recipe: str | Recipe | None = None,
+) -> xr.DataArray:
+    """Where on the generated image some tokens are attended to.
+
+    `tokens` are positions in the group, or in the probe, from 0, specials included: all of them if None. They are reduced as the
+    recipe says (daam: mean, as over the pieces of a word) or, with "token" in `keep`, each has a map. `group` is the trace's only text
+    if None. With `probe`, the keys are the probe's, which the run never saw, and the softmax over keys runs over its tokens `among`,
+    all if None; this needs the queries, hence encoding factors. Without, `among` makes the softmax run over some tokens of the group.
+    The recipe is `daam`, or `ovam` for a probe, where none is named.
+
+    Dims     kept axes in the order time, layer, head, token, then ([frame,] y, x) on the recipe's grid; lazy, float64
+    Range    >= 0; NaN where no call is left to average
+    Raises   UnknownSelection, InvalidInput
+    Source   Tang et al., DAAM, ACL 2023; probes: Marcos-Manchon et al., OVAM, CVPR 2024
+    """
+    axes = (keep,) if isinstance(keep, str) else keep
+    each = isinstance(axes, Iterable) and "token" in (axes := tuple(axes))
+    kept = tuple(axis for axis in axes if axis != "token") if each else axes
+    select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
+    row = get_recipe(recipe or ("ovam" if probe else "daam"))
+    request = request_map(trace, "tokens", select, recipe=row, keep=kept, time_groups=time_groups, specials=True, role="text", probe=probe)
+    groups = request.chosen.groups
+    most = min(there.tokens for there in groups)
+    numbers = pick_positions(tokens, most, "token")
+    alone = numbers if row.renormalize and among is None and row.r2g == "keys" else None
+    over = alone if among is None else pick_positions(among, most, "token")
+    if over is not None and (missing := sorted(set(numbers) - set(over))):
+        raise InvalidInput(f"token {missing[0]} has a map only if it is one of those that the softmax runs over; add it to among")
+    columns = []
+    for there in groups:
+        beside = tuple(there.start + n for n in (range(there.tokens) if over is None else over))
+        own = tuple(there.start + n for n in numbers)
+        columns.append(Columns(row.r2g, own, beside if over is not None or probe else None, probe is not None))
+    request = replace(request, columns=tuple(columns), each=each)
+    facts = {"probe": probe} if probe else {}
+    found = build_map(request, column_mass_lost=_lost_columns(request), tokens=list(numbers), **facts)
+    return found.assign_coords(token=list(numbers)) if each else found
+
+
+def _lost_columns(request: MapRequest) -> float:
     """What the encoding took from one column of G at worst; with the softmax over keys maps are made of rows, which are whole."""
-    lost = column_mass_lost(request.trace)
-    return max(lost[index] for index in request.chosen.layers) if request.row.r2g == "generated" else 0.0
+    return max(request.trace.lost[index] for index in request.chosen.layers) if request.row.r2g == "generated" else 0.0

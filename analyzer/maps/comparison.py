@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any, Final, Unpack, get_args
+from typing import Final, Unpack, get_args
 
 import dask.array as da
 import numpy as np
@@ -14,16 +15,15 @@ from scipy import stats
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
 from ..aggregation.request import Direction
-from ..aggregation.select import Positions, SelectOptions
+from ..aggregation.selection import Positions, SelectOptions
 from ..facts import MapFacts
 from ..methods.recipes import RECIPES, Recipe, get_recipe
-from ..metrics.placement import ROUNDING
+from ..metrics.placement import tells_apart
 from ..numerics.resize import bring
 from ..numerics.statistics import correlations
 from ..trace.reader import Trace
 from ..trace.views import centres
-from .attribution import g2r, r2g, sram
-from .tokens import token_map
+from .attribution import g2r, r2g, sram, token_map
 
 DIRECTIONS: Final[tuple[Direction, ...]] = get_args(Direction)
 
@@ -62,8 +62,10 @@ def compare(
     first = next(iter(maps.values()))
     if first.dims[-1] not in ("x", "ref_x"):
         raise InvalidInput(f"the {MapFacts.of(first).group} tokens have no place on a picture, so there are no maps to lay side by side")
-    values = da.stack([_brought(map, _finest(maps.values())) for map in maps.values()])  # type: ignore[no-untyped-call]
-    attrs = {name: value for name, value in first.attrs.items() if all(_same(m.attrs.get(name), value) for m in maps.values())}
+    grid = max((map.shape[-2:] for map in maps.values()), key=lambda shape: (math.prod(shape), shape))
+    values = da.stack([_brought(map.data, grid) for map in maps.values()])  # type: ignore[no-untyped-call]
+    others = [map.attrs for map in maps.values()]
+    attrs = {n: v for n, v in first.attrs.items() if all(type(each.get(n)) is type(v) and each[n] == v for each in others)}
     coords = {"recipe": list(maps), "other": list(maps), **{d: centres(n) for d, n in zip(first.dims, values.shape[1:], strict=True)}}
     # In blocks, not as a delayed call: that would optimise its graph by itself, and scan everything again.
     flat = values.reshape(len(maps), -1).rechunk(-1)
@@ -81,11 +83,8 @@ def correlate(maps: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Dims     (map, ...) -> (2, map, map)
     """
-    flat = maps.reshape(len(maps), -1)
-    low, high = flat.min(1), flat.max(1)
-    # Compared so that NaN tells nothing apart either.
-    tells = high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high))
-    telling = np.where(tells[:, None], flat, np.nan)
+    flat = maps.reshape(len(maps), 1, -1)
+    telling = np.where(tells_apart(flat), flat, np.nan)[:, 0]
     return np.stack([correlations(telling), correlations(stats.rankdata(telling, axis=1, nan_policy="propagate"))])
 
 
@@ -120,19 +119,7 @@ def _ask(
     return (r2g if direction == "r2g" else g2r)(trace, recipe=row, **options)
 
 
-def _finest(maps: Iterable[xr.DataArray]) -> tuple[int, int]:
-    rows, columns = max((map.shape[-2:] for map in maps), key=lambda shape: (shape[0] * shape[1], shape))
-    return int(rows), int(columns)
-
-
-def _brought(map: xr.DataArray, grid: tuple[int, int]) -> da.Array:
-    lazy: da.Array = map.data
-    if map.shape[-2:] == grid:
-        return lazy
-    chunks = (*lazy.chunks[:-2], *((n,) for n in grid))
-    found: da.Array = lazy.map_blocks(bring, grid, "bilinear", chunks=chunks, dtype=np.float64)  # type: ignore[arg-type]
+def _brought(map: da.Array, grid: tuple[int, ...]) -> da.Array:
+    chunks = (*map.chunks[:-2], *((n,) for n in grid))
+    found: da.Array = map.map_blocks(bring, grid, "bilinear", chunks=chunks, dtype=np.float64)  # type: ignore[arg-type]
     return found
-
-
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)

@@ -34,7 +34,9 @@ def heatmap(
     """
     facts = MapFacts.of(map)
     row = get_recipe(facts.recipe if recipe is None else recipe)
-    size = shape or _covered(map)
+    if shape is None and facts.image_shape is None:
+        raise InvalidInput("the trace holds no image that the map lies on; say which size its picture shall have")
+    size = shape or Window.of(facts.window, facts.image_shape or ()).size
     if row.pre_mask and mask is not None and facts.on_reference:
         what = "the reference's mask"
         map = hide(map, shares(one_channel(mask, what), what))
@@ -53,14 +55,6 @@ def published(trace: Trace, map: xr.DataArray) -> xr.DataArray:
     if get_recipe(facts.recipe).pre_mask and facts.on_reference:
         name = own_reference_mask(trace, facts.image)
     return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs(pre_mask=name)
-
-
-def _covered(map: xr.DataArray) -> tuple[int, int]:
-    """Height and width of the part of its image that a map covers, in pixels."""
-    facts = MapFacts.of(map)
-    if facts.image_shape is None:
-        raise InvalidInput("the trace holds no image that the map lies on; say which size its picture shall have")
-    return Window.of(facts.window, facts.image_shape).size
 
 
 def _scale(map: xr.DataArray, scaling: Scaling) -> xr.DataArray:

@@ -12,8 +12,7 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ..aggregation.request import AXES, MapRequest, kept_axes, request_map
-from ..aggregation.select import Select, SelectOptions
-from ..aggregation.selection import choose, split
+from ..aggregation.selection import Select, SelectOptions, choose, split
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.pointing import PLACES, Grid, Values
 from ..numerics.resize import bring, middle
@@ -45,23 +44,14 @@ def looks(
     request = request_map(trace, "sram", Select(**options), recipe=row, keep=keep, time_groups=time_groups)
     if "ref_x" not in request.places:
         raise InvalidInput(f"the {request.chosen.groups[0].name} tokens have no place on a picture, so no patch can point at one")
-    values = da.stack([_at_time(request, group) for group in request.times])  # type: ignore[no-untyped-call]
-    values = values if "time" in request.axes else values[0]
+    layers = range(len(request.chosen.layers))
+    sums: da.Array = da.stack([da.stack([_of_layer(request, steps, i) for i in layers]) for steps in request.times])  # type: ignore
+    gone = tuple(i for i, axis in enumerate(AXES) if i and axis not in request.axes)
+    means: da.Array = da.nanmean(sums, axis=gone) if gone else sums
+    values = means if "time" in request.axes else means[0]
     latent = dict(zip(("y", "x"), map(centres, trace.latent_grid), strict=True))
     dims = (*request.axes, *PLACES)
     return xr.DataArray(values, request.coordinates() | latent, dims, "looks", request.facts().to_attrs())
-
-
-def _at_time(request: MapRequest, steps: tuple[int, ...]) -> da.Array:
-    """One time group: sums over its steps, then means over (layer, head) pairs.
-
-    Dims     -> (layer?, head?, y, x, ref_y, ref_x)
-    """
-    total = [_of_layer(request, steps, i) for i in range(len(request.chosen.layers))]
-    every: da.Array = da.stack(total)  # type: ignore[no-untyped-call]
-    axes = tuple(i for i, axis in enumerate(("layer", "head")) if axis not in request.axes)
-    mean: da.Array = da.nanmean(every, axis=axes) if axes else every
-    return mean
 
 
 def _of_layer(request: MapRequest, steps: tuple[int, ...], i: int) -> da.Array:
@@ -120,27 +110,21 @@ def row_entropy(
     """
     kept = kept_axes(keep, time_groups)
     chosen = choose(trace, Select(**options))
+    times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
     tables = []
     for index, tokens, selected in zip(chosen.layers, chosen.groups, chosen.pairs, strict=True):
         first = tokens.start if specials else tokens.start + tokens.specials
         if tokens.stop - first < 2:
             name = trace.layers[index].name
             raise InvalidInput(f"layer {name} has {tokens.stop - first} tokens of {tokens.name} to look at; a row needs two to be uneven")
-        numbers = trace.layers[index].heads_kept
-        heads = [place for place, number in enumerate(numbers) if number in selected]
+        heads = [place for place, number in enumerate(trace.layers[index].heads_kept) if number in selected]
         calls = trace.probabilities(index).isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
-        even = _even_rows(calls).mean(place_dims(trace.layers[index].places))
-        times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
+        even: xr.DataArray = xr.apply_ufunc(
+            row_evenness, calls, input_core_dims=[["token"]], dask="parallelized", output_dtypes=[np.float64], keep_attrs=False
+        ).mean(place_dims(trace.layers[index].places))
         tables.append(xr.concat([even.isel(step=list(steps)).mean("step") for steps in times], "time"))
     table = xr.concat(tables, "layer", join="outer").drop_vars(("sample", "branch"))
     table = table.assign_coords(layer=list(chosen.layers)).transpose(*AXES)
     gone = [axis for axis in AXES if axis not in kept]
     attrs = {"trace": trace.id, "group": chosen.groups[0].name}
     return (table.mean(gone) if gone else table).rename("row_entropy").assign_attrs(attrs)
-
-
-def _even_rows(calls: xr.DataArray) -> xr.DataArray:
-    found: xr.DataArray = xr.apply_ufunc(
-        row_evenness, calls, input_core_dims=[["token"]], dask="parallelized", output_dtypes=[np.float64], keep_attrs=False
-    )
-    return found

@@ -85,13 +85,11 @@ def carry(trace: Trace, map: xr.DataArray, residual: float = RESIDUAL) -> xr.Dat
     return placed
 
 
-def rollout(attention: Sequence[Values] | None, patches: int, residual: float = RESIDUAL) -> Values:
-    """Attention of a resampler's blocks composed, in order; NaN where there is none.
+def rollout(attention: Sequence[Values], patches: int, residual: float = RESIDUAL) -> Values:
+    """Attention of a resampler's blocks composed, in order.
 
     Dims     each (token, patches + token), rows summing to 1 -> (token, patches), rows summing to 1
     """
-    if not attention:
-        return np.full((0, patches), np.nan)
     total = np.zeros((len(attention[0]), patches))
     for block in attention:
         total = residual * total + (1 - residual) * (block[:, :patches] + block[:, patches:] @ total)

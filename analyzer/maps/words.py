@@ -19,11 +19,10 @@ import xarray as xr
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, listed, option
 from ...schema.text import Text
-from ..aggregation.select import MapOptions
-from ..aggregation.selection import find_branch
+from ..aggregation.selection import MapOptions, find_branch
 from ..methods.recipes import get_recipe
 from ..trace.reader import Trace
-from .tokens import token_map
+from .attribution import token_map
 
 Among: TypeAlias = Literal["text", "probe"]
 
@@ -87,7 +86,9 @@ def word_map(
     tokens = sorted({token for one in found for token in one.tokens})
     own: MapOptions = {**options, "group": None if probe else texts[0].group, "sample": sample, "recipe": row}
     made = token_map(trace, tokens, probe=probe, among=beside, **own)
-    return made.assign_attrs(word=found[0].word, occurrences=[one.occurrence for one in found], pieces=" ".join(_pieces(found)))
+    return made.assign_attrs(
+        word=found[0].word, occurrences=[one.occurrence for one in found], pieces=" ".join(piece for one in found for piece in one.pieces)
+    )
 
 
 def list_words(
@@ -169,7 +170,8 @@ def _choose(word: str, occurrence: int | None, texts: Sequence[Text]) -> list[Wo
                 raise InvalidInput(f"{word!r} and {option('occurrence', str(occurrence))} name two different times that it comes; give one")
             word, occurrence, found = plain, int(number), _find(plain, texts)
     if not found:
-        raise _unknown(word, texts)
+        there = dict.fromkeys(one.text for text in texts for one in text.words)
+        raise UnknownSelection(f"there is no word {word!r} in {texts[0].group}; {guess(word, there)}there are {listed(there)}")
     if occurrence is None:
         return found
     times = max(one.occurrence for one in found)
@@ -236,12 +238,3 @@ def _beside(found: Sequence[WordSpan], texts: Sequence[Text], among: Among) -> l
             f"say which with {option('text')}, or let them share one with {option('among', 'probe')}"
         )
     return [token for text in texts if text.text in said for token in range(text.start, text.start + len(text.tokens))]
-
-
-def _pieces(found: Sequence[WordSpan]) -> Iterable[str]:
-    return (piece for one in found for piece in one.pieces)
-
-
-def _unknown(word: str, texts: Sequence[Text]) -> UnknownSelection:
-    there = dict.fromkeys(one.text for text in texts for one in text.words)
-    return UnknownSelection(f"there is no word {word!r} in {texts[0].group}; {guess(word, there)}there are {listed(there)}")

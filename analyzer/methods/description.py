@@ -8,6 +8,9 @@ from typing import Any, Final
 from .recipes import FIELDS, MIDDLE, RECIPES, Recipe, write
 
 AXES: Final = {"generated": "positions", "keys": "keys"}
+BEFORE: Final = {"token": "tokens", "query": "positions", "time": "steps", "head": "heads"}
+GRIDS: Final = {"latent": "latent", "largest": "largest layer", "first": "first layer", "image": "image"}
+SCALING: Final = {"none": "", "minmax": "min-max", "max": "/ max"}
 HEADINGS: Final[tuple[tuple[str, Callable[[Recipe], str]], ...]] = (
     ("recipe", lambda row: f"`{row.name}`"),
     ("softmax under R2G, tokens", lambda row: f"over {AXES[row.r2g]}"),
@@ -19,8 +22,8 @@ HEADINGS: Final[tuple[tuple[str, Callable[[Recipe], str]], ...]] = (
     ("steps", lambda row: row.time if row.time == row.time_groups else f"{row.time}; of a group {row.time_groups}"),
     ("heads; layers", lambda row: f"{'chosen, ' if row.choose_heads else ''}{row.heads}; {row.layers}"),
     ("resampling", lambda row: f"{row.resize}{', clamp at 0' if row.clamp else ''}"),
-    ("after", lambda row: _before(row)),
-    ("grid", lambda row: _grids(row)),
+    ("after", lambda row: ", ".join(BEFORE[axis] for axis in row.before) or "nothing"),
+    ("grid", lambda row: _grid(row.target) + ("" if row.g2r == "none" else f"; {_grid(row.reference_target)}")),
     ("picture", lambda row: _picture(row)),
     ("source", lambda row: row.source),
 )
@@ -59,25 +62,11 @@ def _layers(row: Recipe) -> str:
     return ", ".join(each for each in found if each)
 
 
-def _before(row: Recipe) -> str:
-    names = {"token": "tokens", "query": "positions", "time": "steps", "head": "heads"}
-    return ", ".join(names[axis] for axis in row.before) or "nothing"
-
-
-def _grids(row: Recipe) -> str:
-    return _grid(row.target) if row.g2r == "none" else f"{_grid(row.target)}; {_grid(row.reference_target)}"
-
-
 def _grid(target: Any) -> str:
-    names = {"latent": "latent", "largest": "largest layer", "first": "first layer", "image": "image"}
-    return names[target] if isinstance(target, str) else "{} x {}".format(*target)
+    return GRIDS[target] if isinstance(target, str) else "{} x {}".format(*target)
 
 
 def _picture(row: Recipe) -> str:
-    steps = ["x reference mask" if row.pre_mask else "", _scaling(row.scale_before), row.upsample, _scaling(row.scale_after)]
+    steps = ["x reference mask" if row.pre_mask else "", SCALING[row.scale_before], row.upsample, SCALING[row.scale_after]]
     steps += ["complement of R2G" if row.invert else "", f"> {row.threshold:g}" if row.threshold else ""]
     return ", ".join(step for step in steps if step)
-
-
-def _scaling(scaling: str) -> str:
-    return {"none": "", "minmax": "min-max", "max": "/ max"}[scaling]

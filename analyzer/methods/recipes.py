@@ -132,119 +132,58 @@ def _is_grid(value: Any) -> bool:
 
 
 MIDDLE: Final = "*mid_block*,*middle_block*,*bottleneck*"
+# fmt: off
 OFFICIAL: Final = Recipe(
-    name="i2am-official",
-    source="hook of the StableVITON repository",
-    skip=f"{MIDDLE},*warp_flow_blks*",
-    reference_layers="*warp_flow_blks.4.*",
-    before=("time",),
-    pre_mask=True,
-    scale_before="minmax",
-    invert=True,
-    threshold=0.4,
+    name="i2am-official", source="hook of the StableVITON repository",
+    skip=f"{MIDDLE},*warp_flow_blks*", reference_layers="*warp_flow_blks.4.*", before=("time",),
+    pre_mask=True, scale_before="minmax", invert=True, threshold=0.4,
 )
 DAAM: Final = Recipe(
-    name="daam",
-    source="Tang et al., ACL 2023; repository castorini/daam",
-    r2g="keys",
-    g2r="none",
-    skip=MIDDLE,
-    factors=(1, 2, 4),
-    before=("time",),
-    target="largest",
+    name="daam", source="Tang et al., ACL 2023; repository castorini/daam",
+    r2g="keys", g2r="none", skip=MIDDLE, factors=(1, 2, 4), before=("time",), target="largest",
 )
-
 RECIPES: Final = {
     row.name: row
     for row in (
         Recipe(name="i2am", source="Park et al., ICLR 2025; axes as in the released code", threshold=0.4),
         # Taken literally, v1's mean runs over the very axis of its softmax: R2G is 1/R and G2R is 1/HW everywhere. For comparison only.
         Recipe(
-            name="i2am-v1",
-            source="Park et al. 2024, arXiv v1, Eq. 4 and 12 as printed; R2G and G2R are constant",
-            r2g="keys",
-            g2r="generated",
-            threshold=0.4,
+            name="i2am-v1", source="Park et al. 2024, arXiv v1, Eq. 4 and 12 as printed; R2G and G2R are constant",
+            r2g="keys", g2r="generated", threshold=0.4,
         ),
         OFFICIAL,
         # One key, the CLS token, which has no place: what there is on the reference is one number.
         dataclasses.replace(
-            OFFICIAL,
-            name="i2am-official-pbe",
-            source="hook of the Paint-by-Example repository",
-            skip=MIDDLE,
-            reference_layers="",
-            time_groups="mean",
-            pre_mask=False,
+            OFFICIAL, name="i2am-official-pbe", source="hook of the Paint-by-Example repository",
+            skip=MIDDLE, reference_layers="", time_groups="mean", pre_mask=False,
         ),
         dataclasses.replace(
-            OFFICIAL,
-            name="i2am-custom",
-            source="the author's patch-level try-on code (VITON-v1)",
-            skip=MIDDLE,
-            reference_layers="",
-            query_mask=True,
-            reference_target="latent",
-            pre_mask=False,
-            invert=False,
+            OFFICIAL, name="i2am-custom", source="the author's patch-level try-on code (VITON-v1)",
+            skip=MIDDLE, reference_layers="", query_mask=True, reference_target="latent", pre_mask=False, invert=False,
         ),
         DAAM,
         Recipe(
-            name="attention-map-diffusers",
-            source="repository wooyeolbaek/attention-map-diffusers",
-            r2g="keys",
-            g2r="none",
-            time="mean",
-            time_groups="mean",
-            heads="sum",
-            before=("head",),
-            resize="bilinear",
-            clamp=False,
-            target="first",
-            scale_after="none",
-            upsample="bilinear",
+            name="attention-map-diffusers", source="repository wooyeolbaek/attention-map-diffusers",
+            r2g="keys", g2r="none", time="mean", time_groups="mean", heads="sum", before=("head",),
+            resize="bilinear", clamp=False, target="first", scale_after="none", upsample="bilinear",
         ),
         Recipe(
-            name="ovam",
-            source="Marcos-Manchon et al., CVPR 2024; repository vpulab/ovam",
-            r2g="keys",
-            g2r="none",
-            branch="uncond",
-            skip=MIDDLE,
-            heads="sum",
-            layers="sum",
-            before=("time", "head"),
-            resize="bilinear",
-            clamp=False,
-            target="largest",
-            upsample="bilinear",
+            name="ovam", source="Marcos-Manchon et al., CVPR 2024; repository vpulab/ovam",
+            r2g="keys", g2r="none", branch="uncond", skip=MIDDLE, heads="sum", layers="sum", before=("time", "head"),
+            resize="bilinear", clamp=False, target="largest", upsample="bilinear",
         ),
         Recipe(
-            name="prompt-to-prompt",
-            source="Hertz et al., ICLR 2023; aggregate_attention at a quarter of the latent, up and down blocks",
-            r2g="keys",
-            g2r="none",
-            skip=MIDDLE,
-            factors=(4,),
-            time="mean",
-            time_groups="mean",
-            before=("time", "head"),
-            resize="nearest",
-            clamp=False,
-            target="largest",
-            scale_before="max",
-            scale_after="none",
+            name="prompt-to-prompt", source="Hertz et al., ICLR 2023; aggregate_attention at a quarter of the latent, up and down blocks",
+            r2g="keys", g2r="none", skip=MIDDLE, factors=(4,), time="mean", time_groups="mean", before=("time", "head"),
+            resize="nearest", clamp=False, target="largest", scale_before="max", scale_after="none",
         ),
         dataclasses.replace(
-            DAAM,
-            name="hrv-selective",
-            source="Park et al. 2026, arXiv 2604.05906: DAAM over the heads that matter most",
-            skip="",
-            factors=(),
-            choose_heads=True,
+            DAAM, name="hrv-selective", source="Park et al. 2026, arXiv 2604.05906: DAAM over the heads that matter most",
+            skip="", factors=(), choose_heads=True,
         ),
     )
 }
+# fmt: on
 
 
 def get_recipe(row: str | Recipe, /, **changes: Any) -> Recipe:

@@ -6,6 +6,7 @@ hangs together, the part whose box holds most of all that is left gives the box.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -17,8 +18,7 @@ from ...schema.errors import InvalidInput
 from ..facts import MapFacts
 from .masks import binarize, fit_mask
 from .overlap import segment
-from .placement import Map
-from .results import over_frames, scored
+from .placement import Map, over_frames, scored
 
 PERCENTILE: Final = 65.0
 SQUARE: Final = 5
@@ -57,15 +57,10 @@ def clean(strong: NDArray[np.bool_], square: int = SQUARE) -> NDArray[np.bool_]:
     if square < 1 or square % 2 == 0:
         raise InvalidInput(f"the structuring square has {square} pixels a side; expected an odd number of 1 or more")
     element = np.ones((square, square), bool)
-
-    def shrink(picture: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.asarray(ndimage.binary_erosion(picture, element, border_value=1), bool)
-
-    def grow(picture: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.asarray(ndimage.binary_dilation(picture, element, border_value=0), bool)
-
+    shrink = partial(ndimage.binary_erosion, structure=element, border_value=1)
+    grow = partial(ndimage.binary_dilation, structure=element, border_value=0)
     opened = grow(shrink(strong))
-    return grow(shrink(grow(opened)))
+    return np.asarray(grow(shrink(grow(opened))), bool)
 
 
 def largest(strong: NDArray[np.bool_]) -> NDArray[np.float64]:

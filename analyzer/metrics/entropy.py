@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ..numerics.statistics import evenness
-from .placement import Map
-from .results import scored
+from .placement import Map, scored
 
 STRONGEST: Final = 0.1
 """Share of cells that `concentration` counts as the strongest."""

@@ -1,9 +1,10 @@
-"""How much of a map lies where a mask says: intersection over union, at one threshold or over several."""
+"""How well a map agrees with a mask: IMACS, and intersection over union at one threshold or over several."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypedDict
 
 import numpy as np
 import xarray as xr
@@ -11,11 +12,43 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from .masks import fit_mask
-from .placement import THRESHOLD, Map, place
-from .results import over_frames, require_threshold, scored
+from .placement import THRESHOLD, Map, hide, over_frames, place, require_threshold, scored
 
+PENALTY: Final = 3.0
 THRESHOLDS: Final = (0.3, 0.4, 0.5)
 """Of normalised attention: those of the head relevance papers' tables."""
+
+
+class ImacsOptions(TypedDict, total=False):
+    """The settings of `imacs` as keyword arguments."""
+
+    penalty: float
+    threshold: float
+    pre_mask: bool
+
+
+def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRESHOLD, pre_mask: bool = False) -> xr.DataArray:
+    """How well a map and a mask agree: mean of M inside the mask, less `penalty` times its mean outside.
+
+    M is the map at the mask's size, min-max normalised, then thresholded. A reference map that covers only a window of its
+    picture is 0 outside it. `pre_mask` multiplies the map by the mask before all that, as some of the published scores do: what
+    lies outside is then hardly counted at all, so scores with and without it must not be compared.
+
+    Each frame of a video is scored against the mask by itself; the score is the mean over frames.
+
+    Dims     map (..., [frame,] row, column), mask (row, column) -> (...); take float() where no axis was kept
+    Range    [-penalty, 1]; 1 where M is 1 all over the mask and 0 elsewhere
+    Raises   InvalidInput for a mask of another size than the map's picture, an empty or full mask, a map with NaN
+    Source   Park et al. 2024, IMACS; the released code adds 1e-8 for empty masks of the reference alone, here both are errors
+    """
+    if not (math.isfinite(penalty) and penalty >= 0):
+        raise InvalidInput(f"the penalty is {penalty}; expected a number of 0 or more (the paper takes {PENALTY:g})")
+    require_threshold(threshold)
+    inside = fit_mask(map, mask)
+    placed = place(hide(map, inside) if pre_mask else map, (inside.shape[0], inside.shape[1]))
+    values = np.where(placed.values > threshold, placed.values, 0.0)
+    found = values[..., inside].mean(axis=-1) - penalty * values[..., ~inside].mean(axis=-1)
+    return over_frames(scored(placed, found, "imacs", penalty=penalty, threshold=threshold, pre_mask=pre_mask))
 
 
 def segment(map: Map, size: tuple[int, int], threshold: float = THRESHOLD, percentile: float | None = None) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""From a map to numbers: bring it to its picture, normalise it, threshold it, score it against a mask.
+"""From a map to numbers: bring it to its picture, normalise it, threshold it, and label what a metric says of it.
 
 Every function takes a DataArray or an array whose last two axes are rows and columns, and treats each map of the leading
 (kept) axes on its own, as the published code does. Maps are small: what is lazy is computed here.
@@ -6,7 +6,6 @@ Every function takes a DataArray or an array whose last two axes are rows and co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -59,7 +58,9 @@ def upsample(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataA
         return _like(map, resized)
     rows, columns = map.dims[-2:]
     kept = {name: axis for name, axis in map.coords.items() if rows not in axis.dims and columns not in axis.dims}
-    return xr.DataArray(resized, dims=map.dims, coords={**kept, **_centres(rows, columns, size)}, attrs=map.attrs, name=map.name)
+    # Centres of pixels as shares of the picture, as a trace's y and x are.
+    centres = {dim: (dim, (np.arange(n) + 0.5) / n) for dim, n in zip((rows, columns), size, strict=True)}
+    return xr.DataArray(resized, dims=map.dims, coords={**kept, **centres}, attrs=map.attrs, name=map.name)
 
 
 def place(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
@@ -72,12 +73,7 @@ def place(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArra
     Range    [0, 1]
     Raises   InvalidInput if the window lies outside the picture or a value is not finite
     """
-
-    def scale(values: Values, covered: Values) -> Values:
-        # Asked of the map as it is: resampling overshoots, and may widen what is only rounding.
-        return _normalize(np.where(_tells(values), covered, 0.0))
-
-    return _lay(map, size, mode, scale, 0.0)
+    return _lay(map, size, mode, signed=False)
 
 
 def place_signed(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.DataArray:
@@ -87,13 +83,7 @@ def place_signed(map: Map, size: tuple[int, int], mode: str = "bicubic") -> xr.D
     Range    [0, 1]; 0.5 is no change, and all there is outside the window of the map
     Raises   InvalidInput if the window lies outside the picture or a value is not finite
     """
-
-    def scale(values: Values, covered: Values) -> Values:
-        most = np.abs(values).max(axis=(-2, -1), keepdims=True)
-        share: Values = np.divide(covered, most, out=np.zeros_like(covered), where=most > 0)
-        return np.clip(0.5 + share / 2, 0, 1)
-
-    return _lay(map, size, mode, scale, 0.5)
+    return _lay(map, size, mode, signed=True)
 
 
 def hide(map: Map, inside: NDArray[Any]) -> xr.DataArray:
@@ -107,13 +97,42 @@ def hide(map: Map, inside: NDArray[Any]) -> xr.DataArray:
     return _like(map, values * _resize(seen, (values.shape[-2], values.shape[-1]), "bicubic"))
 
 
-def _lay(map: Map, size: tuple[int, int], mode: str, scale: Callable[[Values, Values], Values], outside: float) -> xr.DataArray:
-    """A map on the part of its picture that its window covers; `scale` takes its values and what the picture shows of them."""
-    window = _window(map, size)
-    values = _values(map)
-    covered = _resize(values, window.size, mode)
-    placed = np.full((*covered.shape[:-2], *size), outside)
-    placed[(..., *window.inside(size))] = scale(values, covered[(..., *window.seen(size))])
+def over_frames(scores: xr.DataArray) -> xr.DataArray:
+    """Of a video, whose frames are scored one by one, the mean over frames.
+
+    Dims     (..., [frame]) -> (...)
+    """
+    return scores.mean("frame", keep_attrs=True) if "frame" in scores.dims else scores
+
+
+def require_threshold(threshold: float) -> None:
+    """Refuse a threshold that no normalised map can straddle."""
+    if not 0 <= threshold < 1:
+        raise InvalidInput(f"the threshold is {threshold}; maps are normalised to [0, 1], so expected 0 <= threshold < 1")
+
+
+def scored(map: xr.DataArray, values: NDArray[Any], name: str, axes: int = 2, **settings: Any) -> xr.DataArray:
+    """One number for each map of the kept axes, labelled as they are.
+
+    Dims     map (..., `axes` axes of places), values (...) -> (...)
+    """
+    leading = map.dims[: map.ndim - axes]
+    coords = {name: axis for name, axis in map.coords.items() if set(axis.dims) <= set(leading)}
+    facts = {name: value for name, value in map.attrs.items() if name in ("trace", "recipe", "direction", "group", "image")}
+    return xr.DataArray(values, dims=leading, coords=coords, attrs={**facts, **settings}, name=name)
+
+
+def _lay(map: Map, size: tuple[int, int], mode: str, signed: bool) -> xr.DataArray:
+    """A map on the part of its picture that its window covers."""
+    window, values = _window(map, size), _values(map)
+    shown = _resize(values, window.size, mode)[(..., *window.seen(size))]
+    if signed:
+        most = np.abs(values).max(axis=(-2, -1), keepdims=True)
+        shown = np.clip(0.5 + np.divide(shown, most, out=np.zeros_like(shown), where=most > 0) / 2, 0, 1)
+    else:  # asked of the map as it is: resampling overshoots, and may widen what is only rounding
+        shown = _normalize(np.where(tells_apart(values), shown, 0.0))
+    placed = np.full((*values.shape[:-2], *size), 0.5 if signed else 0.0)
+    placed[(..., *window.inside(size))] = shown
     if not isinstance(map, xr.DataArray):
         return _like(map, placed)
     return upsample(map, size, mode).copy(data=placed).assign_attrs(window=None)
@@ -136,11 +155,11 @@ def _values(map: Map) -> Values:
 
 def _normalize(values: Values) -> Values:
     low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
-    scaled: Values = np.divide(values - low, high - low, out=np.zeros_like(values), where=_tells(values))
+    scaled: Values = np.divide(values - low, high - low, out=np.zeros_like(values), where=tells_apart(values))
     return scaled
 
 
-def _tells(values: Values) -> NDArray[np.bool_]:
+def tells_apart(values: Values) -> NDArray[np.bool_]:
     """Whether each map's values differ by more than rounding.
 
     Dims     (..., row, column) -> (..., 1, 1)
@@ -158,11 +177,6 @@ def _window(map: Map, size: tuple[int, ...]) -> Window:
     window = Window.of(map.attrs.get("window") if isinstance(map, xr.DataArray) else None, size)
     window.require_overlap(size)
     return window
-
-
-def _centres(rows: Hashable, columns: Hashable, size: tuple[int, int]) -> dict[Hashable, tuple[Hashable, Values]]:
-    """Centres of pixels as shares of the picture, as a trace's y and x are."""
-    return {dim: (dim, (np.arange(n) + 0.5) / n) for dim, n in zip((rows, columns), size, strict=True)}
 
 
 def _like(map: Map, values: Values) -> xr.DataArray:

@@ -15,8 +15,7 @@ from ..facts import MapFacts
 from ..numerics.resize import resize
 from ..numerics.window import Window
 from .masks import binarize
-from .placement import Map
-from .results import scored
+from .placement import Map, scored
 
 Values: TypeAlias = NDArray[np.float64]
 Grid: TypeAlias = tuple[int, int]
@@ -97,9 +96,8 @@ def attention_variation(looks: xr.DataArray, mask: Map | None = None) -> xr.Data
     flat = values.reshape(*values.shape[:-2], -1)
     with np.errstate(invalid="ignore"):
         centre = flat @ places / flat.sum(-1, keepdims=True)  # (..., y, x, place)
-    inside = (
-        np.ones(values.shape[-4:-2], bool) if mask is None else resize(binarize(mask), (values.shape[-4], values.shape[-3]), "nearest") > 0
-    )
+    grid = (values.shape[-4], values.shape[-3])
+    inside = np.ones(grid, bool) if mask is None else resize(binarize(mask), grid, "nearest") > 0
     total = np.zeros(values.shape[:-4])
     for axis in (0, 1):
         ahead, behind = (np.take(inside, range(*ends), axis) for ends in ((1, inside.shape[axis]), (0, inside.shape[axis] - 1)))

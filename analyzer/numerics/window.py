@@ -40,10 +40,7 @@ class Window:
         return slice(rows[0] - top, rows[1] - top), slice(columns[0] - left, columns[1] - left)
 
     def require_overlap(self, size: tuple[int, ...]) -> None:
-        """Refuse a window that lies beside the picture.
-
-        Raises   InvalidInput
-        """
+        """Refuse a window that lies beside the picture."""
         if any(stop <= start for start, stop in self._overlaps(size)):
             top, left, bottom, right = (round(edge) for edge in (self.top, self.left, self.bottom, self.right))
             raise InvalidInput(

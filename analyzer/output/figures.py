@@ -161,7 +161,11 @@ def draw(map: xr.DataArray, picture: Pixels | None, style: str = "viridis", mark
         for column in range(columns):
             tile = map.isel({**row, kept[-1]: column})
             below = _frame(picture, tile)
-            tiles.append(overlay(tile, below, style, marks) if tile.notnull().any() else _blank(tile, below))
+            if tile.notnull().any():
+                tiles.append(overlay(tile, below, style, marks))
+            else:
+                size = _shape(tile) if below is None else below.shape[:2]
+                tiles.append(show(np.full((*size, 3), ABSENT, np.uint8)))
             captions.append(", ".join(_caption(map, dim, at) for dim, at in {**row, kept[-1]: column}.items()))
     return compose(tiles, min(columns, LINE) if kept == ("frame",) else columns, captions)
 
@@ -217,12 +221,6 @@ def patch_mark(at: tuple[int, ...], grid: tuple[int, int]) -> Mark:
     """The frame around one cell of a grid; of a video's cell, which frame it is in is left aside."""
     (y, x), (rows, columns) = at[-2:], grid
     return Mark((y + 0.5) / rows, (x + 0.5) / columns, 1 / rows, 1 / columns)
-
-
-def _blank(map: xr.DataArray, picture: Pixels | None) -> Image.Image:
-    rows, columns = _shape(map) if picture is None else picture.shape[:2]
-    factor = _factor((rows, columns))
-    return Image.new("RGB", (columns * factor, rows * factor), ABSENT)
 
 
 def _style(name: str) -> Style:

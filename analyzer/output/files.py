@@ -50,13 +50,9 @@ class Output:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The forms there are."""
-        forms: dict[Kind, bool] = {
-            "picture": self.draw is not None,
-            "map": len(self.maps) == 1,
-            "maps": len(self.maps) > 1,
-            "table": self.table is not None,
-        }
-        return tuple(kind for kind, there in forms.items() if there)
+        kinds: list[tuple[Kind, bool]] = [("picture", self.draw is not None), ("table", self.table is not None)]
+        kinds += [("map", len(self.maps) == 1), ("maps", len(self.maps) > 1)]
+        return tuple(kind for kind, there in kinds if there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,78 +81,38 @@ def endings(*kinds: Kind) -> str:
 def check_output(path: Path, *kinds: Kind, overwrite: bool = False) -> Format:
     """The format of an output path, checked before any work.
 
-    Raises   InvalidInput for a suffix that can hold none of these kinds, MissingExtra if its library is not installed, and as
-             `refuse_existing`
+    Raises   InvalidInput for a suffix that can hold none of these kinds, or a folder that does not exist; MissingExtra if its library is
+             not installed; AlreadyExists if the path is taken, or is a trace
     """
     if path.suffix not in suffixes(*kinds):
         raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {endings(*kinds)}")
     require_library(path.suffix)
-    refuse_existing(path, overwrite=overwrite)
-    return FORMATS[path.suffix]
-
-
-def require_library(suffix: str) -> None:
-    """Say what to install where files of this suffix can be neither written nor read.
-
-    Raises   MissingExtra
-    """
-    known = FORMATS[suffix]
-    require_extra(known.needs, f"the format {suffix}", known.otherwise)
-
-
-def save(output: Output, path: Path, *, overwrite: bool = False) -> None:
-    """Write an answer in the format that the path's suffix names.
-
-    Raises   as `check_output`
-    """
-    found = check_output(path, *output.kinds, overwrite=overwrite)
-    place_output(path, lambda part: found.write(output, part), overwrite=overwrite)
-
-
-def save_map(map: xr.DataArray, path: Path, *, overwrite: bool = False) -> None:
-    """Write the numbers of a map.
-
-    Raises   as `save`
-    """
-    save(Output({str(map.name or "map"): map}), path, overwrite=overwrite)
-
-
-def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
-    """Say early, before any work, that an output path cannot be written.
-
-    Raises   AlreadyExists if it is taken, or is a trace; InvalidInput if its folder does not exist
-    """
     if not path.parent.is_dir():
         raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or choose another path")
     refuse_taken(path, overwrite)
     if path.is_dir() and not _is_map(path):
         raise AlreadyExists(f"{path} is a folder that holds something other than a map, so it is not overwritten; choose another name")
+    return FORMATS[path.suffix]
 
 
-def place_output(path: Path, write: Callable[[Path], Any], *, overwrite: bool) -> None:
-    """Let `write` fill a path beside the output, then move it into place; a failure leaves nothing behind."""
-    refuse_existing(path, overwrite=overwrite)
+def require_library(suffix: str) -> None:
+    """Say what to install where files of this suffix can be neither written nor read."""
+    known = FORMATS[suffix]
+    require_extra(known.needs, f"the format {suffix}", known.otherwise)
+
+
+def save(output: Output, path: Path, *, overwrite: bool = False) -> None:
+    """Write an answer in the format that the path's suffix names, whole or not at all; raises as `check_output`."""
+    found = check_output(path, *output.kinds, overwrite=overwrite)
     part = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        write(part)
+        found.write(output, part)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
         raise
-
-
-def portable(map: xr.DataArray) -> xr.DataArray:
-    """The map with attributes that netCDF and Zarr both hold: None goes, tuples become lists, records JSON text."""
-    attributes = {str(name): _plain(value) for name, value in map.attrs.items() if value is not None}
-    plain = map.load().copy()
-    plain.attrs = attributes
-    for name, axis in plain.coords.items():
-        # Fixed-length unicode has no settled form in Zarr v3; strings of any length do.
-        if axis.dtype.kind == "U":
-            plain = plain.assign_coords({name: axis.astype(object)})
-    return plain.rename(map.name or "map")
 
 
 def _plain(value: Any) -> Any:
@@ -168,9 +124,17 @@ def _plain(value: Any) -> Any:
 
 
 def _dataset(output: Output) -> xr.Dataset:
+    """The maps with attributes that netCDF and Zarr both hold: None goes, tuples become lists, records JSON text."""
     import xarray as xr
 
-    return xr.Dataset({name: portable(map).rename(name) for name, map in output.maps.items()})
+    found = {}
+    for name, map in output.maps.items():
+        attributes = {str(key): _plain(value) for key, value in map.attrs.items() if value is not None}
+        plain = map.load().drop_attrs(deep=False).assign_attrs(attributes)
+        # Fixed-length unicode has no settled form in Zarr v3; strings of any length do.
+        texts = {key: axis.astype(object) for key, axis in plain.coords.items() if axis.dtype.kind == "U"}
+        found[name] = plain.assign_coords(texts).rename(name)
+    return xr.Dataset(found)
 
 
 def _png(output: Output, path: Path) -> None:

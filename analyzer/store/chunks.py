@@ -2,7 +2,8 @@
 
 The layout leaves one thing to read, so this reads just that: no codec, dtype or path comes from the files. It is why a
 changed byte is an error that names its file, why a foreign trace cannot make us decode anything else, and why a scan holds
-a few megabytes and never a whole shard.
+a few megabytes and never a whole shard. The checksum after each chunk is compared with the ledger's, too, so a file of another
+place is an error like a changed byte.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import google_crc32c
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace
 from ...schema.layout import ArrayPlan
+from .files import open_file
+from .ledger import ArrayFiles, Crcs, chunks_a_file
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -41,6 +43,8 @@ class Blocks:
     plan: ArrayPlan
     where: NDArray[np.int32]
     """Which block on disk serves each (sample, branch, step): a position on the stored step axis, -1 where absent."""
+    crcs: Crcs | None = None
+    """Dims (file, along each axis; chunk in the file): what the ledger says of each chunk, where it says it."""
     layer: str = ""
     """Name of the layer, for messages."""
 
@@ -94,13 +98,14 @@ class Blocks:
         buffer = np.empty(self._cell(self.plan.chunks), self.dtype)
         chunk_rows = buffer.shape[1]
         for part in range(start // file_rows, -(-stop // file_rows)):
-            name = self.plan.key(*position, 0, *(int(i) for i in np.unravel_index(part, files)))
+            place = (*position, 0, *(int(i) for i in np.unravel_index(part, files)))
+            name, crcs = self.plan.key(*place), None if self.crcs is None else self.crcs[place]
             try:
-                with open(Path(self.root, name), "rb", buffering=0) as file:
+                with open_file(self.root, name) as file:
                     first = part * file_rows
                     low, high = max(start - first, 0) // chunk_rows, -(-min(stop - first, file_rows) // chunk_rows)
                     for chunk, (offset, length) in enumerate(_extents(file, self.plan)[low:high], low):
-                        _decode(_read(file, offset, length), self.plan, buffer.reshape(-1))
+                        _decode(_read(file, offset, length), self.plan, buffer.reshape(-1), None if crcs is None else crcs[chunk])
                         yield first + chunk * chunk_rows, buffer
             except (OSError, ValueError, RuntimeError) as error:
                 raise self._corrupt(name, at[2], error) from error
@@ -132,58 +137,67 @@ class Blocks:
         )
 
 
-def read_table(root: str, plan: ArrayPlan) -> NDArray[Any]:
+def read_table(root: str, files: ArrayFiles) -> NDArray[Any]:
     """An array that is one file, such as a coordinate or a picture; its fill value if there is no file.
 
     Raises   CorruptTrace naming the file
     """
+    plan = files.plan
     out = np.full(plan.shape, plan.fill, plan.dtype)
     name = plan.key(*([0] * len(plan.shape)))
     if out.size == 0:
         return out
     try:
-        with open(Path(root, name), "rb", buffering=0) as file:
-            flat = np.empty((math.prod(plan.file_shape) // math.prod(plan.chunks), math.prod(plan.chunks)), plan.dtype)
-            extents = _extents(file, plan) if plan.shards else [(0, os.fstat(file.fileno()).st_size)]
-            for part, (offset, length) in zip(flat, extents, strict=True):
-                _decode(_read(file, offset, length), plan, part)
+        with open_file(root, name) as file:
+            flat = np.empty((chunks_a_file(plan), math.prod(plan.chunks)), plan.dtype)
+            for i, (offset, length) in enumerate(_extents(file, plan)):
+                _decode(_read(file, offset, length), plan, flat[i], None if files.crcs is None else files.crcs[(0,) * len(plan.shape)][i])
     except FileNotFoundError:
         return out
     except (OSError, ValueError, RuntimeError) as error:
-        raise CorruptTrace(f"{name} of the trace {root} cannot be read ({error}); the file was changed after the recording") from error
+        raise _unreadable(root, name, error) from error
     table: NDArray[Any] = flat.reshape(plan.file_shape)
     return table
 
 
-def read_heads(root: str, plan: ArrayPlan) -> NDArray[Any]:
+def read_heads(root: str, files: ArrayFiles) -> NDArray[Any]:
     """An array of which every head is one chunk and one file, all of them there.
 
     Dims     (head, ...)
     Raises   CorruptTrace naming the file
     """
+    plan = files.plan
     out = np.empty(plan.shape, plan.dtype)
-    for name, part in zip(plan.file_names, out, strict=True):
+    for head, (name, part) in enumerate(zip(plan.file_names, out, strict=True)):
         try:
-            with open(Path(root, name), "rb", buffering=0) as file:
-                _decode(_read(file, 0, os.fstat(file.fileno()).st_size), plan, part.reshape(-1))
+            with open_file(root, name) as file:
+                ((offset, length),) = _extents(file, plan)
+                _decode(_read(file, offset, length), plan, part.reshape(-1), None if files.crcs is None else files.crcs[head].item())
         except (OSError, ValueError, RuntimeError) as error:
-            raise CorruptTrace(f"{name} of the trace {root} cannot be read ({error}); the file was changed after the recording") from error
+            raise _unreadable(root, name, error) from error
     return out
+
+
+def _unreadable(root: str, name: str, error: Exception) -> CorruptTrace:
+    return CorruptTrace(f"{name} of the trace {root} cannot be read ({error}); the file was changed after the recording")
 
 
 def _extents(file: io.FileIO, plan: ArrayPlan) -> list[tuple[int, int]]:
     """(offset, length) of each inner chunk of an open file; a file that is no shard is one chunk."""
     size = os.fstat(file.fileno()).st_size
+    most = math.prod(plan.chunks) * np.dtype(plan.dtype).itemsize + BLOSC_HEADER_BYTES + CRC_BYTES
     if plan.shards is None:
+        if size > most:
+            raise ValueError(f"it has {size} bytes where one chunk has at most {most}")
         return [(0, size)]
     count = math.prod(plan.shards) // math.prod(plan.chunks)
     length = 16 * count + CRC_BYTES
     if size < length:
         raise ValueError(f"{size} bytes are too few for its index")
-    body = _checked(_read(file, size - length, length), "the index")
+    body = _checked(_read(file, size - length, length), "the index")[0]
     extents = [(int(offset), int(n)) for offset, n in body.view("<u8").reshape(count, 2)]
-    if any(offset + n > size - length for offset, n in extents):
-        raise ValueError("the index points outside the file")
+    if any(offset + n > size - length or n > most for offset, n in extents):
+        raise ValueError("the index points outside the file, or to more than a chunk")
     return extents
 
 
@@ -199,16 +213,19 @@ def _read(file: io.FileIO, offset: int, length: int) -> Bytes:
     return data
 
 
-def _checked(data: Bytes, what: str) -> Bytes:
-    body, stored = data[:-CRC_BYTES], data[-CRC_BYTES:].tobytes()
-    if len(data) < CRC_BYTES or google_crc32c.value(body).to_bytes(CRC_BYTES, "little") != stored:
+def _checked(data: Bytes, what: str) -> tuple[Bytes, int]:
+    """The bytes before a checksum, and the checksum."""
+    body, crc = data[:-CRC_BYTES], google_crc32c.value(data[:-CRC_BYTES])
+    if len(data) < CRC_BYTES or crc.to_bytes(CRC_BYTES, "little") != data[-CRC_BYTES:].tobytes():
         raise ValueError(f"{what} does not match its checksum")
-    return body
+    return body, crc
 
 
-def _decode(data: Bytes, plan: ArrayPlan, out: NDArray[Any]) -> None:
+def _decode(data: Bytes, plan: ArrayPlan, out: NDArray[Any], expected: int | None) -> None:
     """Fill `out` with one chunk. What the bytes say of their size is compared before anything is unpacked."""
-    body = _checked(data, "a chunk")
+    body, crc = _checked(data, "a chunk")
+    if expected is not None and crc != expected:
+        raise ValueError("a chunk is whole but not the one that was recorded here; the file is another's")
     if plan.codec is None:
         if len(body) != out.nbytes:
             raise ValueError(f"a chunk has {len(body)} bytes where {out.nbytes} are planned")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from ...schema.errors import InvalidInput, NotATrace
+from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
 from ...schema.layout import ROOT
+from .files import read_json
 
 Source: TypeAlias = str | os.PathLike[str]
 
@@ -88,10 +88,10 @@ def _below(folder: Path) -> Iterator[Path]:
 def _may_be_trace(root: Path) -> bool:
     """Whether a Zarr group is a trace, or too broken to say."""
     try:
-        return "i2am" in json.loads(root.read_bytes())["attributes"]
+        return "i2am" in read_json(root.parent, root.name)["attributes"]
     except (KeyError, TypeError):
         return False
-    except (OSError, ValueError):
+    except CorruptTrace:
         return True
 
 

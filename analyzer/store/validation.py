@@ -6,7 +6,7 @@ that the record plans.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace, IncompleteTrace
-from ...schema.journal import FileSums, decode_lines, decode_manifest, present_of, steps_of
+from ...schema.journal import Bounds, FileSums, Step, decode_lines, decode_manifest, present_of, steps_of
 from ...schema.layout import (
     JOURNAL,
     MANIFEST,
@@ -27,24 +27,31 @@ from ...schema.layout import (
     data_plans,
     documents,
     image_layout,
-    layer_documents,
-    layer_layout,
     layer_path,
+    layout,
     probe_layout,
+    record_sum,
     root_document,
     step_layout,
 )
-from ...schema.messages import option
+from ...schema.messages import option, plain
 from ...schema.trace import TraceRecord
 from .chunks import LEADING, Blocks, read_table
 from .files import list_files, read_file, read_json, read_root, require_equal, require_files, require_known, require_sums
+from .ledger import ArrayFiles, chunks_a_file, group_files, index_array
 
 MOST_CHUNK: Final = 2**30
 """Largest chunk that is unpacked, in bytes; the recorder's own stay under a few megabytes."""
 MOST_CALLS: Final = 4 * 10**6
 """Most calls of a whole trace: samples x branches x steps x layers."""
+MOST_LAYERS: Final = 2**12
+MOST_FILES: Final = 2**19
+"""Most files that a record may plan; real recordings have some thousands."""
+MOST_CHUNKS: Final = 2**22
 MOST_LENGTH: Final = 2**20
 """Longest axis of one call."""
+MOST_CELLS: Final = 2**22
+"""Most places of the latent grid, on which every map lies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,10 @@ class Contents:
     """evaluation, timestep, sigma and scheduler_step of each step that counts, in execution order."""
     present: NDArray[np.bool_]
     """(step, layer): whether the layer was called."""
+    lost: tuple[float, ...]
+    """Per layer, the worst share of one token's column of G that the encoding changed."""
+    arrays: dict[str, ArrayFiles]
+    """By path, the files of every array."""
     call_steps: tuple[NDArray[np.int32], ...]
     """Per layer, (sample, branch, step): the step position on disk, -1 where absent."""
     key_steps: tuple[NDArray[np.int32] | None, ...]
@@ -74,7 +85,15 @@ class Contents:
         """A recorded array of a layer, such as `probability` or `key`, as it is stored."""
         where = self.key_steps[layer] if name == "key" else self.call_steps[layer]
         assert where is not None  # only layers with factors have keys, and inspect read their key_step
-        return Blocks(str(self.path), data_plans(self.record, layer)[name], where, self.record.layers[layer].name)
+        files = self.arrays[f"{layer_path(layer)}/{name}"]
+        return Blocks(str(self.path), files.plan, where, files.crcs, self.record.layers[layer].name)
+
+    def table(self, path: str) -> NDArray[Any]:
+        """An array that is one file, such as a coordinate or a picture.
+
+        Raises   CorruptTrace naming the file
+        """
+        return read_table(str(self.path), self.arrays[path])
 
 
 def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
@@ -83,61 +102,108 @@ def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
     Raises   NotATrace, UnknownVersion, IncompleteTrace unless `partial`, CorruptTrace
     """
     root = Path(path)
-    document = read_root(root)
-    record = TraceRecord.from_json(document["attributes"]["i2am"])
-    _require_bounded(record)
+    document, record = _read_record(root)
     if record.status == "complete":
         return _complete(root, record, document)
-    entries = decode_lines(read_file(root, JOURNAL)) if (root / JOURNAL).is_file() else []
+    entries = decode_lines(read_file(root, JOURNAL, bounds_of(record).nbytes), bounds_of(record)) if (root / JOURNAL).exists() else []
+    # A recorder may be at work: what the journal lists, the root that is read after it names.
+    document, record = _read_record(root)
+    if record.status == "complete":
+        return _complete(root, record, document)
     if not partial:
         why = f": {record.reason}" if record.reason else ""
         raise IncompleteTrace(
             f"the recording in {root} did not finish ({record.status}{why}); {len(entries)} of {record.steps} planned steps are whole. "
-            f"Read those with {option('partial', True)}, or record again"
+            f"Read those with {option('partial', True)}, make a complete trace of them with `i2am seal`, or record again"
         )
-    return _partial(root, record, entries)
+    return _partial(root, record, document, entries)
+
+
+def bounds_of(record: TraceRecord) -> Bounds:
+    """How large the ledgers of such a trace can be."""
+    plans = layout(record)
+    files = sum(plan.files for plan in plans) + len(plans) + len(record.layers) + 6
+    tables = max(record.steps, 1) * (4 + len(record.layers) * (2 + record.samples * (1 + len(record.branches))))
+    return Bounds(files, sum(plan.files * chunks_a_file(plan) for plan in plans), tables)
+
+
+def _read_record(root: Path) -> tuple[dict[str, Any], TraceRecord]:
+    document = read_root(root)
+    record = TraceRecord.from_json(document["attributes"]["i2am"])
+    _require_bounded(record)
+    return document, record
 
 
 def _complete(root: Path, record: TraceRecord, document: dict[str, Any]) -> Contents:
     listing = list_files(root)
-    if MANIFEST not in listing:
+    if MANIFEST not in listing.sizes:
         raise CorruptTrace(
             f"{MANIFEST} of the trace {root} is missing, though the trace says it is complete; copy the trace again, all files of it"
         )
-    trace_id, files = decode_manifest(read_file(root, MANIFEST))
+    bounds = bounds_of(record)
+    trace_id, files = decode_manifest(read_file(root, MANIFEST, bounds.nbytes), bounds)
     if trace_id != record.id:
         raise CorruptTrace(
-            f"{MANIFEST} of the trace {root} belongs to the trace {trace_id}, not to {record.id}; two traces were mixed, copy it again"
+            f"{MANIFEST} of the trace {root} belongs to the trace {plain(trace_id[:99])}, not to {record.id}; two traces were mixed"
         )
     require_files(root, files, listing)
-    strangers = sorted(set(listing) - set(files) - {MANIFEST})
+    strangers = sorted(set(listing.sizes) - set(files) - {MANIFEST})
     if strangers:
         raise CorruptTrace(
-            f"{strangers[0]} in the trace {root} is not in its manifest ({len(strangers)} such files); remove it, or copy the trace again"
+            f"{plain(strangers[0])} in the trace {root} is not in its manifest (in all {len(strangers)}); remove it, or copy it again"
         )
-    blocks = tuple(f"{plan.path}/" for plan in _large(record))
-    require_sums(root, {n: v for n, v in files.items() if n.endswith(ROOT) or not n.startswith((*blocks, "images/"))})
-    require_known(root, [name for plan in _probe_plans(record) for name in plan.file_names if name not in files])
+    arrays = _index(record, files, MANIFEST)
+    _require_planned(root, record, files, arrays)
+    large = tuple(f"{plan.path}/" for plan in _large(record))
+    hub = {name for name, blob in listing.links.items() if name != MANIFEST and blob != files[name].sha256}
+    require_sums(root, {n: v for n, v in files.items() if n in hub or n.endswith(ROOT) or not n.startswith((*large, "images/"))})
     require_equal(root, ROOT, document, root_document(record))
     for folder, expected in documents(record).items():
         require_equal(root, f"{folder}/{ROOT}", read_json(root, f"{folder}/{ROOT}"), expected)
-    *columns, present = (read_table(str(root), plan) for plan in step_layout(record.steps, len(record.layers)))
+    *columns, present = (read_table(str(root), arrays[plan.path]) for plan in step_layout(record.steps, len(record.layers)))
     steps = dict(zip(("evaluation", "timestep", "sigma", "scheduler_step"), columns, strict=True))
-    keys = tuple(_key_steps(root, record, i) for i in range(len(record.layers)))
-    return _contents(root, record, steps, present, keys, files)
+    keys = tuple(
+        read_table(str(root), arrays[f"{layer_path(i)}/key_step"]) if layer.encoding == "factors" else None
+        for i, layer in enumerate(record.layers)
+    )
+    lost = tuple(layer.column_mass_lost for layer in record.layers)
+    return _contents(root, record, steps, present, lost, arrays, keys)
 
 
-def _partial(root: Path, record: TraceRecord, entries: list[dict[str, Any]]) -> Contents:
-    files: FileSums = {name: value for entry in entries for name, value in entry["files"].items()}
+def _partial(root: Path, record: TraceRecord, document: dict[str, Any], entries: list[Step]) -> Contents:
+    """Nothing but the root, the journal and the files that it lists is believed, or needed: the plan says the rest."""
+    attributes = document["attributes"]
+    if attributes.get("i2am_sha256", record_sum(attributes["i2am"])) != record_sum(attributes["i2am"]):
+        raise CorruptTrace(f"{ROOT} of the trace {root} does not match its own checksum; the file was changed after the recording")
+    files: FileSums = {name: given for entry in entries for name, given in entry.files.items()}
     listing = list_files(root)
+    if listing.links:
+        raise CorruptTrace(f"{next(iter(listing.links))} in the unfinished trace {root} is a link; copy it with its links resolved: cp -rL")
     require_files(root, files, listing)
     # The root names pictures, and layers with their probes, only once they are on disk.
-    require_known(root, [name for name in (image_layout(image).key(0, 0, 0) for image in record.images) if name not in listing])
-    require_known(root, [name for plan in _probe_plans(record) for name in plan.file_names if name not in listing])
-    for index in range(len(record.layers)):
-        _require_layer_documents(root, record, index, len(entries))
-    keys = tuple(_journalled_keys(record, i, entries) for i in range(len(record.layers)))
-    return _contents(root, record, steps_of(entries), present_of(entries, len(record.layers)), keys, files)
+    early = [*(image_layout(image) for image in record.images), *_probe_plans(record)]
+    require_known(root, [name for plan in early for name in plan.file_names if name not in listing.sizes])
+    layers = len(record.layers)
+    lost = tuple(max([0.0, *(entry.lost.get(str(index), 0.0) for entry in entries)]) for index in range(layers))
+    keys = tuple(_journalled_keys(record, i, entries) for i in range(layers))
+    return _contents(root, record, steps_of(entries), present_of(entries, layers), lost, _index(record, files, JOURNAL), keys)
+
+
+def _index(record: TraceRecord, files: FileSums, ledger: str) -> dict[str, ArrayFiles]:
+    """The listed files of every array, in which no file lies that the layout does not plan."""
+    folders = group_files(files)
+    return {plan.path: index_array(plan, folders.get(plan.path, ()), ledger) for plan in layout(record)}
+
+
+def _require_planned(root: Path, record: TraceRecord, files: FileSums, arrays: dict[str, ArrayFiles]) -> None:
+    """Refuse a manifest that lists less than the plan, or more; calls, which may be absent, are looked at one by one."""
+    known = {f"{folder}/{ROOT}" for folder in documents(record)} | {ROOT}
+    require_known(root, sorted(known - set(files)))
+    calls = {plan.path for index in range(len(record.layers)) for plan in data_plans(record, index).values()}
+    require_known(root, [array.missing() for path, array in arrays.items() if path not in calls and not array.there.all()])
+    foreign = [name for name in files if name not in known and name != JOURNAL and name.rpartition("/")[0] not in arrays]
+    if foreign:
+        raise CorruptTrace(f"{MANIFEST} of the trace {root} lists {foreign[0]}, which the layout does not plan; do not use this trace")
 
 
 def _contents(
@@ -145,37 +211,47 @@ def _contents(
     record: TraceRecord,
     steps: dict[str, NDArray[Any]],
     present: NDArray[np.bool_],
+    lost: tuple[float, ...],
+    arrays: dict[str, ArrayFiles],
     keys: tuple[NDArray[np.int32] | None, ...],
-    files: FileSums,
 ) -> Contents:
-    calls = tuple(_calls(root, record, i, present[:, i], keys[i], files) for i in range(len(record.layers)))
-    return Contents(root, record, steps, present, calls, keys)
+    calls = tuple(_calls(root, record, i, present[:, i], keys[i], arrays) for i in range(len(record.layers)))
+    return Contents(root, record, steps, present, lost, arrays, calls, keys)
 
 
 def _calls(
-    root: Path, record: TraceRecord, index: int, present: NDArray[np.bool_], keys: NDArray[np.int32] | None, files: FileSums
+    root: Path, record: TraceRecord, index: int, present: NDArray[np.bool_], keys: NDArray[np.int32] | None, arrays: dict[str, ArrayFiles]
 ) -> NDArray[np.int32]:
     """Where each call lies. A call has all of its files or none."""
-    name = record.layers[index].name
-    if keys is not None and ((keys < -1) | (keys > np.arange(keys.shape[2]))).any():
+    name, steps = record.layers[index].name, len(present)
+    if keys is not None and ((keys < -1) | (keys > np.arange(steps))).any():
         raise CorruptTrace(f"key_step of layer {name} points to a step that comes later; the trace was changed after the recording")
-    plans = [plan for name, plan in data_plans(record, index).items() if name != "key"]
-    calls = np.full((record.samples, len(record.branches), len(present)), -1, np.int32)
-    for at in np.ndindex(calls.shape):
-        found = {file: file in files for plan in plans for file in _block_files(plan, at)}
-        if any(found.values()):
-            require_known(root, [file for file, there in found.items() if not there])
-            calls[at] = at[2]
-        if keys is not None and calls[at] >= 0:
-            key = data_plans(record, index)["key"] if at[2] == 0 or keys[at] != keys[at[0], at[1], at[2] - 1] else None
-            require_known(root, [file for file in _block_files(key, (*at[:2], int(keys[at]))) if file not in files] if key else [])
-    if not np.array_equal((calls >= 0).any((0, 1)), present):
-        step = int(np.argmax((calls >= 0).any((0, 1)) != present))
+    listed = {plan: arrays[path] for plan, path in ((n, f"{layer_path(index)}/{n}") for n in data_plans(record, index))}
+    some: dict[str, NDArray[np.bool_]] = {}
+    every: dict[str, NDArray[np.bool_]] = {}
+    for data, files in listed.items():
+        parts = files.there.reshape(*files.there.shape[:LEADING], -1)[:, :, :steps]
+        some[data], every[data] = np.logical_or.reduce(parts, -1), np.logical_and.reduce(parts, -1)
+    called: NDArray[np.bool_] = functools.reduce(np.logical_or, [some[data] for data in some if data != "key"])
+    for data, files in listed.items():
+        if data != "key" and (called & ~every[data]).any():
+            require_known(root, [files.missing(*map(int, np.argwhere(called & ~every[data])[0]))])
+    if keys is not None:
+        at = np.argwhere(called)
+        served = keys[called]
+        whole = (served >= 0) & every["key"][at[:, 0], at[:, 1], served]
+        if not whole.all():
+            sample, branch, step = (int(i) for i in at[np.argmin(whole)])
+            key = listed["key"].plan
+            require_known(root, [key.key(sample, branch, int(keys[sample, branch, step]), *[0] * (len(key.shape) - LEADING))])
+    if not np.array_equal(called.any((0, 1)), present):
+        step = int(np.argmax(called.any((0, 1)) != present))
         raise CorruptTrace(
             f"the trace {root} says that layer {name} was {'' if present[step] else 'not '}called in step {step}, "
             f"but its files say otherwise; the trace was changed after the recording"
         )
-    return calls
+    where: NDArray[np.int32] = np.where(called, np.arange(steps, dtype=np.int32), np.int32(-1))
+    return where
 
 
 def _probe_plans(record: TraceRecord) -> list[ArrayPlan]:
@@ -184,54 +260,40 @@ def _probe_plans(record: TraceRecord) -> list[ArrayPlan]:
 
 
 def _large(record: TraceRecord) -> list[ArrayPlan]:
-    """Arrays whose files have checksums of their own and are not hashed before they are needed."""
+    """Arrays whose chunks have checksums in the ledger and are not hashed before they are needed."""
     return [plan for index in range(len(record.layers)) for plan in data_plans(record, index).values()] + _probe_plans(record)
 
 
-def _block_files(plan: ArrayPlan, at: tuple[int, ...]) -> list[str]:
-    grid = [n // m for n, m in zip(plan.shape[LEADING:], plan.file_shape[LEADING:], strict=True)]
-    return [plan.key(*at, *cell) for cell in np.ndindex(*grid)]
-
-
-def _key_steps(root: Path, record: TraceRecord, index: int) -> NDArray[np.int32] | None:
-    path = f"{layer_path(index)}/key_step"
-    return next((read_table(str(root), plan) for plan in layer_layout(record, index) if plan.path == path), None)
-
-
-def _journalled_keys(record: TraceRecord, index: int, entries: list[dict[str, Any]]) -> NDArray[np.int32] | None:
+def _journalled_keys(record: TraceRecord, index: int, entries: list[Step]) -> NDArray[np.int32] | None:
     if record.layers[index].encoding != "factors":
         return None
     keys = np.full((record.samples, len(record.branches), len(entries)), -1, np.int32)
     for step, entry in enumerate(entries):
-        table = entry["key_step"].get(str(index))
+        table = entry.key_step.get(str(index))
         if table is not None:
-            try:
-                keys[:, :, step] = table
-            except (TypeError, ValueError) as error:
-                raise CorruptTrace(
-                    f"{JOURNAL}, line {step + 1}, has no table of key steps for layer {record.layers[index].name}"
-                ) from error
+            if len(table) != len(keys) or any(len(row) != len(keys[0]) for row in table):
+                raise CorruptTrace(f"{JOURNAL}, line {step + 1}, has no table of key steps for layer {record.layers[index].name}")
+            keys[:, :, step] = table
     return keys
 
 
-def _require_layer_documents(root: Path, record: TraceRecord, index: int, committed: int) -> None:
-    """The arrays have the planned steps, or, if the recording was killed while it ended, the committed ones."""
-    cut = layer_documents(dataclasses.replace(record, steps=committed), index)
-    for folder, planned in layer_documents(record, index).items():
-        found = read_json(root, f"{folder}/{ROOT}")
-        if found != cut[folder]:
-            require_equal(root, f"{folder}/{ROOT}", found, planned)
-
-
 def _require_bounded(record: TraceRecord) -> None:
-    """Refuse a record whose numbers alone could exhaust this machine."""
-    lengths = [n for layer in record.layers for n in (layer.heads, layer.head_dim, layer.tokens, layer.probe_tokens, *layer.places)]
-    calls = record.samples * len(record.branches) * record.steps * max(len(record.layers), 1)
-    if calls > MOST_CALLS or max(lengths, default=0) > MOST_LENGTH:
+    """Refuse a record whose numbers alone could exhaust this machine; sums are of plain integers, so that none overflows."""
+    lengths = [n for layer in record.layers for n in (layer.model_heads, layer.head_dim, layer.tokens, layer.probe_tokens, *layer.places)]
+    calls = record.samples * len(record.branches) * max(record.steps, 1) * max(len(record.layers), 1)
+    cells = math.prod(record.latent_grid or (1,))
+    if calls > MOST_CALLS or len(record.layers) > MOST_LAYERS or max([*lengths, 0]) > MOST_LENGTH or cells > MOST_CELLS:
         raise CorruptTrace(
-            f"the trace record plans {calls} calls, with axes of up to {max(lengths, default=0)}, more than this release reads"
+            f"the trace record plans {calls} calls of {len(record.layers)} layers, axes of up to {max([*lengths, 0])} and maps of "
+            f"{cells} places, more than this release reads"
         )
-    chunks = [math.prod(plan.chunks) * np.dtype(plan.dtype).itemsize for i in range(len(record.layers)) for plan in layer_layout(record, i)]
     pixels = [max(image.frames, 1) * image.height * image.width * image.channels for image in record.images]
-    if max([*chunks, *pixels], default=0) > MOST_CHUNK:
-        raise CorruptTrace(f"the trace record plans pieces of {max([*chunks, *pixels])} bytes, more than this release reads")
+    if max([*pixels, 0]) > MOST_CHUNK:
+        raise CorruptTrace(f"the trace record plans pictures of {max(pixels)} bytes, more than this release reads")
+    plans = layout(record)
+    largest = max(math.prod(plan.chunks) * np.dtype(plan.dtype).itemsize for plan in plans)
+    files, chunks = sum(plan.files for plan in plans), sum(plan.files * chunks_a_file(plan) for plan in plans)
+    if largest > MOST_CHUNK or files > MOST_FILES or chunks > MOST_CHUNKS:
+        raise CorruptTrace(
+            f"the trace record plans {files} files of {chunks} pieces of up to {largest} bytes, more than this release reads"
+        )

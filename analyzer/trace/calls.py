@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.codec import decode_bits, decode_probability
-from ...schema.layout import ArrayPlan, data_plans, probe_layout
+from ...schema.layout import data_plans, layer_path
 from ...schema.trace import Layer
 from ..store.chunks import ROWS, Blocks, read_heads
+from ..store.ledger import ArrayFiles
 from ..store.validation import Contents
 from .softmax import Columns, Values, generated_from, logsumexp, logsumexps, score_rows
 
@@ -47,7 +48,7 @@ class Calls(ABC):
 
     layer: Layer
     arrays: dict[str, Blocks]
-    probe: ArrayPlan | None = None
+    probe: ArrayFiles | None = None
     """Where the keys of the layer's probes are, if it has any."""
 
     @staticmethod
@@ -56,7 +57,7 @@ class Calls(ABC):
         layer = contents.record.layers[index]
         arrays = {name: contents.blocks(index, name) for name in data_plans(contents.record, index)}
         encoding = StoredCalls if layer.encoding == "probabilities" else FactorCalls
-        return encoding(layer, arrays, probe_layout(contents.record, index))
+        return encoding(layer, arrays, contents.arrays.get(f"{layer_path(index)}/probe_key"))
 
     @property
     def where(self) -> NDArray[np.int32]:
@@ -70,12 +71,15 @@ class Calls(ABC):
         """
         return self.sweep(at)[:2]
 
-    def patch(self, at: At, y: int, x: int, kind: Kind = "probability") -> Values:
-        """One generated position's attention; reads one inner chunk of each file.
+    def patch(self, at: At, y: int, x: int, kind: Kind, among: tuple[int, ...] | None) -> Values:
+        """Task: one generated position's attention, as if its softmax ran `among` some tokens alone if these are given.
 
-        Dims     (head, token), float64
+        Reads one inner chunk of each file.
+
+        Dims     (head, token)
         """
-        return self.region(kind, at, ALL, slice(y, y + 1), slice(x, x + 1))[:, 0, 0]
+        values = self.region(kind, at, ALL, slice(y, y + 1), slice(x, x + 1))[:, 0, 0]
+        return values if among is None else values / values[:, list(among)].sum(1, dtype=np.float64, keepdims=True)
 
     @property
     @abstractmethod

@@ -63,7 +63,4 @@ def require_same_heads(relevance: xr.DataArray, trace: Trace) -> None:
 
 def _place(name: str) -> int:
     parts = re.split(r"[.#]", name)
-    for place, starts in enumerate(PLACES):
-        if any(part.startswith(starts) for part in parts):
-            return place
-    return len(PLACES)
+    return next((place for place, starts in enumerate(PLACES) if any(part.startswith(starts) for part in parts)), len(PLACES))

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import UnknownSelection
-from ...schema.layout import image_layout, probe_layout
+from ...schema.layout import layer_path
 from ...schema.messages import listed, option
 from ...schema.selection import Layers, Selector, match_layers
 from ...schema.trace import Image, Layer
-from ..store.chunks import read_heads, read_table
+from ..store.chunks import read_heads
 from ..store.validation import Contents, inspect
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Trace(Contents):
         """
         for image in self.images:
             if image.name == name:
-                pixels: NDArray[np.uint8] = read_table(str(self.path), image_layout(image))
+                pixels: NDArray[np.uint8] = self.table(f"images/{name}")
                 return pixels
         raise UnknownSelection(f"the trace has no image {name!r}; it has {listed(image.name for image in self.images)}")
 
@@ -152,14 +152,14 @@ class Trace(Contents):
         """
         index = self.layer(layer)
         known = {group.name: group for group in self.layers[index].probes}
-        plan = probe_layout(self.record, index)
-        if plan is None or (probe is not None and probe not in known):
+        files = self.arrays.get(f"{layer_path(index)}/probe_key")
+        if files is None or (probe is not None and probe not in known):
             wanted = "probes" if probe is None else f"probe {probe!r}"
             raise UnknownSelection(
                 f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}; probes are made "
                 f"while recording, with {option('probes')}"
             )
-        keys = read_heads(str(self.path), plan)
+        keys = read_heads(str(self.path), files)
         return keys if probe is None else keys[:, known[probe].start : known[probe].stop]
 
     def probabilities(self, layer: Selector) -> xr.DataArray:

@@ -228,9 +228,8 @@ def agreement(*numbers: Tensor) -> float:
 def _output_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """What a module does with the values it has taken; None if that is not known, or draws random numbers."""
     found = getattr(module, "to_out", None)
-    layers = list(found) if isinstance(found, (nn.Sequential, nn.ModuleList)) else [found]
-    drops = any(isinstance(layer, nn.Dropout) and layer.training for layer in layers)
-    if drops or not all(isinstance(layer, nn.Module) for layer in layers):
+    layers = list(found) if isinstance(found, (nn.Sequential, nn.ModuleList)) else [found] if isinstance(found, nn.Module) else []
+    if not layers or any(isinstance(layer, nn.Dropout) and layer.training for layer in layers):
         return None
 
     def leave(taken: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
-"""Many recordings with one model: the rows of a manifest, those that are not done yet, one after the other."""
+"""Many recordings with one model: the rows of a manifest that are not done yet, one after the other, shared by the processes that
+torchrun or `accelerate launch` started."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -18,20 +22,30 @@ from ...schema.journal import disk_bytes
 from ...schema.messages import option, size_text
 from ...schema.trace import TraceRecord
 from ..dryrun.estimate import Estimate, estimate
-from ..plan.budget import check_budget
-from ..plan.options import Options
-from ..plan.sizes import encoded, free_bytes, parse_bytes, weigh
+from ..plan.budget import check_budget, encoded, free_bytes, weigh
+from ..plan.options import Options, parse_bytes
 from ..session.recording import recording
-from ..specs.loading import RECORDER_IMAGES, call_arguments, check_call, explained, find_class, load_pipeline, record_arguments
-from ..specs.manifest import Arguments, Manifest, Row, cells_of, check_columns, row_spec
+from ..specs.loading import RECORDER_IMAGES, check_call, explained, find_class, load_pipeline, run_arguments
+from ..specs.manifest import Arguments, Manifest, Row, check_columns, row_spec
 from ..specs.spec import Spec
 from ..store.files import check_output, read_record
-from .ranks import Place
 
 Result: TypeAlias = Literal["recorded", "skipped", "failed", "not tried"]
 """What became of a row."""
 DECIDING: Final = ("layers", "steps", "branches", "encoding", "keys", "heads", "keep_bits", "probes")
 """Options that decide what a trace holds."""
+PATIENCE: Final = timedelta(days=30)
+"""Ranks wait for the slowest: a launcher would kill it as soon as another had ended with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """This process among those of one launch."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    """Rank on this machine, hence the number of its GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +92,7 @@ def plan_jobs(spec: Spec, manifest: Manifest, output: Path, overwrite: bool) -> 
     text = spec.path.read_text(encoding="utf-8")
     jobs = []
     for row in manifest.rows:
-        job = Job(row, output / row.folder, spec, {"spec": text, "manifest": manifest.path.name, "row": cells_of(row)})
+        job = Job(row, output / row.folder, spec, {"spec": text, "manifest": manifest.path.name, "row": {"name": row.name, **row.cells}})
         try:
             job = _looked_up(dataclasses.replace(job, spec=row_spec(spec, manifest, row, arguments)), overwrite)
             check_call(job.spec, cls)
@@ -103,12 +117,21 @@ def check_jobs(jobs: Iterable[Job]) -> None:
             key = _shape_key(job.spec)
             if key not in found:
                 found[key] = foretell(job.spec)
-            planned.append((job, found[key]))
-    traces = [(job, made.evaluations, encoded(made.trace, _encoding(job.spec))) for job, made in planned if made is not None]
-    total = sum(weigh(trace).nbytes for _, _, trace in traces)
-    for job, evaluations, trace in traces:
-        limit = parse_bytes(job.spec.options.get("max_bytes"))
-        check_budget(trace, evaluations, job.path, limit, free_bytes(job.path), total - weigh(trace).nbytes)
+            if (made := found[key]) is not None:
+                planned.append((job, made, weigh(encoded(made.trace, job.spec.encoding)).nbytes))
+    total = sum(size for _, _, size in planned)
+    for job, made, size in planned:
+        check_estimate(made, job.spec, job.path, total - size)
+
+
+def check_estimate(found: Estimate, spec: Spec, output: Path | None, others: int = 0) -> None:
+    """Hold an estimate against the limit, and, if it is known which, against the disk, onto which `others` in bytes go as well.
+
+    Raises   NoSpace
+    """
+    place, limit = output or spec.path.name, parse_bytes(spec.options.get("max_bytes"))
+    free = sys.maxsize if output is None else free_bytes(output)
+    check_budget(encoded(found.trace, spec.encoding), found.evaluations, place, limit, free, others)
 
 
 def foretell(spec: Spec) -> Estimate | None:
@@ -145,7 +168,7 @@ def run_jobs(jobs: Sequence[Job], place: Place, say: Callable[[Outcome], None]) 
 
 def record_spec(pipeline: Any, spec: Spec, path: Path, *, overwrite: bool, facts: Mapping[str, Any]) -> TraceRecord:
     """Record one call to a loaded pipeline."""
-    arguments, options = call_arguments(spec), record_arguments(spec)
+    arguments, options = run_arguments(spec)
     refused = explained(f"{spec.pipeline} refuses its arguments", (ValueError, TypeError))
     with recording(pipeline, path, overwrite=overwrite, facts=facts, **options) as made, refused:
         pipeline(**arguments)
@@ -178,13 +201,11 @@ def _looked_up(job: Job, overwrite: bool) -> Job:
 def _attempt(pipeline: Any, job: Job) -> Outcome:
     try:
         trace = record_spec(pipeline, job.spec, job.path, overwrite=job.path.exists(), facts=job.facts)
-    except NoSpace as error:
-        return _outcome(job, "failed", error=str(error))
     except Exception as error:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         lines = str(error).strip().splitlines() or [""]
-        kind = "" if isinstance(error, InvalidInput) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, (InvalidInput, NoSpace)) else f"{type(error).__name__}: "
         return _outcome(job, "failed", error=kind + lines[0])
     return _outcome(job, "recorded", id=trace.id, steps=trace.steps, layers=len(trace.layers), bytes=disk_bytes(job.path))
 
@@ -198,10 +219,6 @@ def _placed(spec: Spec, place: Place) -> Spec:
     if place.world > 1 and spec.device in (None, "cuda") and torch.cuda.is_available():
         return dataclasses.replace(spec, device=f"cuda:{place.local % torch.cuda.device_count()}")
     return spec
-
-
-def _encoding(spec: Spec) -> str:
-    return str(spec.options.get("encoding", "probabilities"))
 
 
 def _shape_key(spec: Spec) -> str:
@@ -219,3 +236,36 @@ def _shape_key(spec: Spec) -> str:
         return "" if isinstance(value, str) else value
 
     return json.dumps({name: shape(value) for name, value in {**spec.call, **spec.images}.items()}, sort_keys=True, default=repr)
+
+
+def find_place() -> Place:
+    """The place that the launcher gave this process, from RANK, WORLD_SIZE and LOCAL_RANK.
+
+    Raises   InvalidInput if they contradict each other
+    """
+    given = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
+    numbers = [int(value) if value.isdigit() else -1 for value in given.values()]
+    if min(numbers) < 0 or numbers[0] >= numbers[1]:
+        said = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise InvalidInput(f"the environment says {said}; RANK should count from 0 and stay below WORLD_SIZE, or both be unset")
+    return Place(*numbers)
+
+
+def gather(place: Place, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The rows of all ranks, by rank, once all are in; None where the launcher gave no place to meet."""
+    if place.world == 1:
+        return rows
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        return None
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=PATIENCE))
+    store.set_timeout(PATIENCE)
+    store = PrefixStore(f"i2am/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store.set(f"report/{place.rank}", json.dumps(rows))
+    everyone = [row for rank in range(place.world) for row in json.loads(store.get(f"report/{rank}"))]
+    store.set(f"read/{place.rank}", "1")
+    if place.rank == 0:  # the store may live in this process
+        store.wait([f"read/{rank}" for rank in range(place.world)])
+    return everyone

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +14,11 @@ import click
 
 from ...schema.journal import disk_bytes
 from ...schema.messages import require_extra, size_text
-from ..plan.budget import check_budget
+from ..plan.budget import free_bytes
 from ..plan.options import Options
-from ..plan.sizes import encoded, free_bytes, parse_bytes
 from ..specs.manifest import read_manifest
-from ..specs.probes import read_probe_file
-from ..specs.spec import OPTIONS, Spec, read_spec
+from ..specs.spec import OPTIONS, Spec, read_probe_file, read_spec
 from ..store.files import check_output
-from .ranks import find_place, gather
 
 if TYPE_CHECKING:
     from ..dryrun.estimate import Estimate
@@ -31,16 +27,12 @@ if TYPE_CHECKING:
 
 @click.command("record", short_help="Run a pipeline described in a TOML file and record its attention.")
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The trace to write, such as run.zarr; with --manifest, a folder for all."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The trace to write, as run.zarr; with --manifest, a folder for all.")
 @click.option("--manifest", type=click.Path(path_type=Path), help="A CSV file: one recording for each row, named by its column `name`.")
 @click.option("--dry-run", is_flag=True, help="From shapes alone, print layers, bytes for each encoding and files; load and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--overwrite", is_flag=True, help="Replace the trace at the output path, if there is one.")
-@click.option(
-    "--layers", multiple=True, help="Modules: names, globs, or re: and a regular expression; commas between, or given several times."
-)
+@click.option("--layers", multiple=True, help="Modules: names, globs or re: and a regular expression; with commas, or given several times.")
 @click.option("--steps", help="Denoiser evaluations to record: ::5, 10:40:5 or 0,10,49.")
 @click.option("--heads", help="Heads to record, in each layer: ::2, 0:4 or 0,3,7.")
 @click.option("--branches", help="cond, uncond or both.")
@@ -106,11 +98,10 @@ def _record(spec: Spec, output: Path, overwrite: bool, as_json: bool) -> str:
     check_output(output, overwrite)  # before minutes go into loading a model
     require_recorder()
     from ..specs.loading import load_pipeline
-    from .batch import foretell, record_spec
+    from .batch import check_estimate, foretell, record_spec
 
-    found = foretell(spec)
-    if found is not None:
-        _check(found, spec, output)
+    if (found := foretell(spec)) is not None:
+        check_estimate(found, spec, output)
     trace = record_spec(load_pipeline(spec), spec, output, overwrite=overwrite, facts={"spec": spec.path.read_text(encoding="utf-8")})
     nbytes = disk_bytes(output)
     if as_json:
@@ -121,56 +112,44 @@ def _record(spec: Spec, output: Path, overwrite: bool, as_json: bool) -> str:
 def _dry_run(spec: Spec, output: Path | None, as_json: bool) -> str:
     require_recorder()
     from ..dryrun.estimate import estimate
+    from .batch import check_estimate
 
     found = estimate(spec)
-    _check(found, spec, output)
-    wanted, free = _encoding(spec), free_bytes(output or Path.cwd())
+    check_estimate(found, spec, output)
+    wanted, free = spec.encoding, free_bytes(output or Path.cwd())
     if as_json:
         return json.dumps({**found.to_json(), "encoding": wanted, "free_bytes": free})
     return render(found, wanted, free)
 
 
-def _check(found: Estimate, spec: Spec, output: Path | None) -> None:
-    """Hold an estimate against the limit, and against the disk if it is known which."""
-    place, limit = output or spec.path.name, parse_bytes(spec.options.get("max_bytes"))
-    free = sys.maxsize if output is None else free_bytes(output)
-    check_budget(encoded(found.trace, _encoding(spec)), found.evaluations, place, limit, free)
-
-
-def _encoding(spec: Spec) -> str:
-    return str(spec.options.get("encoding", "probabilities"))
-
-
 def _record_rows(spec: Spec, path: Path, output: Path | None, dry_run: bool, as_json: bool, overwrite: bool) -> None:
     """Record the rows of a manifest, or say what that would weigh; ends with exit code 1 if one failed."""
-    manifest, place = read_manifest(path), find_place()
+    manifest = read_manifest(path)
     require_recorder()
-    from .batch import check_jobs, plan_jobs, run_jobs
+    from .batch import check_jobs, find_place, gather, plan_jobs, run_jobs
 
+    place = find_place()
     jobs = plan_jobs(spec, manifest, output or Path(), overwrite)
     if dry_run:
         click.echo(_dry_rows(jobs, output, as_json))
         return
     assert output is not None
     check_jobs(jobs)
-    mine = run_jobs(jobs, place, lambda outcome: click.echo(str(outcome), err=True))
-    reports = gather(place, json.dumps([dataclasses.asdict(outcome) for outcome in mine]))
-    rows = [row for report in reports or () for row in json.loads(report)] if reports else [dataclasses.asdict(o) for o in mine]
-    rows.sort(key=lambda row: [job.row.name for job in jobs].index(row["name"]))
-    if place.rank == 0 or reports is None:
-        click.echo(json.dumps(summary(output, rows)) if as_json else render_rows(output, rows))
+    mine = [dataclasses.asdict(outcome) for outcome in run_jobs(jobs, place, lambda outcome: click.echo(str(outcome), err=True))]
+    gathered = gather(place, mine)
+    rows, order = mine if gathered is None else gathered, [job.row.name for job in jobs]
+    rows.sort(key=lambda row: order.index(row["name"]))
+    if place.rank == 0 or gathered is None:
+        click.echo(render_rows(output, rows, as_json))
     if any(row["result"] in ("failed", "not tried") for row in rows):
         click.get_current_context().exit(1)
 
 
-def summary(output: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch as `--json` prints it: how many rows came to what, and each row."""
-    return {"output": str(output), "counts": Counter(row["result"] for row in rows), "rows": list(rows)}
-
-
-def render_rows(output: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """A batch for people: how many rows came to what, then those that somebody should look at."""
+def render_rows(output: Path, rows: Sequence[dict[str, Any]], as_json: bool) -> str:
+    """A batch as JSON, or for people: how many rows came to what, then those that somebody should look at."""
     counts = Counter(row["result"] for row in rows)
+    if as_json:
+        return json.dumps({"output": str(output), "counts": counts, "rows": rows})
     told = [f"  {row['name']}: {row['result']}: {row['error'] or row['note']}" for row in rows if row["error"] or row["note"]]
     return "\n".join([f"{output}: {', '.join(f'{count} {result}' for result, count in counts.items())}", *told])
 
@@ -184,7 +163,7 @@ def _dry_rows(jobs: Sequence[Job], output: Path | None, as_json: bool) -> str:
     errors = {job.row.name: job.error for job in jobs if job.error}
     check_jobs(jobs)
     found = estimate(waiting[0].spec) if waiting else None
-    wanted = _encoding(jobs[0].spec)
+    wanted = jobs[0].spec.encoding
     if as_json:
         first = found.to_json() if found else None
         return json.dumps({"rows": len(jobs), "waiting": len(waiting), "errors": errors, "encoding": wanted, "each": first})
@@ -208,8 +187,7 @@ def render(found: Estimate, wanted: str, free: int) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [str.ljust if name in ("layer", "keys") else str.rjust for name in rows[0]]
     lines = ["  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip() for row in rows]
-    trace = found.trace
-    branches = ", ".join(trace.branches)
+    trace, branches = found.trace, ", ".join(found.trace.branches)
     lines += ["", f"{trace.samples} image(s), branches {branches}, {trace.steps} of {found.evaluations} denoiser evaluations"]
     for name, size in found.sizes.items():
         mark = "   <- chosen" if name == wanted else ""

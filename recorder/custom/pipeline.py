@@ -90,8 +90,8 @@ class CustomTryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
         person = self.image_processor.preprocess(image, height, width).to(self._execution_device)
         hole = self.mask_processor.preprocess(mask_image, height, width).to(person)
         pose = None if pose_image is None else self.image_processor.preprocess(pose_image, height, width).to(person)
-        agnostic, posed = self._encode(person * (1 - hole)), None if pose is None else self._encode(pose)
-        fixed = torch.cat([agnostic, torch.zeros_like(agnostic) if posed is None else posed], 1)
+        agnostic = self._encode(person * (1 - hole))
+        fixed = torch.cat([agnostic, torch.zeros_like(agnostic) if pose is None else self._encode(pose)], 1)
         tokens = self.encode_reference(example_image) if reference_embeds is None else reference_embeds
         people = len(fixed) * num_images_per_prompt
         fixed = fixed.repeat_interleave(num_images_per_prompt, 0)
@@ -105,7 +105,10 @@ class CustomTryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
                 predicted = self._predict(latents, timestep, fixed, tokens, guidance_scale)
                 latents = self.scheduler.step(predicted, timestep, latents, eta=eta, generator=generator).prev_sample
                 bar.update()
-        painted = latents if output_type == "latent" else self._decode(latents, output_type)
+        painted = latents
+        if output_type != "latent":
+            pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+            painted = self.image_processor.postprocess(pixels, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=painted) if return_dict else (painted,)
 
@@ -124,10 +127,6 @@ class CustomTryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _encode(self, pixels: Tensor) -> Tensor:
         latent: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()
         return latent.to(self.unet.dtype) * float(self.vae.config.scaling_factor)
-
-    def _decode(self, latents: Tensor, output_type: str) -> Any:
-        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
-        return self.image_processor.postprocess(pixels, output_type=output_type)
 
     def _predict(self, latents: Tensor, timestep: Tensor, fixed: Tensor, tokens: Tensor, guidance_scale: float) -> Tensor:
         given = torch.cat([self.scheduler.scale_model_input(latents, timestep), fixed], 1)
@@ -157,9 +156,9 @@ def build_custom(
     torch.manual_seed(seed)
     try:
         made = {
-            "vae": vae or _random(AutoencoderKL, "vae", dtype),
-            "unet": unet or _random(UNet2DConditionModel, "unet", dtype),
-            "image_encoder": image_encoder or _random_encoder(dtype),
+            "vae": vae or _ready(AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS, subfolder="vae")), dtype),
+            "unet": unet or _ready(UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS, subfolder="unet")), dtype),
+            "image_encoder": image_encoder or _ready(Dinov2Model(Dinov2Config.from_pretrained(CONFIGS, subfolder="image_encoder")), dtype),
             "scheduler": scheduler or DDIMScheduler.from_config(DDIMScheduler.load_config(CONFIGS, subfolder="scheduler")),
         }
     finally:
@@ -167,31 +166,20 @@ def build_custom(
     return CustomTryOnPipeline(**made)
 
 
-def _random(cls: Any, name: str, dtype: torch.dtype) -> Any:
-    return nn.Module.to(cls.from_config(cls.load_config(CONFIGS, subfolder=name)), dtype).eval()
-
-
-def _random_encoder(dtype: torch.dtype) -> Dinov2Model:
-    config = Dinov2Config.from_pretrained(CONFIGS, subfolder="image_encoder")
-    encoder: Dinov2Model = nn.Module.to(Dinov2Model(config), dtype).eval()
-    return encoder
+def _ready(model: Any, dtype: torch.dtype) -> Any:
+    return nn.Module.to(model, dtype).eval()
 
 
 def _check_fit(vae: Any, unet: Any, image_encoder: Any, reference_size: tuple[int, int]) -> None:
     """Refuse parts that would fail, or be fed the wrong thing, in the middle of a run."""
-    width = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
-    patch = image_encoder.config.patch_size
-    latent = vae.config.latent_channels
-    wanted = {
-        f"the U-Net reads tokens {width} wide, the image encoder makes them {image_encoder.config.hidden_size} wide": width
-        == image_encoder.config.hidden_size,
-        f"the U-Net takes {unet.config.in_channels} channels, expected {3 * latent}: three latents of {latent}": unet.config.in_channels
-        == 3 * latent,
-        f"the U-Net makes {unet.config.out_channels} channels, a latent has {latent}": unet.config.out_channels == latent,
-        f"the reference size {tuple(reference_size)} is not a multiple of the encoder's patch of {patch}": not any(
-            side % patch for side in reference_size
-        ),
-    }
-    wrong = [what for what, holds in wanted.items() if not holds]
-    if wrong:
+    net, latent, patch = unet.config, vae.config.latent_channels, image_encoder.config.patch_size
+    read, made = net.encoder_hid_dim or net.cross_attention_dim, image_encoder.config.hidden_size
+    whole = not any(side % patch for side in reference_size)
+    checks = (
+        (read == made, f"the U-Net reads tokens {read} wide, the image encoder makes them {made} wide"),
+        (net.in_channels == 3 * latent, f"the U-Net takes {net.in_channels} channels, expected {3 * latent}: three latents of {latent}"),
+        (net.out_channels == latent, f"the U-Net makes {net.out_channels} channels, a latent has {latent}"),
+        (whole, f"the reference size {tuple(reference_size)} is not a multiple of the encoder's patch of {patch}"),
+    )
+    if wrong := [what for holds, what in checks if not holds]:
         raise InvalidInput(f"the parts of the custom model do not fit together: {'; '.join(wrong)}")

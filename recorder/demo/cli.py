@@ -25,13 +25,7 @@ Examples:
 
 @click.command("demo", epilog=EPILOG)
 @click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    default=Path("i2am-demo"),
-    show_default=True,
-    help="Folder for the trace and the picture.",
+    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", default="i2am-demo", show_default=True, help="Folder for what it writes."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which held-out pair, and the noise it starts from.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in the folder.")
@@ -106,16 +100,13 @@ def truth_facts(pair: Pair, grid: tuple[int, int]) -> dict[str, Any]:
 
     position, torso = truth_grid(pair, grid)
     shares = (position[..., ::-1].astype(float) + 1) / 2
-    table = [
-        [[round(float(v), 4) for v in cell] if share >= 0.5 else [None, None] for cell, share in zip(*rows, strict=True)]
-        for rows in zip(shares, torso, strict=True)
-    ]
+    table = shares.round(4).astype(object)
+    table[torso < 0.5] = None
     pose = {"angle": pair.pose.angle, "scale": pair.pose.scale, "shift": list(pair.pose.shift)}
-    return {"seed": pair.seed, "pattern": pair.pattern, "pose": pose, "position": table}
+    return {"seed": pair.seed, "pattern": pair.pattern, "pose": pose, "position": table.tolist()}
 
 
 def _picture(pixels: Any) -> Any:
-    """A float or boolean array in [0, 1] as a PIL image."""
     import numpy as np
     from PIL import Image
 

@@ -138,8 +138,7 @@ def draw_silhouette(rng: np.random.Generator) -> Callable[[Float], Mask]:
         sleeves = (x <= sleeve) & (y >= 0.9 * (x - half) - 0.85) & (y <= 0.55 * (x - half) - 0.22)
         shoulders = y >= -0.88 + 0.22 * x
         hole = x**2 + (y + 0.86) ** 2 <= neck**2
-        shirt: Mask = (trunk | sleeves) & shoulders & ~hole
-        return shirt
+        return np.asarray((trunk | sleeves) & shoulders & ~hole)
 
     return inside
 
@@ -175,8 +174,7 @@ def limb(at: Float, start: Point, end: Point, radius: float) -> Mask:
     dx, dy = end[0] - start[0], end[1] - start[1]
     x, y = at[..., 0] - start[0], at[..., 1] - start[1]
     along = np.clip((x * dx + y * dy) / (dx * dx + dy * dy), 0, 1)
-    near: Mask = (x - along * dx) ** 2 + (y - along * dy) ** 2 <= radius**2
-    return near
+    return np.asarray((x - along * dx) ** 2 + (y - along * dy) ** 2 <= radius**2)
 
 
 def shrink(fine: Float) -> Float:
@@ -224,8 +222,7 @@ def draw_checks(rng: np.random.Generator) -> Pattern:
 
     def colours(at: Float) -> Float:
         cell = np.floor(at / np.float32(width) + offset).astype(np.int64) % 8
-        picture: Float = palette[board[cell[..., 1], cell[..., 0]]]
-        return picture
+        return np.asarray(palette[board[cell[..., 1], cell[..., 0]]])
 
     return colours
 
@@ -266,9 +263,4 @@ def draw_logo(rng: np.random.Generator) -> Pattern:
     return colours
 
 
-DRAW: dict[str, Callable[[np.random.Generator], Pattern]] = {
-    "stripes": draw_stripes,
-    "checks": draw_checks,
-    "dots": draw_dots,
-    "logo": draw_logo,
-}
+DRAW = {"stripes": draw_stripes, "checks": draw_checks, "dots": draw_dots, "logo": draw_logo}

@@ -59,11 +59,7 @@ class TryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
     _callback_tensor_inputs = ("latents",)
 
     def __init__(
-        self,
-        image_encoder: GarmentEncoder,
-        unet: UNet2DConditionModel,
-        scheduler: DDIMScheduler,
-        scaling_factor: float = 0.5,
+        self, image_encoder: GarmentEncoder, unet: UNet2DConditionModel, scheduler: DDIMScheduler, scaling_factor: float = 0.5
     ) -> None:
         super().__init__()
         self.register_modules(image_encoder=image_encoder, unet=unet, scheduler=scheduler)
@@ -123,7 +119,8 @@ class TryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
             latents = randn_tensor(agnostic.shape, generator=generator, device=agnostic.device, dtype=agnostic.dtype)
         latents = latents.to(agnostic) * self.scheduler.init_noise_sigma
         self.scheduler.set_timesteps(num_inference_steps, device=agnostic.device)
-        extra = self._step_arguments(eta, generator)
+        known = inspect.signature(self.scheduler.step).parameters  # schedulers differ in what their step takes
+        extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
         with self.progress_bar(total=num_inference_steps) as bar:
             for index, timestep in enumerate(self.scheduler.timesteps):
                 predicted = self._predict(latents, timestep, agnostic, mask, tokens, guidance_scale)
@@ -158,15 +155,7 @@ class TryOnPipeline(DiffusionPipeline):  # type: ignore[misc]
         pixels = self.image_processor.preprocess(example_image, self.size, self.size)
         pixels = pixels.expand(people, -1, -1, -1).to(self._execution_device, self.image_encoder.dtype)
         tokens: Tensor = self.image_encoder(pixels).last_hidden_state
-        if guided:
-            tokens = torch.cat([self.image_encoder.unconditional_tokens(people), tokens])
-        return tokens
-
-    def _step_arguments(self, eta: float, generator: Any) -> dict[str, Any]:
-        # Schedulers differ in what their step takes.
-        known = inspect.signature(self.scheduler.step).parameters
-        wanted = {"eta": eta, "generator": generator}
-        return {name: value for name, value in wanted.items() if name in known}
+        return torch.cat([self.image_encoder.unconditional_tokens(people), tokens]) if guided else tokens
 
     def _predict(self, latents: Tensor, timestep: Tensor, agnostic: Tensor, mask: Tensor, tokens: Tensor, guidance_scale: float) -> Tensor:
         """One denoiser call for all rows, guidance applied."""

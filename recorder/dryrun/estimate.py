@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,16 +22,12 @@ from ..labels.layers import Sites
 from ..labels.refusals import hidden_attention, refuse_pipeline
 from ..labels.scenes import read_scene
 from ..labels.tokens import Context, Scene
+from ..plan.budget import Size, choose_encoding, encoded, layer_bytes, weigh
 from ..plan.options import ENCODINGS_WANTED, Options, select_layers, select_steps
-from ..plan.sizes import Size, choose_encoding, encoded, layer_bytes, weigh
 from ..specs.loading import check_call, find_class
 from ..specs.spec import Spec
-from .inputs import call_argument
-from .sequences import denoiser_inputs
+from .inputs import call_argument, denoiser_inputs
 from .skeleton import build_skeleton
-
-PACKED_AXES: Final = 3
-"""Axes of a latent whose rows and columns are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +81,21 @@ def estimate(spec: Spec) -> Estimate:
     refuse_pipeline(pipeline, options.keys)
     evaluations = count_evaluations(pipeline, spec)
     inputs = denoiser_inputs(pipeline, spec)
+    latent = inputs.get("sample", inputs.get("hidden_states"))
     trace = TraceRecord(
         id="dry-run",
         status="recording",
-        samples=count_samples(spec),
+        samples=count_samples(pipeline, spec),
         branches=options.axis,
         steps=len(select_steps(options.steps, evaluations)),
         layers=tuple(call_sites(pipeline, inputs, options)),
         codec=Codec(options.codec, options.level, options.keep_bits),  # type: ignore[arg-type]
-        latent_grid=_latent_grid(inputs),
+        # Rows and columns of a packed latent are one axis.
+        latent_grid=None if latent is None or latent.ndim == 3 else (latent.shape[-2], latent.shape[-1]),
     )
     made = {choice: encoded(trace, choice) for choice in ENCODINGS_WANTED}
     layers = tuple({choice: layer_bytes(made[choice], index) for choice in ENCODINGS} for index in range(len(trace.layers)))
     return Estimate(trace, evaluations, {choice: weigh(made[choice]) for choice in made}, layers)
-
-
-def _latent_grid(inputs: dict[str, Any]) -> tuple[int, int] | None:
-    """(rows, columns) of the latent that the scheduler steps; none where it is packed."""
-    latent = inputs.get("sample", inputs.get("hidden_states"))
-    return (latent.shape[-2], latent.shape[-1]) if latent is not None and latent.ndim > PACKED_AXES else None
 
 
 def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[Layer]:
@@ -129,9 +121,8 @@ def count_evaluations(pipeline: Any, spec: Spec) -> int:
     return max(total, 1)
 
 
-def count_samples(spec: Spec) -> int:
-    """Generated images."""
-    edits = family_of(find_class(spec.pipeline, "pipeline")).edits  # several references make one image
+def count_samples(pipeline: Any, spec: Spec) -> int:
+    edits = family_of(pipeline).edits  # several references make one image
     given = (spec.call.get("prompt"), None if edits else spec.images.get("image"))
     several = next((value for value in given if isinstance(value, list)), [None])
     return len(several) * int(spec.call.get("num_images_per_prompt", 1))

@@ -41,13 +41,13 @@ def build_skeleton(spec: Spec) -> Any:
         scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(spec.source, subfolder="scheduler", **hub_arguments(spec))
     if spec.scheduler is not None:
         scheduler = make_scheduler(spec, scheduler.config)
-    if "unet" in models and _class_of(index, "movq") is None:
-        pipeline = _around_unet(spec, cls, index)
-    else:
-        pipeline = _assembled(spec, cls, index, {**models, "scheduler": scheduler})
-    pipeline.__dict__ |= {**models, "scheduler": scheduler}
-    for name in ("image_encoder", "text_encoder"):
-        pipeline.__dict__[name] = _component(spec, index, name)
+    parts = {**models, "scheduler": scheduler}
+    plain = "unet" in models and _class_of(index, "movq") is None
+    pipeline = _around_unet(spec, cls, index) if plain else _assembled(spec, cls, index, parts)
+    present = [name for name in ("image_encoder", "text_encoder") if _class_of(index, name) is not None and name not in spec.without]
+    # A component's config stands where its weights would be.
+    configs = {name: _config(spec, spec.source, name) for name in present}
+    pipeline.__dict__ |= {"image_encoder": None, "text_encoder": None, **configs, **parts}
     if spec.adapters:
         _add_adapters(pipeline, spec)
     return pipeline
@@ -69,8 +69,11 @@ def _model(spec: Spec, index: dict[str, Any], name: str) -> Any:
 
 def _around_unet(spec: Spec, cls: Any, index: dict[str, Any]) -> Any:
     """A pipeline that is only its attributes: some refuse to be made without all of their weights."""
-    pipeline = cls.__new__(cls)
-    pipeline.__dict__["vae_scale_factor"] = _vae_factor(spec, index)
+    pipeline, factor = cls.__new__(cls), None
+    if _class_of(index, "vae") is not None:
+        config = diffusers.AutoencoderKL.load_config(spec.source, subfolder="vae", **hub_arguments(spec))
+        factor = 2 ** (len(config["block_out_channels"]) - 1)
+    pipeline.__dict__["vae_scale_factor"] = factor
     if "reference_size" in index:
         pipeline.__dict__["reference_size"] = index["reference_size"]
     return pipeline
@@ -86,12 +89,6 @@ def _assembled(spec: Spec, cls: Any, index: dict[str, Any], parts: dict[str, Any
         return cls(**{**dict.fromkeys(needed), **plain, **autoencoders, **parts})
 
 
-def _component(spec: Spec, index: dict[str, Any], name: str) -> Any:
-    """A component's config where its weights would be."""
-    present = (index.get(name) or (None, None))[1] is not None and name not in spec.without
-    return _config(spec, spec.source, name) if present else None
-
-
 def _config(spec: Spec, source: str, subfolder: str) -> Any:
     document, _ = transformers.PretrainedConfig.get_config_dict(source, subfolder=subfolder, **hub_arguments(spec))
     if not document:
@@ -99,13 +96,6 @@ def _config(spec: Spec, source: str, subfolder: str) -> Any:
     if "model_type" in document:  # what equals a class's default is left out of its file
         return SimpleNamespace(config=transformers.AutoConfig.for_model(**document))
     return SimpleNamespace(config=SimpleNamespace(**document))
-
-
-def _vae_factor(spec: Spec, index: dict[str, Any]) -> int | None:
-    if (index.get("vae") or (None, None))[1] is None:
-        return None
-    config = diffusers.AutoencoderKL.load_config(spec.source, subfolder="vae", **hub_arguments(spec))
-    return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 def _add_adapters(pipeline: Any, spec: Spec) -> None:

@@ -1,4 +1,4 @@
-"""Probabilities and log-sum-exps of one attention call, computed on the model's device, in blocks that bound memory."""
+"""Probabilities, rounded as they are stored, and log-sum-exps of one attention call, on the model's device, in blocks that bound memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...schema.codec import MANTISSA, PROBABILITY_SCALE
-from .rounding import round_mantissa
 
 BLOCK_BYTES: Final = 32 * 2**20
 """Scores held at one time, in bytes of float32 (a few such blocks live at once)."""
@@ -44,12 +43,7 @@ def default_scale(head_dim: int) -> float:
 
 
 def encode_scores(
-    query: Tensor,
-    key: Tensor,
-    scale: float,
-    mask: Tensor | None = None,
-    keep_bits: int = MANTISSA,
-    columns: Sequence[slice] = (),
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None, keep_bits: int = MANTISSA, columns: Sequence[slice] = ()
 ) -> Encoded:
     """The model's own softmax of one row, with both log-sum-exps, so that scores and both softmaxes can be had back.
 
@@ -59,7 +53,42 @@ def encode_scores(
     Error    as schema.codec.encode_probability, on scores computed in float32; that of round_mantissa with fewer bits
     """
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        return _encode(query.detach(), key.detach(), scale, mask, keep_bits, columns)
+        heads, positions, _ = query.shape
+        keys, bias = _prepare(key, heads, positions, mask)
+        tokens = sum(column.stop - column.start for column in columns) if columns else key.shape[1]
+        probability = torch.empty(heads, positions, tokens, dtype=torch.float16, device=query.device)
+        query_lse = torch.empty(heads, positions, dtype=torch.float32, device=query.device)
+        token_lse = torch.full((heads, tokens), -math.inf, dtype=torch.float32, device=query.device)
+        blocks = _blocks(positions, heads * key.shape[1] * 4)
+        for rows in blocks:
+            scores = _scores(query, keys, bias, scale, rows)
+            if columns:
+                query_lse[:, rows] = torch.logsumexp(scores, 2)
+                scores = take_keys(scores[..., None], columns)[..., 0].contiguous()
+            token_lse, top, weights = _add_columns(token_lse, scores)
+            if columns:
+                share = (top - query_lse[:, rows, None]).exp_()
+            else:
+                total = weights.sum(2, keepdim=True)
+                query_lse[:, rows] = (total.log() + top)[..., 0]
+                share = total.reciprocal_()
+            probability[:, rows] = weights.mul_(share.mul_(1 / PROBABILITY_SCALE))
+        round_mantissa(probability, keep_bits)  # before its losses are measured
+        return Encoded(probability, query_lse, token_lse, _column_mass_lost(probability, query_lse, token_lse, blocks))
+
+
+def round_mantissa(stored: Tensor, keep_bits: int) -> None:
+    """Round non-negative float16 in place, half to even, to `keep_bits` of its 10 mantissa bits; the rest become 0.
+
+    Error    relative 2**-(keep_bits + 1) for normal numbers, absolute 2**-(keep_bits + 15) for subnormal ones
+    Source   Kloewer et al. 2021, Nature Computational Science 1, 713: bit rounding before lossless compression
+    """
+    drop = MANTISSA - keep_bits
+    if drop <= 0:
+        return
+    bits = stored.view(torch.int16)  # its order is that of the numbers, so a carry into the exponent is right
+    odd = (bits >> drop).bitwise_and_(1)
+    bits.add_(odd.add_((1 << (drop - 1)) - 1)).bitwise_and_(-(1 << drop))
 
 
 def sum_rows(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -69,9 +98,9 @@ def sum_rows(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = Non
     """
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         heads, positions, _ = query.shape
-        keys, bias = _prepare(key.detach(), heads, positions, mask)
+        keys, bias = _prepare(key, heads, positions, mask)
         blocks = _blocks(positions, heads * key.shape[1] * 4)
-        return torch.cat([torch.logsumexp(_scores(query.detach(), keys, bias, scale, rows), 2) for rows in blocks], 1)
+        return torch.cat([torch.logsumexp(_scores(query, keys, bias, scale, rows), 2) for rows in blocks], 1)
 
 
 def take_keys(key: Tensor, columns: Sequence[slice]) -> Tensor:
@@ -92,31 +121,6 @@ def _prepare(key: Tensor, heads: int, positions: int, mask: Tensor | None) -> tu
 def _scores(query: Tensor, keys: Tensor, bias: Tensor | None, scale: float, rows: slice) -> Tensor:
     scores = torch.matmul(query[:, rows].float() * scale, keys)  # (head, row, token)
     return scores if bias is None else scores.add_(bias[:, rows])
-
-
-def _encode(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, keep_bits: int, columns: Sequence[slice]) -> Encoded:
-    heads, positions, _ = query.shape
-    keys, bias = _prepare(key, heads, positions, mask)
-    tokens = sum(column.stop - column.start for column in columns) if columns else key.shape[1]
-    probability = torch.empty(heads, positions, tokens, dtype=torch.float16, device=query.device)
-    query_lse = torch.empty(heads, positions, dtype=torch.float32, device=query.device)
-    token_lse = torch.full((heads, tokens), -math.inf, dtype=torch.float32, device=query.device)
-    blocks = _blocks(positions, heads * key.shape[1] * 4)
-    for rows in blocks:
-        scores = _scores(query, keys, bias, scale, rows)
-        if columns:
-            query_lse[:, rows] = torch.logsumexp(scores, 2)
-            scores = take_keys(scores[..., None], columns)[..., 0].contiguous()
-        token_lse, top, weights = _add_columns(token_lse, scores)
-        if columns:
-            share = (top - query_lse[:, rows, None]).exp_()
-        else:
-            total = weights.sum(2, keepdim=True)
-            query_lse[:, rows] = (total.log() + top)[..., 0]
-            share = total.reciprocal_()
-        probability[:, rows] = weights.mul_(share.mul_(1 / PROBABILITY_SCALE))
-    round_mantissa(probability, keep_bits)  # before its losses are measured
-    return Encoded(probability, query_lse, token_lse, _column_mass_lost(probability, query_lse, token_lse, blocks))
 
 
 def _add_columns(token_lse: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -144,4 +144,4 @@ def leading_part(uncond: Tensor, cond: Tensor, guided: Tensor) -> bool | None:
     misfit = (made - scale * start - share * along).norm()
     if not misfit <= MISFIT * (share * along).norm() or share * (scale - share) >= 0:
         return None  # not a sum of the two, or between them
-    return abs(share) > abs(scale - share)
+    return bool(abs(share) > abs(scale - share))

@@ -14,8 +14,8 @@ from ...schema.trace import Layer, TokenGroup
 from ..capture.call import Call
 from ..capture.projections import UNKNOWN
 from ..encoding.scores import additive, mask_of
+from ..plan.budget import choose_encoding
 from ..plan.options import Options, keep_heads
-from ..plan.sizes import choose_encoding
 from .frames import same_keys, uneven_keys
 from .grids import Places
 from .tokens import (

@@ -17,9 +17,6 @@ from ..capture.modules import strip
 from ..capture.projected import projects_attention
 
 Grid: TypeAlias = tuple[int, int]
-Groups: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]] | None
-"""Rows of token groups for all layers, or by glob over the layers' names."""
-Grids: TypeAlias = Grid | Mapping[str, Grid] | None
 
 WHOLE: Final = 1.0
 
@@ -87,8 +84,7 @@ def _sized(given: dict[str, Any]) -> dict[str, Any]:
         share = given.get(axis)
         if share is not None and not (isinstance(share, (int, float)) and share > 0):
             raise InvalidInput(f"groups: {name} has {axis}={share!r}; it is a share of the layer's own {axis}, such as 0.5, or 1 for all")
-    sized = any(given.get(key) is not None for key in ("count", "rows", "columns"))
-    if role == "self" and not sized:
+    if role == "self" and all(given.get(key) is None for key in ("count", "rows", "columns")):
         given["rows"] = WHOLE
     for key in ("count", "specials"):
         number = given.get(key)
@@ -123,13 +119,10 @@ class Declaration:
     """Whether each branch has a pass of its own."""
     evaluations: int | None = None
 
-    def tokens_of(self, layer: str) -> tuple[Tokens, ...] | None:
-        """The rows for a layer; None if nothing was said."""
-        return next((rows for glob, rows in self.groups if fnmatch.fnmatchcase(layer, glob)), None)
-
-    def grid_of(self, layer: str) -> Grid | None:
-        """The rows and columns said for a layer; None if none were."""
-        return next((grid for glob, grid in self.grids if fnmatch.fnmatchcase(layer, glob)), None)
+    def said_of(self, layer: str) -> tuple[tuple[Tokens, ...] | None, Grid | None]:
+        """The rows, and the rows and columns, that were said for a layer; None for what was not."""
+        rows = next((rows for glob, rows in self.groups if fnmatch.fnmatchcase(layer, glob)), None)
+        return rows, next((grid for glob, grid in self.grids if fnmatch.fnmatchcase(layer, glob)), None)
 
     @property
     def images(self) -> set[str]:
@@ -140,14 +133,14 @@ class Declaration:
 def declare(
     model: Any,
     denoisers: Any,
-    groups: Groups = None,
-    grid: Grids = None,
+    groups: Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
+    grid: Grid | Mapping[str, Grid] | None = None,
     order: Sequence[str | None] | None = None,
     sequential: bool = False,
     evaluations: int | None = None,
     attention: str | Sequence[str] = (),
 ) -> Declaration:
-    """Check what a caller says of a model.
+    """Check what a caller says of a model; groups and grids are for all layers, or by glob over the layers' names.
 
     Raises   InvalidInput, UnknownSelection
     """
@@ -186,8 +179,7 @@ def _roots(model: Any, denoisers: Any) -> dict[str, nn.Module]:
         raise InvalidInput(f'denoisers={denoisers!r}; name the modules that denoise, such as {{"unet": model.diffusion_model}}')
     roots = {str(name): _root(model, str(name), value) for name, value in denoisers.items()}
     for name, root in roots.items():
-        inside = [other for other, module in roots.items() if other != name and any(module is part for part in root.modules())]
-        if inside:
+        if inside := [other for other, module in roots.items() if other != name and any(module is part for part in root.modules())]:
             raise InvalidInput(f"denoisers: {inside[0]} is a part of {name}, or the same module; name each denoiser once")
     return roots
 
@@ -213,8 +205,7 @@ def _attention(roots: Mapping[str, nn.Module], further: Sequence[str]) -> dict[s
         if not fnmatch.filter(every, glob):
             raise UnknownSelection(f"attention={glob!r} matches no module; there are {listed(every)}")
     named = {path for glob in further for path in fnmatch.filter(every, glob)}
-    fused = [path for path in named if isinstance(every[path], nn.MultiheadAttention)]
-    if fused:
+    if fused := [path for path in named if isinstance(every[path], nn.MultiheadAttention)]:
         raise InvalidInput(
             f"attention: {fused[0]} is a MultiheadAttention, whose fast path cannot be seen without leaving it; leave it out"
         )

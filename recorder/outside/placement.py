@@ -65,13 +65,13 @@ class DeclaredSites:
 
     def _make(self, call: Call) -> Site | None:
         name = call.path if call.ordinal == 0 else f"{call.path}#{call.ordinal}"
-        rows = self._declaration.tokens_of(name)
+        rows, said = self._declaration.said_of(name)
         if call.own and not any(row.role == "self" for row in rows or ()):
             return None  # the image being made, attending to itself alone
         keys = call.key.shape[2]
         if rows is None:
             raise InvalidInput(f"{name} reads {keys} keys, and nothing says what they are; pass groups=[{EXAMPLE}], {_leave()}")
-        canvas = self._declaration.grid_of(name) or call.around
+        canvas = said or call.around
         groups = self._with_pictures(name, cover(name, rows, keys, canvas))
         generated, grid = declared_queries(name, groups, call.query.shape[2], keys, canvas)
         order = panels(name, rows, keys, canvas)
@@ -83,8 +83,7 @@ class DeclaredSites:
 
     def _with_pictures(self, name: str, groups: tuple[TokenGroup, ...]) -> tuple[TokenGroup, ...]:
         """Groups that name the picture they were made from, where it was given."""
-        absent = [group.image for group in groups if group.image and group.image not in self._pictures]
-        if absent:
+        if absent := [group.image for group in groups if group.image and group.image not in self._pictures]:
             raise InvalidInput(
                 f"groups: tokens of {name} are made from the picture {absent[0]!r}, which was not given; give it before sampling: "
                 f"running.images({absent[0]}=...)"
@@ -113,8 +112,7 @@ def cover(name: str, rows: Sequence[Tokens], keys: int, canvas: Grid | None) -> 
     groups, start = [], 0
     for row, count, grid in sized:
         stop = start + (left if count is None else count)
-        group = TokenGroup(name=row.name, role=row.role, start=start, stop=stop, specials=row.specials, grid=grid, image=row.image)
-        groups.append(group)
+        groups.append(TokenGroup(name=row.name, role=row.role, start=start, stop=stop, specials=row.specials, grid=grid, image=row.image))
         start = stop
     return tuple(groups)
 

@@ -1,19 +1,76 @@
-"""Whether a recording fits a limit and the disk, and if not, the ways to make it fit and what each comes to."""
+"""What a trace weighs, from its record alone; whether it fits a limit and the disk, and if not, what would make it fit."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from ...schema.errors import NoSpace
+from ...schema.layout import ArrayPlan, documents, layer_layout, layout
 from ...schema.messages import option, size_text
-from ...schema.trace import TraceRecord
+from ...schema.trace import Encoding, TraceRecord
 from .options import ENCODINGS_WANTED, select_layers
-from .sizes import encoded, layer_bytes, weigh
 
+LEDGERS: Final = 3
+"""Root, journal and manifest."""
 COMPRESSION: Final = 3
 """No recording was ever seen to compress better than this, unrounded; what needs more room than that cannot fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What one choice of encoding comes to."""
+
+    nbytes: int
+    """Before compression; keys counted once where they do not change over steps."""
+    files: int
+    """Without pictures."""
+
+
+def weigh(trace: TraceRecord) -> Size:
+    """The size of a trace in which everything is present, pictures aside."""
+    plans = layout(trace)
+    files = sum(plan.files // _repeats(plan, trace) for plan in plans)
+    return Size(sum(plan.nbytes // _repeats(plan, trace) for plan in plans), files + len(documents(trace)) + LEDGERS)
+
+
+def layer_bytes(trace: TraceRecord, index: int) -> int:
+    """Bytes of one layer before compression."""
+    return sum(plan.nbytes // _repeats(plan, trace) for plan in layer_layout(trace, index))
+
+
+def encoded(trace: TraceRecord, choice: str) -> TraceRecord:
+    """The trace as another choice of encoding would make it."""
+    layers = (dataclasses.replace(layer, encoding=choose_encoding(choice, layer.tokens, layer.head_dim, False)) for layer in trace.layers)
+    return dataclasses.replace(trace, layers=tuple(layers))
+
+
+def choose_encoding(wanted: str, tokens: int, head_dim: int, masked: bool) -> Encoding:
+    """The encoding of one layer; a masked call's scores cannot be had from its factors."""
+    if masked or wanted == "probabilities" or (wanted == "auto" and tokens < head_dim):
+        return "probabilities"
+    return "factors"
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where a path is, or would be."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _repeats(plan: ArrayPlan, trace: TraceRecord) -> int:
+    """How many times an array's plan counts what is stored once: keys made of embeddings, not of the image that is being made."""
+    if not plan.path.endswith("/key"):
+        return 1
+    layer = trace.layers[int(plan.path.split("/")[1])]
+    joint = layer.partial_keys or any(group.role == "self" for group in layer.groups)
+    return 1 if joint else max(trace.steps, 1)
 
 
 def check_budget(trace: TraceRecord, evaluations: int, where: object, limit: int | None, free: int, others: int = 0) -> None:
@@ -38,30 +95,27 @@ def _ways(trace: TraceRecord, evaluations: int, most: int) -> str:
     """The three ways to shrink a trace, each with its size, and their sum if none is enough alone."""
     encoding, layers, steps = _encoding(trace), _layers(trace, most), _stride(trace, evaluations, most)
     smaller = [
-        (option("encoding", encoding), encoded(trace, encoding) if encoding else trace),
-        (option("layers", layers), _with_layers(trace, layers)),
-        (option("steps", f"::{steps}"), _with_stride(trace, evaluations, steps)),
+        (option("encoding", encoding), encoded(trace, encoding) if encoding else trace, "no other encoding is smaller"),
+        (option("layers", layers), _with_layers(trace, layers), "no part of the layers is smaller"),
+        (option("steps", f"::{steps}"), _with_stride(trace, evaluations, steps), "no fewer steps are left"),
     ]
-    whole, sizes = weigh(trace).nbytes, [weigh(made).nbytes for _, made in smaller]
-    told = [f"{name} makes it {size_text(size)}" for (name, _), size in zip(smaller, sizes, strict=True)]
-    nothing = ("no other encoding is smaller", "no part of the layers is smaller", "no fewer steps are left")
-    told = [way if size < whole else none for way, size, none in zip(told, sizes, nothing, strict=True)]
+    whole, sizes = weigh(trace).nbytes, [weigh(made).nbytes for _, made, _ in smaller]
+    ways = [f"{name} makes it {size_text(size)}" if size < whole else none for (name, _, none), size in zip(smaller, sizes, strict=True)]
     if min(sizes) <= most:
-        return ", ".join(told)
-    kept = smaller[0][1]
-    layers = _layers(kept, most)
-    stride = _stride(_with_layers(kept, layers), evaluations, most)
-    together = weigh(_with_stride(_with_layers(kept, layers), evaluations, stride)).nbytes
+        return ", ".join(ways)
+    layers = _layers(smaller[0][1], most)
+    kept = _with_layers(smaller[0][1], layers)
+    stride = _stride(kept, evaluations, most)
+    together = weigh(_with_stride(kept, evaluations, stride)).nbytes
     first = f"{option('encoding', encoding)}, " if encoding else ""
     both = f"{option('layers', layers)} and {option('steps', f'::{stride}')}"
-    return f"{', '.join(told)}, {first}{both} together {size_text(together)}"
+    return f"{', '.join(ways)}, {first}{both} together {size_text(together)}"
 
 
 def _encoding(trace: TraceRecord) -> str:
     """The choice of encoding that makes the trace smallest; empty if that is what it has."""
-    sizes = {choice: weigh(encoded(trace, choice)).nbytes for choice in ENCODINGS_WANTED}
-    best = min(sizes, key=lambda choice: sizes[choice])
-    return best if sizes[best] < weigh(trace).nbytes else ""
+    best = min(ENCODINGS_WANTED, key=lambda choice: weigh(encoded(trace, choice)).nbytes)
+    return best if weigh(encoded(trace, best)).nbytes < weigh(trace).nbytes else ""
 
 
 def _layers(trace: TraceRecord, most: int) -> str:

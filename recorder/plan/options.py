@@ -1,24 +1,27 @@
-"""What to record: which modules, evaluations, branches and keys, as the caller writes it."""
+"""What to record: which modules, evaluations, branches, keys and probes, as the caller writes it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Final
 
 from ...schema.codec import MANTISSA
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
-from ...schema.record import BRANCHES
+from ...schema.record import BRANCHES, NAME
 from ...schema.selection import Layers, Positions, match_layers, pick_positions, read_positions, write_positions
-from ...schema.trace import Codec, Layer
-from .probes import read_probes
-from .sizes import parse_bytes
+from ...schema.trace import Codec, Layer, Role
 
 KEYS: Final = ("auto", "all", "reference", "text")
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
+RESERVED: Final = ("text", "reference", "self")
+"""What token groups of the run itself are called."""
+SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgt])(i?))?b?\s*", re.IGNORECASE)
 
 
 def select_layers(layers: Layers, paths: Sequence[str]) -> list[str]:
@@ -64,11 +67,91 @@ def select_branches(branches: str) -> tuple[str, ...]:
 
     Raises   InvalidInput otherwise
     """
-    if branches == "both":
-        return BRANCHES
-    if branches not in BRANCHES:
-        raise InvalidInput(f"{option('branches', branches)}; use cond, uncond or both")
-    return (branches,)
+    _choice("branches", branches, (*BRANCHES, "both"))
+    return BRANCHES if branches == "both" else (branches,)
+
+
+def parse_bytes(written: int | str | None) -> int | None:
+    """`5GB`, `500 MB`, `1.5GiB` or a number of bytes; None stays None.
+
+    Raises   InvalidInput for what is no size above 0
+    """
+    if written is None:
+        return None
+    match = None if isinstance(written, bool) else SIZE.fullmatch(str(written))
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index((match[2] or " ").lower())) if match else 0
+    if size <= 0:
+        raise InvalidInput(f"{option('max_bytes', written)} is no size; use a number with a unit, such as 5GB or 500MB")
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One named set of texts, or of pictures."""
+
+    name: str
+    items: tuple[Any, ...]
+    role: Role
+    """`text`, or `reference` for pictures."""
+    whole: bool = False
+    """Whether a text's padding is kept too."""
+
+    def labels(self) -> tuple[str, ...]:
+        """Names of its token groups: one for all texts, one for each picture."""
+        if self.role == "text" or len(self.items) == 1:
+            return (self.name,)
+        return tuple(f"{self.name}_{index}" for index in range(len(self.items)))
+
+    def to_json(self) -> str | list[str]:
+        """Its texts; of pictures, what they are."""
+        if self.role == "text":
+            return self.items[0] if self.whole else list(self.items)
+        return [str(item) if isinstance(item, Path) else f"{type(item).__name__} {index}" for index, item in enumerate(self.items)]
+
+
+def read_probes(given: Any) -> tuple[Probe, ...]:
+    """Probes as a caller writes them, by name.
+
+    probes = {
+        "concepts": ["a mouse, the animal", "a computer mouse"],   # each text from its start to its end token, without padding
+        "scene": "a mouse beside a keyboard",                      # one text, padding included: softmax runs over all its tokens
+        "fabric": [PIL.Image.open("fabric.png")],                  # pictures, through the pipeline's own image encoder
+    }
+
+    Raises   InvalidInput for a name that cannot be one, an empty probe, or texts among pictures
+    """
+    if given is None:
+        return ()
+    if not isinstance(given, Mapping):
+        form = "a dict, name -> texts or images, such as {'concepts': ['a dog', 'a cat']}"
+        raise InvalidInput(f"{option('probes')} takes {form}; got {given!r}")
+    probes = tuple(_read_probe(name, value) for name, value in given.items())
+    labels = [label for probe in probes for label in probe.labels()]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InvalidInput(f"two probes come to the name {label!r}; give them names that stay apart")
+    return probes
+
+
+def _read_probe(name: Any, value: Any) -> Probe:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InvalidInput(f"probe name {name!r} is not made of letters, digits, _ . -")
+    if any(name == word or name.startswith(f"{word}_") for word in RESERVED):
+        raise InvalidInput(f"a probe cannot be called {name!r}, as the run's own tokens are; choose another name")
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    items = tuple(value) if several else (value,)
+    if not items or any(item is None for item in items):
+        raise InvalidInput(f"probe {name!r} is empty; give it texts or images")
+    texts = [isinstance(item, str) for item in items]
+    if any(texts) and not all(texts):
+        raise InvalidInput(f"probe {name!r} has texts among images; make it two probes")
+    if (twice := next((item for index, item in enumerate(items) if all(texts) and item in items[:index]), None)) is not None:
+        raise InvalidInput(f"probe {name!r} has the text {twice!r} twice; remove one")
+    for item in items:
+        # Whether it is a picture, the recorder says once torch is there; that these are none is plain.
+        if isinstance(item, (bool, int, float, bytes, Mapping, list, tuple, set)):
+            raise InvalidInput(f"probe {name!r} holds {item!r}; it takes texts or images")
+    return Probe(name, items, "text" if all(texts) else "reference", all(texts) and not several)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,12 +25,11 @@ from ...schema.trace import Layer, Role, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..capture.modules import attention_modules, denoisers, reads_adapter
 from ..capture.wrapping import replaced
-from ..images.inputs import probe_picture
-from ..images.pixels import Picture
+from ..images.pictures import Picture, probe_picture
 from ..labels.rows import bind_arguments
-from ..plan.probes import Probe
+from ..plan.options import Probe
 from ..text.readings import Stretch, Texts, tensors
-from .keys import find_way
+from .keys import Projector
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,11 @@ class Probing:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Listen for as long as the context lasts."""
         with ExitStack() as stack:
             for encoder in dict.fromkeys(encoder for _, encoder in self._probes):
                 stack.enter_context(replaced(type(self._pipeline), encoder.method, self._wrapper(encoder)))
                 for projection in _adapter_projections(self._pipeline) if encoder.adapter else ():
-                    stack.callback(projection.register_forward_hook(self._project_images(encoder)).remove)
+                    stack.callback(projection.register_forward_hook(partial(self._project_images, encoder)).remove)
             yield
 
     def begin(self, denoiser: nn.Module, context: Any) -> None:
@@ -192,22 +191,18 @@ class Probing:
             )
         return stretches
 
-    def _project_images(self, encoder: Encoder) -> Callable[..., None]:
-        def project(module: nn.Module, args: Any, output: Any) -> None:
-            """Tokens of the probes' pictures, made where the run's own are made."""
-            encoded = self._encoded.get(encoder)
-            if self._busy or encoded is None or encoded.projected:
-                return
-            encoded.projected = True
-            with self._aside():
-                encoded.items = {name: list(tensors(module(vectors))) for name, vectors in encoded.items.items()}
-
-        return project
+    def _project_images(self, encoder: Encoder, module: nn.Module, args: Any, output: Any) -> None:
+        """Tokens of the probes' pictures, made where the run's own are made."""
+        encoded = self._encoded.get(encoder)
+        if self._busy or encoded is None or encoded.projected:
+            return
+        encoded.projected = True
+        with self._aside():
+            encoded.items = {name: list(tensors(module(vectors))) for name, vectors in encoded.items.items()}
 
     def _probe_keys(self, probe: Probe, encoder: Encoder, call: Call, layer: Layer, row: int) -> list[Tensor]:
         """Keys of each of a probe's token groups, (head, token, channel)."""
-        encoded = self._encoded.get(encoder)
-        if encoded is None:
+        if (encoded := self._encoded.get(encoder)) is None:
             never = f"{type(self._pipeline).__name__} did not call its {encoder.method}"
             raise UnsupportedModel(f"{never}, so the probe {probe.name!r} cannot be encoded as it would be; leave the probe out")
         module = attention_modules(self._pipeline)[call.path]
@@ -216,18 +211,13 @@ class Probing:
             raise UnsupportedModel(
                 f"{type(self._denoiser).__name__} is not given one tensor of tokens, so the probe {probe.name!r} has no keys"
             )
-        projector = find_way(call, module, layer, given, encoded.own, row)
+        projector = Projector(call, module, layer, given, encoded.own, row)
         adapter = int(call.projection.partition("to_v_ip")[2].lstrip(".") or 0) if encoder.adapter else 0
         keys = [projector.keys(encoded.items[probe.name, i][adapter].flatten(1, -2)) for i in range(len(probe.items))]
-        if encoder.role != "text":
-            return keys
-        return [torch.cat([part for i, key in enumerate(keys) for part in self._parts(probe, i, key)], 1)]
-
-    def _parts(self, probe: Probe, index: int, key: Tensor) -> list[Tensor]:
-        if probe.whole:
-            return [key]
-        cuts = self._cuts(probe, index)
-        return [key[:, stretch.start + first : stretch.start + first + count] for stretch, first, count in cuts]
+        if encoder.role == "text" and not probe.whole:
+            cut = [(key, one.start + first, count) for i, key in enumerate(keys) for one, first, count in self._cuts(probe, i)]
+            keys = [key[:, start : start + count] for key, start, count in cut]
+        return [torch.cat(keys, 1)] if encoder.role == "text" else keys
 
     def _cuts(self, probe: Probe, index: int) -> list[tuple[Stretch, int, int]]:
         """The tokens of a text that are kept: stretches, the first of each and how many."""
@@ -277,8 +267,7 @@ def _unpadded(stretch: Stretch) -> tuple[int, int]:
 
 def _pictures(pipeline: Any, probe: Probe) -> Iterator[Picture]:
     for label, item in zip(probe.labels(), probe.items, strict=True) if probe.role == "reference" else ():
-        picture = probe_picture(pipeline, f"probe_{label}", _open(item))
-        if picture is None:
+        if (picture := probe_picture(pipeline, f"probe_{label}", _open(item))) is None:
             raise InvalidInput(
                 f"probe {probe.name!r} holds a {type(item).__name__}; it takes texts or images (PIL, arrays, tensors, paths)"
             )

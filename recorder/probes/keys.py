@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +22,36 @@ Way: TypeAlias = Callable[[Tensor], Tensor]
 """From what a denoiser is given to what a key projection reads."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Projector:
-    """The way to one attention call's keys."""
+    """The way from an encoder's output to one attention call's keys, proven on the run's own.
 
-    call: Call
-    module: nn.Module
-    layer: Layer
-    given: Tensor
-    """What the run's own keys are made of, (row, token, channel)."""
-    way: Way
-    row: int
-    """A row that is conditioned."""
+    `given` is what the denoiser was given, of which the encoder made `own`; None where an adapter's projection made what is read.
+    `row` is one that is conditioned.
+
+    Raises   UnsupportedModel naming the module and what lies between
+    """
+
+    def __init__(self, call: Call, module: nn.Module, layer: Layer, given: Tensor | None, own: Sequence[Tensor], row: int) -> None:
+        self._call, self._module, self._layer, self._row = call, module, layer, row
+        if (call.own and given is not None) or "+" in call.projection:
+            raise refused(layer, "its keys are made in each step from a sequence that the image changes")
+        if call.context is None:
+            raise refused(layer, "its key projection is fused with others")
+        read = call.context.flatten(1, -2)
+        self._given = read if given is None else given  # (row, token, channel)
+        if given is not None and not any(_holds(one, given) for one in own):
+            raise refused(layer, "the denoiser is not given what the pipeline's encoder makes, but something made from it")
+        ways: list[Way] = [lambda vectors: vectors]
+        if getattr(module, "norm_cross", None):
+            ways.append(module.norm_encoder_hidden_states)  # type: ignore[arg-type]
+        way = next((one for one in ways if (made := one(self._given)).shape == read.shape and torch.equal(made, read)), None)
+        if way is None:
+            raise refused(layer, "a module that is not known lies between the encoder and its key projection")
+        self._way = way
+        if (mine := make_keys(module, call.projection, read, call.key.shape[1])) is None:
+            raise refused(layer, "it has no key projection of its own")
+        if not _agree(mine, call.key):
+            raise refused(layer, "its keys are more than its key projection gives (positions, as in RoPE, or a processor of its own)")
 
     def keys(self, vectors: Tensor) -> Tensor:
         """Keys of one item, as they are stored.
@@ -42,51 +59,20 @@ class Projector:
         Dims     (row or 1, token, channel) -> (head, token, channel)
         Raises   UnsupportedModel if the module does not read such vectors
         """
-        vectors = vectors.to(self.given.device, self.given.dtype)
-        if vectors.shape[-1] != self.given.shape[-1]:
-            raise refused(self.layer, f"it reads {self.given.shape[-1]} channels where the encoder gives {vectors.shape[-1]}")
-        batch, place = self._placed(vectors)
-        made = make_keys(self.module, self.call.projection, self.way(batch), self.call.key.shape[1])
+        vectors = vectors.to(self._given.device, self._given.dtype)
+        if vectors.shape[-1] != self._given.shape[-1]:
+            raise refused(self._layer, f"it reads {self._given.shape[-1]} channels where the encoder gives {vectors.shape[-1]}")
+        batch, place = vectors[-1:], 0
+        # In a batch like the run's own, so that every kernel works as it did there.
+        if vectors.shape == self._given.shape:
+            batch, place = vectors, self._row
+        elif vectors.shape[1:] == self._given.shape[1:]:
+            batch, place = self._given.clone(), self._row
+            batch[place] = vectors[-1]
+        made = make_keys(self._module, self._call.projection, self._way(batch), self._call.key.shape[1])
         assert made is not None  # the run's own were made so
-        key = share_heads(made[place], self.call.query.shape[1])
-        return exact(torch.stack([key[number] for number in self.layer.head_numbers]) if self.layer.head_numbers else key)
-
-    def _placed(self, vectors: Tensor) -> tuple[Tensor, int]:
-        """An item in a batch like the run's own, so that every kernel works as it did there; and its row."""
-        if vectors.shape == self.given.shape:
-            return vectors, self.row
-        if vectors.shape[1:] != self.given.shape[1:]:
-            return vectors[-1:], 0
-        batch = self.given.clone()
-        batch[self.row] = vectors[-1]
-        return batch, self.row
-
-
-def find_way(call: Call, module: nn.Module, layer: Layer, given: Tensor | None, own: Sequence[Tensor], row: int) -> Projector:
-    """The way from an encoder's output to a call's keys, proven on the run's own.
-
-    `given` is what the denoiser was given, of which the encoder made `own`; None where an adapter's projection made what is read.
-
-    Raises   UnsupportedModel naming the module and what lies between
-    """
-    if (call.own and given is not None) or "+" in call.projection:
-        raise refused(layer, "its keys are made in each step from a sequence that the image changes")
-    if call.context is None:
-        raise refused(layer, "its key projection is fused with others")
-    read = call.context.flatten(1, -2)
-    start = read if given is None else given
-    if given is not None and not any(_holds(one, given) for one in own):
-        raise refused(layer, "the denoiser is not given what the pipeline's encoder makes, but something made from it")
-    for make in (_as_it_is, _normed):
-        way = make(module)
-        if way is not None and (found := way(start)).shape == read.shape and torch.equal(found, read):
-            mine = make_keys(module, call.projection, found, call.key.shape[1])
-            if mine is None:
-                raise refused(layer, "it has no key projection of its own")
-            if not _agree(mine, call.key):
-                raise refused(layer, "its keys are more than its key projection gives (positions, as in RoPE, or a processor of its own)")
-            return Projector(call, module, layer, start, way, row)
-    raise refused(layer, "a module that is not known lies between the encoder and its key projection")
+        key = share_heads(made[place], self._call.query.shape[1])
+        return exact(torch.stack([key[number] for number in self._layer.head_numbers]) if self._layer.head_numbers else key)
 
 
 def refused(layer: Layer, why: str) -> UnsupportedModel:
@@ -107,11 +93,3 @@ def _agree(mine: Tensor, own: Tensor) -> bool:
     if mine.shape != own.shape:
         return False
     return bool(torch.equal(mine, own)) or bool((mine - own).float().abs().max() <= CLOSE * own.float().abs().max())
-
-
-def _as_it_is(module: Any) -> Way | None:
-    return lambda context: context
-
-
-def _normed(module: Any) -> Way | None:
-    return module.norm_encoder_hidden_states if getattr(module, "norm_cross", None) else None

@@ -16,9 +16,7 @@ from ...schema.selection import read_positions
 from ...schema.trace import IMAGE_ROLES, ImageRole
 from ..capture.call import Call
 from ..encoding.transfer import Block, Outbox
-from ..images.inputs import named_pictures
-from ..images.pixels import Picture
-from ..images.windows import Window
+from ..images.pictures import Picture, Window, named_pictures
 from ..labels.grids import IMAGE_AXES
 from ..labels.passes import Evaluation, Pass, rows_of_call
 from ..labels.rows import Row, number
@@ -97,7 +95,10 @@ class DeclaredLabels(Labels):
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1]
         if not given:
             raise UnsupportedModel(f"the denoiser {root} was given no tensor with a batch of rows, so its samples cannot be told")
-        first = now is None or not self._joins(root)
+        told, count = self._declaration, self._roots.count(root)
+        # Whether a pass belongs to the evaluation that is going on.
+        joins = told.sequential and count < len(told.order) if count else self._said is not None
+        first = now is None or not joins
         if first:
             self._roots.clear()
         order, rows = self._label_rows(given[0].shape[0], self._roots.count(root))
@@ -107,14 +108,7 @@ class DeclaredLabels(Labels):
         self._heard.clear()
         return Pass(rows=given[0].shape[0], order=order, labelled=rows, first=first, time=self._time(args, kwargs))
 
-    def _joins(self, root: str) -> bool:
-        """Whether a pass belongs to the evaluation that is going on."""
-        if root in self._roots:
-            return self._declaration.sequential and self._roots.count(root) < len(self._declaration.order)
-        return self._said is not None
-
     def _label_rows(self, rows: int, ordinal: int) -> tuple[tuple[str | None, ...], tuple[Row, ...]]:
-        """The parts of a pass's batch by branch, and its rows."""
         said, sequential = self._declaration.order, self._declaration.sequential
         order: tuple[str | None, ...] = (said[ordinal],) if sequential else said or ("cond",)
         if not said and rows > 1 and not self.samples:
@@ -133,7 +127,6 @@ class DeclaredLabels(Labels):
         return order, number([name for name in order for _ in range(self.samples)])
 
     def _time(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | Block:
-        """What a denoiser is told of its time."""
         named = [kwargs[name] for name in TIMES if kwargs.get(name) is not None]
         placed = [value for value in args if type(value) in (int, float) or (isinstance(value, Tensor) and value.ndim < 2)]
         value = next(iter((*named, *placed)), None)

@@ -88,8 +88,7 @@ def interrupt(run: Run, path: Path, error: BaseException) -> None:
 
 def warn_of_losses(trace: TraceRecord, path: Path, stacklevel: int) -> None:
     """Say where float16 was too coarse; the trace says so too."""
-    lossy = [layer.column_mass_lost for layer in trace.layers if layer.lossy]
-    if lossy:
+    if lossy := [layer.column_mass_lost for layer in trace.layers if layer.lossy]:
         warnings.warn(
             f"float16 lost up to {max(lossy):.0%} of one token's column of G in {len(lossy)} of {len(trace.layers)} layers of "
             f"{path}: R2G maps of these layers are approximate; {option('encoding', 'auto')} or factors keeps them exact",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.messages import option
-from ...schema.trace import Layer, TokenGroup
+from ...schema.text import Text
+from ...schema.trace import Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..capture.modules import attention_modules, denoisers, reads_features
 from ..capture.wrapping import replaced
 from ..encoding.transfer import Outbox
 from ..families import family_of
-from ..images.inputs import input_pictures, leading_frames
+from ..images.pictures import input_pictures, leading_frames
 from ..labels.frames import VIDEO_AXES, whole_video
 from ..labels.grids import IMAGE_AXES, Canvases
 from ..labels.guidance import Inputs, Outputs, settle
@@ -28,21 +30,22 @@ from ..labels.rows import DECLARE, Row, Rows, conditioning_of, denoiser_argument
 from ..labels.scenes import read_scene
 from ..labels.schedule import evaluations_left, noise_level, scheduler_timestep
 from ..labels.tokens import Context, context_role, is_appended
-from ..plan.options import Options, select_layers
-from ..plan.probes import read_probes
+from ..plan.options import Options, read_probes, select_layers
 from ..probes.encoding import Probing
 from ..store.writer import Writer
-from ..text.readings import Texts
+from ..text.readings import Stretch, Texts
 from .provenance import input_record, model_record, sampler_record
 from .run import Labels, Placed, Run
-from .transcript import Transcript
+
+TEXT: Final = "text"
+"""The token group that a prompt's tokens are."""
 
 
 class PipelineLabels(Labels):
     """Labels the one call of a pipeline."""
 
     def __init__(self, pipeline: Any, options: Options, arguments: dict[str, Any]) -> None:
-        self._pipeline, self._options, self._arguments = pipeline, options, arguments
+        self._pipeline, self._options, self._arguments, self._name = pipeline, options, arguments, type(pipeline).__name__
         modules = attention_modules(pipeline)
         self.modules = {path: modules[path] for path in select_layers(options.layers, list(modules))}
         if not self.modules:
@@ -55,6 +58,7 @@ class PipelineLabels(Labels):
         self._model, self._inputs = model_record(pipeline, self.denoisers, getattr(pipeline, "components", {})), input_record(arguments)
         self._texts = Texts(pipeline)
         self._transcript = Transcript(self._texts)
+        self.notes = self._transcript.notes
         self.probing = Probing(pipeline, read_probes(options.probes), self._texts)
         self.pictures = [*given, *self.probing.pictures]
         self._steps = self._begun = 0
@@ -66,10 +70,6 @@ class PipelineLabels(Labels):
         self._pass_name: str | None = None
         self._reads_features, self._written = reads_features(pipeline), False
         self._probed = False
-
-    @property
-    def _name(self) -> str:
-        return type(self._pipeline).__name__
 
     def label(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: Evaluation | None) -> Pass | None:
         if kwargs.get("skip_layers") is not None:
@@ -105,7 +105,6 @@ class PipelineLabels(Labels):
     def _label_rows(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, now: Evaluation | None, sequential: bool
     ) -> tuple[tuple[str | None, ...], tuple[Row, ...]]:
-        """The parts of a pass's batch, and its rows."""
         said = self._rows.say(conditioning_of(args, kwargs), rows)
         if not sequential:
             order = settle(row_order(self._pipeline, self._arguments, kwargs.get("guidance") is not None), said or [None] * rows)
@@ -153,8 +152,7 @@ class PipelineLabels(Labels):
             return
         call = whole_video(call, this.scene.frames) if this.scene.frames else call
         for row in rows_of_call(call, this):
-            site = self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)
-            if site is not None:
+            if (site := self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)) is not None:
                 yield call, row.index, site, row
 
     def _place_resampler(self, call: Call, this: Pass) -> Iterator[Placed]:
@@ -207,9 +205,6 @@ class PipelineLabels(Labels):
     def record(self) -> dict[str, Any]:
         return {"model": self._model, "sampler": sampler_record(self._pipeline.scheduler, self._arguments), "inputs": self._inputs}
 
-    def notes(self) -> list[str]:
-        return self._transcript.notes
-
     @contextmanager
     def watched(self, run: Run) -> Iterator[None]:
         """The scheduler's steps told to the run, and what the pipeline encodes and calls its passes read."""
@@ -247,3 +242,52 @@ class PipelineLabels(Labels):
                 raise unknown_batch(one.rows, f"{expected} for {expected // len(one.order)} images", one.order)
         if sample.ndim in (IMAGE_AXES, VIDEO_AXES):
             self.latent_grid = (sample.shape[-2], sample.shape[-1])
+
+
+class Transcript:
+    """Reads each row of text that a denoiser is given, once."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        self._found: dict[str, dict[int, tuple[Stretch, ...]]] = {}
+        self._seen: set[tuple[str, int]] = set()
+        self._told = False
+        self.notes: list[str] = []
+        """Why some text is left out."""
+
+    def hear(self, context: Any, rows: Iterable[Row]) -> None:
+        """A denoiser is given `context`, of which these rows are kept."""
+        if not isinstance(context, Tensor) or context.ndim != 3 or context.device.type == "meta":
+            return
+        for row in rows:
+            if (row.branch, row.sample) in self._seen:
+                continue
+            self._seen.add((row.branch, row.sample))
+            if self._texts.read and bool(context[row.index].any()):  # some models are guided away from zeros, which say nothing
+                self._found.setdefault(row.branch, {})[row.sample] = self._texts.find(context[row.index])
+
+    def tell(self, trace: TraceRecord) -> tuple[Text, ...]:
+        """The texts of a trace that has layers by now; none where they have been told already."""
+        sizes = {group.tokens for layer in trace.layers for group in layer.groups if group.name == TEXT and not layer.is_resampler}
+        if self._told or not sizes:
+            return ()
+        self._told = True
+        texts: list[Text] = []
+        for branch in trace.branches:
+            samples = {sample: _cut(stretches, min(sizes)) for sample, stretches in self._found.get(branch, {}).items()}
+            why = "" if all(samples.values()) else "no text encoder made them as they are, or fewer of them"
+            if len(sizes) > 1:
+                why, samples = f"layers have {' and '.join(map(str, sorted(sizes)))} of them", {}
+            if why:
+                self.notes.append(f"what the {branch} text's tokens say is not known: {why}")
+            same = len(samples) == trace.samples and len(set(samples.values())) == 1
+            for sample, said in sorted(samples.items())[: 1 if same else None]:
+                texts += [replace(text, branch=branch, sample=None if same else sample) for text in said]
+        return tuple(texts)
+
+
+def _cut(stretches: tuple[Stretch, ...], tokens: int) -> tuple[Text, ...]:
+    """The first `tokens` tokens, which in some models a reference's come after; none if there are fewer."""
+    if sum(stretch.count for stretch in stretches) < tokens:
+        return ()
+    return tuple(s.text(TEXT, count=min(s.count, tokens - s.start)) for s in stretches if s.start < tokens)

@@ -19,7 +19,6 @@ MANY: Final = 4096
 
 
 def versions() -> dict[str, str]:
-    """Versions of what made the recording."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -84,7 +83,7 @@ def _seed(generator: Any) -> int | list[int] | None:
 
 
 def _has_config(part: Any) -> bool:
-    return part is not None and (isinstance(part, nn.Module) or hasattr(part, "config") or hasattr(part, "to_dict"))
+    return isinstance(part, nn.Module) or hasattr(part, "config") or hasattr(part, "to_dict")
 
 
 def _component(part: Any) -> dict[str, str]:

@@ -23,9 +23,7 @@ from ..capture.modules import denoisers, reads_features
 from ..capture.projected import Factors
 from ..capture.wrapping import replaced
 from ..families import family_of
-from ..images.inputs import generated_pictures
-from ..images.pixels import Picture
-from ..images.windows import Window
+from ..images.pictures import Picture, Window, generated_pictures
 from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments
 from ..labels.tokens import is_appended
@@ -35,7 +33,7 @@ from .declared import DeclaredLabels
 from .guard import interrupt, progress_bar, terminated, uncompiled, warn_of_losses
 from .pipeline import PipelineLabels
 from .provenance import versions
-from .run import Labels, Run
+from .run import Run
 
 DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
 """What is said of a model that is no pipeline."""
@@ -72,17 +70,9 @@ def record(
 
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
-    what = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
-    how: dict[str, Any] = {
-        "codec": codec,
-        "level": level,
-        "queue_mb": queue_mb,
-        "max_bytes": max_bytes,
-        "overwrite": overwrite,
-        "progress": progress,
-    }
-    more: dict[str, Any] = {"reference_mask": reference_mask, "reference_image": reference_image, "facts": facts, "probes": probes}
-    options = replace(what, **how, **more)
+    options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
+    options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
+    options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes)
     _refuse_clash(pipeline, options)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
@@ -131,7 +121,7 @@ class Recording:
         """Kept under provenance; may be added to inside the block."""
         self._model, self._options = model, options
         self._declared = None if declaration is None else DeclaredLabels(declaration, options)
-        self._run = None if self._declared is None else self._make_run(self._declared)
+        self._run = None if self._declared is None else Run(self._declared, path, options, self._provenance)
         self._generated: list[Picture] = []
         self._notes: list[str] = []
         self._factors: Factors | None = None
@@ -172,7 +162,8 @@ class Recording:
             if self._run is None:
                 stack.enter_context(replaced(type(self._model), "__call__", self._wrap_call))
             else:
-                self._give_pictures()
+                given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
+                self.images(**{name: value for name, value in given.items() if value is not None})
                 stack.enter_context(self._listening(self._run))
             self._restore = stack.pop_all()
         return self
@@ -182,7 +173,11 @@ class Recording:
             self._restore.__exit__(kind, error, traceback)
         finally:
             if self._run is not None and self._run.over and self._run.writer is not None:
-                self.trace = self._finish(self._run)
+                try:
+                    self.trace = self._run.finish(self._generated)
+                except BaseException as failure:
+                    interrupt(self._run, self.path, failure)
+                    raise
                 warn_of_losses(self.trace, self.path, 3 if self._declared is None else 2)
                 for missing in self._declared.missing(self.path) if self._declared is not None else ():
                     warnings.warn(missing, stacklevel=2)
@@ -198,17 +193,10 @@ class Recording:
         if family_of(self._model).longest_text is None:
             refuse_pipeline(self._model, self._options.keys)
 
-    def _give_pictures(self) -> None:
-        given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
-        self.images(**{name: value for name, value in given.items() if value is not None})
-
-    def _make_run(self, labels: Labels) -> Run:
-        return Run(labels, self.path, self._options, self._provenance)
-
     def _provenance(self) -> dict[str, JSON]:
         own = [(self._factors.unproven, TRUSTED), (self._factors.sampled, SAMPLED)] if self._factors is not None else []
         trusted = [f"{path} {OWN_KERNEL}{why}" for paths, why in own for path in sorted(paths)]
-        notes: list[JSON] = [*self._notes, *(self._run.labels.notes() if self._run is not None else []), *trusted]
+        notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
         return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
 
     @contextmanager
@@ -233,13 +221,6 @@ class Recording:
                 interrupt(run, self.path, error)
             raise
 
-    def _finish(self, run: Run) -> TraceRecord:
-        try:
-            return run.finish(self._generated)
-        except BaseException as error:
-            interrupt(run, self.path, error)
-            raise
-
     def _wrap_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
             if pipeline is not self._model or self._running:
@@ -253,13 +234,12 @@ class Recording:
         return call
 
     def _record(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the pipeline and keep what it attends to."""
         arguments = bind_arguments(original, self._model, args, kwargs)
         # A reference behind the text is among what the call is given.
         appended = is_appended(family_of(self._model), arguments, self._options.reference_image is not None)
         refuse_pipeline(self._model, self._options.keys, appended)
         labels = PipelineLabels(self._model, self._options, arguments)
-        run = self._run = self._make_run(labels)
+        run = self._run = Run(labels, self.path, self._options, self._provenance)
         self._running = True
         try:
             with labels.watched(run), self._listening(run) as capture:

@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ...schema.errors import TraceError, UnsupportedModel
+from ...schema.messages import option
 from ...schema.record import JSON
 from ...schema.trace import Codec, Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
-from ..encoding.transfer import Outbox
-from ..images.pixels import Picture
-from ..labels.layers import Site
+from ..encoding.scores import encode_scores, exact, heads_of, mask_of, share_heads, sum_rows, take_keys
+from ..encoding.transfer import Block, Outbox
+from ..images.pictures import Picture
+from ..labels.frames import same_keys, uneven_keys
+from ..labels.layers import Site, hides, part_of_mask
 from ..labels.passes import Evaluation, Pass
 from ..labels.rows import DECLARE, Row
-from ..plan.budget import check_budget
-from ..plan.options import Options, select_steps
-from ..plan.sizes import free_bytes, parse_bytes
+from ..plan.budget import check_budget, free_bytes
+from ..plan.options import Options, parse_bytes, select_steps
 from ..store.writer import Writer
-from .blocks import encode_row
 
 Placed: TypeAlias = tuple[Call, int, Site, Row]
 """A row of a call, by its index, with its layer and what it is in the trace."""
@@ -48,6 +49,8 @@ class Labels(Protocol):
     """Whether it is their number; else it is the most there can be."""
     samples: int = 0
     latent_grid: tuple[int, int] | None = None
+    notes: Sequence[str] = ()
+    """What provenance says beside `record`."""
 
     def label(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: Evaluation | None) -> Pass | None:
         """What a denoiser is about to compute, `now` being the evaluation that is going on; None if it is not wanted."""
@@ -82,10 +85,6 @@ class Labels(Protocol):
     def record(self) -> dict[str, Any]:
         """What the trace says of model, sampler and inputs."""
 
-    def notes(self) -> list[str]:
-        """What provenance adds to that."""
-        return []
-
 
 class Run:
     """Listens to the capture of one run and writes its trace."""
@@ -107,12 +106,10 @@ class Run:
         self._waiting: list[Evaluation] = []
         self._outbox = Outbox()
         self._layers = 0
-        self._chosen: frozenset[int] = frozenset()
-        if labels.evaluations:
-            self._plan()
+        self._chosen = self._plan() if labels.evaluations else frozenset()
 
-    def _plan(self) -> None:
-        self._chosen = frozenset(select_steps(self._options.steps, self.labels.evaluations, self.labels.planned))
+    def _plan(self) -> frozenset[int]:
+        return frozenset(select_steps(self._options.steps, self.labels.evaluations, self.labels.planned))
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A denoiser is about to run; whether its attention is wanted."""
@@ -134,8 +131,7 @@ class Run:
     def _start(self, this: Pass) -> Evaluation:
         self.close_evaluation()
         self.labels.start(this)
-        if not self._chosen:
-            self._plan()
+        self._chosen = self._chosen or self._plan()
         self.evaluation = Evaluation(ordinal=self.seen, position=self.kept, chosen=self.seen in self._chosen)
         self.seen += 1
         return self.evaluation
@@ -150,7 +146,7 @@ class Run:
                 probes, keys = self.labels.probe_keys(call, site.layer, this)
                 self._open().add_layer(replace(site.layer, probes=probes), keys)
                 self._layers += 1
-            blocks, lost = encode_row(arranged, index, site, self._options.keep_bits, self._outbox)
+            blocks, lost = _encode_row(arranged, index, site, self._options.keep_bits, self._outbox)
             self._open().put(site.index, row.sample, row.branch, self.evaluation.position, blocks, lost=lost)
 
     def end(self, root: str) -> None:
@@ -202,9 +198,8 @@ class Run:
             self.writer.add_images(pictures)
 
     def finish(self, generated: list[Picture]) -> TraceRecord:
-        """Complete the trace."""
-        record = {**self.labels.record(), "latent_grid": self.labels.latent_grid, "provenance": self._provenance()}
-        return self._open().finish(images=generated, **record)
+        grid, origin = self.labels.latent_grid, self._provenance()
+        return self._open().finish(images=generated, latent_grid=grid, provenance=origin, **self.labels.record())
 
     def _open(self) -> Writer:
         """The writer, made when there is something to write."""
@@ -228,17 +223,55 @@ class Run:
 
     def _commit(self, writer: Writer) -> None:
         for now in self._waiting:
-            self._check_budget(writer.trace, now.position)
-            step = {"timestep": now.timestep, "sigma": now.sigma}
-            writer.commit(now.position, evaluation=now.ordinal, scheduler_step=now.scheduler_step, **step)
+            trace, planned, evaluations = writer.trace, self.labels.planned, self.labels.evaluations
+            if not planned:  # such a run is held against the limits step by step
+                trace, evaluations = replace(trace, steps=now.position + 1), now.position + 1
+            if now.position == 0 or not planned:  # at the first step every layer is known
+                # What is on disk already is no longer free, so only the limit counts for it.
+                free = free_bytes(self._path) if now.position == 0 else sys.maxsize
+                check_budget(trace, evaluations, self._path, parse_bytes(self._options.max_bytes), free)
+            at = {"timestep": now.timestep, "sigma": now.sigma}
+            writer.commit(now.position, evaluation=now.ordinal, scheduler_step=now.scheduler_step, **at)
         self._waiting.clear()
 
-    def _check_budget(self, trace: TraceRecord, position: int) -> None:
-        """At the first step every layer is known; a run of unknown length is held against the limits step by step."""
-        planned, evaluations = self.labels.planned, self.labels.evaluations
-        if not planned:
-            trace, evaluations = replace(trace, steps=position + 1), position + 1
-        if position == 0 or not planned:
-            # What is on disk already is no longer free, so only the limit counts for it.
-            free = free_bytes(self._path) if position == 0 else sys.maxsize
-            check_budget(trace, evaluations, self._path, parse_bytes(self._options.max_bytes), free)
+
+def _encode_row(call: Call, row: int, site: Site, keep_bits: int, outbox: Outbox) -> tuple[Mapping[str, Block], Callable[[], float]]:
+    """The blocks that a layer keeps of one row of a call, and what float16 loses of a token's column, once that is known."""
+    layer, columns = site.layer, site.columns
+    mask = part_of_mask(mask_of(call.mask, row), site.generated)
+    # Keys of one row serve all where a pipeline leaves its embeddings unrepeated.
+    own_key = call.key[row if call.key.shape[0] > 1 else 0]
+    query, key, mask = heads_of(call.query[row][:, site.generated], own_key, mask, layer.head_numbers)
+    if layer.encoding == "probabilities":
+        encoded = encode_scores(query, key, call.scale, mask, keep_bits, columns)
+        laid_out = {"probability": _lay_out(encoded.probability, layer), "query_lse": _lay_out(encoded.query_lse, layer)}
+        blocks = {name: outbox.block(tensor) for name, tensor in {**laid_out, "token_lse": encoded.token_lse}.items()}
+        return blocks, _losses(call, outbox, outbox.block(encoded.lost))
+    if call.mask is not None and hides(mask_of(call.mask, row), site.generated, columns):
+        raise UnsupportedModel(
+            f"{layer.name} is masked from here on, which factors cannot say; record it with {option('encoding', 'probabilities')}"
+        )
+    kept = exact(share_heads(take_keys(key, columns), layer.heads))
+    factors = {"query": outbox.block(_lay_out(query, layer)), "key": outbox.block(kept)}
+    if layer.partial_keys:
+        factors["query_lse"] = outbox.block(_lay_out(sum_rows(query, key, call.scale, mask), layer))
+    return factors, _losses(call, outbox, None)
+
+
+def _losses(call: Call, outbox: Outbox, lost: Block | None) -> Callable[[], float]:
+    """What was lost, once it is known that one row's keys were those of all frames."""
+    unevenness = None if call.uneven is None else outbox.block(call.uneven)
+    dtype, refusal = call.key.dtype, uneven_keys(call.path)  # not the call: its tensors would live until the block is written
+
+    def look() -> float:
+        if unevenness is not None and not same_keys(dtype, float(unevenness())):
+            raise refusal
+        return 0.0 if lost is None else float(lost())
+
+    return look
+
+
+def _lay_out(tensor: Tensor, layer: Layer) -> Tensor:
+    """Dims     (head, x, ...) -> (head, [frame,] y, x, ...)"""
+    numbers = exact(tensor)
+    return numbers.reshape(numbers.shape[0], *layer.places, *numbers.shape[2:])

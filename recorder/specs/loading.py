@@ -33,12 +33,15 @@ def load_pipeline(spec: Spec) -> Any:
     check_call(spec, cls)
     if spec.scheduler is not None:
         check_scheduler(spec)
+    arguments = dict(spec.arguments)
+    if "torch_dtype" in arguments:
+        arguments["torch_dtype"] = find_dtype(spec)
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
     with explained(f"cannot load {spec.pipeline} from {spec.source}"), _moved_classes(spec, cls), warnings.catch_warnings():
         # Newer releases call torch_dtype dtype, which older ones do not know.
         warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
-        pipeline = cls.from_pretrained(spec.source, **load_arguments(spec), **dict.fromkeys(spec.without))
+        pipeline = cls.from_pretrained(spec.source, **arguments, **dict.fromkeys(spec.without))
     if hasattr(pipeline, "set_progress_bar_config"):
         pipeline.set_progress_bar_config(disable=True)  # the recording shows its own
     if spec.adapters:
@@ -50,20 +53,16 @@ def load_pipeline(spec: Spec) -> Any:
         return pipeline.to(spec.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def call_arguments(spec: Spec) -> dict[str, Any]:
-    """Arguments of the pipeline's call: those of the spec, its images and its seed."""
-    arguments = dict(spec.call)
-    arguments |= {name: _open(name, image) for name, image in spec.images.items() if name not in RECORDER_IMAGES}
-    if spec.seed is not None:
-        seeds = spec.seed if isinstance(spec.seed, list) else [spec.seed]
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        arguments["generator"] = generators if isinstance(spec.seed, list) else generators[0]
-    return arguments
-
-
-def record_arguments(spec: Spec) -> dict[str, Any]:
-    """Options of `record` from the spec."""
-    return {**spec.options, **{name: _open(name, image) for name, image in spec.images.items() if name in RECORDER_IMAGES}}
+def run_arguments(spec: Spec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the pipeline's call, with the spec's images and seed, and options of `record`, with the recorder's images."""
+    images = {name: _open(name, image) for name, image in spec.images.items()}
+    options = spec.options | {name: images.pop(name) for name in RECORDER_IMAGES if name in images}
+    arguments = spec.call | images
+    if isinstance(spec.seed, list):
+        arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in spec.seed]
+    elif spec.seed is not None:
+        arguments["generator"] = torch.Generator("cpu").manual_seed(spec.seed)
+    return arguments, options
 
 
 def find_class(name: str, kind: str) -> Any:
@@ -72,21 +71,17 @@ def find_class(name: str, kind: str) -> Any:
     Raises   InvalidInput with the nearest names
     """
     module_name, _, class_name = name.rpartition(":")
-    if not module_name:
-        found = getattr(diffusers, name, None)
-        if not inspect.isclass(found):
-            names = [n for n in dir(diffusers) if n.endswith(kind.capitalize())]
-            what = f"diffusers {diffusers.__version__} has no {kind} {name!r}"
-            raise InvalidInput(f"{what}; {guess(name, names)}a class from elsewhere is written module:Class")
-        return found
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(module_name or "diffusers")
     except ImportError as error:
         raise InvalidInput(f"{kind} {name!r}: cannot import {module_name} ({error}); install it, or correct the name") from error
     found = getattr(module, class_name, None)
-    if not inspect.isclass(found):
+    if inspect.isclass(found):
+        return found
+    if module_name:
         raise InvalidInput(f"{kind} {name!r}: {module_name} has no class {class_name}; {guess(class_name, dir(module))}name one it has")
-    return found
+    near = guess(name, [other for other in dir(diffusers) if other.endswith(kind.capitalize())])
+    raise InvalidInput(f"diffusers {diffusers.__version__} has no {kind} {name!r}; {near}a class from elsewhere is written module:Class")
 
 
 def check_call(spec: Spec, cls: Any) -> None:
@@ -100,12 +95,10 @@ def check_call(spec: Spec, cls: Any) -> None:
         raise InvalidInput(f"{spec.pipeline} takes no IP-Adapters; remove [[adapters]] from {spec.path.name}")
     if len(spec.adapters) > 1 and family_of(cls).one_adapter:
         raise InvalidInput(f"{spec.pipeline} takes one IP-Adapter; {spec.path.name} has {len(spec.adapters)} [[adapters]]")
-    twice = sorted(set(spec.call) & set(spec.images))
-    if twice:
+    if twice := sorted(set(spec.call) & set(spec.images)):
         raise InvalidInput(f"{spec.path.name}: {twice[0]} stands both in [call] and in [images]")
     given = {*spec.call, *spec.images}
-    missing = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name in names and p.name not in given]
-    if missing:
+    if missing := [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name in names and p.name not in given]:
         raise InvalidInput(f"{spec.path.name}: {cls.__name__} needs {missing[0]}; give it in [call], or in [images] if it is an image")
 
 
@@ -124,14 +117,6 @@ def make_scheduler(spec: Spec, config: Any) -> Any:
     cls = check_scheduler(spec)
     with explained(f"cannot make the scheduler {spec.scheduler}"):
         return cls.from_config(config, **spec.scheduler_config)
-
-
-def load_arguments(spec: Spec) -> dict[str, Any]:
-    """Arguments of from_pretrained, with torch_dtype as torch has it."""
-    arguments = dict(spec.arguments)
-    if "torch_dtype" in arguments:
-        arguments["torch_dtype"] = find_dtype(spec)
-    return arguments
 
 
 def hub_arguments(spec: Spec) -> dict[str, Any]:
@@ -207,14 +192,13 @@ def _load_adapters(pipeline: Any, spec: Spec) -> None:
         options |= {"image_encoder_pretrained_model_name_or_path": source, "image_encoder_subfolder": folder}
     else:
         options["image_encoder_folder"] = adapters[0].image_encoder_folder
-    given: dict[str, Any] = {
-        name: [getattr(adapter, name) for adapter in adapters] for name in ("source", "subfolder", "weight_name", "scale")
-    }
-    if family.one_adapter:
-        given = {name: values[0] for name, values in given.items()}
-    scale = given.pop("scale")
-    pipeline.load_ip_adapter(given.pop("source"), **given, **options)
-    pipeline.set_ip_adapter_scale(scale)
+
+    def each(field: str) -> Any:
+        values = [getattr(adapter, field) for adapter in adapters]
+        return values[0] if family.one_adapter else values
+
+    pipeline.load_ip_adapter(each("source"), subfolder=each("subfolder"), weight_name=each("weight_name"), **options)
+    pipeline.set_ip_adapter_scale(each("scale"))
 
 
 def _open(name: str, image: Images) -> Any:

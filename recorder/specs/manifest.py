@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import guess
 from ...schema.record import NAME
-from .spec import Spec
+from .spec import Spec, find_file
 
 OWN: Final = ("name", "seed")
 """Columns that are no arguments."""
@@ -76,13 +76,16 @@ def read_manifest(path: str | PathLike[str]) -> Manifest:
     header = [cell.strip() for cell in lines[0][1]]
     if "name" not in header:
         raise InvalidInput(f"{path.name} has no column `name`; {guess('name', header)}it has {', '.join(header)}, separated by commas")
-    twice = next((column for column in header if header.count(column) > 1), None)
-    if twice is not None:
+    if (twice := next((column for column in header if header.count(column) > 1), None)) is not None:
         raise InvalidInput(f"{path.name} has the column {twice!r} twice; remove one")
     if len(lines) == 1:
         raise InvalidInput(f"{path.name} has a header and no rows, so there is nothing to record; add a line for each recording")
     rows = tuple(_row(path, header, number, cells) for number, cells in lines[1:])
-    _check_names(path, rows)
+    taken: dict[str, int] = {}
+    for row in rows:
+        first = taken.setdefault(row.folder.casefold(), row.line)  # case does not tell folders apart everywhere
+        if first != row.line:
+            raise InvalidInput(f"{path.name}, line {row.line}: the name {row.name!r} is taken by line {first}; give each row its own")
     return Manifest(path, tuple(header), rows)
 
 
@@ -103,9 +106,11 @@ def row_spec(spec: Spec, manifest: Manifest, row: Row, arguments: Arguments) -> 
     call, images, seed = dict(spec.call), dict(spec.images), spec.seed
     for column, text in row.cells.items():
         if column == "seed":
-            seed = _seed(manifest.path, row, text)
-        elif _is_image(column, spec):
-            images[column] = _image(manifest.path, row, column, text)
+            if not (text.isascii() and text.isdigit()):
+                raise InvalidInput(f"{manifest.path.name}, line {row.line}: seed is {text!r}; it should be a whole number from 0")
+            seed = int(text)
+        elif column in spec.images or (column not in spec.call and column.endswith(("image", "mask"))):
+            images[column] = find_file(manifest.path, f"{manifest.path.name}, line {row.line}: {column}", text, "the manifest")
         else:
             call[column] = text if column in arguments.texts else read_value(text)
     return dataclasses.replace(spec, call=call, images=images, seed=seed)
@@ -144,35 +149,3 @@ def _row(path: Path, header: list[str], line: int, cells: list[str]) -> Row:
         allowed = "use up to 100 letters a-z, digits, _ . -, not starting with . or -"
         raise InvalidInput(f"{path.name}, line {line}: {name!r} cannot name a trace's folder; {allowed}")
     return Row(name, line, {column: cell for column, cell in named.items() if cell})
-
-
-def _check_names(path: Path, rows: Iterable[Row]) -> None:
-    """Raise InvalidInput if two rows would write one folder, also where case does not tell folders apart."""
-    lines: dict[str, int] = {}
-    for row in rows:
-        first = lines.setdefault(row.folder.casefold(), row.line)
-        if first != row.line:
-            raise InvalidInput(f"{path.name}, line {row.line}: the name {row.name!r} is taken by line {first}; give each row its own")
-
-
-def _is_image(column: str, spec: Spec) -> bool:
-    return column in spec.images or (column not in spec.call and column.endswith(("image", "mask")))
-
-
-def _image(path: Path, row: Row, column: str, text: str) -> Path:
-    image = path.parent / Path(text).expanduser()
-    if not image.is_file():
-        looked = f"(looked at {image}); paths are relative to the manifest"
-        raise InvalidInput(f"{path.name}, line {row.line}: {column} = {text!r} is no file {looked}")
-    return image
-
-
-def _seed(path: Path, row: Row, text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise InvalidInput(f"{path.name}, line {row.line}: seed is {text!r}; it should be a whole number from 0")
-    return int(text)
-
-
-def cells_of(row: Row) -> dict[str, Any]:
-    """A row as the trace keeps it among its facts."""
-    return {"name": row.name, **row.cells}

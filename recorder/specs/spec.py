@@ -9,14 +9,17 @@
     [call]                arguments of the pipeline's call
     [images]              argument = path, or list of paths; reference_mask, reference_image = path
     [record]              layers, steps, heads, branches, encoding, keys, keep_bits, max_bytes, codec, level, queue_mb
-    [probes]              texts and pictures that the run is not given, by name: see probe_file.py
+    [probes]              texts and pictures that the run is not given, by name:
+                          scene = "a text", concepts = ["a text", "another"], words = { lines = "a.txt" }, cloth = { images = ["a.png"] }
     [dry_run]             tokens, for a pipeline whose number of reference tokens is not known
 
-Paths are relative to the spec's own folder.
+Paths are relative to the spec's own folder. The table [probes] may also be a TOML file of its own; `lines` names a file of texts, one
+on each line, such as `i2am concepts --words` prints.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -25,12 +28,11 @@ from typing import Any, Final, TypeAlias
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import for_reader, guess
-from ..plan.options import Options
-from .probes import probe_table
-from .toml_file import read_toml
+from ..plan.options import Options, read_probes
 
 Images: TypeAlias = Path | list["Images"]
 
+FORM: Final = 'name = "one text", name = ["a text", "another"], name = { lines = "words.txt" } or name = { images = ["a.png"] }'
 OPTIONS: Final = ("layers", "steps", "heads", "branches", "encoding", "keys", "keep_bits", "max_bytes", "codec", "level", "queue_mb")
 TABLES: Final[dict[str, Collection[str] | None]] = {
     # Keys of each table; None takes any key, to be checked against what it is passed to.
@@ -87,6 +89,10 @@ class Spec:
     tokens: int | None = None
     """Reference tokens to reckon with in a dry run."""
 
+    @property
+    def encoding(self) -> str:
+        return str(self.options.get("encoding", "probabilities"))
+
 
 def read_spec(path: str | PathLike[str]) -> Spec:
     """Read and check a spec; paths in it are relative to its own folder.
@@ -94,7 +100,7 @@ def read_spec(path: str | PathLike[str]) -> Spec:
     Raises   InvalidInput naming the key, its table and the nearest key there is
     """
     path = Path(path)
-    document = read_toml(path, "spec", "the path of a TOML file")
+    document = _read_toml(path, "spec", "the path of a TOML file")
     check_keys(path.name, "", document, TABLES[""] or ())
     pipeline, scheduler, record = (_table(path, document, name) for name in ("pipeline", "scheduler", "record"))
     with for_reader("toml"):
@@ -104,17 +110,31 @@ def read_spec(path: str | PathLike[str]) -> Spec:
         pipeline=_text(path, "pipeline", pipeline, "class"),
         source=resolve(path, _text(path, "pipeline", pipeline, "from_pretrained")),
         arguments=_table(path, pipeline, "arguments", "pipeline.arguments"),
-        device=None if "device" not in pipeline else _text(path, "pipeline", pipeline, "device"),
-        without=tuple(_texts(path, "pipeline", "without", pipeline.get("without", []))),
-        adapters=tuple(_adapter(path, table) for table in _adapter_tables(path, document)),
+        device=_text(path, "pipeline", pipeline, "device") if "device" in pipeline else None,
+        without=_without(path, pipeline.get("without", [])),
+        adapters=_adapters(path, document.get("adapters", [])),
         scheduler=_text(path, "scheduler", scheduler, "class") if scheduler.get("class") or "scheduler" in document else None,
         scheduler_config=_table(path, scheduler, "config", "scheduler.config"),
         call=_table(path, document, "call"),
         images={name: _images(path, name, value) for name, value in _table(path, document, "images").items()},
-        options={**record, "probes": probe_table(path, document["probes"])} if "probes" in document else record,
+        options={**record, "probes": _probe_table(path, document["probes"])} if "probes" in document else record,
         seed=_seed(path, document.get("seed")),
         tokens=_tokens(path, _table(path, document, "dry_run").get("tokens")),
     )
+
+
+def read_probe_file(path: str | PathLike[str]) -> dict[str, Any]:
+    """The probes of a TOML file, as `record` takes them.
+
+    Raises   InvalidInput
+    """
+    path = Path(path)
+    document = _read_toml(path, "probes", "a TOML file with a table [probes]")
+    others = [key for key in document if key != "probes"]
+    if others or not isinstance(document.get("probes"), dict):
+        wrong = f"has {others[0]!r} beside its" if others else "has no"
+        raise InvalidInput(f"{path.name} {wrong} table [probes]; expected that table alone, of {FORM}")
+    return _probe_table(path, document["probes"])
 
 
 def check_keys(where: str, table: str, found: Collection[str], known: Collection[str]) -> None:
@@ -139,13 +159,32 @@ def resolve(spec: Path, source: str) -> str:
     return source
 
 
+def find_file(beside: Path, named: str, given: str, base: str) -> Path:
+    """The file that another one names, by a path from that one's folder, which a message calls relative to `base`.
+
+    Raises   InvalidInput if there is none
+    """
+    found = beside.parent / Path(given).expanduser()
+    if not found.is_file():
+        raise InvalidInput(f"{named} = {given!r} is no file (looked at {found}); paths are relative to {base}")
+    return found
+
+
+def _read_toml(path: Path, what: str, expected: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"cannot read the {what} {path}: {error.strerror}; give {expected}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not TOML: {error}") from error
+
+
 def _table(path: Path, document: Mapping[str, Any], key: str, name: str | None = None) -> dict[str, Any]:
     name = name or key
     table = document.get(key, {})
     if not isinstance(table, dict):
         raise InvalidInput(f"{path.name}: {name} should be a table, [{name}], but is {table!r}")
-    known = TABLES[name]
-    if known is not None:
+    if (known := TABLES[name]) is not None:
         check_keys(path.name, name, table, known)
     return table
 
@@ -158,28 +197,24 @@ def _text(path: Path, table: str, values: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _texts(path: Path, table: str, key: str, values: Any) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise InvalidInput(f"[{table}] of {path.name}: {key} is {values!r}; it should be a list of names")
-    return values
+def _without(path: Path, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInput(f"[pipeline] of {path.name}: without is {names!r}; it should be a list of names")
+    return tuple(names)
 
 
-def _adapter_tables(path: Path, document: Mapping[str, Any]) -> list[Any]:
-    tables = document.get("adapters", [])
+def _adapters(path: Path, tables: Any) -> tuple[Adapter, ...]:
     if not isinstance(tables, list):
         raise InvalidInput(f"{path.name}: adapters should be [[adapters]], with two brackets, one for each adapter")
-    return tables
-
-
-def _adapter(path: Path, table: Any) -> Adapter:
-    table = _table(path, {"adapters": table}, "adapters")
-    folder = table.get("image_encoder_folder", "image_encoder")
-    return Adapter(
-        source=resolve(path, _text(path, "adapters", table, "from_pretrained")),
-        weight_name=_text(path, "adapters", table, "weight_name"),
-        subfolder=table.get("subfolder", ""),
-        image_encoder_folder=folder or None,
-        scale=table.get("scale", 1.0),
+    return tuple(
+        Adapter(
+            source=resolve(path, _text(path, "adapters", table, "from_pretrained")),
+            weight_name=_text(path, "adapters", table, "weight_name"),
+            subfolder=table.get("subfolder", ""),
+            image_encoder_folder=table.get("image_encoder_folder", "image_encoder") or None,
+            scale=table.get("scale", 1.0),
+        )
+        for table in (_table(path, {"adapters": table}, "adapters") for table in tables)
     )
 
 
@@ -188,10 +223,7 @@ def _images(path: Path, name: str, value: Any) -> Images:
         return [_images(path, name, item) for item in value]
     if not isinstance(value, str):
         raise InvalidInput(f"[images] of {path.name}: {name} is {value!r}; it should be the path of an image, or a list of paths")
-    image = path.parent / Path(value).expanduser()
-    if not image.is_file():
-        raise InvalidInput(f"[images] of {path.name}: {name} = {value!r} is no file (looked at {image}); paths are relative to the spec")
-    return image
+    return find_file(path, f"[images] of {path.name}: {name}", value, "the spec")
 
 
 def _seed(path: Path, seed: Any) -> int | list[int] | None:
@@ -205,3 +237,35 @@ def _tokens(path: Path, tokens: Any) -> int | None:
     if tokens is not None and not (isinstance(tokens, int) and tokens > 0):
         raise InvalidInput(f"[dry_run] of {path.name}: tokens is {tokens!r}; it should be a number above 0")
     return tokens
+
+
+def _probe_table(path: Path, table: Any) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise InvalidInput(f"{path.name}: probes should be a table, [probes], but is {table!r}")
+    probes = {name: _probe(path, name, value) for name, value in table.items()}
+    read_probes(probes)
+    return probes
+
+
+def _probe(path: Path, name: str, value: Any) -> Any:
+    match value:
+        case str() | list() if all(isinstance(item, str) for item in value):
+            return value
+        case {"images": str() | list() as given, **others} if not others:
+            return [_probe_file(path, name, item) for item in ([given] if isinstance(given, str) else given)]
+        case {"lines": str() as given, **others} if not others:
+            return _lines(_probe_file(path, name, given))
+    raise InvalidInput(f"[probes] of {path.name}: {name} is {value!r}; expected {FORM}")
+
+
+def _probe_file(path: Path, name: str, given: Any) -> Path:
+    if not isinstance(given, str):
+        raise InvalidInput(f"[probes] of {path.name}: {name} names the file {given!r}; expected a path in quotes")
+    return find_file(path, f"[probes] of {path.name}: {name}", given, path.name)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read as lines of text: {error}") from error

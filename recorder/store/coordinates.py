@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.journal import present_of, steps_of
+from ...schema.journal import Step, present_of, steps_of
 from ...schema.layout import layer_path
 from ...schema.record import BRANCHES
 from ...schema.trace import TraceRecord
@@ -17,7 +17,7 @@ Columns: TypeAlias = dict[str, NDArray[Any]]
 """Path of an array -> its values."""
 
 
-def columns(trace: TraceRecord, entries: Sequence[Mapping[str, Any]]) -> Columns:
+def columns(trace: TraceRecord, entries: Sequence[Step]) -> Columns:
     """Every array that is neither attention nor picture, for a trace of as many steps as the journal has entries."""
     table = steps_of(entries)
     arrays: Columns = {"present": present_of(entries, len(trace.layers)), **{f"step/{name}": values for name, values in table.items()}}
@@ -26,7 +26,7 @@ def columns(trace: TraceRecord, entries: Sequence[Mapping[str, Any]]) -> Columns
     return arrays
 
 
-def _layer(trace: TraceRecord, index: int, table: Columns, entries: Sequence[Mapping[str, Any]]) -> Columns:
+def _layer(trace: TraceRecord, index: int, table: Columns, entries: Sequence[Step]) -> Columns:
     layer = trace.layers[index]
     arrays = {
         "step": table["evaluation"],
@@ -42,7 +42,7 @@ def _layer(trace: TraceRecord, index: int, table: Columns, entries: Sequence[Map
     if layer.encoding == "factors":
         key_step = np.full((trace.samples, len(trace.branches), len(entries)), -1, dtype=np.int32)
         for step, entry in enumerate(entries):
-            key_step[:, :, step] = entry["key_step"].get(str(index), -1)
+            key_step[:, :, step] = entry.key_step.get(str(index), -1)
         arrays["key_step"] = key_step
     return arrays
 

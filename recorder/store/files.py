@@ -25,9 +25,10 @@ from numcodecs.blosc import BITSHUFFLE, Blosc
 from numpy.typing import NDArray
 
 from ...schema.errors import AlreadyExists, InvalidInput
-from ...schema.journal import FileSums
-from ...schema.layout import JOURNAL, MANIFEST, ROOT, ArrayPlan
+from ...schema.journal import FileSum, FileSums
+from ...schema.layout import JOURNAL, MANIFEST, MOST_DOCUMENT_BYTES, MOST_ROOT_BYTES, ROOT, ArrayPlan
 from ...schema.messages import refuse_taken
+from .lock import TraceLock
 
 TEMPORARY: Final = ".partial"
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,7 +48,7 @@ class Storage:
         self._unsettled: set[str] = set()
         self._appended: dict[str, tuple[int, Any]] = {}
 
-    def write(self, name: str, pieces: Iterable[bytes], *, durable: bool = True) -> tuple[int, str]:
+    def write(self, name: str, pieces: Iterable[bytes], *, durable: bool = True, crcs: str = "") -> FileSum:
         """Write one file whole; without `durable` it is safe only after `settle`."""
         path = self.root / name
         temporary = path.with_name(path.name + TEMPORARY)
@@ -66,19 +67,29 @@ class Storage:
                 temporary.unlink()
             raise
         with self._lock:
-            self.files[name] = (size, digest.hexdigest())
+            self.files[name] = FileSum(size, digest.hexdigest(), crcs)
             if not durable:
                 self._unsettled.add(name)
         return self.files[name]
 
     def write_block(self, plan: ArrayPlan, start: tuple[int, ...], block: NDArray[Any], *, durable: bool = True) -> FileSums:
         """Write the files of one block of an array, whose first axes are fixed at `start`."""
-        return {name: self.write(name, pieces, durable=durable) for name, pieces in encode_files(plan, start, block)}
+        return {n: self.write(n, pieces, durable=durable, crcs=crcs) for n, pieces, crcs in encode_files(plan, start, block)}
 
     def write_document(self, folder: str, document: dict[str, Any], *, durable: bool = False) -> None:
-        """Write the `zarr.json` of a folder, which is made if need be."""
+        """Write the `zarr.json` of a folder, which is made if need be; one that stands there as it should is left alone.
+
+        One that replaces another is durable before it does: the names of files can reach a disk before what is in them.
+        """
         (self.root / folder).mkdir(parents=True, exist_ok=True)
-        self.write(f"{folder}/{ROOT}" if folder else ROOT, [encode_document(document)], durable=durable)
+        name, data = f"{folder}/{ROOT}" if folder else ROOT, encode_document(document)
+        if len(data) > (MOST_DOCUMENT_BYTES if folder else MOST_ROOT_BYTES):
+            raise InvalidInput(f"{name} would have {len(data)} bytes, more than readers accept; record fewer layers, texts or inputs")
+        known = self.files.get(name)
+        if known is None or known[:2] != (len(data), hashlib.sha256(data).hexdigest()):
+            self.write(name, [data], durable=durable or (self.root / name).exists())
+            with self._lock:
+                self._unsettled.add(name)  # its name is not yet durable
 
     def append(self, name: str, line: str) -> None:
         """Add one durable line; if that fails, the file ends where it ended before."""
@@ -98,7 +109,14 @@ class Storage:
             sync_folder(self.root)
         digest.update(data)
         self._appended[name] = (length + len(data), digest)
-        self.files[name] = (length + len(data), digest.hexdigest())
+        self.files[name] = FileSum(length + len(data), digest.hexdigest())
+
+    def trim(self, name: str) -> None:
+        """Take away what an `append` that failed may have left after the last line."""
+        length, _ = self._appended.get(name, (0, None))
+        path = self.root / name
+        if path.exists() and path.stat().st_size > length:
+            os.truncate(path, length)
 
     def settle(self, names: Iterable[str] = ()) -> None:
         """Make every file that is not yet durable so, and the folders of these and of `names`."""
@@ -129,29 +147,32 @@ def encode_document(document: dict[str, Any]) -> bytes:
         raise InvalidInput(f"what the trace should say of itself is not JSON: {error}; pass plain numbers, text, lists, dicts") from error
 
 
-def encode_files(plan: ArrayPlan, start: tuple[int, ...], block: NDArray[Any]) -> Iterator[tuple[str, list[bytes]]]:
-    """The files of a block and their bytes, in pieces; the block's axes are those of the array after `start`."""
+def encode_files(plan: ArrayPlan, start: tuple[int, ...], block: NDArray[Any]) -> Iterator[tuple[str, list[bytes], str]]:
+    """The files of a block, their bytes in pieces, and the checksums of their chunks; the block's axes are the array's after `start`."""
     lead = len(start)
     cell = plan.file_shape[lead:]
     ranges = [range(-(-n // m)) for n, m in zip(block.shape, cell, strict=True)]
     for index in itertools.product(*ranges):
         part = block[tuple(slice(i * m, (i + 1) * m) for i, m in zip(index, cell, strict=True))]
         outer = (i // m for i, m in zip(start, plan.file_shape, strict=False))
-        yield plan.key(*outer, *index), _file_pieces(plan, part, plan.chunks[lead:])
+        yield plan.key(*outer, *index), *_file_pieces(plan, part, plan.chunks[lead:])
 
 
-def _file_pieces(plan: ArrayPlan, part: NDArray[Any], chunk: tuple[int, ...]) -> list[bytes]:
-    if plan.shards is None:
-        return _chunk_pieces(plan, part)
-    pieces, entries, offset = [], [], 0
-    for index in itertools.product(*(range(n // m) for n, m in zip(part.shape, chunk, strict=True))):
-        pair = _chunk_pieces(plan, part[tuple(slice(i * m, (i + 1) * m) for i, m in zip(index, chunk, strict=True))])
+def _file_pieces(plan: ArrayPlan, part: NDArray[Any], chunk: tuple[int, ...]) -> tuple[list[bytes], str]:
+    grid = [range(n // m) for n, m in zip(part.shape, chunk, strict=True)] if plan.shards else [range(1)] * part.ndim
+    cell = chunk if plan.shards else part.shape
+    pieces, entries, offset, crcs = [], [], 0, ""
+    for index in itertools.product(*grid):
+        pair = _chunk_pieces(plan, part[tuple(slice(i * m, (i + 1) * m) for i, m in zip(index, cell, strict=True))])
         size = sum(map(len, pair))
         pieces += pair
+        crcs += f"{int.from_bytes(pair[1], 'little'):08x}"
         entries += [offset, size]
         offset += size
+    if plan.shards is None:
+        return pieces, crcs
     table = struct.pack(f"<{len(entries)}Q", *entries)
-    return [*pieces, table, _checksum(table)]
+    return [*pieces, table, _checksum(table)], crcs
 
 
 def _chunk_pieces(plan: ArrayPlan, part: NDArray[Any]) -> list[bytes]:
@@ -195,15 +216,20 @@ def check_output(path: Path, overwrite: bool) -> None:
 def prepare(path: Path, overwrite: bool) -> None:
     """Make the new, empty folder of a trace.
 
-    Raises   AlreadyExists; InvalidInput if it cannot be made
+    Raises   AlreadyExists, also where another process records there now; InvalidInput if it cannot be made
     """
     check_output(path, overwrite)
     try:
         if path.exists():
+            lock = TraceLock(path)
             shutil.rmtree(path)
+            lock.release()
+        made = [parent for parent in (path, *path.parents) if not parent.exists()]
         path.mkdir(parents=True)
+        for folder in made:
+            sync_folder(folder.parent)
     except OSError as error:
-        if error.errno in FULL:
+        if isinstance(error, AlreadyExists) or error.errno in FULL:
             raise
         raise InvalidInput(f"cannot make the folder {path} ({error.strerror}); choose a path in a folder that you can write to") from error
 

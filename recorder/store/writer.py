@@ -2,7 +2,7 @@
 
     put   blocks of one call          -> queue, bounded in bytes -> worker: encode, hash, write, sync, rename
     commit  one step, asynchronous    -> once its blocks are on disk: sync folders, append one journal line, sync
-    finish                            -> coordinates, images, manifest, then the root, atomically and last
+    finish                            -> coordinates, images, manifest, then the root, atomically and last (`completion`)
 
 Whatever kills it, every step in the journal is readable and the root says that the trace is not complete.
 """
@@ -24,17 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, NoSpace, TraceError
-from ...schema.journal import FileSums, encode_line, encode_manifest
+from ...schema.journal import FileSums, Step, encode_line
 from ...schema.layout import (
     JOURNAL,
-    MANIFEST,
     ROOT,
     ArrayPlan,
     data_plans,
     documents,
     image_layout,
     layer_documents,
-    layout,
     probe_layout,
     root_document,
     step_layout,
@@ -42,8 +40,9 @@ from ...schema.layout import (
 from ...schema.messages import option
 from ...schema.text import Text
 from ...schema.trace import Image, Layer, TraceRecord
-from .coordinates import columns
-from .files import FULL, Storage, encode_document, prepare, sync_folder
+from .completion import check_block, complete
+from .files import FULL, Storage, prepare
+from .lock import TraceLock
 from .workers import Job, Workers
 
 
@@ -64,8 +63,8 @@ Block: TypeAlias = NDArray[Any] | DeferredBlock
 
 
 @dataclass(slots=True)
-class _Step:
-    """What is on disk of one step."""
+class _Written:
+    """What is on disk of a step that is not committed yet."""
 
     files: FileSums = field(default_factory=dict)
     key_step: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
@@ -86,16 +85,19 @@ class Writer:
         self.path = Path(path)
         self._trace = trace
         self._plans: list[dict[str, ArrayPlan]] = []
-        self._steps: dict[int, _Step] = {}
-        self._committed: list[dict[str, Any]] = []
-        self._lost: dict[int, float] = {}
+        self._steps: dict[int, _Written] = {}
+        self._committed: list[Step] = []
+        self._early: FileSums = {}
+        """Pictures and keys of probes that no line of the journal lists yet."""
         self._keys: dict[tuple[int, int, int], tuple[bytes, int]] = {}
         self._next = 0
         self._stale = False
         self._completing = False
+        self._process = os.getpid()
         self._lock = Lock()
         try:
             prepare(self.path, overwrite)
+            self._trace_lock = TraceLock(self.path)
             self._storage = Storage(self.path)
             self._write_root()
             self._write_documents(trace)
@@ -124,16 +126,19 @@ class Writer:
         if (probes is None) != (probe_key is None):
             raise InvalidInput(f"layer {layer.name} has {layer.probe_tokens} tokens of probes; their keys come with it, and only then")
         if probes is not None and probe_key is not None:
-            _check_block(probes, probe_key, probes.shape)
+            check_block(probes, probe_key, probes.shape)
+        written: FileSums = {}
         try:
             for folder, document in layer_documents(trace, index).items():
                 self._storage.write_document(folder, document)
-            if probes is not None and probe_key is not None:
-                self._storage.write_block(probes, (), probe_key, durable=False)  # the next commit makes it so
+            written = (
+                self._storage.write_block(probes, (), probe_key, durable=False) if probes is not None and probe_key is not None else {}
+            )
         except OSError as error:
             self._raise(error)
         with self._lock:  # only now may the root name it
             self._trace, self._stale = trace, True
+            self._early |= written
             self._plans.append(data_plans(trace, index))
         return index
 
@@ -159,13 +164,8 @@ class Writer:
         """Journal a step as soon as all that was put for it is on disk; steps are committed in order, from 0, without a gap."""
         if step != self._next or step >= self._trace.steps:
             raise InvalidInput(f"step {step} cannot be committed: step {self._next} of {self._trace.steps} is next")
-        entry = {
-            "step": step,
-            "evaluation": int(evaluation),
-            "timestep": float(timestep),
-            "sigma": float(sigma) if math.isfinite(sigma) else None,
-            "scheduler_step": int(scheduler_step),
-        }
+        time, noise = (float(value) if math.isfinite(value) else None for value in (timestep, sigma))
+        entry = Step(step, int(evaluation), time, noise, int(scheduler_step), (), {}, {})
         self._next += 1
         self._submit(Job(partial(self._journal, entry), 0, step, "journal", closing=True))
 
@@ -177,16 +177,18 @@ class Writer:
     def add_images(self, images: Sequence[tuple[Image, NDArray[Any]]]) -> None:
         """Keep pictures that are known from the start, so that a partial trace has them too."""
         trace = dataclasses.replace(self._trace, images=(*self._trace.images, *(image for image, _ in images)))
+        written: FileSums = {}
         try:
             for image, pixels in images:
                 plan = image_layout(image)
-                _check_block(plan, pixels, plan.shape)
+                check_block(plan, pixels, plan.shape)
                 self._storage.write_document(plan.path, plan.to_json())
-                self._storage.write_block(plan, (), pixels)
+                written |= self._storage.write_block(plan, (), pixels)
         except OSError as error:
             self._raise(error)
         with self._lock:  # only now may the root name them
             self._trace, self._stale = trace, True
+            self._early |= written
 
     def finish(self, *, images: Sequence[tuple[Image, NDArray[Any]]] = (), **updates: Any) -> TraceRecord:
         """Complete the trace and return its record; `updates` replace fields of it."""
@@ -203,11 +205,13 @@ class Writer:
 
         `cut` shortens the step axis to what is committed, where its length was no plan but a bound.
         """
-        if self._trace.status != "recording":
+        if self._trace.status != "recording" or os.getpid() != self._process:  # a child of fork leaves its parent's trace alone
             return
         try:
             self._workers.drain()
             self._workers.close()
+            self._trace_lock.check()
+            self._storage.trim(JOURNAL)
             self._remove_uncommitted()
             steps = self.committed if cut else self._trace.steps
             self._trace = dataclasses.replace(self._trace, status="interrupted", reason=reason, steps=steps)
@@ -217,8 +221,12 @@ class Writer:
             self._storage.settle()
         except Exception:  # the disk may be full or gone; the root then still says `recording`, which is as true
             return
+        finally:
+            self._trace_lock.release()
 
     def _submit(self, job: Job | None) -> None:
+        if os.getpid() != self._process:
+            raise InvalidInput(f"the trace {self.path} is recorded by process {self._process}; a child of fork cannot add to it")
         if self._trace.status != "recording":
             raise InvalidInput(f"the trace {self.path} is {self._trace.status}; nothing can be added to it")
         try:
@@ -246,7 +254,7 @@ class Writer:
             block = blocks.pop(name)
             data = block() if callable(block) else block
             plan = self._plans[at[0]][name]
-            _check_block(plan, data, plan.shape[3:])
+            check_block(plan, data, plan.shape[3:])
             if name == "key":
                 position = self._place_key(at, step, data)
                 if position != step:
@@ -254,7 +262,7 @@ class Writer:
             files |= self._storage.write_block(plan, (*at[1:], step), data)
         share = float(lost() if callable(lost) else lost)
         with self._lock:
-            record = self._steps.setdefault(step, _Step())
+            record = self._steps.setdefault(step, _Written())
             record.files |= files
             record.key_step.setdefault(at[0], {})[at[1:]] = position
             record.lost[at[0]] = max(share, record.lost.get(at[0], 0.0))
@@ -267,30 +275,30 @@ class Writer:
             self._keys[at] = last = (digest, step)
         return last[1]
 
-    def _journal(self, entry: dict[str, Any]) -> None:
+    def _journal(self, entry: Step) -> None:
         """In a worker: everything the line names is durable before the line is."""
         with self._lock:
-            record = self._steps.get(entry["step"]) or _Step()
-            stale, self._stale = self._stale, False
+            record = self._steps.get(entry.step) or _Written()
+            (stale, self._stale), (early, self._early) = (self._stale, False), (self._early, {})
+        self._trace_lock.check()
         if stale:
             self._storage.settle()  # the root never names a layer that a power cut could still take
             self._write_root()
         self._storage.settle(record.files)
-        entry |= {
-            "present": sorted(record.key_step),
-            "key_step": {str(layer): self._table(at) for layer, at in sorted(record.key_step.items()) if "key" in self._plans[layer]},
-            "lost": {str(layer): share for layer, share in sorted(record.lost.items())},
-            "files": {name: list(value) for name, value in sorted(record.files.items())},
-        }
+        entry = dataclasses.replace(
+            entry,
+            present=tuple(sorted(record.key_step)),
+            key_step={str(layer): self._table(at) for layer, at in sorted(record.key_step.items()) if "key" in self._plans[layer]},
+            lost={str(layer): share for layer, share in sorted(record.lost.items())},
+            files={**early, **record.files},
+        )
         self._storage.append(JOURNAL, encode_line(entry))
         self._committed.append(entry)
         with self._lock:
-            self._steps.pop(entry["step"], None)
-        for layer, share in record.lost.items():
-            self._lost[layer] = max(share, self._lost.get(layer, 0.0))
+            self._steps.pop(entry.step, None)
 
-    def _table(self, at: dict[tuple[int, int], int]) -> list[list[int]]:
-        return [[at.get((s, b), -1) for b in range(len(self._trace.branches))] for s in range(self._trace.samples)]
+    def _table(self, at: dict[tuple[int, int], int]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(at.get((s, b), -1) for b in range(len(self._trace.branches))) for s in range(self._trace.samples))
 
     def _write_root(self) -> None:
         trace = self._trace
@@ -303,37 +311,18 @@ class Writer:
             self._storage.write_document(folder, document)
 
     def _remove_uncommitted(self) -> None:
-        kept = {name for entry in self._committed for name in entry["files"]}
+        kept = {name for entry in self._committed for name in entry.files}
         folders = {plan.path for plans in self._plans for plan in plans.values()}
         blocks = {name for name in self._storage.files if name.rpartition("/")[0] in folders and not name.endswith(ROOT)}
         self._storage.remove(blocks - kept)
 
     def _complete(self, images: Sequence[tuple[Image, NDArray[Any]]], updates: dict[str, Any]) -> TraceRecord:
-        trace = dataclasses.replace(self._trace, **updates)
-        lost = [min(1.0, self._lost.get(index, 0.0)) for index in range(len(trace.layers))]
-        layers = tuple(dataclasses.replace(layer, column_mass_lost=share) for layer, share in zip(trace.layers, lost, strict=True))
-        pictures = (*(image for image, _ in images), *trace.images)
-        trace = dataclasses.replace(trace, layers=layers, images=pictures, steps=self.committed, status="complete", reason="")
-        arrays = columns(trace, self._committed) | {f"images/{image.name}": pixels for image, pixels in images}
-        plans = [plan for plan in layout(trace) if plan.path in arrays]
-        for plan in plans:
-            _check_block(plan, arrays[plan.path], plan.shape)
-        root = encode_document(root_document(trace))
+        pictures = (*(image for image, _ in images), *self._trace.images)
+        trace = dataclasses.replace(self._trace, **updates, images=pictures)
+        pixels = {f"images/{image.name}": values for image, values in images}
+        self._trace_lock.check()
         self._completing = True
         self._remove_uncommitted()
-        self._write_documents(trace)
-        for plan in plans:
-            self._storage.write_block(plan, (), arrays[plan.path], durable=False)
-        self._storage.settle()
-        files = {**self._storage.files, ROOT: (len(root), hashlib.sha256(root).hexdigest())}
-        self._storage.write(MANIFEST, [encode_manifest(trace.id, files).encode()])
-        sync_folder(self.path)
-        self._storage.write(ROOT, [root])
-        sync_folder(self.path)
-        self._trace = trace
-        return trace
-
-
-def _check_block(plan: ArrayPlan, data: NDArray[Any], shape: tuple[int, ...]) -> None:
-    if data.shape != shape or data.dtype != plan.dtype:
-        raise InvalidInput(f"{plan.path} takes {plan.dtype} of shape {shape}, got {data.dtype} of shape {data.shape}")
+        self._trace = complete(self._storage, trace, self._committed, pixels)
+        self._trace_lock.release()
+        return self._trace

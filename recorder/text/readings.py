@@ -1,5 +1,5 @@
-"""Token strings of a run's prompts, proven: the vectors that a denoiser is given are looked up among those that the text
-encoders made, and their tokens among those that the tokenizers made.
+"""Token strings and words of a run's prompts, proven: the vectors that a denoiser is given are looked up among those that the
+text encoders made, and their tokens among those that the tokenizers made.
 
 So templates that a pipeline drops, encoders that it joins, prompts that it repeats, and embeddings that it was given all come out
 right, or not at all.
@@ -8,17 +8,20 @@ right, or not at all.
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ...schema.text import Text, Word
 from ..capture.wrapping import replaced
-from .words import Spans, align, find_words, lettered
+
+Spans: TypeAlias = tuple[tuple[int, int], ...]
+"""First and last (exclusive) character of each token; equal where a token stands for no part of the text, as specials do."""
 
 CHANNELS: Final = 16
 """Leading channels of a token's vector that are compared."""
@@ -26,6 +29,8 @@ ENCODERS: Final = "text_encoder"
 """What the names of a pipeline's text encoders begin with."""
 FINAL_NORM: Final = "final_layer_norm"
 """Pipelines that skip an encoder's last layers call this module by itself."""
+MARKS: Final = (("", "</w>"), ("▁", ""), ("Ġ", ""), ("##", ""))
+"""What tokenizers put before or after a token's letters to say where words begin or end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +91,19 @@ class Texts:
 
     def __init__(self, pipeline: Any) -> None:
         parts = dict(getattr(pipeline, "components", {}))
-        self._encoders = {name: part for name, part in parts.items() if name.startswith(ENCODERS) and isinstance(part, nn.Module)}
-        self._tokenizers = {type(part) for part in _tokenizers(parts.values())}
+        self._encoders = [part for name, part in parts.items() if name.startswith(ENCODERS) and isinstance(part, nn.Module)]
+        held = {type(one) for part in parts.values() for one in (part, getattr(part, "tokenizer", None))}
+        self._tokenizers = {cls for cls in held if hasattr(cls, "convert_ids_to_tokens")}
         self._readings: dict[tuple[int, ...], Reading] = {}
         self._rows: list[tuple[int, ...]] = []
         self._made: list[tuple[tuple[int, ...], Tensor]] = []
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Listen for as long as the context lasts."""
         with ExitStack() as stack:
             for cls in self._tokenizers:
                 stack.enter_context(replaced(cls, "__call__", self._wrap))
-            for encoder in self._encoders.values():
+            for encoder in self._encoders:
                 for handle in self._hooks(encoder):
                     stack.callback(handle.remove)
             yield
@@ -159,7 +164,11 @@ class Texts:
             return  # texts in pairs, or cut into several windows
         for index, (text, row, mask) in enumerate(zip(texts, ids, masks, strict=True)):
             tokens = tuple(str(token) for token in tokenizer.convert_ids_to_tokens(list(row)))
-            spans = tuple((a, b) for a, b in encodings[index].offsets) if encodings else _aligned(tokenizer, text, row, tokens)
+            if encodings:
+                spans = tuple((a, b) for a, b in encodings[index].offsets)
+            else:
+                specials = set(tokenizer.all_special_ids)
+                spans = align(text, ["" if one in specials else token for one, token in zip(row, tokens, strict=True)])
             kept = tuple(map(bool, mask)) or tuple(one != tokenizer.pad_token_id for one in row)
             words = find_words(text, lettered(tokens, spans)) if len(spans) == len(tokens) else ()
             self._readings[row] = Reading(text, tokens, words, kept, type(tokenizer).__name__)
@@ -169,24 +178,15 @@ class Texts:
             self._rows = _rows(kwargs.get("input_ids", args[0] if args else None))
 
         def leave(_: nn.Module, args: Any, output: Any) -> None:
-            self._keep(output)
+            shape = len(self._rows), len(self._rows[0]) if self._rows else 0
+            for values in tensors(output):
+                if values.ndim == 3 and values.shape[:2] == shape:
+                    few = values[..., :CHANNELS].detach().to("cpu", copy=True)
+                    self._made += [(row, few[index]) for index, row in enumerate(self._rows)]
 
         handles = [encoder.register_forward_pre_hook(enter, with_kwargs=True), encoder.register_forward_hook(leave)]
         norms = [module for path, module in encoder.named_modules() if path.rpartition(".")[2] == FINAL_NORM]
         return [*handles, *(norm.register_forward_hook(leave) for norm in norms)]
-
-    def _keep(self, output: Any) -> None:
-        for values in tensors(output):
-            if values.ndim == 3 and values.shape[:2] == (len(self._rows), len(self._rows[0]) if self._rows else 0):
-                few = values[..., :CHANNELS].detach().to("cpu", copy=True)
-                self._made += [(row, few[index]) for index, row in enumerate(self._rows)]
-
-
-def _tokenizers(parts: Any) -> Iterator[Any]:
-    for part in parts:
-        for tokenizer in (part, getattr(part, "tokenizer", None)):
-            if hasattr(type(tokenizer), "convert_ids_to_tokens"):
-                yield tokenizer
 
 
 def _rows(ids: Any) -> list[tuple[int, ...]]:
@@ -196,11 +196,6 @@ def _rows(ids: Any) -> list[tuple[int, ...]]:
         return []
     rows = ids if isinstance(ids[0], (list, tuple)) else [ids]
     return [tuple(row) for row in rows]
-
-
-def _aligned(tokenizer: Any, text: str, ids: tuple[int, ...], tokens: tuple[str, ...]) -> Spans:
-    specials = set(tokenizer.all_special_ids)
-    return align(text, ["" if one in specials else token for one, token in zip(ids, tokens, strict=True)])
 
 
 def tensors(output: Any) -> Iterator[Tensor]:
@@ -213,5 +208,61 @@ def tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _prints(vectors: Tensor) -> list[bytes]:
-    """Each row's bytes."""
     return [row.tobytes() for row in vectors.contiguous().view(torch.uint8).numpy()]
+
+
+def find_words(text: str, spans: Spans) -> tuple[Word, ...]:
+    """The words of a text as tokens: letters and digits, or punctuation; words that share a token are one.
+
+    A word that no token stands for, because the text was cut before it, is left out.
+    """
+    found: list[tuple[int, int, int, int]] = []
+    for first, last in _stretches(text):
+        inside = [i for i, (start, stop) in enumerate(spans) if start < last and stop > first]
+        if not inside:
+            continue
+        token = inside[0]
+        if found and token < found[-1][3]:
+            first, _, token, _ = found.pop()
+        found.append((first, last, token, inside[-1] + 1))
+    return tuple(Word(text[first:last], start, stop) for first, last, start, stop in found)
+
+
+def align(text: str, tokens: Sequence[str]) -> Spans:
+    """Where tokens lie in a text, for tokenizers that do not tell: each behind the one before, spaces between, case aside."""
+    lower, place, spans = text.lower(), 0, []
+    if len(lower) != len(text):  # letters whose lower case is longer: places would be wrong
+        return ((0, 0),) * len(tokens)
+    for token in tokens:
+        piece = strip_marks(token).lower()
+        start = place + len(lower[place:]) - len(lower[place:].lstrip())
+        there = bool(piece) and lower.startswith(piece, start)
+        spans.append((start, start + len(piece)) if there else (0, 0))
+        place = spans[-1][1] if there else place
+    return tuple(spans)
+
+
+def lettered(tokens: Sequence[str], spans: Spans) -> Spans:
+    """The same places, but none for a token that is a mark alone: before a text's first word it stands for no character."""
+    return tuple(span if strip_marks(token) else (0, 0) for token, span in zip(tokens, spans, strict=True))
+
+
+def strip_marks(token: str) -> str:
+    for before, after in MARKS:
+        token = token.removeprefix(before).removesuffix(after) if len(token) > len(before + after) or before + after != token else ""
+    return token
+
+
+def _stretches(text: str) -> Iterator[tuple[int, int]]:
+    """Stretches of letters, and stretches of punctuation, in order."""
+    for kind, group in itertools.groupby(enumerate(text), lambda item: _kind(item[1])):
+        places = [place for place, _ in group]
+        if kind:
+            yield places[0], places[-1] + 1
+
+
+def _kind(character: str) -> str:
+    if character.isspace():
+        return ""
+    # Combining marks are parts of letters in many scripts.
+    return "letter" if character.isalnum() or character == "_" or unicodedata.category(character).startswith("M") else "mark"

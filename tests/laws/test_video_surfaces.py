@@ -14,7 +14,7 @@ from PIL import Image as Picture
 import traces
 from i2am.analyzer import g2r, imacs, open_trace, r2g
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation.metric_table import judge, metric
+from i2am.analyzer.evaluation.metric_table import find_metrics, judge
 from i2am.analyzer.inspection.verify import verify
 from i2am.analyzer.maps.looks import looks
 from i2am.analyzer.metrics.entropy import concentration
@@ -223,7 +223,7 @@ def test_metrics_of_a_video_are_means_of_its_frames(path: Path, name: str, capsy
     assert found.dims == ()
     if name.endswith("_g"):
         whole, mask = r2g(trace).compute(), trace.image("mask")[..., 0]
-        row = metric(name)
+        (row,) = find_metrics([name])
         each = [float(row.function(whole.isel(frame=i), *([mask > 0] if row.against else []))) for i in range(FRAMES)]
         assert float(found) == pytest.approx(np.mean(each), abs=1e-9)
     assert run(["evaluate", str(path), "--metric", name, "--json"]) == 0

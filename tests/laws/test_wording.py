@@ -18,7 +18,7 @@ from i2am.analyzer import open_trace, r2g, token_map
 from i2am.analyzer.cli.group import i2am
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.evaluation import cluster
-from i2am.analyzer.output.files import save_map
+from i2am.analyzer.output.files import Output, save
 from i2am.recorder.cli.record import record_command
 from i2am.schema import errors
 from i2am.schema.errors import TraceError
@@ -88,8 +88,12 @@ DOORS: Final[tuple[tuple[str, Door, str], ...]] = (
     ("UnknownSelection", lambda d: record(d, heads=[9]), "record {d}/spec.toml -o {d}/new.zarr --heads 9"),
     ("UnsupportedModel", lambda d: record(d, keys="text"), "record {d}/spec.toml -o {d}/new.zarr --keys text"),
     ("AlreadyExists", lambda d: record(d, "good.zarr"), "record {d}/spec.toml -o {d}/good.zarr"),
-    ("AlreadyExists", lambda d: save_map(r2g(open_trace(d / "good.zarr")), d / "part.zarr"), "map {d}/good.zarr --r2g -o {d}/part.zarr"),
-    ("MissingExtra", lambda d: save_map(r2g(open_trace(d / "good.zarr")), d / "m.nc"), "map {d}/good.zarr --r2g -o {d}/m.nc"),
+    (
+        "AlreadyExists",
+        lambda d: save(Output({"r2g": r2g(open_trace(d / "good.zarr"))}), d / "part.zarr"),
+        "map {d}/good.zarr --r2g -o {d}/part.zarr",
+    ),
+    ("MissingExtra", lambda d: save(Output({"r2g": r2g(open_trace(d / "good.zarr"))}), d / "m.nc"), "map {d}/good.zarr --r2g -o {d}/m.nc"),
     ("NoCluster", connect, "evaluate {d}/good.zarr --scheduler tcp://127.0.0.1:1"),
     ("NoSpace", lambda d: record(d, max_bytes="1kB"), "record {d}/spec.toml -o {d}/small.zarr --max-bytes 1kB"),
 )

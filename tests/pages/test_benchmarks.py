@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from repository import ROOT
 
 from i2am.recorder import record
-from i2am.recorder.session import blocks
+from i2am.recorder.session import run
 from i2am.recorder.store import files
 from pipelines import build
 
@@ -91,10 +91,10 @@ def test_clocks_count_each_second_once_and_by_thread(load: Any, monkeypatch: pyt
 
 @pytest.mark.parametrize("encoding", ["factors", "probabilities"])
 def test_shares_of_a_recorded_run_add_up_and_leave_the_recorder_as_it_was(encoding: str, load: Any, tmp_path: Path) -> None:
-    shares, before = load("shares"), (blocks.encode_scores, files.Storage.write_block)
+    shares, before = load("shares"), (run.encode_scores, files.Storage.write_block)
     pipeline, call = build("ip-full")
     rows = shares.shares(lambda: record(pipeline, tmp_path / "run.zarr", encoding=encoding, progress=False, **call()))
-    assert (blocks.encode_scores, files.Storage.write_block) == before
+    assert (run.encode_scores, files.Storage.write_block) == before
     parts = {(part, thread) for part, thread, *_ in rows}
     assert ("compress and write", "writing") in parts and ("copy off the device", "sampling") in parts
     assert (("encode: softmax, log-sum-exps, rounding", "sampling") in parts) == (encoding == "probabilities")

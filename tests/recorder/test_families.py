@@ -8,7 +8,7 @@ import diffusers
 import pytest
 from diffusers.models import embeddings
 
-from i2am.recorder.dryrun.sequences import MAKERS
+from i2am.recorder.dryrun.inputs import MAKERS
 from i2am.recorder.families import DEFAULT, FAMILIES, INPUT_GOES, PROJECTIONS, Family, family_of, input_goes
 
 

@@ -112,12 +112,12 @@ def test_another_version_is_refused(version: object) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"colour": 1}, "unknown colour"),
+        ({"colour": 1}, 'unknown "colour"'),
         ({"samples": 0}, "needs samples"),
         ({"status": "done"}, "recording, interrupted, complete"),
         ({"branches": ["left"]}, "cond, uncond or both"),
-        ({"layers": [{"path": "a"}]}, "layer 0 has missing"),
-        ({"codec": {"name": "pickle", "level": 1}}, "codecs are lz4, zstd"),
+        ({"layers": [{"path": "a"}]}, "layers, item 0 has missing"),
+        ({"codec": {"name": "pickle", "level": 1}}, 'codec, name, should be one of lz4, zstd, but is "pickle"'),
     ],
 )
 def test_a_changed_record_is_refused(change: dict[str, object], message: str) -> None:
@@ -152,7 +152,8 @@ def test_kept_heads_are_named_in_order_among_the_models(numbers: tuple[int, ...]
     with pytest.raises(InvalidInput, match="do not name its 2 in order"):
         Layer("a", 0, 2, 1, 1.0, (1, 1), 4, (group,), head_numbers=numbers, call_heads=of)
     layer = Layer("a", 0, 2, 1, 1.0, (1, 1), 4, (group,), head_numbers=(1, 5), call_heads=8)
-    assert Layer.from_json(json.loads(json.dumps(TraceRecord("t", "complete", 1, ("cond",), 2, (layer,)).to_json()))["layers"][0]) == layer
+    whole = TraceRecord("t", "complete", 1, ("cond",), 2, (layer,))
+    assert TraceRecord.from_json(json.loads(json.dumps(whole.to_json()))) == whole
     heads = [plan for plan in layout(TraceRecord("t", "complete", 1, ("cond",), 2, (layer,))) if plan.path == "layers/000/head"]
     assert [(plan.dims, plan.shape) for plan in heads] == [(("head",), (2,))]
 

@@ -9,12 +9,16 @@ import click
 
 from ...output.files import check_output
 from .options import (
+    PATH,
     example,
     given,
+    group_option,
     json_option,
     maps_output_option,
     mask_options,
     overwrite_option,
+    partial_option,
+    sample_option,
     selection_options,
     trace_argument,
     with_heads,
@@ -30,8 +34,8 @@ from .text import align, answer
 )
 @trace_argument
 @mask_options
-@click.option("--group", metavar="NAME", help="Token group; by default the reference's only one.")
-@click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0.")
+@group_option
+@sample_option
 @json_option
 def diagnose_command(
     trace: Path, partial: bool, mask: str | None, reference_mask: str | None, group: str | None, sample: int, as_json: bool
@@ -40,7 +44,7 @@ def diagnose_command(
 
     Each is a number (more is worse), the range it has on healthy recordings of the demo model and on failing ones, and a sentence.
     """
-    from ...diagnosis.diagnose import diagnose
+    from ...diagnosis.signatures import diagnose
     from ...progress import shown
     from ...trace.reader import open_trace
 
@@ -72,9 +76,9 @@ def write_diagnosis(facts: dict[str, Any]) -> str:
         "i2am diff a.zarr b.zarr --metric imacs_g,pck -o diff.nc --json",
     ),
 )
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
-@click.option("--partial", is_flag=True, help="Open recordings that did not finish; only committed steps count.")
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@partial_option
 @maps_output_option
 @click.option("--metric", "metrics", callback=words, metavar="NAMES", help="Metrics, separated by commas.  [default: all that both have]")
 @selection_options

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -28,18 +27,12 @@ from .options import (
 from .text import align, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from distributed import Client
-
-    from ...evaluation.dataset import Evaluation
-    from ...metrics.imacs import ImacsOptions
+    from ...evaluation.dataset import DatasetScores
+    from ...metrics.overlap import ImacsOptions
 
 
-def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--scheduler."""
-    text = "Work on a dask cluster, such as tcp://10.0.0.1:8786.  [default: threads]"
-    return click.option("--scheduler", metavar="ADDRESS", help=text)(command)
+SCHEDULER: Final = "Work on a dask cluster, such as tcp://10.0.0.1:8786.  [default: threads]"
+scheduler_option = click.option("--scheduler", metavar="ADDRESS", help=SCHEDULER)
 
 
 @click.command(
@@ -120,8 +113,7 @@ def evaluate_command(
     TRACE is a trace, a folder that holds traces, or a quoted pattern. Traces that cannot be asked are listed and skipped, and the exit
     code is then 4.
     """
-    from ...evaluation.dataset import USUAL
-    from ...evaluation.export import save_table
+    from ...evaluation.dataset import USUAL, save_table
 
     if out is not None:
         check_output(out, "table", overwrite=overwrite)
@@ -169,8 +161,9 @@ def _evaluate(
     scheduler: str | None,
     options: dict[str, Any],
     more: dict[str, Any] | None = None,
-) -> Evaluation:
-    from ...aggregation.select import Select
+) -> DatasetScores:
+    from ...aggregation.selection import Select
+    from ...evaluation.cluster import connected
     from ...evaluation.dataset import ask
     from ...evaluation.rows import DatasetRequest
     from ...store.discovery import find_traces
@@ -186,44 +179,29 @@ def _evaluate(
     request = DatasetRequest(metrics=metrics, select=Select.of(chosen), partial=partial, ranked=ranked, **plain, **(more or {}))
     request.check()
     members = find_traces(traces)
-    with _client(scheduler) as client:
+    with nullcontext() if scheduler is None else connected(scheduler) as client:
         return ask(members, request, client)
 
 
-@contextmanager
-def _client(scheduler: str | None) -> Iterator[Client | None]:
-    if scheduler is None:
-        yield None
-        return
-    from ...evaluation.cluster import connected
+def _print(evaluation: DatasetScores, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
+    from ...evaluation.dataset import facts_of
 
-    with connected(scheduler) as client:
-        yield client
-
-
-def _print(evaluation: Evaluation, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
-    from ...evaluation.export import facts_of
-
-    text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{write_means(evaluation)}"
+    means = align([["", *evaluation.metrics], *mean_rows(evaluation)], right=True)
+    text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{means}"
     answer({**facts_of(evaluation), **more}, text, write_notes(evaluation), as_json=as_json)
     return CorruptTrace.exit_code if evaluation.skipped else 0
 
 
-def write_table(evaluation: Evaluation) -> str:
+def write_table(evaluation: DatasetScores) -> str:
     """Every trace and the means, as text."""
     metrics = evaluation.metrics
     rows = [[member.name, *(number(row.values.get(name)) for name in metrics)] for member, row in evaluation.good]
     return align([["trace", *metrics], *rows, *mean_rows(evaluation)], right=True)
 
 
-def write_means(evaluation: Evaluation) -> str:
-    """The means alone, as text."""
-    return align([["", *evaluation.metrics], *mean_rows(evaluation)], right=True)
-
-
-def write_notes(evaluation: Evaluation) -> str:
+def write_notes(evaluation: DatasetScores) -> str:
     """What to bear in mind: traces left out, copies of one recording, what an encoding lost."""
-    from ...evaluation.export import remarks
+    from ...evaluation.dataset import remarks
 
     lines = [f"skipped {member.name}: {row.error}" for member, row in evaluation.skipped[:SHOWN]]
     if (more := len(evaluation.skipped) - SHOWN) > 0:
@@ -233,7 +211,7 @@ def write_notes(evaluation: Evaluation) -> str:
     return "\n".join([*lines, *remarks(evaluation)])
 
 
-def mean_rows(evaluation: Evaluation) -> list[list[str]]:
+def mean_rows(evaluation: DatasetScores) -> list[list[str]]:
     """Mean, interval and count of each metric."""
     from ...numerics.statistics import LEVEL
 

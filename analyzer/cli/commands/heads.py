@@ -10,25 +10,45 @@ import click
 
 from ....schema.errors import InvalidInput
 from ...output.files import endings
-from .options import example, given, json_option, layers_option, numbers, output_option, overwrite_option, traces_argument, words
+from .options import (
+    PATH,
+    branch_option,
+    example,
+    given,
+    group_option,
+    json_option,
+    layers_option,
+    output_option,
+    overwrite_option,
+    steps_option,
+    traces_argument,
+    words,
+)
 from .text import align, answer, document
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ...heads.sources import Sources
+    from ...heads.scores import Sources
     from ...trace.reader import Trace
 
 BY: Final = click.Choice(["relevance", "truth"])
 CONCEPTS_HELP: Final = "TOML file with own concepts and their words.  [default: the published 34 x 10]"
 PROBE_HELP: Final = "Probe that holds the concepts' words."
-RELEVANCE_ONLY: Final = ("concepts", "probe", "seed", "draws", "keep")
-TRUTH_ONLY: Final = ("group",)
-SCORES: Final = click.Path(path_type=Path)
+ONLY_BY: Final = {**dict.fromkeys(("concepts", "probe", "seed", "draws", "keep"), "relevance"), "group": "truth"}
+"""Options that only one way to score heads takes."""
+
+
+def levels(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
+    """Numbers with commas between."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise click.UsageError(f"--thresholds are numbers with commas between, such as 0.3,0.4,0.5 ({error})", context) from error
 
 
 @click.command("concepts", epilog=example("i2am concepts > concepts.toml", "i2am concepts --words", "i2am concepts --from own.toml --json"))
-@click.option("--from", "source", type=SCORES, metavar="FILE", help=CONCEPTS_HELP)
+@click.option("--from", "source", type=PATH, metavar="FILE", help=CONCEPTS_HELP)
 @click.option("--words", "only_words", is_flag=True, help="Print the words alone, one a line: what to record as a probe.")
 @json_option
 def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> None:
@@ -58,10 +78,10 @@ def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> No
 @traces_argument
 @output_option(f"Keep the scores: {endings('maps')}.")
 @click.option("--by", type=BY, default="relevance", show_default=True, help="Concepts (HRV), or patches sent to their true place.")
-@click.option("--concepts", type=SCORES, metavar="FILE", help=CONCEPTS_HELP)
+@click.option("--concepts", type=PATH, metavar="FILE", help=CONCEPTS_HELP)
 @click.option("--probe", metavar="NAME", help=f"{PROBE_HELP}  [default: concepts]")
 @layers_option
-@click.option("--branch", help="Guidance branch: cond or uncond.")
+@branch_option
 @click.option("--group", help="Token group whose SRAM is held against the truth; by default the reference's only one.")
 @click.option("--seed", type=int, help="Which words are drawn.  [default: 0]")
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Words of each concept for each call.  [default: 1]")
@@ -99,11 +119,11 @@ def heads_command(
         "i2am select hrv.nc --concept Color --top 9 --of run.zarr",
     ),
 )
-@click.argument("scores", type=SCORES, metavar="FILE")
+@click.argument("scores", type=PATH, metavar="FILE")
 @click.option("--concept", metavar="NAME", help="Concept to rank by.")
 @click.option("--top", type=int, metavar="N", help="The N best heads.")
 @click.option("--bottom", type=int, metavar="N", help="The N worst heads.")
-@click.option("--of", "trace", type=SCORES, metavar="TRACE", help="Make sure that the scores are of this trace's model.")
+@click.option("--of", "trace", type=PATH, metavar="TRACE", help="Make sure that the scores are of this trace's model.")
 @json_option
 def select_command(scores: Path, concept: str | None, top: int | None, bottom: int | None, trace: Path | None, as_json: bool) -> None:
     """Print which heads `--heads-from FILE` takes, by layer, layers in published order: down, mid, up."""
@@ -127,20 +147,20 @@ def select_command(scores: Path, concept: str | None, top: int | None, bottom: i
     ),
 )
 @traces_argument
-@click.option("--heads-from", type=SCORES, metavar="FILE", help="Scores that `i2am heads` made of other traces.")
+@click.option("--heads-from", type=PATH, metavar="FILE", help="Scores that `i2am heads` made of other traces.")
 @click.option("--by", type=BY, help="Without a file: score heads on half of the traces, judge on the other half.  [default: truth]")
 @click.option("--concept", metavar="NAME", help="Concept to rank heads by.")
-@click.option("--concepts", type=SCORES, metavar="FILE", help=CONCEPTS_HELP)
+@click.option("--concepts", type=PATH, metavar="FILE", help=CONCEPTS_HELP)
 @click.option("--probe", metavar="NAME", help=f"{PROBE_HELP}  [default: concepts]")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Heads of the best and of the worst.  [default: 30 of every 128]")
-@click.option("--thresholds", callback=words, metavar="T,T", help="Of normalised R2G.  [default: 0.3,0.4,0.5]")
+@click.option("--thresholds", callback=levels, metavar="T,T", help="Of normalised R2G.  [default: 0.3,0.4,0.5]")
 @click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear.  [default: the trace's mask]")
 @click.option("--word", metavar="WORD", help="Map of a word of the prompt instead of R2G.")
 @layers_option
-@click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0.")
+@steps_option
 @click.option("--sample", type=int, help="Generated image, from 0.  [default: 0]")
-@click.option("--branch", help="Guidance branch: cond or uncond.")
-@click.option("--group", help="Token group; by default the reference's only one.")
+@branch_option
+@group_option
 @click.option("--recipe", help="Method, such as i2am.  [default: i2am]")
 @json_option
 def selective_command(
@@ -148,7 +168,6 @@ def selective_command(
     partial: bool,
     heads_from: Path | None,
     by: str | None,
-    thresholds: tuple[str, ...] | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -162,8 +181,7 @@ def selective_command(
     if heads_from is not None and by is not None:
         raise click.UsageError("--by scores heads anew, --heads-from takes scores there are; give one of them")
     scores = None if heads_from is None else load_heads(heads_from)
-    asked = given(by=by, thresholds=None if thresholds is None else _numbers(thresholds), **options)
-    table = selective_iou(open_paths(traces, partial), scores, **asked)
+    table = selective_iou(open_paths(traces, partial), scores, **given(by=by, **options))
     rows = dict(zip(table["heads"].values.tolist(), table.values, strict=True))
     facts = {
         **table.attrs,
@@ -186,16 +204,12 @@ def open_paths(paths: Iterable[Path], partial: bool) -> list[Trace]:
 
 def score(traces: Sources, by: str, **options: Any) -> xr.DataArray:
     """Scores of heads by relevance or truth, from the options that were typed."""
-    from ...heads.accuracy import head_accuracy
-    from ...heads.relevance import head_relevance
+    from ...heads.scores import head_accuracy, head_relevance
 
     for name in options:
-        if (name in RELEVANCE_ONLY and by == "truth") or (name in TRUTH_ONLY and by == "relevance"):
-            other = "relevance" if by == "truth" else "truth"
+        if (other := ONLY_BY.get(name, by)) != by:
             raise InvalidInput(f"--{name} is of heads scored by {other}, not by {by}; leave it out, or add --by {other}")
-    if by == "truth":
-        return head_accuracy(traces, **options)
-    return head_relevance(traces, **options)
+    return head_accuracy(traces, **options) if by == "truth" else head_relevance(traces, **options)
 
 
 def first_heads(scores: xr.DataArray, count: int) -> Any:
@@ -239,10 +253,3 @@ def write_table(table: xr.DataArray) -> str:
     better = int((table.sel(heads="top").mean("threshold") > table.sel(heads="all").mean("threshold")).sum())
     end = f"top better than all in {better} of {traces} traces; heads chosen by {table.attrs['by']} on {table.attrs['chosen_on']}"
     return f"{align(rows, right=True)}\n{end}"
-
-
-def _numbers(texts: Iterable[str]) -> list[float]:
-    try:
-        return [float(text) for text in texts]
-    except ValueError as error:
-        raise click.UsageError(f"--thresholds are numbers with commas between, such as 0.3,0.4,0.5 ({error})") from error

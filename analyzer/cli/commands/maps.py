@@ -11,6 +11,7 @@ import click
 
 from ...output.files import check_output, endings
 from .options import (
+    branch_option,
     example,
     given,
     json_option,
@@ -19,6 +20,7 @@ from .options import (
     overwrite_option,
     place,
     selection_options,
+    style_option,
     trace_argument,
     with_heads,
     words,
@@ -74,7 +76,7 @@ ONLY_FOR: Final = {
 @click.option("--query-mask", metavar="NAME|PNG", help="Weigh generated positions by a mask (G2R; v1 Eq. 17).")
 @click.option("--patches", is_flag=True, help="Carry an adapter's tokens back to the patches its resampler made them of (G2R, --at).")
 @click.option("--as-published", is_flag=True, help="Scale, invert and cut the map as its recipe does, at its image's size.")
-@click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
+@style_option
 @overwrite_option
 @json_option
 def map_command(
@@ -140,10 +142,9 @@ def refine(trace: Trace, map: xr.DataArray, patches: bool, as_published: bool) -
 
 def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str | None:
     """What the encoding did to a map, if it did anything."""
-    from ...aggregation.select import Select
-    from ...aggregation.selection import choose
+    from ...aggregation.selection import Select, choose
     from ...facts import MapFacts
-    from ...inspection.precision import precision_note
+    from ...inspection.info import precision_note
 
     if not MapFacts.of(map).column_mass_lost:
         return None
@@ -158,8 +159,7 @@ def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> 
 
     Raises   UsageError for an option that such a map does not take; as the map functions
     """
-    from ...maps.attribution import g2r, r2g, sram
-    from ...maps.tokens import token_map
+    from ...maps.attribution import g2r, r2g, sram, token_map
     from ...maps.words import word_map
     from ...trace.images import load_mask
 
@@ -191,7 +191,7 @@ def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> 
 )
 @trace_argument
 @click.option("--probe", metavar="NAME", help="Words of a probe, by default those of the prompts.")
-@click.option("--branch", help="Guidance branch: cond or uncond.")
+@branch_option
 @click.option("--sample", type=int, help="Generated image, from 0.")
 @json_option
 def words_command(trace: Path, partial: bool, probe: str | None, branch: str | None, sample: int | None, as_json: bool) -> None:

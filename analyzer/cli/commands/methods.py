@@ -20,6 +20,7 @@ from .options import (
     overwrite_option,
     place,
     selection_options,
+    style_option,
     trace_argument,
     with_heads,
 )
@@ -75,7 +76,7 @@ def recipes_command(names: tuple[str, ...], changes: tuple[str, ...], markdown: 
 @click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Compare maps of some tokens, by default of the text.")
 @maps_output_option
 @selection_options
-@click.option("--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain.")
+@style_option
 @overwrite_option
 @json_option
 def compare_command(

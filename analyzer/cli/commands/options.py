@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 RANKING: Final = ("concept", "top", "bottom")
 """What picks heads of a file that ranks them."""
 
+PATH: Final = click.Path(path_type=Path)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -45,36 +47,50 @@ def words(context: click.Context, option: click.Parameter, text: str | None) -> 
     return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def output_option(text: str, **more: Any) -> Callable[[F], F]:
+    """-o, with what it says of its file."""
+    return click.option("-o", "--out", type=PATH, metavar="FILE", help=text, **more)
+
+
+partial_option = click.option("--partial", is_flag=True, help="Open recordings that did not finish; only committed steps count.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+maps_output_option = output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps.")
+style_option = click.option(
+    "--style", default="viridis", show_default=True, metavar="NAME", help="Look of the picture: viridis, i2am, daam, plain."
+)
+CHANGE: Final = "Change a field of the recipe, such as resize=bilinear; may be given several times."
+changes_option = click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=CHANGE)
+LAYERS: Final = "Layers: positions, names, globs, or re: and a regular expression; commas between, or given several times."
+layers_option = click.option("--layers", multiple=True, callback=lambda _, __, texts: texts or None, metavar="NAMES", help=LAYERS)
+steps_option = click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0.")
+sample_option = click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0.")
+branch_option = click.option("--branch", help="Guidance branch: cond or uncond.")
+group_option = click.option("--group", metavar="NAME", help="Token group; by default the reference's only one.")
+SELECTION: Final = (
+    layers_option,
+    steps_option,
+    click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0: the same in every layer."),
+    click.option("--heads-from", type=PATH, metavar="FILE", help="Take the best or worst heads of a file of `i2am heads`."),
+    click.option("--concept", metavar="NAME", help="Concept to rank the file's heads by."),
+    click.option("--top", type=int, metavar="N", help="The file's N best heads."),
+    click.option("--bottom", type=int, metavar="N", help="The file's N worst heads."),
+    sample_option,
+    branch_option,
+    group_option,
+    click.option("--recipe", metavar="NAME", help="Method, such as i2am or daam; `i2am recipes` lists them.  [default: i2am]"),
+    changes_option,
+)
+
+
 def trace_argument(command: F) -> F:
     """The trace, and whether an unfinished one will do."""
-    command = click.option("--partial", is_flag=True, help="Open a recording that did not finish; only committed steps count.")(command)
-    return click.argument("trace", type=click.Path(path_type=Path), metavar="TRACE")(command)
+    return click.argument("trace", type=PATH, metavar="TRACE")(partial_option(command))
 
 
 def traces_argument(command: F) -> F:
     """One trace or many, and whether unfinished ones will do."""
-    command = click.option("--partial", is_flag=True, help="Open recordings that did not finish; only committed steps count.")(command)
-    return click.argument("traces", type=click.Path(path_type=Path), metavar="TRACE...", nargs=-1, required=True)(command)
-
-
-def json_option(command: F) -> F:
-    """--json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
-
-
-def overwrite_option(command: F) -> F:
-    """--overwrite."""
-    return click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")(command)
-
-
-def output_option(text: str, **more: Any) -> Callable[[F], F]:
-    """-o, with what it says of its file."""
-    return click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help=text, **more)
-
-
-def maps_output_option(command: F) -> F:
-    """-o of commands that lay several maps side by side."""
-    return output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps.")(command)
+    return click.argument("traces", type=PATH, metavar="TRACE...", nargs=-1, required=True)(partial_option(command))
 
 
 def mask_options(command: F) -> F:
@@ -85,37 +101,9 @@ def mask_options(command: F) -> F:
     return click.option("--mask", metavar="NAME|PNG", help=text)(command)
 
 
-def changes_option(command: F) -> F:
-    """--set."""
-    text = "Change a field of the recipe, such as resize=bilinear; may be given several times."
-    return click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=text)(command)
-
-
-def layers_option(command: F) -> F:
-    """--layers."""
-    text = "Layers: positions, names, globs, or re: and a regular expression; commas between, or given several times."
-    return click.option("--layers", multiple=True, callback=lambda _, __, texts: texts or None, metavar="NAMES", help=text)(command)
-
-
 def selection_options(command: F) -> F:
     """Which calls a map is made of; the function gets them as keyword arguments of the same names."""
-    options = (
-        layers_option,
-        click.option("--steps", callback=numbers, metavar="N,N|A:B", help="Steps in order of execution, from 0."),
-        click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0: the same in every layer."),
-        click.option(
-            "--heads-from", type=click.Path(path_type=Path), metavar="FILE", help="Take the best or worst heads of a file of `i2am heads`."
-        ),
-        click.option("--concept", metavar="NAME", help="Concept to rank the file's heads by."),
-        click.option("--top", type=int, metavar="N", help="The file's N best heads."),
-        click.option("--bottom", type=int, metavar="N", help="The file's N worst heads."),
-        click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0."),
-        click.option("--branch", help="Guidance branch: cond or uncond."),
-        click.option("--group", help="Token group; by default the reference's only one."),
-        click.option("--recipe", metavar="NAME", help="Method, such as i2am or daam; `i2am recipes` lists them.  [default: i2am]"),
-        changes_option,
-    )
-    for option in reversed(options):
+    for option in reversed(SELECTION):
         command = option(command)
     return command
 

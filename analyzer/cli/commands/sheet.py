@@ -18,12 +18,11 @@ from ....schema.errors import CorruptTrace
 from ....schema.messages import size_text
 from ....schema.trace import Image as ImageRecord
 from ....schema.trace import ImageRole
-from ...aggregation.select import Select
-from ...aggregation.selection import Selection, choose, has_places
+from ...aggregation.selection import Select, Selection, choose, has_places
 from ...evaluation.metric_table import IMACS, Judgement, plan_metrics
 from ...facts import MapFacts
 from ...inspection.truth import find_truth
-from ...inspection.verify import Report, verify
+from ...inspection.verify import verify
 from ...maps.attribution import g2r, r2g, sram
 from ...metrics.placement import normalize
 from ...metrics.pointing import Truth
@@ -45,19 +44,16 @@ Cell = tuple[int, ...]
 """(row, column) on the latent grid, the frame before them in a video."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Answers:
     """What a trace says to the questions of the page."""
 
     trace: Trace
-    chosen: Selection
     truth: Truth | None
     cells: list[Cell]
     """Patches of which SRAM is shown; none where tokens have no place."""
     maps: dict[str, xr.DataArray]
     scores: dict[str, float | None]
-    note: str | None
-    """What the encoding took from R2G."""
 
 
 def report(
@@ -88,22 +84,20 @@ def report(
         raise CorruptTrace(f"{path} is corrupt: {checked.findings[0].where}: {checked.findings[0].problem} (`i2am verify {path}` says all)")
     answers = ask(trace, chosen, plan)
     save(Output(draw=lambda: (draw_report(answers), provenance(answers.maps["r2g"]))), out, overwrite=overwrite)
-    facts = {"trace": trace.id, "path": str(path), "out": str(out), **facts_of(answers, checked)}
-    return {**facts, "seconds": time.perf_counter() - started}
-
-
-def facts_of(answers: Answers, checked: Report) -> dict[str, Any]:
-    """The numbers, as plain JSON."""
     maps = answers.maps
     return {
-        "group": answers.chosen.groups[0].name,
-        "sample": answers.chosen.sample,
-        "samples": answers.trace.record.samples,
+        "trace": trace.id,
+        "path": str(path),
+        "out": str(out),
+        "group": chosen.groups[0].name,
+        "sample": chosen.sample,
+        "samples": trace.record.samples,
         "verified": checked.to_json(),
         **{name: locate(maps[name]) if name in maps else None for name in PLACED},
         "sram": [patch_facts(maps[f"sram_{i}"], cell, answers.truth) for i, cell in enumerate(answers.cells)],
         **answers.scores,
-        "note": answers.note,
+        "note": plan.grounds.note,
+        "seconds": time.perf_counter() - started,
     }
 
 
@@ -140,7 +134,7 @@ def ask(trace: Trace, chosen: Selection, plan: Judgement) -> Answers:
     maps: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
     found = plan.scores(maps) if plan.rows else {}
     scores = {name: float(found[name]) if name in found else None for name in IMACS}
-    return Answers(trace=trace, chosen=chosen, truth=truth, cells=cells, maps=maps, scores=scores, note=plan.grounds.note)
+    return Answers(trace, truth, cells, maps, scores)
 
 
 def draw_report(answers: Answers) -> Image:
@@ -156,7 +150,8 @@ def draw_report(answers: Answers) -> Image:
     elif "g2r" in maps:
         tiles.append((_titled("G2R", scores.get("imacs_r_plain")), illustrate(trace, maps["g2r"])))
     for i, cell in enumerate(cells):
-        known = _cross(truth, cell) if truth else []
+        y, x = truth.position[cell].tolist() if truth else (np.nan, np.nan)
+        known = [Mark(y, x, kind="truth")] if np.isfinite(y + x) else []
         tiles.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
     meaning = [f"R2G: what came from the {MapFacts.of(whole).group} tokens"]
     if cells:
@@ -182,12 +177,6 @@ def _spread(map: xr.DataArray) -> xr.DataArray:
         return map
     picked = middle(map.sizes["frame"], COLUMNS).tolist()
     return map.isel(frame=picked).assign_attrs(frames=picked)
-
-
-def _cross(truth: Truth, at: Cell) -> list[Mark]:
-    """The mark at a patch's true place, if that is known."""
-    y, x = truth.position[at]
-    return [Mark(float(y), float(x), kind="truth")] if truth.known[at] else []
 
 
 def _titled(name: str, score: float | None) -> str:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ....schema.errors import CorruptTrace
 from ....schema.messages import size_text
 from ...output.files import endings
-from .options import example, json_option, output_option, overwrite_option, trace_argument
+from .options import example, group_option, json_option, output_option, overwrite_option, sample_option, trace_argument
 from .text import align, answer
-
-if TYPE_CHECKING:
-    from ...inspection.verify import Report
 
 
 @click.command("info", epilog=example("i2am info run.zarr", "i2am info run.zarr --json | jq .layers", "i2am info --partial run.zarr"))
@@ -77,7 +74,9 @@ def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
 
     report = verify(trace, partial=partial, progress=True)
     if not report.ok and not as_json:
-        raise CorruptTrace(blame(trace, report))
+        first, more = report.findings[0], len(report.findings) - 1
+        others = f" ({more} more finding{'s' if more > 1 else ''}: `i2am verify {trace} --json`)" if more else ""
+        raise CorruptTrace(f"{trace} is corrupt: {first.where}: {first.problem}{others}")
     ignored = f"; ignored {', '.join(report.ignored)}" if report.ignored else ""
     text = (
         f"{trace}: ok, {'complete' if report.complete else 'PARTIAL'}, {report.steps} steps, "
@@ -88,18 +87,11 @@ def verify_command(trace: Path, partial: bool, as_json: bool) -> int:
     return 0 if report.ok else CorruptTrace.exit_code
 
 
-def blame(trace: Path, report: Report) -> str:
-    """The first finding, and how many more there are."""
-    first, more = report.findings[0], len(report.findings) - 1
-    others = f" ({more} more finding{'s' if more > 1 else ''}: `i2am verify {trace} --json`)" if more else ""
-    return f"{trace} is corrupt: {first.where}: {first.problem}{others}"
-
-
 @click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))
 @trace_argument
 @output_option(f"The picture, {endings('picture')}.", default=Path("report.png"), show_default=True)
-@click.option("--group", metavar="NAME", help="Token group; by default the reference's only one.")
-@click.option("--sample", type=int, default=0, show_default=True, help="Generated image, from 0.")
+@group_option
+@sample_option
 @overwrite_option
 @json_option
 def report_command(trace: Path, partial: bool, out: Path, group: str | None, sample: int, overwrite: bool, as_json: bool) -> None:

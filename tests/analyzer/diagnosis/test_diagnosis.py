@@ -11,12 +11,10 @@ from oracles import attribution_trace, softmaxes
 from planted import PLANTS, planted_trace
 
 from i2am.analyzer import open_trace
-from i2am.analyzer.aggregation.select import Select
-from i2am.analyzer.aggregation.selection import choose
+from i2am.analyzer.aggregation.selection import Select, choose
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.diagnosis.diagnose import diagnose, gather, ranges
-from i2am.analyzer.diagnosis.signatures import SIGNATURES
-from i2am.analyzer.diagnosis.survey import survey_layers
+from i2am.analyzer.diagnosis.evidence import gather, survey_layers
+from i2am.analyzer.diagnosis.signatures import SIGNATURES, diagnose, ranges
 from i2am.analyzer.numerics.statistics import correlation
 from i2am.schema.errors import InvalidInput
 from traces import reference_layer, synthetic_trace

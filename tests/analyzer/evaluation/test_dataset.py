@@ -26,6 +26,7 @@ from i2am.analyzer.methods.recipes import get_recipe
 from i2am.analyzer.numerics.statistics import bootstrap_mean
 from i2am.analyzer.store import chunks
 from i2am.analyzer.store.discovery import find_traces
+from i2am.analyzer.store.files import open_file
 from i2am.schema.errors import CorruptTrace, InvalidInput, NotATrace, UnknownSelection
 from traces import default_layers, reference_layer, synthetic_trace
 
@@ -152,13 +153,13 @@ def test_a_trace_without_the_mask_a_metric_needs_is_skipped(good: Path, tmp_path
 def test_one_pass_serves_all_levels_of_both_directions(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, read = open_trace(good / "pair-0.zarr"), []
 
-    def counted(path: Path, *options: object, **more: object) -> object:
-        read.append(str(path))
-        return open(path, *options, **more)
+    def counted(root: str, name: str) -> object:
+        read.append(f"{root}/{name}")
+        return open_file(root, name)
 
     levels = [(), ("time",), ("head",), ("layer",), ("time", "head", "layer")]
     alone = [ask(trace, keep=keep).compute() for ask in (r2g, g2r) for keep in levels]
-    monkeypatch.setattr(chunks, "open", counted, raising=False)
+    monkeypatch.setattr(chunks, "open_file", counted)
     together = dask.compute([ask(trace, keep=keep) for ask in (r2g, g2r) for keep in levels])[0]
     data = [path for path in read if "/layers/" in path]
     assert sorted(data) == sorted(

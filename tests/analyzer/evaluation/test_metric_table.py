@@ -13,7 +13,7 @@ from repository import ROOT
 
 from i2am.analyzer import g2r, imacs, open_trace, r2g
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation.metric_table import ASK, IMACS, METRICS, available, judge, metric, plan_metrics
+from i2am.analyzer.evaluation.metric_table import ASK, IMACS, METRICS, available, find_metrics, judge, plan_metrics
 from i2am.analyzer.inspection.truth import require_truth
 from i2am.analyzer.maps.looks import looks
 from i2am.analyzer.metrics.pointing import pck
@@ -101,7 +101,7 @@ def test_what_is_available_is_what_can_be_judged(
 )
 def test_an_unknown_metric_lists_those_there_are(name: str, reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
-        metric(name)
+        find_metrics([name])
 
 
 def test_what_a_trace_does_not_have_is_said(trace: Trace, tmp_path: Path) -> None:

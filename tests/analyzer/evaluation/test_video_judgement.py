@@ -10,10 +10,9 @@ import pytest
 from oracles import softmaxes
 
 from i2am.analyzer import find_boxes, iou, judge, open_trace, r2g
-from i2am.analyzer.aggregation.select import Select
-from i2am.analyzer.aggregation.selection import choose
+from i2am.analyzer.aggregation.selection import Select, choose
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.diagnosis.survey import survey_layers
+from i2am.analyzer.diagnosis.evidence import survey_layers
 from i2am.analyzer.evaluation.difference import differ, save_difference
 from i2am.analyzer.evaluation.metric_table import METRICS, available
 from traces import Synthetic, reference_layer, synthetic_trace

@@ -150,7 +150,7 @@ def test_rows_that_do_not_sum_to_one_are_found(tmp_path: Path, monkeypatch: pyte
 def reseal(path: Path) -> None:
     """Write a manifest that agrees with the files as they are."""
     identity, sums = decode_manifest((path / "manifest.json").read_bytes())
-    (path / "manifest.json").write_text(encode_manifest(identity, {name: hash_file(path / name) for name in sums}))
+    (path / "manifest.json").write_text(encode_manifest(identity, {name: hash_file(path, name) for name in sums}))
 
 
 def test_the_report_is_json(sound: Path) -> None:

@@ -217,6 +217,7 @@ def test_maps_computed_together_read_each_file_once(made: Synthetic, monkeypatch
     extents = chunks._extents
     monkeypatch.setattr(chunks, "_extents", lambda file, plan: (reads.update([plan.key(0) + file.name]), extents(file, plan))[1])
     together = dask.compute(*lazy)
+    reads = Counter({name: n for name, n in reads.items() if not name.startswith("images/")})
     keys = {name: n for name, n in reads.items() if "/key/" in name}
     assert max(n for name, n in reads.items() if name not in keys) == 1
     assert len(reads) == (3 if made.trace.layers[0].encoding == "probabilities" else 2) * 4 * 4

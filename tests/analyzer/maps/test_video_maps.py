@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
-from i2am.analyzer.maps.tokens import token_map
+from i2am.analyzer.maps.attribution import token_map
 from i2am.analyzer.numerics.resize import resize
 from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput, UnknownSelection

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from i2am.analyzer.metrics.imacs import imacs
 from i2am.analyzer.metrics.masks import binarize
+from i2am.analyzer.metrics.overlap import imacs
 from i2am.analyzer.metrics.placement import normalize, place, threshold, upsample
 from i2am.analyzer.numerics.resize import resize
 from i2am.schema.errors import InvalidInput

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from i2am.analyzer.metrics.boxes import box_iou, box_of, clean, find_boxes, largest, overlap
-from i2am.analyzer.metrics.imacs import imacs
-from i2am.analyzer.metrics.overlap import cut, iou, miou, segment
+from i2am.analyzer.metrics.overlap import cut, imacs, iou, miou, segment
 from i2am.analyzer.metrics.placement import hide
 from i2am.analyzer.numerics.resize import resize
 from i2am.schema.errors import InvalidInput

@@ -98,7 +98,7 @@ def test_one_patch_reads_one_inner_chunk(tmp_path: Path, monkeypatch: pytest.Mon
 
     sizes: list[int] = []
     decode = chunks._decode
-    monkeypatch.setattr(chunks, "_decode", lambda data, plan, out: (sizes.append(out.nbytes), decode(data, plan, out)))
+    monkeypatch.setattr(chunks, "_decode", lambda data, plan, out, crc: (sizes.append(out.nbytes), decode(data, plan, out, crc)))
     np.testing.assert_allclose(found.compute(scheduler="synchronous").values, made.probabilities[0][0, 0, 1, :, 40, 7], atol=1e-3)
     assert len(sizes) == 1
     plan = open_trace(made.path).blocks(0, "probability").plan

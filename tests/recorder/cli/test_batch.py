@@ -18,7 +18,7 @@ from repository import ROOT
 from specs import PAINT_BY_EXAMPLE
 
 from i2am.recorder.cli import batch
-from i2am.recorder.cli.ranks import Place, find_place, gather
+from i2am.recorder.cli.batch import Place, find_place, gather
 from i2am.recorder.cli.record import record_command
 from i2am.schema.errors import InvalidInput, NoSpace, TraceError
 from pipelines import paint_by_example, picture, square_mask
@@ -183,7 +183,7 @@ def test_ranks_share_the_rows(folder: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(InvalidInput, match="RANK=2, WORLD_SIZE=2"):
         find_place()
-    assert gather(Place(), "mine") == ["mine"]
+    assert gather(Place(), [{"name": "mine"}]) == [{"name": "mine"}]
 
 
 def test_two_processes_of_torchrun_record_the_example(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from i2am.recorder.cli.record import record_command
-from i2am.recorder.plan.sizes import free_bytes
+from i2am.recorder.plan.budget import free_bytes
 from i2am.recorder.specs.loading import find_class, load_pipeline
 from i2am.recorder.specs.spec import read_spec
 from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, NoSpace, TraceError, UnknownSelection
@@ -293,7 +293,7 @@ def test_refusals_come_before_the_model_is_loaded(paint: Path, tmp_path: Path, m
     usage = run(paint / "spec.toml")
     assert usage.exit_code == 2
     assert "--dry-run" in usage.stderr
-    monkeypatch.setattr("i2am.recorder.cli.record.free_bytes", lambda path: 10)
+    monkeypatch.setattr("i2am.recorder.cli.batch.free_bytes", lambda path: 10)
     with pytest.raises(NoSpace, match=r"would hold .* before compression and 10 B are free, too little even if compressed; "):
         run(paint / "spec.toml", "--dry-run", "-o", tmp_path / "new.zarr")
     with pytest.raises(NoSpace, match=r"10 B are free"):  # before any sampling, too

@@ -23,7 +23,7 @@ from transformers import CLIPVisionModelWithProjection, SiglipImageProcessor, Si
 from i2am.recorder import record
 from i2am.recorder.cli.record import record_command
 from i2am.recorder.dryrun.estimate import Estimate, estimate
-from i2am.recorder.plan.sizes import encoded, weigh
+from i2am.recorder.plan.budget import encoded, weigh
 from i2am.recorder.specs.loading import load_pipeline
 from i2am.recorder.specs.spec import Spec, read_spec
 from i2am.schema.errors import InvalidInput, NoSpace, UnsupportedModel

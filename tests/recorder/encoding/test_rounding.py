@@ -12,8 +12,7 @@ import xarray as xr
 import zarr
 
 from i2am.recorder import record, recording
-from i2am.recorder.encoding.rounding import round_mantissa
-from i2am.recorder.encoding.scores import encode_scores, heads_of
+from i2am.recorder.encoding.scores import encode_scores, heads_of, round_mantissa
 from i2am.schema.codec import PROBABILITY_SCALE
 from i2am.schema.errors import InvalidInput, NoSpace, UnknownSelection
 from i2am.schema.trace import TraceRecord

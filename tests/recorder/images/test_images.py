@@ -13,9 +13,7 @@ from memory import MemoryWriter, memory
 from pipelines_transformers import redux
 
 from i2am.recorder import record
-from i2am.recorder.images.inputs import generated_pictures
-from i2am.recorder.images.pixels import to_pixels
-from i2am.recorder.images.windows import reference_window
+from i2am.recorder.images.pictures import generated_pictures, reference_window, to_pixels
 from i2am.schema.errors import InvalidInput
 from pipelines import build, ip_adapter, processor, square_mask, text_to_image
 

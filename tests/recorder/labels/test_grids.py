@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from i2am.recorder.capture.call import Call
-from i2am.recorder.images.windows import reference_window
+from i2am.recorder.images.pictures import reference_window
 from i2am.recorder.labels.grids import Canvases, Part, by_patches, by_positions, by_shapes
 from i2am.recorder.labels.tokens import Context, Scene, columns_of, generated_queries, keep_groups, moved_together, token_groups
 from i2am.schema.errors import UnsupportedModel

@@ -23,8 +23,8 @@ from i2am.recorder.labels.layers import Layers
 from i2am.recorder.labels.rows import Row, Rows, number
 from i2am.recorder.labels.schedule import evaluations_left, noise_level
 from i2am.recorder.labels.tokens import Context, Scene, token_groups
+from i2am.recorder.plan.budget import choose_encoding
 from i2am.recorder.plan.options import Options, select_branches, select_layers, select_steps
-from i2am.recorder.plan.sizes import choose_encoding
 from i2am.schema.errors import InvalidInput, UnknownSelection, UnsupportedModel
 from pipelines import build, generator, ip_adapter, paint_by_example, picture, square_mask, stable_diffusion, text_arguments, text_to_image
 

@@ -14,7 +14,7 @@ from spied import Spy, check_factors
 
 from i2am.analyzer import g2r, open_trace, r2g
 from i2am.recorder import record
-from i2am.recorder.images.windows import cropped_window, reference_window
+from i2am.recorder.images.pictures import cropped_window, reference_window
 from i2am.schema.codec import decode_probability
 from i2am.schema.errors import UnsupportedModel
 from pipelines import picture

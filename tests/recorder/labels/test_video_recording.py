@@ -21,7 +21,7 @@ from i2am.analyzer.maps.rollout import carry
 from i2am.analyzer.numerics.resize import resize
 from i2am.recorder import record
 from i2am.recorder.capture.call import Call
-from i2am.recorder.images.inputs import generated_pictures
+from i2am.recorder.images.pictures import generated_pictures
 from i2am.recorder.labels.frames import frames_in_rows, whole_video
 from i2am.schema.errors import UnsupportedModel
 from i2am.schema.trace import Layer

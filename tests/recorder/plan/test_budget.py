@@ -8,9 +8,8 @@ import sys
 
 import pytest
 
-from i2am.recorder.plan.budget import check_budget
-from i2am.recorder.plan.options import keep_heads, select_heads, select_layers, select_steps
-from i2am.recorder.plan.sizes import encoded, layer_bytes, parse_bytes, weigh
+from i2am.recorder.plan.budget import check_budget, encoded, layer_bytes, weigh
+from i2am.recorder.plan.options import keep_heads, parse_bytes, select_heads, select_layers, select_steps
 from i2am.schema.errors import InvalidInput, NoSpace, UnknownSelection
 from i2am.schema.layout import layout
 from i2am.schema.messages import size_text

@@ -21,7 +21,7 @@ import pipelines
 from i2am.analyzer import open_trace, word_map
 from i2am.recorder import record, recording
 from i2am.recorder.demo.pipeline import load_shipped
-from i2am.recorder.plan.probes import read_probes
+from i2am.recorder.plan.options import read_probes
 from i2am.schema.errors import InvalidInput, UnsupportedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

@@ -13,8 +13,7 @@ from repository import ROOT
 
 from i2am.analyzer import concept_words, list_words, open_trace, word_map
 from i2am.recorder.cli.record import record_command
-from i2am.recorder.specs.probes import read_probe_file
-from i2am.recorder.specs.spec import read_spec
+from i2am.recorder.specs.spec import read_probe_file, read_spec
 from i2am.schema.errors import InvalidInput
 from pipelines import picture
 

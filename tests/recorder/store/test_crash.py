@@ -95,9 +95,9 @@ def check_partial(path: Path, probabilities: list[np.ndarray]) -> int:
     # A kill after the last rename but before the process has ended leaves a trace that may say that it is complete.
     assert record.status in ("recording", "interrupted") or len(entries) == STEPS
     for entry in entries:
-        assert entry["present"] == [0, 1]
-        assert len(entry["files"]) == 6
-        for name, (size, digest) in entry["files"].items():
+        assert entry.present == (0, 1)
+        assert len(entry.files) == 6
+        for name, (size, digest, _) in entry.files.items():
             data = (path / name).read_bytes()
             assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
     if entries:

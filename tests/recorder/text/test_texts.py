@@ -18,8 +18,7 @@ from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from i2am.analyzer import open_trace
 from i2am.recorder import record
-from i2am.recorder.text.readings import Texts
-from i2am.recorder.text.words import align, find_words, lettered
+from i2am.recorder.text.readings import Texts, align, find_words, lettered
 from i2am.schema.text import Text
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

@@ -9,7 +9,7 @@ import pytest
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.inspection.precision import column_mass_lost, precision_note
+from i2am.analyzer.inspection.info import precision_note
 from i2am.schema.trace import Codec
 from traces import reference_layer, synthetic_trace
 
@@ -29,7 +29,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_r2g_carries_the_worst_of_its_layers(lossy: Path) -> None:
     trace = open_trace(lossy)
-    lost = column_mass_lost(trace)
+    lost = trace.lost
     assert lost[0] > 0.01
     assert r2g(trace).attrs["column_mass_lost"] == max(lost)
     assert r2g(trace, layers="soft").attrs["column_mass_lost"] == lost[1]
@@ -39,7 +39,7 @@ def test_r2g_carries_the_worst_of_its_layers(lossy: Path) -> None:
 
 def test_the_note_counts_layers(lossy: Path) -> None:
     trace = open_trace(lossy)
-    many = sum(share > 0.01 for share in column_mass_lost(trace))
+    many = sum(share > 0.01 for share in trace.lost)
     assert f"in {many} of 2 layers, so R2G is approximate" in (precision_note(trace) or "")
     assert "in 1 of 1 layer," in (precision_note(trace, [0]) or "")
     assert precision_note(trace, []) is None
@@ -83,7 +83,7 @@ def test_nothing_is_noted_of_a_trace_that_lost_nothing(tmp_path: Path, encoding:
 
 def test_fewer_bits_are_named(lossy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = open_trace(lossy)
-    monkeypatch.setattr("i2am.analyzer.inspection.precision.MANTISSA", 11)
+    monkeypatch.setattr("i2am.analyzer.inspection.info.MANTISSA", 11)
     assert (precision_note(trace) or "").startswith(f"note: rounding to {Codec().keep_bits} bits changed up to ")
 
 

@@ -18,7 +18,7 @@ from probed import CONCEPTS, LAYERS, ORDER, PIECES, TEXTS, probed, trace_of, wor
 from i2am.analyzer import concept_words, head_relevance, load_concepts, open_trace
 from i2am.analyzer.heads.counting import Span, draw, winners
 from i2am.analyzer.heads.probes import ProbeWords
-from i2am.analyzer.heads.relevance import vectors
+from i2am.analyzer.heads.scores import vectors
 from i2am.analyzer.trace.heads import published_order
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from i2am.schema.text import Text, Word
