@@ -142,14 +142,15 @@ class Factors:
             raise self._refusal("normalises its queries or keys after they are projected, in a kernel that cannot be seen")
         output = output[0] if isinstance(output, (tuple, list)) else output
         values, leave, query = self._made.get("to_v", []), _output_of(self._module), found[0]
-        if len(values) != 1 or leave is None or not isinstance(output, Tensor) or output.shape[:2] != (query.shape[0], query.shape[2]):
+        shown = isinstance(output, Tensor) and output.ndim == 3 and output.shape[:2] == (query.shape[0], query.shape[2])
+        if leave is None or not shown or len(values) != 1 or values[0].shape[:2] != (query.shape[0], found[1].shape[2]):
             self.unproven.add(self._path)
             return
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
             value = self._split(values[0], found[1].shape[1]).detach()
             for row in range(query.shape[0]):
                 place = self._random.randrange(query.shape[2])
-                made = leave(_attend(row, place, value, *found).to(values[0].dtype))[0]
+                made = leave(_attend(row, place, value, *found))[0]
                 given = output[row, place].detach()
                 most = made.abs().amax().clamp(min=torch.finfo(torch.float32).tiny) * agreement(query, output) * 4
                 far = (given - made).abs().amax() > most
@@ -229,13 +230,16 @@ def _output_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """What a module does with the values it has taken; None if that is not known, or draws random numbers."""
     found = getattr(module, "to_out", None)
     layers = list(found) if isinstance(found, (nn.Sequential, nn.ModuleList)) else [found] if isinstance(found, nn.Module) else []
-    if not layers or any(isinstance(layer, nn.Dropout) and layer.training for layer in layers):
+    if not layers or any(isinstance(part, nn.Dropout) and part.training for layer in layers for part in layer.modules()):
         return None
 
+    weight = next((part for layer in layers for part in layer.parameters() if part.is_floating_point()), None)
+
     def leave(taken: Tensor) -> Tensor:
+        taken = taken if weight is None else taken.to(weight.dtype)  # autocast is off
         for layer in layers:
             taken = layer(taken)
-        return taken
+        return taken.float()
 
     return leave
 

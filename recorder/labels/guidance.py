@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import permutations
@@ -18,6 +19,8 @@ NEGATIVE: Final = ("negative", "uncond")
 """What the names of arguments hold that the run is guided away from."""
 LOOKS: Final = 3
 """Guided evaluations of which the outputs are looked at, until they tell."""
+ENOUGH: Final = 8
+"""Numbers that tell a sum of two others from what is none."""
 MISFIT: Final = 0.05
 """Greatest distance of a guided output from a sum of its branches, as a share of what the branches differ by."""
 
@@ -38,8 +41,11 @@ class Inputs:
         found = set.intersection(*filter(None, told)) if any(told) else set()
         context = next((tensor for tensor in conditioning if tensor.ndim == 3), None)
         if not found and context is not None and (said := [_plain(text) for text in self._read(context[row])]):
-            found = {branch for branch, texts in self._texts.items() if any(text in one for text in texts for one in said)}
-            found = found or ({"uncond"} if self._texts.get("cond") else set())
+            # Pipelines put words around a prompt, or change some: that it is missing tells nothing.
+            for holds in (operator.eq, operator.contains):
+                found = found or {
+                    branch for branch, texts in self._texts.items() if any(holds(one, text) for text in texts for one in said)
+                }
         return found.pop() if len(found) == 1 else None
 
 
@@ -71,7 +77,7 @@ def settle(order: Sequence[str | None], said: Sequence[str | None]) -> tuple[str
     """
     if None not in order and all(branch == "cond" for branch in said):
         return ("cond",)
-    if len(said) % len(order) or is_told(order, said):
+    if len(said) % len(order) or is_told(order, said) or all(branch == "uncond" for branch in said):
         return tuple(order)
     size = len(said) // len(order)
     parts = [set(said[i * size : (i + 1) * size]) - {None} for i in range(len(order))]
@@ -137,7 +143,8 @@ def leading_part(uncond: Tensor, cond: Tensor, guided: Tensor) -> bool | None:
     """
     if uncond.ndim != guided.ndim or uncond.shape[1:] != guided.shape[1:] or len(guided) > len(uncond):
         return None
-    few = slice(0, 1) if guided.ndim > 2 else slice(0, len(guided))  # some guide their first channels only
+    # Some guide their first channels only, and some scale each token.
+    few = slice(0, 1) if guided[0].numel() >= ENOUGH else slice(0, len(guided))
     start, end, made = (part[few].detach().to("cpu", torch.float64).flatten() for part in (uncond, cond, guided))
     along = end - start
     scale, share = torch.linalg.lstsq(torch.stack([start, along], 1), made[:, None]).solution[:, 0].tolist()

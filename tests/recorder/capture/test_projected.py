@@ -175,3 +175,28 @@ def test_the_models_own_random_numbers_are_left_alone(memory: type[MemoryWriter]
         sample(model, cond, samples=1)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert (np.random.get_state()[1] == numpy_before).all()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "autocast"])
+def test_rounding_is_no_difference(kind: str, hidden: bool, memory: type[MemoryWriter]) -> None:
+    torch.manual_seed(0)
+    module = Own(lambda scores, ran: scores, hidden)
+    dtype = torch.float32 if kind == "autocast" else getattr(torch, kind)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = module
+
+        def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            return self.attn(x.flatten(2).transpose(1, 2), context).transpose(1, 2).unflatten(2, x.shape[2:])
+
+    model, t = Model().to(dtype).eval(), torch.ones(1)
+    x, context = 3 * torch.randn(1, 8, 24, 32).to(dtype), 3 * torch.randn(1, 300, CONTEXT).to(dtype)
+    with torch.no_grad(), recording(model, PATH, denoisers={"unet": model}, groups="text", grid=(24, 32)) as running:
+        for step in range(20):
+            running.step(float(step))
+            with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+                model(x, t, context)
+    assert len(memory.last.commits) == 20

@@ -64,10 +64,14 @@ def test_guidance_that_is_an_input_makes_no_guided_batch(samples: int, memory: t
 
 
 def test_texts_tell_where_no_embeddings_were_given() -> None:
-    said = {0: ["a bad picture"], 1: ["A cat "], 2: ["You draw: a cat on a mat"], 3: []}
+    said = {0: ["a bad picture"], 1: ["A cat "], 2: ["You draw: a cat on a mat"], 3: [], 4: ["a <cat>"], 5: ["bad"]}
     inputs = Inputs({"prompt": "a cat", "negative_prompt": "bad"}, lambda vectors: said[int(vectors[0, 0])])
-    rows = torch.arange(4).reshape(4, 1, 1)
-    assert [inputs.branch([rows], row) for row in range(4)] == ["uncond", "cond", "cond", None]
+    rows = torch.arange(6).reshape(6, 1, 1)
+    assert [inputs.branch([rows], row) for row in range(6)] == ["uncond", "cond", "cond", None, None, "uncond"]
+    within = Inputs(
+        {"prompt": "a dog in rain", "negative_prompt": "rain"}, lambda vectors: [["rain"], ["a dog in rain"]][int(vectors[0, 0])]
+    )
+    assert [within.branch([rows], row) for row in range(2)] == ["uncond", "cond"]
 
 
 def test_one_prompt_for_both_branches_tells_nothing() -> None:
@@ -82,6 +86,7 @@ def test_rows_settle_the_order_of_parts() -> None:
     assert settle(("uncond", "cond"), [None, None, None, "uncond"]) == ("cond", "uncond")
     assert settle(("cond", None, "uncond"), ["cond", "uncond", "uncond"]) == ("cond", None, "uncond")
     assert settle(("uncond", "cond"), ["cond", "cond", "cond"]) == ("cond",)
+    assert settle(("uncond", "cond"), ["uncond", "uncond"]) == ("uncond", "cond")  # a prompt that says what is not wanted
     assert settle(("uncond", "cond", None), ["uncond", "cond", "cond"]) == ("uncond", "cond", None)
     with pytest.raises(UnsupportedModel, match=r"in some order.*denoisers="):
         settle(("uncond", "cond"), ["cond", "uncond", None, "cond"])
