@@ -81,11 +81,11 @@ class Canvases:
 
 
 def by_positions(ids: Sequence[Sequence[float]]) -> Canvas:
-    """Parts from position ids (image, y, x, ...): image 0 is being made, each other number is a reference.
+    """Parts from position ids (image, y, x, ...): the lowest number is being made, as the scheduler's steps show; others are references.
 
     Raises   UnsupportedModel if an image's ids are not its rows and columns in order
     """
-    parts = []
+    parts, made = [], min((place[0] for place in ids), default=0)
     for image, group in groupby(ids, key=lambda place: place[0]):
         places = [(int(place[1]), int(place[2])) for place in group]
         (top, left), (bottom, right) = places[0], places[-1]
@@ -95,7 +95,7 @@ def by_positions(ids: Sequence[Sequence[float]]) -> Canvas:
                 f"the position ids of image {image:g} are not rows and columns in order, so its {len(places)} tokens have no grid; "
                 "record a pipeline of diffusers' own, whose ids are"
             )
-        parts.append(Part("self" if image == 0 else "reference", grid))
+        parts.append(Part("self" if image == made else "reference", grid))
     return tuple(parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import permutations
@@ -19,6 +18,8 @@ NEGATIVE: Final = ("negative", "uncond")
 """What the names of arguments hold that the run is guided away from."""
 LOOKS: Final = 3
 """Guided evaluations of which the outputs are looked at, until they tell."""
+LONG: Final = 4
+"""Letters of a prompt that no other text holds by chance."""
 ENOUGH: Final = 8
 """Numbers that tell a sum of two others from what is none."""
 MISFIT: Final = 0.05
@@ -41,11 +42,11 @@ class Inputs:
         found = set.intersection(*filter(None, told)) if any(told) else set()
         context = next((tensor for tensor in conditioning if tensor.ndim == 3), None)
         if not found and context is not None and (said := [_plain(text) for text in self._read(context[row])]):
+            found = {branch for branch, texts in self._texts.items() if any(text in said for text in texts)}
             # Pipelines put words around a prompt, or change some: that it is missing tells nothing.
-            for holds in (operator.eq, operator.contains):
-                found = found or {
-                    branch for branch, texts in self._texts.items() if any(holds(one, text) for text in texts for one in said)
-                }
+            long = {branch: [text for text in texts if len(text) >= LONG] for branch, texts in self._texts.items()}
+            within = {branch for branch, texts in long.items() if any(text in one for text in texts for one in said)}
+            found = found or (within if within == {"cond"} else set())
         return found.pop() if len(found) == 1 else None
 
 
@@ -77,7 +78,7 @@ def settle(order: Sequence[str | None], said: Sequence[str | None]) -> tuple[str
     """
     if None not in order and all(branch == "cond" for branch in said):
         return ("cond",)
-    if len(said) % len(order) or is_told(order, said) or all(branch == "uncond" for branch in said):
+    if len(said) % len(order) or is_told(order, said):
         return tuple(order)
     size = len(said) // len(order)
     parts = [set(said[i * size : (i + 1) * size]) - {None} for i in range(len(order))]

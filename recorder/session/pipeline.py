@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.messages import option
+from ...schema.record import BRANCHES
 from ...schema.text import Text
 from ...schema.trace import Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
@@ -37,6 +38,8 @@ from ..text.readings import Stretch, Texts
 from .provenance import input_record, model_record, sampler_record
 from .run import Labels, Placed, Run
 
+PACKED_AXES: Final = 3
+"""Of a latent whose places are tokens."""
 TEXT: Final = "text"
 """The token group that a prompt's tokens are."""
 
@@ -78,11 +81,6 @@ class PipelineLabels(Labels):
             self._written = True
             return None  # the reference's own pass, whose features the next one reads
         denoiser = self.denoisers[root]
-        sequential = family_of(denoiser).sequential
-        if now is not None and not sequential:
-            if now.kept:
-                raise self._repeated()
-            now = None
         sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
         time = denoiser_argument(args, kwargs, 1, "timestep", "timesteps")
         if not isinstance(sample, (Tensor, list, tuple)) or time is None:
@@ -91,8 +89,15 @@ class PipelineLabels(Labels):
                 f"{root} ({type(denoiser).__name__}) was given {missing} that could be told from its arguments "
                 f"({', '.join(kwargs) or f'{len(args)} without names'}), so its batch and steps are not known; " + DECLARE
             )
+        said = self._rows.say(conditioning_of(args, kwargs), len(sample))
+        told = self._pass_name or (said[0] if said and len(set(said)) == 1 else None)
+        alone = self._is_alone(denoiser, told, now)
+        if now is not None and not alone:
+            if now.kept:
+                raise self._repeated()
+            now = None
         scene, scenes = read_scene(denoiser, self._canvases, args, kwargs)
-        order, rows = self._label_rows(args, kwargs, len(sample), now, sequential)
+        order, rows = self._label_rows(args, kwargs, len(sample), now, told, alone)
         branches = {row.branch for row in rows}
         if now is not None and (branches & now.branches or not branches):
             raise self._repeated()
@@ -102,17 +107,22 @@ class PipelineLabels(Labels):
         time = self._outbox.number(time.amax()) if isinstance(time, Tensor) else float(time)
         return Pass(rows=len(sample), order=order, labelled=rows, first=now is None, time=time, scene=scene, scenes=scenes, context=context)
 
+    def _is_alone(self, denoiser: nn.Module, told: str | None, now: Evaluation | None) -> bool:
+        """Whether each branch has a pass of its own, as is known of the family or shown by what this pass is `told` to be."""
+        another = now is not None and told in BRANCHES and told not in now.branches
+        return family_of(denoiser).sequential or self._pass_name in BRANCHES or told == "uncond" or another
+
     def _label_rows(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, now: Evaluation | None, sequential: bool
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, now: Evaluation | None, told: str | None, alone: bool
     ) -> tuple[tuple[str | None, ...], tuple[Row, ...]]:
-        said = self._rows.say(conditioning_of(args, kwargs), rows)
-        if not sequential:
-            order = settle(row_order(self._pipeline, self._arguments, kwargs.get("guidance") is not None), said or [None] * rows)
-            return order, self._rows.label(conditioning_of(args, kwargs), rows, order)
-        told = said[0] if said and len(set(said)) == 1 else None
-        branch = pass_branch(self._pass_name or told, 0 if now is None else len(now.passes))
+        conditioning = conditioning_of(args, kwargs)
+        if not alone:
+            said = self._rows.say(conditioning, rows) or [None] * rows
+            order = settle(row_order(self._pipeline, self._arguments, kwargs.get("guidance") is not None), said)
+            return order, self._rows.label(conditioning, rows, order)
+        branch = pass_branch(told, 0 if now is None else len(now.passes))
         if self._pass_name is None and branch is not None:
-            known = self._rows.label(conditioning_of(args, kwargs), rows, (branch,))
+            known = self._rows.label(conditioning, rows, (branch,))
             # Two branches with one prompt look alike; then only their order tells them apart.
             if known and not {row.branch for row in known} & (set() if now is None else now.branches):
                 return (branch,), known
@@ -136,7 +146,9 @@ class PipelineLabels(Labels):
             scheduler = self._pipeline.scheduler
             self.evaluations = evaluations_left(scheduler, scheduler_timestep(scheduler, this.read_time()))
             self.samples = 1 + max(row.sample for row in this.labelled)
-            if not any(family_of(denoiser).sequential for denoiser in self.denoisers.values()):
+            # Another pass may follow one that was told apart, and in a modular pipeline any.
+            apart = self._pass_name is not None or this.order == ("uncond",) or hasattr(self._pipeline, "blocks")
+            if not apart and not any(family_of(denoiser).sequential for denoiser in self.denoisers.values()):
                 self._check_branches({row.branch for row in this.labelled})
 
     def _check_branches(self, have: set[str]) -> None:
@@ -230,7 +242,7 @@ class PipelineLabels(Labels):
             yield
 
     def _name_pass(self, name: str | None) -> None:
-        self._pass_name = name
+        self._pass_name = None if name is None else name.removeprefix("pred_")  # as modular pipelines call it
 
     def _check_step(self, now: Evaluation | None, sample: Any) -> None:
         """Hold the batch of the evaluation that a scheduler's step follows against the latent that it steps."""
@@ -240,6 +252,12 @@ class PipelineLabels(Labels):
             expected = len(sample) * len(one.order)
             if one.kept and one.rows != expected:
                 raise unknown_batch(one.rows, f"{expected} for {expected // len(one.order)} images", one.order)
+            made = [part.tokens for part in one.scene.canvas if part.role == "self"]
+            if sample.ndim == PACKED_AXES and len(made) == 1 and made[0] != sample.shape[1]:
+                raise UnsupportedModel(
+                    f"{self._name} steps {sample.shape[1]} tokens, and {made[0]} of its denoiser's sequence were taken for the image being "
+                    f"made, so it is not known which they are; {DECLARE}"
+                )
         if sample.ndim in (IMAGE_AXES, VIDEO_AXES):
             self.latent_grid = (sample.shape[-2], sample.shape[-1])
 

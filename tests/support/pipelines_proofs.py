@@ -32,6 +32,7 @@ from pipelines_transformers import (
     HEADS,
     TEXT,
     WIDE,
+    flow_vae,
     flux,
     flux_transformer,
     kandinsky,
@@ -220,6 +221,25 @@ def vace(references: int = 1) -> Built:
     return quiet(WanVACEPipeline(transformer=transformer, **parts)), lambda: {**call(), "reference_images": images}
 
 
+class LongCatImagePipeline(diffusers.LongCatImagePipeline):
+    """Without the text encoder."""
+
+    def encode_prompt(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        return noise(1 if prompt == ["a man"] else 2, 1, TEXT, WIDE), torch.zeros(TEXT, 3)
+
+
+def longcat() -> Built:
+    """A pass for each branch, as its caches are named; the image's position ids say 1, where a text's say 0."""
+    torch.manual_seed(0)
+    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": DEPTH, "num_attention_heads": HEADS}
+    widths = {"joint_attention_dim": WIDE, "pooled_projection_dim": WIDE, "axes_dims_rope": [4, 4, 8]}
+    transformer = diffusers.LongCatImageTransformer2DModel(patch_size=1, in_channels=64, **sizes, **widths).eval()
+    parts = {"text_encoder": None, "tokenizer": None, "text_processor": None, "vae": flow_vae(16)}
+    pipeline = quiet(LongCatImagePipeline(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), **parts))
+    given = {"prompt": ["a man"], "negative_prompt": [""], "guidance_scale": 4.0, "enable_prompt_rewrite": False}
+    return pipeline, lambda: {**settings(), **given}
+
+
 def modular_flux() -> Built:
     """Flux of blocks, whose class says nothing of what it takes."""
     blocks, base = FluxAutoBlocks(), flux()
@@ -229,15 +249,15 @@ def modular_flux() -> Built:
     return quiet(pipeline), lambda: {**texts(guided=False), **settings(), "output": "images"}
 
 
-def modular_sdxl() -> Built:
-    """SDXL of blocks, without guidance."""
+def modular_sdxl(guided: bool = False) -> Built:
+    """SDXL of blocks, whose guider runs a pass for each branch."""
     from diffusers.guiders import ClassifierFreeGuidance
 
     blocks, (base, call) = StableDiffusionXLAutoBlocks(), sdxl()
     base.unload_ip_adapter()
     blocks.sub_blocks.pop("text_encoder")
     pipeline = blocks.init_pipeline()
-    pipeline.update_components(unet=base.unet, vae=base.vae, scheduler=base.scheduler, guider=ClassifierFreeGuidance(1.0, enabled=False))
+    pipeline.update_components(unet=base.unet, vae=base.vae, scheduler=base.scheduler, guider=ClassifierFreeGuidance(5.0, enabled=guided))
 
     def given() -> dict[str, Any]:
         arguments = call()
@@ -272,6 +292,8 @@ PROVEN: dict[str, Callable[[], Built]] = {
     "kontext-inpaint": kontext_inpaint,
     "klein-inpaint": klein_inpaint,
     "vace": vace,
+    "longcat": longcat,
     "modular-flux": modular_flux,
     "modular-sdxl": modular_sdxl,
+    "modular-guided": lambda: modular_sdxl(guided=True),
 }

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from memory import MemoryWriter, memory
-from pipelines_proofs import conditional_first, lumina, sana_sprint
+from pipelines_proofs import conditional_first, longcat, lumina, modular_sdxl, sana_sprint
 
 from i2am.recorder import record
 from i2am.recorder.labels.guidance import Inputs, leading_part, settle
@@ -17,6 +17,11 @@ from i2am.schema.errors import UnsupportedModel
 from pipelines import build
 
 __all__ = ["memory"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
+]
 
 PATH = Path("nowhere.zarr")
 
@@ -32,7 +37,6 @@ def test_a_batch_that_begins_with_cond(memory: type[MemoryWriter]) -> None:
     assert torch.equal(torch.from_numpy(memory.last.blocks[0, 0, "uncond", 0]["key"]), uncond)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 @pytest.mark.parametrize("family", ["text", "text-two", "sdxl", "inpaint"])
 def test_inputs_agree_with_the_expected_order(family: str, memory: type[MemoryWriter], monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*_: object) -> tuple[str, ...]:
@@ -63,11 +67,32 @@ def test_guidance_that_is_an_input_makes_no_guided_batch(samples: int, memory: t
     assert {branch for _, _, branch, _ in memory.last.blocks} == {"cond"}
 
 
+@pytest.mark.parametrize("branches", ["cond", "uncond", "both"])
+def test_passes_of_one_branch_are_told_by_their_inputs(branches: str, memory: type[MemoryWriter]) -> None:
+    pipeline, call = modular_sdxl(guided=True)
+    record(pipeline, PATH, layers="*mid_block*0.attn2", branches=branches, encoding="factors", **call())
+    assert {branch for _, _, branch, _ in memory.last.blocks} == ({branches} if branches != "both" else {"cond", "uncond"})
+    attention = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    for (_, _, branch, _), blocks in memory.last.blocks.items():
+        with torch.no_grad():
+            key = attention.to_k(call()["prompt_embeds" if branch == "cond" else "negative_prompt_embeds"])
+        assert torch.equal(torch.from_numpy(blocks["key"]), key[0].unflatten(1, (4, -1)).transpose(0, 1))
+
+
+@pytest.mark.parametrize("branches", ["cond", "uncond", "both"])
+def test_passes_of_one_branch_are_told_by_their_names(branches: str, memory: type[MemoryWriter]) -> None:
+    pipeline, call = longcat()
+    record(pipeline, PATH, branches=branches, **call())
+    assert [branch for layer, _, branch, step in memory.last.blocks if layer == step == 0] == (
+        [branches] if branches != "both" else ["cond", "uncond"]
+    )
+
+
 def test_texts_tell_where_no_embeddings_were_given() -> None:
     said = {0: ["a bad picture"], 1: ["A cat "], 2: ["You draw: a cat on a mat"], 3: [], 4: ["a <cat>"], 5: ["bad"]}
     inputs = Inputs({"prompt": "a cat", "negative_prompt": "bad"}, lambda vectors: said[int(vectors[0, 0])])
     rows = torch.arange(6).reshape(6, 1, 1)
-    assert [inputs.branch([rows], row) for row in range(6)] == ["uncond", "cond", "cond", None, None, "uncond"]
+    assert [inputs.branch([rows], row) for row in range(6)] == [None, "cond", "cond", None, None, "uncond"]
     within = Inputs(
         {"prompt": "a dog in rain", "negative_prompt": "rain"}, lambda vectors: [["rain"], ["a dog in rain"]][int(vectors[0, 0])]
     )
@@ -86,7 +111,6 @@ def test_rows_settle_the_order_of_parts() -> None:
     assert settle(("uncond", "cond"), [None, None, None, "uncond"]) == ("cond", "uncond")
     assert settle(("cond", None, "uncond"), ["cond", "uncond", "uncond"]) == ("cond", None, "uncond")
     assert settle(("uncond", "cond"), ["cond", "cond", "cond"]) == ("cond",)
-    assert settle(("uncond", "cond"), ["uncond", "uncond"]) == ("uncond", "cond")  # a prompt that says what is not wanted
     assert settle(("uncond", "cond", None), ["uncond", "cond", "cond"]) == ("uncond", "cond", None)
     with pytest.raises(UnsupportedModel, match=r"in some order.*denoisers="):
         settle(("uncond", "cond"), ["cond", "uncond", None, "cond"])

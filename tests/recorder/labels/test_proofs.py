@@ -38,10 +38,12 @@ EXPECTED: dict[str, tuple[tuple[str, int, tuple[int, int] | None, str | None], .
     "kontext-inpaint": (("reference", 128, (8, 16), "reference"),),
     "klein-inpaint": (("reference_0", 1024, (32, 32), "reference_0"), ("reference_1", 768, (16, 48), "reference_1")),
     "vace": (WORDS,),
+    "longcat": (WORDS,),
     "modular-flux": (WORDS,),
+    "modular-guided": (("text", 7, None, None),),
     "modular-sdxl": (("text", 7, None, None),),
 }
-LAYERS = {"aura-flow": 2, "fibo": 2, "vace": 2}
+LAYERS = {"aura-flow": 2, "fibo": 2, "vace": 2, "longcat": 2}
 """Where blocks of one kind were once left out."""
 
 
