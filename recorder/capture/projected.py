@@ -6,6 +6,7 @@ so that a norm, a rotation, a bias, a mask or a scale of its own is noticed and 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any, Final
@@ -122,13 +123,14 @@ class Factors:
             seen = scores.detach().reshape(rows, heads, places, tokens)
             through = share_heads(key.detach().transpose(0, 1), heads).transpose(0, 1).float() * (shown[:, 0, 0] * signs)[:, None, :, None]
             made = (query.detach().float() @ through.sum(2)[..., None])[..., 0] * scale
-            for row in range(rows):
-                for head in range(0, heads, step := max(1, BLOCK // (places * tokens))):
-                    part = seen[row, head : head + step].float()
-                    hidden = ((part > HIDDEN) != shown[row]).any()
+            most = made.abs().amax().clamp(min=tokens**0.5) * agreement(query, scores)
+            step = max(1, BLOCK // (places * tokens))
+            for row, head in itertools.product(range(rows), range(0, heads, step)):
+                part = seen[row, head : head + step].float()
+                if mask is not None:
+                    self._doubt(((part > HIDDEN) != shown[row]).any())
                     part = part.masked_fill(~shown[row], 0)
-                    most = part.abs().amax().clamp(min=1) * agreement(query, scores) * tokens**0.5
-                    self._doubt(hidden | (((part @ signs) - made[row, head : head + step]).abs() > most).any())
+                self._doubt(~(((part @ signs) - made[row, head : head + step]).abs() <= most).all())  # a score of -inf is not a number
         self._seen = True
 
     def check_output(self, output: Any, entered: Any) -> None:
