@@ -16,8 +16,8 @@ from ...schema.errors import UnsupportedModel
 from ...schema.messages import option
 from ..encoding.scores import default_scale
 from .call import Call, Listener
-from .mode import Mode
-from .modules import is_muted, is_self_attention, is_single_stream, strip
+from .mode import Census, Mode
+from .modules import is_muted, is_self_attention, is_single_stream, other_attention, strip
 from .origins import FollowingMode
 from .projected import Factors, projects_attention
 from .projections import Projections
@@ -56,6 +56,18 @@ class Capture:
         self.factors = Factors()
         """Of modules that multiply matrices themselves."""
         self._calls: list[str] = []
+        self._census = Census()
+
+    @property
+    def left_out(self) -> list[str]:
+        """What attention of other modules reads, beside the places of an image or the frames of a video among themselves."""
+        said = []
+        for path, (rows, queries, keys) in sorted(self._census.found.items()):
+            _, around = self._grid(queries, path)
+            area = 0 if around is None else around[0] * around[1]
+            if queries != keys or (0 < area < queries and rows % area):
+                said.append(f"{path} attends from {queries} tokens to {keys}")
+        return said
 
     def __enter__(self) -> Capture:
         for name, root in self._roots.items():
@@ -65,12 +77,17 @@ class Capture:
                 self._watch_resampler(path, adapter, module)
             else:
                 self._watch_attention(path, module)
+        for name, root in self._roots.items() if not self._outside else ():
+            for path, module in other_attention(name, root).items():
+                self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
+                self._handles += self._census.hooks(path, module, lambda: self._wanted and not self._entered)
         return self
 
     def __exit__(self, *exc: object) -> None:
         # torch runs no hook for a KeyboardInterrupt, so the mode may still be on.
         while self._entered:
             self._leave_mode()
+        self._census.close()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -97,7 +114,8 @@ class Capture:
             self._listener.end(name)
 
         self._handles.append(root.register_forward_hook(end))
-        ancestors = {above for path in self._modules for above in _ancestors(path)}
+        others = () if self._outside else other_attention(name, root)
+        ancestors = {above for path in (*self._modules, *others) for above in _ancestors(path)}
         for path, module in ((f"{name}.{strip(inner)}".rstrip("."), module) for inner, module in root.named_modules()):
             if path in ancestors:
                 self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
@@ -221,9 +239,10 @@ class Capture:
         )
         self._listener.hear(call)
 
-    def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    def _grid(self, positions: int, path: str = "") -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
-        shapes = (self._shapes.get(path) for path in (self._path, *_ancestors(self._path)))
+        path = path or self._path
+        shapes = (self._shapes.get(above) for above in (path, *_ancestors(path)))
         around = next((shape for shape in shapes if shape is not None), None)
         return (around if around is not None and around[0] * around[1] == positions else None), around
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from .resampler import resampler_of
 
+ATTENTION: Final = ("Attention", "Attn")
+"""What the names of classes hold whose modules attend."""
 ROOTS: Final = ("unet", "transformer", "transformer_2")
 """Attributes of a pipeline that hold a denoiser."""
 
@@ -42,6 +44,23 @@ def _streams(denoiser: nn.Module) -> set[str]:
         return set()
     blocks = {name.rpartition(".")[0] for name in crossing}
     return {name for name, module in found.items() if is_self_attention(module) and name.rpartition(".")[0] not in blocks}
+
+
+def other_attention(name: str, root: nn.Module) -> dict[str, nn.Module]:
+    """Modules under a denoiser that seem to attend and are none of `attention_modules`, by path."""
+    every = {f"{name}.{strip(path)}": module for path, module in root.named_modules() if path}
+    streams = {f"{name}.{strip(path)}" for path in _streams(root)}
+    known = {path for path, module in every.items() if is_cross_attention(module) or path in streams or resampler_of(path) is not None}
+    seem = [path for path, module in every.items() if any(word in type(module).__name__ for word in ATTENTION)]
+    inside = {path.rpartition(".")[0] for path in (*seem, *known)}
+    inside = {path for inner in inside for path in _above(inner)}
+    return {path: every[path] for path in seem if path not in known | inside and known.isdisjoint(_above(path))}
+
+
+def _above(path: str) -> list[str]:
+    """A path and those of what it lies in."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def reads_features(pipeline: Any) -> bool:

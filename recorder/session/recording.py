@@ -20,7 +20,6 @@ from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
 from ..capture.modules import denoisers, reads_features
-from ..capture.projected import Factors
 from ..capture.wrapping import replaced
 from ..families import family_of
 from ..images.pictures import Picture, Window, generated_pictures
@@ -40,6 +39,7 @@ DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evalua
 OPTIONS: Final = frozenset(one.name for one in fields(Options))
 OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, "
 TRUSTED: Final = "on trust"
+LEFT_OUT: Final = "attention of {count} other modules reads more than the image itself and is left out, such as {example}"
 SAMPLED: Final = "as its output at one query of each row in every call shows"
 
 
@@ -124,7 +124,7 @@ class Recording:
         self._run = None if self._declared is None else Run(self._declared, path, options, self._provenance)
         self._generated: list[Picture] = []
         self._notes: list[str] = []
-        self._factors: Factors | None = None
+        self._capture: Capture | None = None
         self._running = False
         self._restore = ExitStack()
 
@@ -194,8 +194,11 @@ class Recording:
             refuse_pipeline(self._model, self._options.keys)
 
     def _provenance(self) -> dict[str, JSON]:
-        own = [(self._factors.unproven, TRUSTED), (self._factors.sampled, SAMPLED)] if self._factors is not None else []
+        factors = self._capture.factors if self._capture is not None else None
+        own = [(factors.unproven, TRUSTED), (factors.sampled, SAMPLED)] if factors is not None else []
         trusted = [f"{path} {OWN_KERNEL}{why}" for paths, why in own for path in sorted(paths)]
+        gone = self._capture.left_out if self._capture is not None else []
+        trusted += [LEFT_OUT.format(count=len(gone), example=gone[0])] if gone else []
         notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
         return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
 
@@ -205,7 +208,7 @@ class Recording:
         labels = run.labels
         joins = self._declared is None and reads_features(self._model)
         capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins)
-        self._factors = capture.factors
+        self._capture = capture
         bar = progress_bar(self.path, self._options.progress, self._model)
         try:
             with uncompiled(labels.given), bar as run.progress, capture:
