@@ -107,6 +107,8 @@ class Scene:
     """Frames that stand in the rows of the denoiser's batch."""
     leading: Canvas = ()
     """What the denoiser puts before the text that it is given."""
+    further: tuple[int, ...] = ()
+    """Tokens of further texts that it is given."""
 
     @property
     def context(self) -> int:
@@ -176,6 +178,12 @@ def _context_groups(start: int, stop: int, context: Context, scene: Scene) -> li
         return [*groups, TokenGroup("text", "text", start, stop)]
     if context.role != "text":
         return [replace(group, image=only) for group in _encoded_groups(["reference"], start, stop, context)]
+    given = (scene.text, *scene.further)
+    if scene.text and stop - start not in (*given, sum(given)):
+        raise UnsupportedModel(
+            f"the denoiser is given {' and '.join(map(str, given))} tokens of text, and its attention reads {stop - start} beside the "
+            f"image, so it is not known what the others are; leave the modules out through {option('layers')}"
+        )
     longest, grid = context.family.longest_text, context.family.appended_grid
     if longest is None or stop - start <= longest:
         return [TokenGroup("text", "text", start, stop)]

@@ -13,6 +13,8 @@ from pipelines_transformers import TEXT
 from spied import Spy, check_factors
 
 from i2am.recorder import record
+from i2am.recorder.capture.call import Call
+from i2am.recorder.labels.tokens import Context, Scene, token_groups
 from i2am.schema.errors import UnsupportedModel
 from pipelines import picture
 
@@ -128,3 +130,14 @@ def test_key_heads_that_several_query_heads_share(memory: type[MemoryWriter]) ->
     query, key, _ = spy.calls[layer.path][0][0]
     check_factors(memory.last.blocks[0, 0, "cond", 0], layer, query[0], key[0], key[0])
     assert torch.equal(key[0, 0], key[0, 1])
+
+
+def test_tokens_beside_the_text_that_nobody_gave_are_no_text() -> None:
+    shape = torch.zeros(1, 2, 12, 4)
+    call = Call(path="unet.attn2", projection="to_v", query=torch.zeros(1, 2, 6, 4), key=shape, scale=1.0)
+    context = Context("text", None, (), ())
+    for scene in (Scene(text=12), Scene(text=5, further=(7,)), Scene(text=5, further=(12,)), Scene()):
+        assert [(group.name, group.tokens) for group in token_groups(call, context, scene)] == [("text", 12)]
+    # I2VGenXL's U-Net puts an image's tokens behind the text by itself.
+    with pytest.raises(UnsupportedModel, match=r"given 5 tokens of text, and its attention reads 12 beside the image.*layers="):
+        token_groups(call, context, Scene(text=5))
