@@ -78,7 +78,7 @@ def estimate(spec: Spec) -> Estimate:
     options = Options(**spec.options)
     check_call(spec, find_class(spec.pipeline, "pipeline"))
     pipeline = build_skeleton(spec)
-    refuse_pipeline(pipeline, options.keys)
+    refuse_pipeline(pipeline, options.keys, appended=bool(spec.tokens) and family_of(pipeline).longest_text is not None)
     evaluations = count_evaluations(pipeline, spec)
     inputs = denoiser_inputs(pipeline, spec)
     latent = inputs.get("sample", inputs.get("hidden_states"))
