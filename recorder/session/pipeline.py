@@ -25,11 +25,19 @@ from ..labels.frames import VIDEO_AXES, whole_video
 from ..labels.grids import IMAGE_AXES, Canvases
 from ..labels.guidance import Inputs, Outputs, settle
 from ..labels.layers import Sites
-from ..labels.passes import Evaluation, Pass, named_passes, pass_branch, rows_of_call
+from ..labels.passes import (
+    Evaluation,
+    Pass,
+    evaluations_left,
+    named_passes,
+    noise_level,
+    pass_branch,
+    rows_of_call,
+    scheduler_timestep,
+)
 from ..labels.refusals import hidden_attention
 from ..labels.rows import DECLARE, Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
 from ..labels.scenes import read_scene
-from ..labels.schedule import evaluations_left, noise_level, scheduler_timestep
 from ..labels.tokens import Context, context_role, is_appended
 from ..plan.options import Options, read_probes, select_layers
 from ..probes.encoding import Probing
