@@ -24,8 +24,8 @@ MASKS: Final = ("mask", "attn_mask", "attention_mask")
 NORMS: Final = ("q_norm", "k_norm", "norm_q", "norm_k")
 """Children that change what projections made before it is multiplied."""
 HIDDEN: Final = -9e3
-AGREEMENT: Final = {torch.float32: 2**-10, torch.float64: 2**-10}
-"""Greatest difference between a module's numbers and ours, as a share of the largest, by what its projections make."""
+AGREEMENT: Final = {torch.float32: 2**-9, torch.float64: 2**-9}
+"""Greatest difference between a module's numbers and ours, as a share of the largest, by what its projections make; TF32 is float32."""
 COARSE: Final = 2**-6
 """The same in half precision."""
 OTHER: Final = "takes its softmax of other scores than to_q, to_k and scale make (a norm, a rotation or a bias between, a mask)"

@@ -42,11 +42,13 @@ Printed by `python tests/support/pipelines_table.py > docs/pipelines.md`; a test
 The rows of `recorder/families.py`; the first that matches a pipeline's class, or one of its bases, counts, and an empty cell is as in the
 last row. A row says what is expected; labels are proven from the run's own values, position ids and shapes wherever these can tell.
 
-- **guidance**: parts of the denoiser's batch, in order; `other` is neither branch.
+- **guidance**: parts of the denoiser's batch, in order; `other` is neither branch. The rows' own inputs, the embeddings or prompts that the
+  call was given, count before it; and what the scheduler is given must lead from uncond to cond, or the run is refused.
 - **reference**: where the denoiser meets it; `none` holds unless an IP-Adapter, or keys of the denoiser's own, read it.
 - **encoded of it**: the part that token grids cover.
 - **frames**: axis of the sample that holds them, where each frame is a row of the denoiser's batch.
 - **IP-Adapters**: how many, and where their image encoder comes from.
+- **left out**: attention that nothing listens to and that reads more than the image itself is counted in `provenance.notes`.
 - **dry run**: what makes the shapes of the denoiser's inputs; without it only those of plain UNets are known.
 """
 HEADINGS: tuple[tuple[str, Callable[[Family], str]], ...] = (

@@ -14,6 +14,7 @@ from outside_models import CONTEXT, HEADS, UNET, EinsumAttention, sample, super_
 from torch import Tensor, nn
 
 from i2am.recorder import recording
+from i2am.recorder.capture.projected import Factors
 from i2am.schema.errors import UnsupportedModel
 
 __all__ = ["memory"]
@@ -200,3 +201,13 @@ def test_rounding_is_no_difference(kind: str, hidden: bool, memory: type[MemoryW
             with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
                 model(x, t, context)
     assert len(memory.last.commits) == 20
+
+
+def test_a_device_is_asked_once_a_pass_and_before_the_step_counts(memory: type[MemoryWriter], monkeypatch: pytest.MonkeyPatch) -> None:
+    def later(self: Factors, far: Tensor) -> None:  # as it is where asking makes the model wait
+        self._far[self._path] = far | self._far.get(self._path, torch.tensor(False))
+
+    monkeypatch.setattr(Factors, "_doubt", later)
+    with pytest.raises(UnsupportedModel, match=r"attn2 multiplies matrices itself and takes its softmax of other scores"):
+        record(lambda: Own(CHANGES["a mask from the last step on"]))
+    assert len(memory.last.commits) == STEPS - 1
