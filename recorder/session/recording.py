@@ -200,7 +200,8 @@ class Recording:
         gone = self._capture.left_out if self._capture is not None else []
         trusted += [LEFT_OUT.format(count=len(gone), example=gone[0])] if gone else []
         notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
-        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
+        unproven: JSON = {why: sorted(paths) for paths, why in own if paths}
+        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes, "unproven": unproven}
 
     @contextmanager
     def _listening(self, run: Run) -> Iterator[Capture]:
