@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +19,13 @@ from ...schema.record import JSON
 from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
-from ..capture.modules import denoisers
+from ..capture.modules import denoisers, reads_features
 from ..capture.wrapping import replaced
+from ..families import family_of
 from ..images.pictures import Picture, Window, generated_pictures
 from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments
+from ..labels.tokens import is_appended
 from ..outside.declaration import Declaration, declare
 from ..plan.options import Options
 from .declared import DeclaredLabels
@@ -33,7 +36,11 @@ from .run import Run
 
 DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
 """What is said of a model that is no pipeline."""
-OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, on trust"
+OPTIONS: Final = frozenset(one.name for one in fields(Options))
+OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, "
+TRUSTED: Final = "on trust"
+LEFT_OUT: Final = "attention of {count} other modules reads more than the image itself and is left out, such as {example}"
+SAMPLED: Final = "as its output at one query of each row in every call shows"
 
 
 def record(
@@ -85,8 +92,21 @@ def record(
     options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
     options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes)
+    _refuse_clash(pipeline, options)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
+
+
+def _refuse_clash(pipeline: Any, options: Options) -> None:
+    """Raise InvalidInput if the pipeline's call takes an argument under the name of an option that is given, or must be."""
+    usual, name = Options(), type(pipeline).__name__
+    for parameter in inspect.signature(type(pipeline).__call__).parameters.values():
+        taken = parameter.name in OPTIONS
+        if taken and (parameter.default is parameter.empty or getattr(options, parameter.name) != getattr(usual, parameter.name)):
+            raise InvalidInput(
+                f"{name} takes an argument {parameter.name}, and record() has an option of that name; keep them apart with "
+                f"`with recording(pipeline, path, ...): pipeline({parameter.name}=...)`"
+            )
 
 
 def recording(model: Any, path: str | PathLike[str], **options: Any) -> Recording:
@@ -123,7 +143,7 @@ class Recording:
         self._run = None if self._declared is None else Run(self._declared, path, options, self._provenance)
         self._generated: list[Picture] = []
         self._notes: list[str] = []
-        self._unproven: set[str] = set()
+        self._capture: Capture | None = None
         self._running = False
         self._restore = ExitStack()
 
@@ -189,19 +209,26 @@ class Recording:
                 f"{type(self._model).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
                 'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
             )
-        refuse_pipeline(self._model, self._options.keys)
+        if family_of(self._model).longest_text is None:
+            refuse_pipeline(self._model, self._options.keys)
 
     def _provenance(self) -> dict[str, JSON]:
-        trusted = [f"{path} {OWN_KERNEL}" for path in sorted(self._unproven)]
+        factors = self._capture.factors if self._capture is not None else None
+        own = [(factors.unproven, TRUSTED), (factors.sampled, SAMPLED)] if factors is not None else []
+        trusted = [f"{path} {OWN_KERNEL}{why}" for paths, why in own for path in sorted(paths)]
+        gone = self._capture.left_out if self._capture is not None else []
+        trusted += [LEFT_OUT.format(count=len(gone), example=gone[0])] if gone else []
         notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
-        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
+        unproven: JSON = {why: sorted(paths) for paths, why in own if paths}
+        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes, "unproven": unproven}
 
     @contextmanager
     def _listening(self, run: Run) -> Iterator[Capture]:
         """All that the denoisers attend to is heard by `run`; what stops it leaves what is whole."""
         labels = run.labels
-        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None)
-        self._unproven = capture.factors.unproven
+        joins = self._declared is None and reads_features(self._model)
+        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins)
+        self._capture = capture
         bar = progress_bar(self.path, self._options.progress, self._model)
         try:
             with uncompiled(labels.given), bar as run.progress, capture:
@@ -231,6 +258,9 @@ class Recording:
 
     def _record(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = bind_arguments(original, self._model, args, kwargs)
+        # A reference behind the text is among what the call is given.
+        appended = is_appended(family_of(self._model), arguments, self._options.reference_image is not None)
+        refuse_pipeline(self._model, self._options.keys, appended)
         labels = PipelineLabels(self._model, self._options, arguments)
         run = self._run = Run(labels, self.path, self._options, self._provenance)
         self._running = True
