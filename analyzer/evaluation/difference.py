@@ -20,7 +20,7 @@ from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import correlation
-from ..output.figures import compose, draw, show, stack
+from ..output.figures import compose, draw, limits_of, show, stack
 from ..output.files import Output, save
 from ..output.illustration import picture, provenance
 from ..trace.reader import Trace
@@ -118,10 +118,16 @@ def draw_difference(found: Difference) -> Image:
         if maps.dims[-1] == "token":
             continue
         pictures = [picture(trace, MapFacts.of(maps).image) for trace in (found.first, found.second)]
-        tiles = [draw(maps[i], pictures[i]) for i in range(2)] + [draw(maps[2], pictures[1], "difference")]
+        low, high = both = limits_of(maps[:2])
+        tiles = [draw(maps[i], pictures[i], limits=both) for i in range(2)] + [draw(maps[2], pictures[1], "difference")]
         most = float(np.abs(maps[2]).max())
         columns = 1 if "frame" in maps.dims else 3  # the frames of a video are a strip of their own
-        rows.append((MEANING[name], compose(tiles, columns, ["first", "second", f"second - first, up to {most:.2g}"])))
+        rows.append(
+            (
+                MEANING[name],
+                compose(tiles, columns, [f"first, {low:.2g} to {high:.2g}", "second, as the first", f"second - first, up to {most:.2g}"]),
+            )
+        )
     generated = [picture(trace, f"generated_{MapFacts.of(found.maps['r2g']).sample}") for trace in (found.first, found.second)]
     shown = [show(pixels) for pixels in generated if pixels is not None and pixels.ndim == 3]
     top = [("Generated", compose(shown, 2, ["first", "second"]))] if len(shown) == 2 else []

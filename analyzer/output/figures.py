@@ -98,19 +98,26 @@ def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
 
 
 def draw(
-    map: xr.DataArray, picture: Pixels | None, style: str = "viridis", marks: Sequence[Mark] = (), scale: Scale | None = None
+    map: xr.DataArray,
+    picture: Pixels | None,
+    style: str = "viridis",
+    marks: Sequence[Mark] = (),
+    scale: Scale | None = None,
+    limits: Limits | None = None,
 ) -> Image.Image:
     """A map with any kept axes: one overlay, a strip along one axis, or a grid whose columns are the last kept axis.
 
-    With a shared scale one colour is one value in every tile; with their own, as in the papers' figures, colours compare places within
-    a tile. None leaves it to the style. A tile of which nothing was recorded (layers differ in heads) is grey, and one that is constant
-    says so. Frames of a video lie over the picture's own frames, and where nothing else is kept they are set like words, line after line.
+    With a shared scale one colour is one value in every tile, and in other drawings of the same `limits`; with their own, as in the
+    papers' figures, colours compare places within a tile. None leaves it to the style. A tile of which nothing was recorded (layers
+    differ in heads) is grey, and one that is constant says so. Frames of a video lie over the picture's own frames, and where nothing
+    else is kept they are set like words, line after line.
 
     Dims     map (..., row, column); picture ([frame,] y, x, channel)
     """
     kept, shared = map.dims[:-2], (scale or find_style(style).scale) == "shared"
     map = map.load()
-    limits = limits_of(map, style) if shared and map.ndim > 1 else None
+    if limits is None and shared and map.ndim > 1:
+        limits = limits_of(map, style)
     if not kept:
         return overlay(map, picture, style, marks, limits)
     columns, names = map.sizes[kept[-1]], {dim: axis_names(map, dim) for dim in kept}

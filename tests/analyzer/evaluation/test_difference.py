@@ -13,6 +13,7 @@ from PIL import Image
 from i2am.analyzer import g2r, judge, open_trace, r2g
 from i2am.analyzer.cli.commands.diagnosis import write_difference
 from i2am.analyzer.cli.main import run
+from i2am.analyzer.evaluation import difference
 from i2am.analyzer.evaluation.difference import differ, draw_difference
 from i2am.analyzer.metrics.placement import place_signed
 from i2am.analyzer.numerics.resize import resize
@@ -159,3 +160,13 @@ def test_bad_input_is_one_line(
     assert run(["diff", *(str(trace.path) for trace in two), *more]) == code
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
+
+
+def test_both_recordings_are_drawn_on_one_scale(two: tuple[Trace, Trace], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    plain_draw = difference.draw
+    monkeypatch.setattr(difference, "draw", lambda *which, limits=None: (given.append(limits), plain_draw(*which, limits=limits))[1])
+    found = differ(*two)
+    draw_difference(found)
+    maps = found.maps["r2g"][:2]
+    assert given[:3] == [(float(maps.min()), float(maps.max()))] * 2 + [None]
