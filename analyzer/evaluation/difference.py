@@ -122,12 +122,8 @@ def draw_difference(found: Difference) -> Image:
         tiles = [draw(maps[i], pictures[i], limits=both) for i in range(2)] + [draw(maps[2], pictures[1], "difference")]
         most = float(np.abs(maps[2]).max())
         columns = 1 if "frame" in maps.dims else 3  # the frames of a video are a strip of their own
-        rows.append(
-            (
-                MEANING[name],
-                compose(tiles, columns, [f"first, {low:.2g} to {high:.2g}", "second, as the first", f"second - first, up to {most:.2g}"]),
-            )
-        )
+        captions = [f"first, {low:.2g} to {high:.2g}", "second, as the first", f"second - first, up to {most:.2g}"]
+        rows.append((MEANING[name], compose(tiles, columns, captions)))
     generated = [picture(trace, f"generated_{MapFacts.of(found.maps['r2g']).sample}") for trace in (found.first, found.second)]
     shown = [show(pixels) for pixels in generated if pixels is not None and pixels.ndim == 3]
     top = [("Generated", compose(shown, 2, ["first", "second"]))] if len(shown) == 2 else []
