@@ -4,7 +4,6 @@ torchrun or `accelerate launch` started."""
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import os
 import sys
@@ -25,8 +24,9 @@ from ..dryrun.estimate import Estimate, estimate
 from ..plan.budget import check_budget, encoded, free_bytes, weigh
 from ..plan.options import Options, parse_bytes
 from ..session.recording import recording
+from ..specs.arguments import arguments_of
 from ..specs.loading import RECORDER_IMAGES, check_call, explained, find_class, load_pipeline, run_arguments
-from ..specs.manifest import Arguments, Manifest, Row, check_columns, row_spec
+from ..specs.manifest import Manifest, Row, check_columns, row_spec
 from ..specs.spec import Spec
 from ..store.files import check_output, read_record
 
@@ -174,14 +174,6 @@ def record_spec(pipeline: Any, spec: Spec, path: Path, *, overwrite: bool, facts
         pipeline(**arguments)
     assert made.trace is not None
     return made.trace
-
-
-def arguments_of(cls: Any) -> Arguments:
-    """What a pipeline's call takes, and which of it as text."""
-    parameters = list(inspect.signature(cls.__call__).parameters.values())[1:]
-    named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    texts = frozenset(p.name for p in named if "str" in str(p.annotation))
-    return Arguments(frozenset(p.name for p in named), texts, len(named) < len(parameters))
 
 
 def _looked_up(job: Job, overwrite: bool) -> Job:

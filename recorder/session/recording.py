@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments
 from ..outside.declaration import Declaration, declare
 from ..plan.options import Options
+from ..specs.arguments import check_arguments
 from .declared import DeclaredLabels
 from .guard import interrupt, progress_bar, terminated, uncompiled, warn_of_losses
 from .pipeline import PipelineLabels
@@ -66,6 +67,8 @@ def record(
     options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
     options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes)
+    changed = [field.name for field in fields(Options) if getattr(options, field.name) is not field.default]
+    check_arguments(pipeline, call, [field.name for field in fields(Options)], changed)
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
 

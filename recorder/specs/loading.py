@@ -18,6 +18,7 @@ import transformers
 from ...schema.errors import InvalidInput, TraceError
 from ...schema.messages import guess
 from ..families import family_of
+from .arguments import arguments_of
 from .spec import Adapter, Images, Spec, check_keys
 
 RECORDER_IMAGES = ("reference_mask", "reference_image")
@@ -86,19 +87,17 @@ def find_class(name: str, kind: str) -> Any:
 
 def check_call(spec: Spec, cls: Any) -> None:
     """Raise InvalidInput for an argument or an image that the pipeline's call does not take, or one that it needs and is not given."""
-    parameters = list(inspect.signature(cls.__call__).parameters.values())[1:]
-    names = {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    if len(names) == len(parameters):  # no **kwargs
-        check_keys(spec.path.name, "call", spec.call, names)
-        check_keys(spec.path.name, "images", spec.images, names | set(RECORDER_IMAGES))
+    known = arguments_of(cls)
+    if not known.any_name:
+        check_keys(spec.path.name, "call", spec.call, known.names)
+        check_keys(spec.path.name, "images", spec.images, {*known.names, *RECORDER_IMAGES})
     if spec.adapters and not hasattr(cls, "load_ip_adapter"):
         raise InvalidInput(f"{spec.pipeline} takes no IP-Adapters; remove [[adapters]] from {spec.path.name}")
     if len(spec.adapters) > 1 and family_of(cls).one_adapter:
         raise InvalidInput(f"{spec.pipeline} takes one IP-Adapter; {spec.path.name} has {len(spec.adapters)} [[adapters]]")
     if twice := sorted(set(spec.call) & set(spec.images)):
         raise InvalidInput(f"{spec.path.name}: {twice[0]} stands both in [call] and in [images]")
-    given = {*spec.call, *spec.images}
-    if missing := [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name in names and p.name not in given]:
+    if missing := [name for name in known.needed if name not in {*spec.call, *spec.images}]:
         raise InvalidInput(f"{spec.path.name}: {cls.__name__} needs {missing[0]}; give it in [call], or in [images] if it is an image")
 
 
