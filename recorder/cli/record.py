@@ -18,7 +18,7 @@ from ..plan.budget import free_bytes
 from ..plan.options import Options
 from ..specs.manifest import read_manifest
 from ..specs.spec import OPTIONS, Spec, read_probe_file, read_spec
-from ..store.files import check_output
+from ..store.files import check_local, check_output
 
 if TYPE_CHECKING:
     from ..dryrun.estimate import Estimate
@@ -66,6 +66,8 @@ def record_command(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o'; say where the trace goes, or ask for --dry-run.")
+    if output is not None:
+        check_local(output)
     chosen = with_options(read_spec(spec), options)
     if manifest is not None:
         _record_rows(chosen, manifest, output, dry_run, as_json, overwrite)

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Final
 
 from ...schema.errors import InvalidInput, UnsupportedModel
-from ...schema.messages import refuse_taken
 from ...schema.record import JSON
 from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
@@ -26,6 +25,7 @@ from ..labels.rows import bind_arguments
 from ..outside.declaration import Declaration, declare
 from ..plan.options import Options
 from ..specs.arguments import check_arguments
+from ..store.files import check_output
 from .declared import DeclaredLabels
 from .guard import interrupt, progress_bar, terminated, uncompiled, warn_of_losses
 from .pipeline import PipelineLabels
@@ -136,7 +136,7 @@ class Recording:
         return self._declared, self._run
 
     def __enter__(self) -> Recording:
-        refuse_taken(self.path, self._options.overwrite)
+        check_output(self.path, self._options.overwrite)
         refuse_hijack()
         if self._declared is None:
             self._check_pipeline()

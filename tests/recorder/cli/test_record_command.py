@@ -18,6 +18,7 @@ from repository import ROOT
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from i2am.recorder import record, recording
 from i2am.recorder.cli.record import record_command
 from i2am.recorder.plan.budget import free_bytes
 from i2am.recorder.specs.loading import find_class, load_pipeline
@@ -26,7 +27,7 @@ from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, NoSpac
 from i2am.schema.layout import layout
 from i2am.schema.messages import size_text
 from i2am.schema.trace import TraceRecord
-from pipelines import WIDTH, adapter_weights, paint_by_example, picture, square_mask, stable_diffusion, vision
+from pipelines import WIDTH, adapter_weights, paint_by_example, picture, square_mask, stable_diffusion, text_to_image, vision
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -313,6 +314,25 @@ def test_refusals_come_before_the_model_is_loaded(paint: Path, tmp_path: Path, m
     for arguments in (("--dry-run",), ("-o", tmp_path / "new.zarr")):
         with pytest.raises(MissingExtra, match=r'needs diffusers, which is not installed; install it: pip install "i2am\[record\]"'):
             run(paint / "spec.toml", *arguments)
+
+
+def test_addresses_and_names_that_no_file_system_takes(paint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipeline, _ = text_to_image()
+    manifest = ("--manifest", paint / "rows.csv")
+    (paint / "rows.csv").write_text("name,seed\na,1\n")
+    for address in ("s3://bucket/x.zarr", "gs://bucket/x.zarr", "file:///tmp/x.zarr", "abfs://a@b/c.zarr", "https://host/x.zarr"):
+        for arguments in ((), ("--overwrite",), ("--dry-run",), manifest, (*manifest, "--dry-run")):
+            with pytest.raises(InvalidInput, match=f"{address.replace('///', '//')} is an address, and traces are written to local"):
+                run(paint / "spec.toml", "-o", address, *arguments)
+        with pytest.raises(InvalidInput, match="is an address"):
+            record(pipeline, address)
+    assert not list(tmp_path.iterdir())
+    for name, words in (("é" * 128, "has 256 bytes, and file systems take 255"), ("a\0b", "has a character that no file name can have")):
+        with pytest.raises(InvalidInput, match=words), recording(pipeline, tmp_path / name):
+            pass
+    with pytest.raises(InvalidInput, match="has 256 bytes"):
+        run(paint / "spec.toml", "-o", tmp_path / ("x" * 256))
 
 
 def test_overwriting_a_trace_must_be_said(paint: Path, tmp_path: Path) -> None:
