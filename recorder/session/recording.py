@@ -143,7 +143,7 @@ class Recording:
         with ExitStack() as stack:
             stack.enter_context(terminated())
             if self._run is None:
-                stack.enter_context(replaced(type(self._model), "__call__", self._wrap_call))
+                stack.enter_context(replaced(type(self._model), "__call__", self._wrap_call, anywhere=True))
             else:
                 given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
                 self.images(**{name: value for name, value in given.items() if value is not None})
@@ -178,7 +178,7 @@ class Recording:
     def _provenance(self) -> dict[str, JSON]:
         trusted = [f"{path} {OWN_KERNEL}" for path in sorted(self._unproven)]
         notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
-        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
+        return {"versions": dict(versions()), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
 
     @contextmanager
     def _listening(self, run: Run) -> Iterator[Capture]:
