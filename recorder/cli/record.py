@@ -54,7 +54,8 @@ def record_command(
 
     With --manifest, each row of a CSV file is recorded to OUTPUT/NAME.zarr with the model loaded once. Columns are arguments of
     the call, images (paths relative to the CSV file) or `seed`. Complete traces are skipped, partial ones redone; rows that fail
-    are listed at the end, with exit code 1. Under torchrun or accelerate launch the processes share the rows.
+    are listed at the end, with exit code 1. Under torchrun, accelerate launch or srun the processes share the rows; a row that another
+    process records or has recorded meanwhile is skipped.
 
     \b
     Examples:
@@ -136,6 +137,9 @@ def _record_rows(spec: Spec, path: Path, output: Path | None, dry_run: bool, as_
         click.echo(_dry_rows(jobs, output, as_json))
         return
     assert output is not None
+    if place.world > 1:
+        share = f"process {place.rank} of {place.world} ({place.said}) records {len(jobs[place.rank :: place.world])} of {len(jobs)} rows"
+        click.echo(f"{share}; the others are for the other processes", err=True)
     check_jobs(jobs)
     mine = [dataclasses.asdict(outcome) for outcome in run_jobs(jobs, place, lambda outcome: click.echo(str(outcome), err=True))]
     gathered = gather(place, mine)
