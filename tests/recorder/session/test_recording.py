@@ -17,7 +17,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from memory import MemoryWriter, memory
 from torch import nn
 
-from i2am.analyzer import open_trace
+from i2am.analyzer import open_trace, sram
 from i2am.recorder import record, recording
 from i2am.recorder.demo.encoder import GarmentEncoder
 from i2am.recorder.demo.pipeline import TryOnPipeline
@@ -173,6 +173,22 @@ def test_a_failing_pipeline_leaves_what_was_committed(tmp_path: Path) -> None:
     assert len((path / "journal.jsonl").read_text().splitlines()) == 3
     (note,) = caught.value.__notes__
     assert note == f"3 of 5 steps are recorded and readable: `i2am info {path} --partial`, or open_trace({str(path)!r}, partial=True)"
+
+
+def test_a_patch_of_a_partial_trace_is_that_of_the_whole_run(tmp_path: Path) -> None:
+    pipeline, call = build("ip-full")
+    record(pipeline, tmp_path / "whole.zarr", **call())
+
+    def stop() -> None:
+        raise ZeroDivisionError
+
+    for step in (0, 1):
+        with pytest.raises(ZeroDivisionError):
+            record(pipeline, tmp_path / f"{step}.zarr", **call(), callback_on_step_end=stop_at(step, stop))
+        whole, part = open_trace(tmp_path / "whole.zarr"), open_trace(tmp_path / f"{step}.zarr", partial=True)
+        assert part.record.latent_grid == whole.latent_grid == (16, 12)
+        last = {"at": (15, 11), "steps": f"0:{step + 1}"}
+        assert np.array_equal(sram(part, **last), sram(whole, **last))
 
 
 def test_a_partial_trace_has_the_pictures_known_from_the_start(tmp_path: Path) -> None:
