@@ -24,6 +24,8 @@ from .spec import Adapter, Images, Spec, check_keys
 RECORDER_IMAGES = ("reference_mask", "reference_image")
 """Images that are the recorder's, not the pipeline's."""
 
+PICKLED = "pickled weights, which can be programs, are loaded only with use_safetensors = false in [pipeline.arguments]"
+
 
 def load_pipeline(spec: Spec) -> Any:
     """Load the pipeline of a spec with its adapters and scheduler onto its device.
@@ -34,7 +36,8 @@ def load_pipeline(spec: Spec) -> Any:
     check_call(spec, cls)
     if spec.scheduler is not None:
         check_scheduler(spec)
-    arguments = dict(spec.arguments)
+    # Where pickled weights may be loaded, safetensors may be as well, which False would forbid.
+    arguments = {**spec.arguments, "use_safetensors": None if spec.unpickles else True}
     if "torch_dtype" in arguments:
         arguments["torch_dtype"] = find_dtype(spec)
     if not sys.stderr.isatty():
@@ -93,6 +96,9 @@ def check_call(spec: Spec, cls: Any) -> None:
         check_keys(spec.path.name, "images", spec.images, {*known.names, *RECORDER_IMAGES})
     if spec.adapters and not hasattr(cls, "load_ip_adapter"):
         raise InvalidInput(f"{spec.pipeline} takes no IP-Adapters; remove [[adapters]] from {spec.path.name}")
+    for adapter in spec.adapters:
+        if not (adapter.weight_name.endswith(".safetensors") or spec.unpickles):
+            raise InvalidInput(f"[[adapters]] of {spec.path.name}: {adapter.weight_name} is no .safetensors file; {PICKLED}")
     if len(spec.adapters) > 1 and family_of(cls).one_adapter:
         raise InvalidInput(f"{spec.pipeline} takes one IP-Adapter; {spec.path.name} has {len(spec.adapters)} [[adapters]]")
     if twice := sorted(set(spec.call) & set(spec.images)):
@@ -140,7 +146,8 @@ def explained(what: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> I
         raise
     except kinds as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise InvalidInput(f"{what}: {lines[0]}") from error
+        hint = f"; {PICKLED}" if ".safetensors" in lines[0] else ""
+        raise InvalidInput(f"{what}: {lines[0].removesuffix('.')}{hint}") from error
 
 
 @contextmanager
