@@ -142,6 +142,7 @@ class Recording:
             self._check_pipeline()
         with ExitStack() as stack:
             stack.enter_context(terminated())
+            stack.callback(self._finish)
             if self._run is None:
                 stack.enter_context(replaced(type(self._model), "__call__", self._wrap_call, anywhere=True))
             else:
@@ -155,17 +156,22 @@ class Recording:
         try:
             self._restore.__exit__(kind, error, traceback)
         finally:
-            if self._run is not None and self._run.over and self._run.writer is not None:
-                try:
-                    self.trace = self._run.finish(self._generated)
-                except BaseException as failure:
-                    interrupt(self._run, self.path, failure)
-                    raise
+            if self.trace is not None:
                 warn_of_losses(self.trace, self.path, 3 if self._declared is None else 2)
                 for missing in self._declared.missing(self.path) if self._declared is not None else ():
                     warnings.warn(missing, stacklevel=2)
         if self.trace is None and error is None:
             raise InvalidInput("the pipeline was not called while recording, so nothing was recorded; call it once inside the block")
+
+    def _finish(self) -> None:
+        """Complete the trace of a run that came to its end."""
+        if self._run is None or not self._run.over or self._run.writer is None:
+            return
+        try:
+            self.trace = self._run.finish(self._generated)
+        except BaseException as failure:
+            interrupt(self._run, self.path, failure)
+            raise
 
     def _check_pipeline(self) -> None:
         if not denoisers(self._model) or not hasattr(self._model, "scheduler"):

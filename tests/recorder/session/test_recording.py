@@ -219,6 +219,22 @@ def test_a_polite_kill_leaves_what_was_committed(memory: type[MemoryWriter]) -> 
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_polite_kill_while_closing_leaves_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, call = text_to_image()
+
+    def kill(*args: Any) -> Any:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("i2am.recorder.store.writer.complete", kill)
+    with pytest.raises(SystemExit) as caught:
+        record(pipeline, tmp_path / "run.zarr", layers=MID, **call())
+    assert caught.value.code == 128 + signal.SIGTERM
+    trace = open_trace(tmp_path / "run.zarr", partial=True)
+    assert (trace.record.status, trace.record.reason) == ("interrupted", "SystemExit: 143 after 3 recorded evaluations")
+    assert len(trace.steps["evaluation"]) == 3 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_bad_arguments_of_the_pipeline_stay_its_own_error(tmp_path: Path) -> None:
     pipeline, _ = build("image-variation")
     with pytest.raises(TypeError, match="banana"):
