@@ -122,7 +122,7 @@ def _extract(trace: Trace, stride: int) -> Finding:
 def _ask_recipe(trace: Trace, name: str, numbers: list[int], steps: list[int]) -> dict[str, xr.DataArray]:
     """A recipe's maps; those it does not have are left out."""
     row = RECIPES[name]
-    latent = {"steps": steps, "recipe": get_recipe(row, target="latent", reference_target="latent")}
+    latent = {"steps": steps, "recipe": get_recipe(row, target="latent", reference_target="latent", sram_target="g2r")}
     found: dict[str, xr.DataArray] = {}
     ways: dict[str, Callable[[], xr.DataArray]] = {
         "r2g": lambda: r2g(trace, **latent),

@@ -35,11 +35,12 @@ def build_map(request: MapRequest, **more: Any) -> xr.DataArray:
     chosen, row, axes = request.chosen, request.row, request.axes
     sources = [plan_layer(request, i) for i in range(len(chosen.layers))]
     slots = [tuple(chosen.heads.index(number) for number in numbers) for numbers in chosen.pairs]
+    sizes = [math.prod(request.trace.layers[i].places) if request.pools else 1 for i in chosen.layers]
     by_time, by_head = (row.time_groups if "time" in axes else row.time), "head" in axes or row.heads == "sum"
     groups = []
     for g in range(len(request.times)):
         calls = [len(called[g]) if by_time == "mean" else 1 for called in request.called]
-        shares = [count * (1 if by_head else len(own)) for count, own in zip(calls, slots, strict=True)]
+        shares = [count * size * (1 if by_head else len(own)) for count, size, own in zip(calls, sizes, slots, strict=True)]
         groups.append([Piece(s.tasks[g] if slots[i] else (), s.lift, slots[i], shares[i]) for i, s in enumerate(sources)])
     tokens = (len(request.columns[0].tokens),) if request.each else ()
     facts = repr((request.trace.token, request.direction, row, chosen, axes, request.times, groups, tokens, request.target))
@@ -59,7 +60,7 @@ def plan_layer(request: MapRequest, i: int) -> Source:
         return _plan_row(request, i)
     row, to = request.row, _resampling(request, i)
     on_generated = request.direction != "g2r"
-    axis, reduction = ("token", row.tokens) if on_generated else ("query", row.queries)
+    axis, reduction = ("token", row.tokens) if on_generated else ("query", "sum" if request.pools else row.queries)
     first = axis in row.before
     if request.direction != "tokens" and request.columns[i].among is None and (first or not to.clamps):
         return _plan_scan(request, i, to)
@@ -102,7 +103,7 @@ def _plan_scan(request: MapRequest, i: int, to: Resampling) -> Source:
     if request.direction == "r2g":
         parts = tuple(n for n, part in enumerate(segments(calls)) if part.start in counted)
         return Source(name, graph, tasks, Lift("generated", parts, len(counted) if row.tokens == "mean" else 1, None, to))
-    divisor = math.prod(calls.layer.places) if row.queries == "mean" else 1
+    divisor = math.prod(calls.layer.places) if row.queries == "mean" and not request.pools else 1
     return Source(name, graph, tasks, Lift("token", (weights.which,), divisor, (counted[0], counted[-1] + 1), to))
 
 

@@ -62,6 +62,12 @@ class MapRequest:
         there = self.trace.layers[self.chosen.layers[i]].heads_kept
         return tuple(there.index(number) for number in self.chosen.pairs[i])
 
+    @property
+    def pools(self) -> bool:
+        """Whether generated positions of all layers are averaged together, not those of each layer."""
+        by_head = self.direction == "g2r" and "head" in self.axes and "layer" not in self.axes
+        return by_head and self.row.pool_positions and self.row.queries == "mean"
+
     def facts(self) -> MapFacts:
         """What the map says of itself."""
         chosen = self.chosen
@@ -117,7 +123,8 @@ def request_map(
     chosen = choose(trace, select, recipe=row, on_reference=on_reference, role=role, probe=probe)
     if on_reference:
         image = find_image(trace, chosen.groups[0].image, "reference")
-        target, places = _reference_cells(trace, row, chosen, image)
+        field = "reference_target" if direction == "g2r" or row.sram_target == "g2r" else "sram_target"
+        target, places = _reference_cells(trace, getattr(row, field), field, chosen, image)
         softmax: Softmax = "generated" if row.g2r == "generated" else "keys"
         # Those with a place, or all where none has one.
         counted = [range(g.start + g.specials if g.grid else g.start, g.stop) for g in chosen.groups]
@@ -170,11 +177,11 @@ def _counted(trace: Trace, chosen: Selection, specials: bool) -> list[range]:
     return found
 
 
-def _reference_cells(trace: Trace, row: Recipe, chosen: Selection, image: Image | None) -> tuple[Cells, tuple[str, ...]]:
+def _reference_cells(trace: Trace, wanted: Grid, field: str, chosen: Selection, image: Image | None) -> tuple[Cells, tuple[str, ...]]:
     """The common grid on the reference, or one row of the tokens where they have no place, and its axes."""
     grids = [group.grid for group in chosen.groups if group.grid]
     if len(grids) == len(chosen.groups):
-        grid = _common_grid(trace, row.reference_target, grids, image, "reference image", "reference_target")
+        grid = _common_grid(trace, wanted, grids, image, "reference image", field)
         return (1, *grid), ("ref_y", "ref_x")
     counts = {group.tokens for group in chosen.groups}
     if grids or len(counts) > 1:

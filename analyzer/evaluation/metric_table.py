@@ -18,6 +18,7 @@ from ..aggregation.selection import MapOptions, Select, Selection, SelectOptions
 from ..inspection.info import precision_note
 from ..inspection.truth import find_truth, require_truth
 from ..maps.attribution import g2r, r2g
+from ..maps.heatmap import scored_picture
 from ..maps.looks import looks, row_entropy
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.boxes import box_iou
@@ -59,7 +60,9 @@ class Metric:
     """Which way agreement lies; empty where there is no better or worse."""
     meaning: str
     settings: tuple[str, ...] = ()
-    """Arguments of the function that can be set."""
+    """What can be set."""
+    cut: bool = False
+    """Whether it scores the recipe's picture as it is drawn, cut at the recipe's threshold; the others have thresholds of their own."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -79,8 +82,8 @@ METRICS: Final = {
         Metric("iou_r", "g2r_masked", "reference_mask", iou, "higher", "overlap of masked G2R above 0.4 and the reference mask"),
         Metric("miou_g", "r2g", "mask", miou, "higher", "mean overlap of R2G and the mask over thresholds 0.3, 0.4, 0.5"),
         Metric("miou_r", "g2r_masked", "reference_mask", miou, "higher", "mean overlap of masked G2R and the reference mask"),
-        Metric("box_iou_g", "r2g", "mask", box_iou, "higher", "overlap of the boxes of R2G and of the mask"),
-        Metric("box_iou_r", "g2r_masked", "reference_mask", box_iou, "higher", "overlap of the boxes of masked G2R and its mask"),
+        Metric("box_iou_g", "r2g", "mask", box_iou, "higher", "overlap of the boxes of R2G and of the mask", cut=True),
+        Metric("box_iou_r", "g2r_masked", "reference_mask", box_iou, "higher", "overlap of the boxes of masked G2R and its mask", cut=True),
         Metric("pck", "looks", "truth", pck, "higher", "patches that look most at where they truly come from"),
         Metric("pointing_error", "looks", "truth", pointing_error, "lower", "mean distance of where a patch looks from the truth"),
         Metric("attention_variation", "looks", "mask", attention_variation, "", "how far apart neighbouring masked patches look"),
@@ -196,6 +199,8 @@ class Judgement:
     def scores(self, computed: Mapping[Any, xr.DataArray]) -> dict[str, xr.DataArray]:
         """Each metric of the computed maps; of a video the mean over its frames.
 
+        A mask scores the picture that the recipe makes of the map, anything else the map.
+
         Dims     -> (kept axes), by name of metric
         Raises   InvalidInput if the trace has no mask for any of them
         """
@@ -204,9 +209,11 @@ class Judgement:
             raise InvalidInput(f"{self.grounds.trace.path} holds no masks that can be used; give {which}")
         found = {}
         for row in self.rows:
-            against = [self.targets[row.against]] if row.against else []
-            settings = {name: value for name, value in self.settings.items() if name in row.settings}
-            found[row.name] = over_frames(row.function(computed[row.of], *against, **settings))
+            map, against = computed[row.of], [self.targets[row.against]] if row.against else []
+            settings: dict[str, Any] = {name: value for name, value in self.settings.items() if name in row.settings}
+            if row.against in MASKS and row.of != "looks":
+                map = scored_picture(map, *against, pre_mask=settings.pop("pre_mask", False), cut=row.cut)
+            found[row.name] = over_frames(row.function(map, *against, **settings))
         return found
 
 

@@ -21,6 +21,7 @@ from ...schema.messages import option
 from ...schema.selection import Layers
 from ..aggregation.selection import Positions, Select, whole
 from ..maps.attribution import r2g
+from ..maps.heatmap import scored_picture
 from ..maps.words import word_map
 from ..methods.recipes import Recipe
 from ..metrics.overlap import THRESHOLDS, iou
@@ -56,7 +57,7 @@ def selective_iou(
     branch: str | None = None,
     group: str | None = None,
 ) -> xr.DataArray:
-    """IoU of a map and the mask, for maps of all heads, of the `count` best and of the `count` worst.
+    """IoU of a map's picture and the mask, for maps of all heads, of the `count` best and of the `count` worst.
 
     The map is R2G or, with a `word` of the prompt, that word's (recipe `hrv-selective` where none is named). Without scores,
     heads are chosen by truth or by relevance on half of the traces and judged on the other half, and the other way round. Without a
@@ -88,14 +89,13 @@ def selective_iou(
             require_same_heads(chosen, trace)
             pixels = _load_mask(trace, mask, sample)
             maps = compute(*(maps_of(trace, **replace(select, heads=heads).options()) for heads in kinds))  # type: ignore[no-untyped-call]
-            found.append([[float(iou(map, pixels, threshold)) for threshold in thresholds] for map in maps])
-    facts = {
-        "by": scores.attrs.get("kind", "") if scores is not None else by,
-        "word": word or "",
-        "count": counts.pop(),
-        "of": len(rank_heads(dealt[0][0], concept)),
-        "chosen_on": f"{len(scores.attrs['traces'])} other traces" if scores is not None else "the other half of the traces",
-    }
+            pictures = [scored_picture(map, pixels) for map in maps]
+            found.append([[float(iou(picture, pixels, threshold)) for threshold in thresholds] for picture in pictures])
+    how = (by, "the other half of the traces")
+    if scores is not None:
+        how = (scores.attrs.get("kind", ""), f"{len(scores.attrs['traces'])} other traces")
+    of = len(rank_heads(dealt[0][0], concept))
+    facts = {"by": how[0], "word": word or "", "count": counts.pop(), "of": of, "chosen_on": how[1]}
     coords = {"heads": list(KINDS), "threshold": list(thresholds), "trace": [trace.id for _, judged in dealt for trace in judged]}
     table = xr.DataArray(np.stack(found, axis=-1), dims=("heads", "threshold", "trace"), coords=coords, attrs=facts, name="iou")
     return table.sortby("trace")

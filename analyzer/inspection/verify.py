@@ -147,7 +147,7 @@ def _check_files(root: Path, sums: FileSums, listing: Listing, complete: bool, p
     wrong: list[Finding] = []
     with _bar("verify files", sum(given.nbytes for given in sums.values()), progress, unit="B") as bar:
         for name, given in sorted(sums.items()):
-            wrong += _check_file(root, name, given, listing)
+            wrong += _check_file(root, name, given)
             bar.update(given.nbytes)
     strangers = sorted(set(listing.sizes) - set(sums) - {ROOT, MANIFEST, JOURNAL})
     places = () if complete else ("layers/", "images/", "step/", "present/")
@@ -156,11 +156,11 @@ def _check_files(root: Path, sums: FileSums, listing: Listing, complete: bool, p
     return wrong + [Finding(name, "is not part of the trace; remove it") for name in foreign], sorted([*left, *listing.temporary])
 
 
-def _check_file(root: Path, name: str, expected: FileSum, listing: Listing) -> list[Finding]:
-    if name not in listing.sizes:
-        return [Finding(name, "is missing; copy the trace again, whole")]
+def _check_file(root: Path, name: str, expected: FileSum) -> list[Finding]:
     try:
         actual = hash_file(root, name, expected.nbytes)
+    except FileNotFoundError:
+        return [Finding(name, "is missing; copy the trace again, whole")]
     except OSError as error:
         return [Finding(name, f"cannot be read ({error.strerror}); copy the trace again, whole")]
     if actual.nbytes != expected.nbytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -11,7 +12,7 @@ from ...schema.errors import InvalidInput
 from ..facts import MapFacts
 from ..methods.recipes import Recipe, Scaling, get_recipe
 from ..metrics.masks import one_channel, shares
-from ..metrics.placement import hide, upsample
+from ..metrics.placement import hide, normalize, tells_apart, threshold, upsample
 from ..numerics.window import Window
 from ..trace.images import own_reference_mask
 from ..trace.reader import Trace
@@ -55,6 +56,25 @@ def published(trace: Trace, map: xr.DataArray) -> xr.DataArray:
     if get_recipe(facts.recipe).pre_mask and facts.on_reference:
         name = own_reference_mask(trace, facts.image)
     return heatmap(map, mask=None if name is None else trace.image(name)).assign_attrs(pre_mask=name)
+
+
+def scored_picture(map: xr.DataArray, mask: NDArray[Any], *, pre_mask: bool = False, cut: bool = False) -> xr.DataArray:
+    """What of a map its mask scores: the picture of `heatmap` but for its scaling, which metrics do themselves.
+
+    On the reference, the mask multiplies the map first if the recipe has `pre_mask` or the caller asks for it. `cut` scales the picture
+    and sets to 0 what the recipe's threshold cuts, for metrics without a threshold of their own.
+
+    Dims     map (..., row, column), mask (row, column) of the whole image -> map on what its window covers of the image
+    Range    0 everywhere of a map that is constant up to rounding
+    Raises   InvalidInput for a map without rows and columns, or with NaN
+    """
+    facts = MapFacts.of(map)
+    row = get_recipe(facts.recipe)
+    found = hide(map, mask) if facts.on_reference and (pre_mask or row.pre_mask) else map
+    shown = upsample(found, Window.of(facts.window, mask.shape).size, row.upsample)
+    turned = -shown.values if row.invert and not facts.on_reference else shown.values
+    picture = shown.copy(data=np.where(tells_apart(np.asarray(found, np.float64)), turned, 0.0))
+    return threshold(normalize(picture), row.threshold) if cut else picture
 
 
 def _scale(map: xr.DataArray, scaling: Scaling) -> xr.DataArray:

@@ -67,9 +67,9 @@ def word_map(
 
     A word of several tokens is their mean, as the recipe says; a word that comes several times is all of them unless `occurrence`
     (from 1; "dog#2" says the same) tells which. With `probe`, the words are that probe's, and the softmax runs over the tokens of the
-    word's own text, or `among="probe"` over those of all its texts; an attribution prompt (one text by itself) counts its padding.
-    `text` is the one that is meant where a probe has several. The recipe is `daam`, or `ovam` for a probe, where none is named; the
-    other options are those of `token_map`.
+    word's own text, its padding only if the recipe counts it, or `among="probe"` over all that the probe has. `text` is the one that
+    is meant where a probe has several. The recipe is `daam`, or `ovam` for a probe, where none is named; the other options are those
+    of `token_map`.
 
     Dims     kept axes in the order time, layer, head, then (y, x); lazy, float64
     Range    >= 0; NaN where no call is left to average
@@ -82,7 +82,7 @@ def word_map(
     branch = None if probe else trace.record.branches[find_branch(trace, options.get("branch"), row.branch)]
     texts = _texts(trace, probe, options.get("group"), sample, branch, text)
     found = _choose(word, occurrence, texts)
-    beside = _beside(found, texts, among) if probe else None
+    beside = _beside(found, texts, among, row.padding) if probe else None
     tokens = sorted({token for one in found for token in one.tokens})
     own: MapOptions = {**options, "group": None if probe else texts[0].group, "sample": sample, "recipe": row}
     made = token_map(trace, tokens, probe=probe, among=beside, **own)
@@ -227,8 +227,8 @@ def _one(text: Text, word: str, occurrence: int, tokens: range) -> WordSpan:
     return WordSpan(word, occurrence, places, tuple(text.tokens[t] for t in tokens), text.text, text.group, text.branch, text.sample)
 
 
-def _beside(found: Sequence[WordSpan], texts: Sequence[Text], among: Among) -> list[int] | None:
-    """The tokens that a softmax over a probe runs over; None is all."""
+def _beside(found: Sequence[WordSpan], texts: Sequence[Text], among: Among, padding: bool) -> list[int] | None:
+    """The tokens that a softmax over a probe runs over; None is all. Behind a text's last word its end is one token, the rest padding."""
     said = dict.fromkeys(one.text for one in found)
     if among == "probe":
         return None
@@ -237,4 +237,6 @@ def _beside(found: Sequence[WordSpan], texts: Sequence[Text], among: Among) -> l
             f"{found[0].word!r} comes in {len(said)} texts of the probe, each with a softmax of its own: {listed(map(repr, said))}; "
             f"say which with {option('text')}, or let them share one with {option('among', 'probe')}"
         )
-    return [token for text in texts if text.text in said for token in range(text.start, text.start + len(text.tokens))]
+    own = [text for text in texts if text.text in said]
+    counts = [len(text.tokens) if padding else min(len(text.tokens), text.words[-1].stop + 1) for text in own]
+    return [token for text, count in zip(own, counts, strict=True) for token in range(text.start, text.start + count)]

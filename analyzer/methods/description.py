@@ -13,17 +13,17 @@ GRIDS: Final = {"latent": "latent", "largest": "largest layer", "first": "first 
 SCALING: Final = {"none": "", "minmax": "min-max", "max": "/ max"}
 HEADINGS: Final[tuple[tuple[str, Callable[[Recipe], str]], ...]] = (
     ("recipe", lambda row: f"`{row.name}`"),
-    ("softmax under R2G, tokens", lambda row: f"over {AXES[row.r2g]}"),
+    ("softmax under R2G, tokens", lambda row: f"over {AXES[row.r2g]}{'' if row.padding else ', of probes without padding'}"),
     ("under G2R, SRAM", lambda row: "no such maps" if row.g2r == "none" else f"over {AXES[row.g2r]}"),
     ("branch", lambda row: row.branch),
     ("layers", lambda row: _layers(row)),
     ("CLS in R2G", lambda row: "counts" if row.specials else "left out"),
-    ("tokens; positions", lambda row: f"{row.tokens}; {row.queries}{' x mask' if row.query_mask else ''}"),
+    ("tokens; positions", lambda row: f"{row.tokens}; {_positions(row)}"),
     ("steps", lambda row: row.time if row.time == row.time_groups else f"{row.time}; of a group {row.time_groups}"),
     ("heads; layers", lambda row: f"{'chosen, ' if row.choose_heads else ''}{row.heads}; {row.layers}"),
     ("resampling", lambda row: f"{row.resize}{', clamp at 0' if row.clamp else ''}"),
     ("after", lambda row: ", ".join(BEFORE[axis] for axis in row.before) or "nothing"),
-    ("grid", lambda row: _grid(row.target) + ("" if row.g2r == "none" else f"; {_grid(row.reference_target)}")),
+    ("grid", lambda row: "; ".join(_grids(row))),
     ("picture", lambda row: _picture(row)),
     ("source", lambda row: row.source),
 )
@@ -60,6 +60,15 @@ def _layers(row: Recipe) -> str:
     if row.reference_layers:
         found.append(f"G2R of `{row.reference_layers}` where there are such")
     return ", ".join(each for each in found if each)
+
+
+def _positions(row: Recipe) -> str:
+    return f"{row.queries}{' x mask' if row.query_mask else ''}{', by head of all layers together' if row.pool_positions else ''}"
+
+
+def _grids(row: Recipe) -> list[str]:
+    on_reference = [] if row.g2r == "none" else [_grid(row.reference_target)]
+    return [_grid(row.target), *on_reference, *([] if row.sram_target == "g2r" else [f"SRAM {_grid(row.sram_target)}"])]
 
 
 def _grid(target: Any) -> str:

@@ -27,7 +27,7 @@ Scaling: TypeAlias = Literal["none", "minmax", "max"]
 Grid: TypeAlias = str | tuple[int, int]
 
 GRIDS: Final = ("latent", "largest", "first", "image")
-TARGETS: Final = ("target", "reference_target")
+TARGETS: Final = ("target", "reference_target", "sram_target")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,14 @@ class Recipe:
     """Whether tokens without a place (CLS) count in R2G; they never do in G2R and SRAM, which show places."""
     renormalize: bool = False
     """Whether the softmax over keys runs over the tokens that count alone, as if the others had been dropped before it."""
+    padding: bool = True
+    """Whether the padding of a probe's text counts in the softmax over its tokens."""
     query_mask: bool = False
     """Whether G2R counts positions by the trace's mask of the generated image where the caller gives none (v1, Eq. 17)."""
     tokens: Reduction = "mean"
     queries: Reduction = "mean"
+    pool_positions: bool = False
+    """Whether G2R that keeps heads and not layers takes its mean over the positions of all layers together: a layer counts by its size."""
     time: Reduction = "sum"
     time_groups: Reduction = "sum"
     """Over the steps of one group, where time is kept."""
@@ -74,6 +78,8 @@ class Recipe:
     """Common grid on the generated image: `latent`, the `largest` or `first` selected layer's, the `image`'s, or (rows, columns)."""
     reference_target: Grid = "largest"
     """Common grid on the reference, likewise."""
+    sram_target: Grid = "g2r"
+    """Common grid of SRAM, likewise; `g2r` is that of G2R."""
     pre_mask: bool = False
     """Whether the reference's mask multiplies G2R before the picture is scaled."""
     scale_before: Scaling = "none"
@@ -89,12 +95,13 @@ class Recipe:
             value = getattr(self, field)
             if not isinstance(value, str) or value not in allowed:
                 raise InvalidInput(f"recipe {self.name}: {field} is {value!r}; expected {', '.join(allowed)}")
-        for field in ("choose_heads", "specials", "renormalize", "query_mask", "clamp", "pre_mask", "invert"):
+        for field in ("choose_heads", "specials", "renormalize", "padding", "query_mask", "pool_positions", "clamp", "pre_mask", "invert"):
             _require(self, field, isinstance(getattr(self, field), bool), "True or False")
         for field in ("skip", "reference_layers", "branch"):
             _require(self, field, isinstance(getattr(self, field), str), "text")
         for field in TARGETS:
-            _require(self, field, _is_grid(getattr(self, field)), f"{', '.join(GRIDS)} or (rows, columns)")
+            names = (*GRIDS, "g2r") if field == "sram_target" else GRIDS
+            _require(self, field, _is_grid(getattr(self, field), names), f"{', '.join(names)} or (rows, columns)")
         before = isinstance(self.before, tuple) and set(self.before) <= set(get_args(Axis))
         _require(self, "before", before, f"a tuple of {', '.join(get_args(Axis))}")
         factors = isinstance(self.factors, tuple) and all(type(n) is int and n > 0 for n in self.factors)
@@ -126,9 +133,9 @@ def _require(row: Recipe, field: str, holds: bool, expected: str) -> None:
         raise InvalidInput(f"recipe {row.name}: {field} is {getattr(row, field)!r}; expected {expected}")
 
 
-def _is_grid(value: Any) -> bool:
+def _is_grid(value: Any, names: tuple[str, ...]) -> bool:
     pair = isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
-    return pair or (isinstance(value, str) and value in GRIDS)
+    return pair or (isinstance(value, str) and value in names)
 
 
 MIDDLE: Final = "*mid_block*,*middle_block*,*bottleneck*"
@@ -159,7 +166,8 @@ RECIPES: Final = {
         ),
         dataclasses.replace(
             OFFICIAL, name="i2am-custom", source="the author's patch-level try-on code (VITON-v1)",
-            skip=MIDDLE, reference_layers="", query_mask=True, reference_target="latent", pre_mask=False, invert=False,
+            skip=MIDDLE, reference_layers="", query_mask=True, pool_positions=True, reference_target="latent", sram_target="largest",
+            pre_mask=False, invert=False,
         ),
         DAAM,
         Recipe(
@@ -169,7 +177,7 @@ RECIPES: Final = {
         ),
         Recipe(
             name="ovam", source="Marcos-Manchon et al., CVPR 2024; repository vpulab/ovam",
-            r2g="keys", g2r="none", branch="uncond", skip=MIDDLE, heads="sum", layers="sum", before=("time", "head"),
+            r2g="keys", g2r="none", branch="uncond", skip=MIDDLE, padding=False, heads="sum", layers="sum", before=("time", "head"),
             resize="bilinear", clamp=False, target="largest", upsample="bilinear",
         ),
         Recipe(

@@ -32,7 +32,8 @@ def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRE
 
     M is the map at the mask's size, min-max normalised, then thresholded. A reference map that covers only a window of its
     picture is 0 outside it. `pre_mask` multiplies the map by the mask before all that, as some of the published scores do: what
-    lies outside is then hardly counted at all, so scores with and without it must not be compared.
+    lies outside is then hardly counted at all, so scores with and without it must not be compared. The map is scored as it is; what
+    its recipe scores, which for some is the complement, is `heatmap(map)`.
 
     Each frame of a video is scored against the mask by itself; the score is the mean over frames.
 

@@ -173,10 +173,21 @@ def require_files(root: Path, files: FileSums, listing: Listing) -> None:
     """Raise CorruptTrace unless every file that is promised is there with its size."""
     for name, given in files.items():
         size = listing.sizes.get(name)
+        if size is None:  # a folder that is written to while it is listed may leave out a name
+            size = _plain_size(root / name)
         if size is None:
             raise CorruptTrace(f"{name} is missing from the trace {root}; {_AGAIN}, or record again")
         if size != given.nbytes:
             raise CorruptTrace(f"{name} of the trace {root} has {size} bytes where {given.nbytes} were written; {_AGAIN}")
+
+
+def _plain_size(path: Path) -> int | None:
+    """Bytes of a plain file; None where there is none."""
+    try:
+        state = path.lstat()
+    except OSError:
+        return None
+    return state.st_size if stat.S_ISREG(state.st_mode) else None
 
 
 def require_sums(root: Path, files: FileSums) -> None:

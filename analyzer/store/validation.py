@@ -182,7 +182,7 @@ def _partial(root: Path, record: TraceRecord, document: dict[str, Any], entries:
     require_files(root, files, listing)
     # The root names pictures, and layers with their probes, only once they are on disk.
     early = [*(image_layout(image) for image in record.images), *_probe_plans(record)]
-    require_known(root, [name for plan in early for name in plan.file_names if name not in listing.sizes])
+    require_known(root, [name for plan in early for name in plan.file_names if not (root / name).exists()])
     layers = len(record.layers)
     lost = tuple(max([0.0, *(entry.lost.get(str(index), 0.0) for entry in entries)]) for index in range(layers))
     keys = tuple(_journalled_keys(record, i, entries) for i in range(layers))

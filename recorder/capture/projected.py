@@ -18,6 +18,8 @@ from ..encoding.scores import default_scale
 
 HEADS: Final = ("heads", "num_heads", "n_heads")
 """Attributes that say how many heads a module has."""
+OTHER_NAMES: Final = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj"}
+"""What projections are called beside their usual names."""
 MASKS: Final = ("mask", "attn_mask", "attention_mask")
 NORMS: Final = ("q_norm", "k_norm", "norm_q", "norm_k")
 """Children that change what projections made before it is multiplied."""
@@ -41,7 +43,7 @@ class Factors:
         """Paths of modules that showed no scores to compare with."""
 
     def hooks(self, module: nn.Module, running: Callable[[], bool]) -> list[Any]:
-        """Watch a module's `to_q` and `to_k` while `running` says so; returns the handles."""
+        """Watch a module's projections of queries and keys while `running` says so; returns the handles."""
 
         def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def keep(_: nn.Module, args: Any, output: Any) -> None:
@@ -50,8 +52,8 @@ class Factors:
 
             return keep
 
-        children = {name: getattr(module, name, None) for name in ("to_q", "to_k")}
-        return [child.register_forward_hook(hook(name)) for name, child in children.items() if isinstance(child, nn.Module)]
+        children = {name: projection_of(module, name) for name in ("to_q", "to_k")}
+        return [child.register_forward_hook(hook(name)) for name, child in children.items() if child is not None]
 
     def begin(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is about to run."""
@@ -149,4 +151,10 @@ def heads_of_module(module: nn.Module) -> int:
 
 def projects_attention(module: nn.Module) -> bool:
     """Whether a module outside diffusers attends: it projects queries and keys and says how many heads it has."""
-    return all(isinstance(getattr(module, name, None), nn.Module) for name in ("to_q", "to_k")) and heads_of_module(module) > 0
+    return all(projection_of(module, name) is not None for name in ("to_q", "to_k")) and heads_of_module(module) > 0
+
+
+def projection_of(module: nn.Module, name: str) -> nn.Module | None:
+    """A projection under its usual name, or the other that is in use."""
+    found = (getattr(module, known, None) for known in (name, OTHER_NAMES[name]))
+    return next((child for child in found if isinstance(child, nn.Module)), None)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from .origins import Origins, Segments
 
-PROJECTION: Final = re.compile(r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_q?kv)")
+PROJECTION: Final = re.compile(
+    r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_q?kv)|([qv])_proj"
+)
 FUSED: Final = {
     "to_kv": ("to_v", 1),
     "to_qkv": ("to_v", 2),
@@ -52,7 +54,7 @@ class Projections:
         handles = []
         for path, projection in module.named_modules():
             if match := PROJECTION.fullmatch(path.replace("_orig_mod.", "")):
-                handles.append(projection.register_forward_hook(hook(match[1])))
+                handles.append(projection.register_forward_hook(hook(match[1] or f"to_{match[2]}")))
         return handles
 
     def forget(self) -> None:

@@ -33,6 +33,4 @@ def seal_command(trace: Path, drop_damaged: bool, as_json: bool) -> None:
         click.echo(json.dumps({**facts, "removed": list(done.removed)}, indent=1))
         return
     why = f", the steps before {plain(done.damaged)} was damaged" if done.damaged else ""
-    click.echo(
-        f"{trace} is complete now: {done.trace.steps} of {done.planned} planned steps{why}; {len(done.removed)} leftover files removed"
-    )
+    click.echo(f"{trace} is complete now: {done.trace.steps} of {done.planned} planned steps{why}; {len(done.removed)} leftovers removed")

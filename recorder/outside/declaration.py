@@ -150,7 +150,7 @@ def declare(
     modules = _attention(roots, further)
     if not modules:
         raise UnknownSelection(
-            f"{', '.join(roots)} has no module with to_q, to_k and heads, so it is not known where it attends; "
+            f"{', '.join(roots)} has no module with to_q, to_k and heads (or q_proj, k_proj), so it is not known where it attends; "
             'name the modules that call scaled_dot_product_attention: attention="*.attn"'
         )
     if evaluations is not None and (isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1):

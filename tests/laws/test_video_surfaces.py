@@ -16,6 +16,7 @@ from i2am.analyzer import g2r, imacs, open_trace, r2g
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.evaluation.metric_table import find_metrics, judge
 from i2am.analyzer.inspection.verify import verify
+from i2am.analyzer.maps.heatmap import scored_picture
 from i2am.analyzer.maps.looks import looks
 from i2am.analyzer.metrics.entropy import concentration
 from i2am.analyzer.output.figures import LABEL, LINE, MARGIN, draw
@@ -224,7 +225,11 @@ def test_metrics_of_a_video_are_means_of_its_frames(path: Path, name: str, capsy
     if name.endswith("_g"):
         whole, mask = r2g(trace).compute(), trace.image("mask")[..., 0]
         (row,) = find_metrics([name])
-        each = [float(row.function(whole.isel(frame=i), *([mask > 0] if row.against else []))) for i in range(FRAMES)]
+        frames = [whole.isel(frame=i) for i in range(FRAMES)]
+        if row.against:
+            each = [float(row.function(scored_picture(frame, mask > 0, cut=row.cut), mask > 0)) for frame in frames]
+        else:
+            each = [float(row.function(frame)) for frame in frames]
         assert float(found) == pytest.approx(np.mean(each), abs=1e-9)
     assert run(["evaluate", str(path), "--metric", name, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["traces"][0][name] == pytest.approx(float(found), abs=1e-9)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from outside_models import REFERENCE, cat_vton, garment_network, paint_by_example, sample, stable_viton, super_resolution
+from outside_viton import viton_v1
 from repository import ROOT
 
 from i2am.analyzer import g2r, open_trace, r2g
@@ -32,6 +33,7 @@ MODELS: dict[str, tuple[Callable[[], Any], dict[str, Any], set[str]]] = {
     "Paint-by-Example": (paint_by_example, {}, {"reference"}),
     "DCI-VTON": (lambda: paint_by_example(extra=4), {}, {"reference"}),
     "StableVITON": (stable_viton, {"order": ("cond", "uncond"), "sequential": True}, {"reference", "cls"}),
+    "VITON-v1": (lambda: viton_v1(told=False), {"order": ("cond", "uncond")}, {"reference"}),
     "IDM-VTON": (lambda: garment_network(adapter=True, chunked=False), {}, {"reference", "text", "tokens"}),
     "OOTDiffusion": (lambda: garment_network(adapter=False, chunked=True), {"order": ("cond", "uncond")}, {"reference", "text"}),
     "CatVTON": (cat_vton, {}, {"reference"}),
@@ -54,10 +56,12 @@ def test_snippets_record_what_they_say(section: str, tmp_path: Path, monkeypatch
     model, cond, uncond = build()
     unet = model.model["diffusion_model"]
     picture = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
+    sampler = SimpleNamespace(get_time_embedding=lambda timestep: None)
     names: dict[str, Any] = {
         "model": model,
         "pipe": SimpleNamespace(unet=unet, unet_vton=unet),
-        "sample": lambda: sample(model, cond, uncond, **settings),
+        "sampler": sampler,
+        "sample": lambda: sample(model, cond, uncond, before=lambda timestep: sampler.get_time_embedding(timestep), **settings),
         "decode": lambda latent: latent[:, :3].repeat_interleave(4, 2).repeat_interleave(4, 3),
         "garment": picture,
         "warped": picture,
@@ -74,6 +78,7 @@ def test_snippets_record_what_they_say(section: str, tmp_path: Path, monkeypatch
     assert {"generated_0", "reference"} <= {image.name for image in trace.images}
     assert all(group.image == "reference" for layer in trace.layers for group in layer.groups if group.name == "reference")
     assert trace.latent_grid == (8, 6)
+    assert trace.steps["timestep"].tolist() == [999, 666, 333]
     assert np.isfinite(r2g(trace, group="reference").values).all()
     assert np.isfinite(g2r(trace, group="reference").values).all()
 

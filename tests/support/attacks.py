@@ -92,14 +92,14 @@ def swaps(traces: list[Path], target: Path, seed: int, cases: int) -> Tally:
     """A data file or picture in the place of another of the same size, of this trace or of another recording of the same shape."""
     chance, tally = random.Random(seed), Tally()
     expected = answers(traces[0])
-    by_size: dict[tuple[int, int], list[Path]] = {}
+    by_size: dict[int, list[Path]] = {}
     for trace in traces:
-        for file in trace.rglob("c.*"):
-            by_size.setdefault((file.stat().st_size, 0), []).append(file)
-    victims = [f for f in sorted(traces[0].rglob("c.*")) if len(by_size[f.stat().st_size, 0]) > 1]
+        for file in sorted(trace.rglob("c.*")):
+            by_size.setdefault(file.stat().st_size, []).append(file)
+    pairs = [(own, other) for same in by_size.values() for own in same for other in same if own.is_relative_to(traces[0])]
+    pairs = [(own, other) for own, other in pairs if own.read_bytes() != other.read_bytes()]
     for _ in range(cases):
-        victim = chance.choice(victims)
-        foreign = chance.choice([f for f in by_size[victim.stat().st_size, 0] if f != victim])
+        victim, foreign = chance.choice(pairs)
         path = copy(traces[0], target)
         replace(path / victim.relative_to(traces[0]), foreign.read_bytes())
 

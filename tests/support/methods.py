@@ -184,6 +184,18 @@ def daam(
     return np.mean(maps, 0)
 
 
+def daam_released(layers: Sequence[Calls], pick: Pick, guided: bool) -> Values:
+    """DAAM as its code runs a 512-pixel model at any size: factors of 64 x 64 alone; without guidance the second half of the heads."""
+    maps = []
+    for calls in layers:
+        coarse = int(math.sqrt(4096 // math.prod(calls.layer.grid)))
+        if coarse in (0, 1, 2, 4, 16, 32, 64) and not skipped(calls):
+            for head in range(0 if guided else calls.layer.heads // 2, calls.layer.heads):
+                total = np.nansum(calls.P[:, head][..., pick(calls)], 0)
+                maps.append(np.maximum(resample(np.moveaxis(total, -1, 0), (64, 64), "bicubic"), 0).mean(0))
+    return np.mean(maps, 0)
+
+
 def attention_map_diffusers(layers: Sequence[Calls], pick: Pick, latent: tuple[int, int]) -> Values:
     """Sum over heads, bilinear to the first layer's size, mean over all (step, layer), then the mean over tokens."""
     to, total, number = layers[0].layer.grid, 0.0, 0
@@ -246,6 +258,21 @@ def g2r_by_query(layers: Sequence[Calls], weights: Values, to: tuple[int, int]) 
     return np.mean(pairs, 0)
 
 
+def g2r_by_head(layers: Sequence[Calls], weights: Values, to: tuple[int, int]) -> Values:
+    """By head, the hook lays the positions of all layers on one axis and takes their mean: a fine layer counts more than a coarse one."""
+    used = [c for c in layers if not skipped(c)]
+    maps = []
+    for head in range(max(calls.layer.heads for calls in used)):
+        laid = []
+        for calls in (c for c in used if head < c.layer.heads):
+            tokens, grid = calls.placed()
+            total = np.asarray(sum(calls.P[step, head][..., tokens] for step in calls.steps)).reshape(-1, *grid)
+            mask = resample(weights, calls.layer.grid, "nearest").reshape(-1, 1, 1)
+            laid.append(np.maximum(resample(total, to, "bicubic"), 0) * mask)
+        maps.append(np.concatenate(laid).mean(0))
+    return np.stack(maps)
+
+
 def sram_by_time(layers: Sequence[Calls], at: tuple[int, int], latent: tuple[int, int], to: tuple[int, int]) -> Values:
     """One position's row, CLS dropped, summed over steps, bicubic, clamp, mean over (layer, head)."""
     pairs = []
@@ -269,3 +296,21 @@ GENERATED: dict[str, Callable[..., Values]] = {
     "ovam": ovam,
     "prompt-to-prompt": prompt_to_prompt,
 }
+
+
+# Scores, as the hooks make them of a map
+
+
+def hook_picture(map: Values, size: tuple[int, int], turned: bool) -> Values:
+    """To its own range, bicubic to the image, to its own range again, turned over in the two CLS models; 0 up to 0.4."""
+    scaled = resample((map - map.min()) / (map.max() - map.min() + 1e-8), size, "bicubic")
+    scaled = (scaled - scaled.min()) / (scaled.max() - scaled.min() + 1e-8)
+    shown = 1 - scaled if turned else scaled
+    return shown * (shown > 0.4)
+
+
+def hook_imacs(map: Values, mask: Values, turned: bool = False, hidden: bool = False) -> float:
+    """Mean of the picture in the mask, less three times its mean elsewhere; `hidden` multiplies the map by the mask first."""
+    inside = mask.astype(np.float64)
+    shown = hook_picture(map * resample(inside, map.shape, "bicubic") if hidden else map, mask.shape, turned)  # type: ignore[arg-type]
+    return float((shown * inside).sum() / inside.sum() - 3 * (shown * (1 - inside)).sum() / (1 - inside).sum())

@@ -291,14 +291,14 @@ def _guided(model: Diffusion, x: Tensor, t: Tensor, conditions: list[Condition],
     return list(model.apply_model(torch.cat([x] * parts), torch.cat([t] * parts), stacked).chunk(parts))
 
 
-def _random(seed: int, *shape: int) -> Tensor:
+def random_tensor(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _finish(model: Diffusion) -> Diffusion:
+def finish(model: Diffusion) -> Diffusion:
     """Weights large enough that attention is far from even."""
     for name, module in model.named_modules():
-        if name.endswith(("to_q", "to_k", "to_k_ip")):
+        if name.endswith(("to_q", "to_k", "to_k_ip", "q_proj", "k_proj")):
             module.weight.data.mul_(3)
     return model.eval()
 
@@ -311,10 +311,10 @@ def paint_by_example(extra: int = 0, samples: int = 1) -> tuple[Diffusion, Condi
     def call(this: Diffusion, x: Tensor, t: Tensor, c: Condition) -> Tensor:
         return this.model["diffusion_model"](torch.cat([x, c["c_concat"]], 1), t, Conditions(c["c_crossattn"]))
 
-    concat = _random(1, samples, 5 + extra, *LATENT)
-    cond = {"c_crossattn": _random(2, samples, 1, CONTEXT), "c_concat": concat}
-    uncond = {"c_crossattn": _random(3, 1, 1, CONTEXT).expand(samples, -1, -1), "c_concat": concat}
-    return _finish(Diffusion(unet, call)), cond, uncond
+    concat = random_tensor(1, samples, 5 + extra, *LATENT)
+    cond = {"c_crossattn": random_tensor(2, samples, 1, CONTEXT), "c_concat": concat}
+    uncond = {"c_crossattn": random_tensor(3, 1, 1, CONTEXT).expand(samples, -1, -1), "c_concat": concat}
+    return finish(Diffusion(unet, call)), cond, uncond
 
 
 def stable_viton(samples: int = 1) -> tuple[Diffusion, Condition, Condition]:
@@ -326,10 +326,10 @@ def stable_viton(samples: int = 1) -> tuple[Diffusion, Condition, Condition]:
         controls = this.model["control_model"](c["garment"], t)
         return this.model["diffusion_model"](torch.cat([x, c["c_concat"]], 1), t, Conditions(c["c_crossattn"], controls=controls))
 
-    shared = {"c_concat": _random(1, samples, 9, *LATENT), "garment": _random(4, samples, 4, *LATENT)}
-    cond = {"c_crossattn": _random(2, samples, 1, CONTEXT), **shared}
-    uncond = {"c_crossattn": _random(3, samples, 1, CONTEXT), **shared, "garment": torch.zeros(samples, 4, *LATENT)}
-    return _finish(Diffusion(unet, call, control_model=GarmentEncoder())), cond, uncond
+    shared = {"c_concat": random_tensor(1, samples, 9, *LATENT), "garment": random_tensor(4, samples, 4, *LATENT)}
+    cond = {"c_crossattn": random_tensor(2, samples, 1, CONTEXT), **shared}
+    uncond = {"c_crossattn": random_tensor(3, samples, 1, CONTEXT), **shared, "garment": torch.zeros(samples, 4, *LATENT)}
+    return finish(Diffusion(unet, call, control_model=GarmentEncoder())), cond, uncond
 
 
 def garment_network(adapter: bool, chunked: bool, samples: int = 1) -> tuple[Diffusion, Condition, Condition]:
@@ -348,10 +348,10 @@ def garment_network(adapter: bool, chunked: bool, samples: int = 1) -> tuple[Dif
         return this.model["diffusion_model"](torch.cat([x, c["c_concat"]], 1), t, Conditions(c["text"], garments=kept))
 
     count = TEXT + IMAGE_TOKENS if adapter else TEXT
-    shared = {"c_concat": _random(1, samples, 5, *LATENT), "garment": _random(4, samples, 4, *LATENT)}
-    cond = {"text": _random(2, samples, count, CONTEXT), **shared}
-    uncond = {"text": _random(3, samples, count, CONTEXT), **shared}
-    return _finish(Diffusion(unet, call, garment_unet=garment)), cond, uncond
+    shared = {"c_concat": random_tensor(1, samples, 5, *LATENT), "garment": random_tensor(4, samples, 4, *LATENT)}
+    cond = {"text": random_tensor(2, samples, count, CONTEXT), **shared}
+    uncond = {"text": random_tensor(3, samples, count, CONTEXT), **shared}
+    return finish(Diffusion(unet, call, garment_unet=garment)), cond, uncond
 
 
 def cat_vton(axis: int = 2, samples: int = 1) -> tuple[Diffusion, Condition, Condition]:
@@ -368,9 +368,9 @@ def cat_vton(axis: int = 2, samples: int = 1) -> tuple[Diffusion, Condition, Con
         return this.model["diffusion_model"](torch.cat([joined, c["c_concat"]], 1), t, Conditions(None)).narrow(axis, 0, x.shape[axis])
 
     whole = [LATENT[0] * (2 if axis == 2 else 1), LATENT[1] * (2 if axis == 3 else 1)]
-    shared = {"c_concat": _random(1, samples, 5, *whole)}
-    cond = {"garment": _random(4, samples, 4, *LATENT), **shared}
-    return _finish(Diffusion(unet, call)), cond, {"garment": torch.zeros(samples, 4, *LATENT), **shared}
+    shared = {"c_concat": random_tensor(1, samples, 5, *whole)}
+    cond = {"garment": random_tensor(4, samples, 4, *LATENT), **shared}
+    return finish(Diffusion(unet, call)), cond, {"garment": torch.zeros(samples, 4, *LATENT), **shared}
 
 
 REFERENCE = (5, 3)
@@ -385,6 +385,6 @@ def super_resolution(samples: int = 1) -> tuple[Diffusion, Condition, Condition]
     def call(this: Diffusion, x: Tensor, t: Tensor, c: Condition) -> Tensor:
         return this.model["diffusion_model"](torch.cat([x, c["low"]], 1), t, Conditions(c["text"], controls=[c["features"]]))
 
-    shared = {"low": _random(1, samples, 4, *LATENT), "features": _random(4, samples, WIDTH, *REFERENCE)}
-    cond = {"text": _random(2, samples, TEXT, CONTEXT), **shared}
-    return _finish(Diffusion(unet, call)), cond, {"text": _random(3, samples, TEXT, CONTEXT), **shared}
+    shared = {"low": random_tensor(1, samples, 4, *LATENT), "features": random_tensor(4, samples, WIDTH, *REFERENCE)}
+    cond = {"text": random_tensor(2, samples, TEXT, CONTEXT), **shared}
+    return finish(Diffusion(unet, call)), cond, {"text": random_tensor(3, samples, TEXT, CONTEXT), **shared}

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from attacks import Tally
+from faults import LAYERS
 
+from i2am.analyzer import open_trace
 from i2am.recorder.store import files
+from i2am.schema.errors import TraceError
+from traces import synthetic_trace
 
 
 @dataclass
@@ -118,3 +126,28 @@ def after_cut(log: Log, end: int, chance: random.Random, target: Path) -> int:
         place.write_bytes(data)
     # The first line is acknowledged once the journal's name is durable too.
     return committed if str(log.root / "journal.jsonl") in durable else 0
+
+
+def power_cuts(folder: Path, seed: int, cases: int, planned: int | None = None) -> Tally:
+    """What the journal committed is read after a cut anywhere in a recording of 4 steps, a third of the cuts in its closing."""
+    chance, tally = random.Random(seed), Tally()
+    with logged(pytest.MonkeyPatch(), folder / "run") as log:
+        made = synthetic_trace(folder / "run", layers=LAYERS, encoding=None, steps=4, planned=planned, workers=1, overwrite=True)
+    expected = open_trace(made.path).probabilities(0).values
+    for case in range(cases):
+        end = chance.randrange(0 if case % 3 else len(log.events) * 3 // 4, len(log.events) + 1)
+        committed = after_cut(log, end, chance, folder / "after")
+        tally.add(f"cut after event {end}", partial(_read_after, folder / "after", committed, expected))
+        shutil.rmtree(folder / "after", ignore_errors=True)
+    return tally
+
+
+def _read_after(path: Path, committed: int, expected: np.ndarray) -> str:
+    try:
+        trace = open_trace(path, partial=True)
+    except TraceError as error:
+        return f"lost {committed} steps: {error}" if committed else "right"
+    if len(trace.present) < committed:
+        return f"lost {committed - len(trace.present)} steps"
+    same = not committed or np.array_equal(trace.probabilities(0).values[:, :, :committed], expected[:, :, :committed])
+    return "right" if same else "silent and wrong"

@@ -48,7 +48,7 @@ scheduler_option = click.option("--scheduler", metavar="ADDRESS", help=SCHEDULER
 @mask_options
 @click.option("--penalty", type=float, default=3.0, show_default=True, help="Weight of attention outside the mask.")
 @click.option("--threshold", type=float, default=0.4, show_default=True, help="Normalised attention up to this counts as none.")
-@click.option("--pre-mask", is_flag=True, help="Hide what lies outside the reference mask before normalising, as the released code does.")
+@click.option("--pre-mask", is_flag=True, help="Hide what lies outside the reference mask before normalising, as i2am-official does.")
 @selection_options
 @scheduler_option
 @json_option
@@ -64,10 +64,11 @@ def imacs_command(
 ) -> int:
     """Score how well maps and masks agree: IMACS_g of R2G and IMACS_r of G2R, from -PENALTY to 1.
 
-    IMACS_r is given twice: with generated positions weighed by the mask (v1 Eq. 17), and plain. Of several traces, or a folder of
-    them, each is a row, and their mean comes with its bootstrap interval.
+    IMACS_r is given twice: with generated positions weighed by the mask (v1 Eq. 17), and plain. What is scored is the picture that the
+    recipe makes of its map. Of several traces, or a folder of them, each is a row, and their mean comes with its bootstrap interval.
     """
     from ...evaluation.metric_table import IMACS
+    from ...methods.recipes import get_recipe
     from ...store.discovery import is_dataset
 
     settings: ImacsOptions = {"penalty": penalty, "threshold": threshold, "pre_mask": pre_mask}
@@ -75,7 +76,8 @@ def imacs_command(
         _score_one(traces[0], partial, as_json, options, settings)
         return 0
     evaluation = _evaluate(traces, IMACS, partial, scheduler, options, {"settings": settings, "optional": True})
-    return _print(evaluation, as_json, {**settings}, whole=True)
+    hidden = pre_mask or get_recipe(evaluation.request.recipe).pre_mask
+    return _print(evaluation, as_json, {**settings, "pre_mask": hidden}, whole=True)
 
 
 @click.command(
@@ -142,6 +144,7 @@ def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any]
     facts = {
         "mask": grounds.mask("mask"),
         "reference_mask": grounds.mask("reference_mask") if grounds.places else None,
+        "pre_mask": settings["pre_mask"] or grounds.row.pre_mask,
         "recipe": grounds.row.label,
         "group": grounds.chosen.groups[0].name,
         "image": image.name if image else None,

@@ -11,7 +11,18 @@ import pytest
 import xarray as xr
 from probed import CONCEPTS, TEXTS, probed
 
-from i2am.analyzer import head_accuracy, head_relevance, open_trace, rank_heads, select_heads, selective_iou
+from i2am.analyzer import (
+    get_recipe,
+    head_accuracy,
+    head_relevance,
+    heatmap,
+    iou,
+    open_trace,
+    r2g,
+    rank_heads,
+    select_heads,
+    selective_iou,
+)
 from i2am.analyzer.cli.commands.heads import write_table
 from i2am.analyzer.heads.selective import deal, flat_note, published_count
 from i2am.analyzer.numerics.resize import resize
@@ -84,6 +95,15 @@ def test_head_truth_is_the_oracle_s(made: list[Synthetic], traces: list[Trace]) 
             assert mine == pytest.approx(np.mean([truth_oracle(m, t, layer, head) for m, t in zip(made, traces, strict=True)]))
     assert rank_heads(found)[0] == (ORDER[0], 1), "the head that the truth was made of is the truest"
     assert found.identical(head_accuracy(traces[::-1]))
+
+
+def test_what_is_judged_is_the_picture_of_the_recipe(traces: list[Trace]) -> None:
+    table = selective_iou(traces, count=2, thresholds=(0.5,), recipe="i2am-official")
+    for trace in traces:
+        map = r2g(trace, recipe="i2am-official", layers=ORDER)
+        wanted = iou(heatmap(map, recipe=get_recipe("i2am-official", threshold=0.0)), trace.image("mask"), 0.5)
+        assert float(table.sel(heads="all", threshold=0.5, trace=trace.id)) == pytest.approx(float(wanted))
+        assert float(wanted) != pytest.approx(float(iou(map, trace.image("mask"), 0.5)), abs=1e-3)
 
 
 def iou_oracle(made: Synthetic, pairs: Sequence[tuple[str, int]], threshold: float) -> float:

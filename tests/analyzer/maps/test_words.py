@@ -169,7 +169,12 @@ def test_probes_are_asked_by_their_own_method(made: Synthetic, trace: Trace) -> 
     assert found.attrs["recipe"] == "ovam"
     assert found.attrs["branch"] == "uncond"
     heads = sum(layer.heads for layer in trace.layers)
-    np.testing.assert_allclose(found, heads * oracle(made, [12], list(range(10, 16)), branch=1), rtol=1e-5)
+    alone = heads * oracle(made, [12], list(range(10, 14)), branch=1)  # OVAM encodes its attribution prompt without padding
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+    padded = heads * oracle(made, [12], list(range(10, 16)), branch=1)
+    for options in ({"among": "probe"}, {"recipe": "ovam(padding=yes)"}):
+        np.testing.assert_allclose(word_map(trace, "cat", probe="scene", **options), padded, rtol=1e-5)
+    assert np.abs(padded / alone - 1).max() > 0.1
 
 
 # -- what is not there -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from methods import (
@@ -16,6 +17,7 @@ from methods import (
     LAYERS,
     Calls,
     daam,
+    g2r_by_head,
     g2r_by_query,
     g2r_i2am,
     method_trace,
@@ -81,12 +83,29 @@ def test_rows_equal_their_methods_on_the_reference(made: Synthetic) -> None:
     close(found, g2r_by_query(calls, mask, LATENT))
     assert (found.attrs["query_mask"], found.attrs["recipe"]) == ("mask", "i2am-custom")
     close(g2r(trace, recipe="i2am-custom", query_mask=np.ones(LATENT)), g2r_by_query(calls, every, LATENT))
-    close(sram(trace, AT, recipe="i2am-custom"), sram_by_time(calls, AT, LATENT, LATENT))
+    by_head = g2r(trace, recipe="i2am-custom", keep="head")
+    close(by_head, g2r_by_head(calls, mask, LATENT))
+    with pytest.raises(AssertionError):
+        close(by_head, g2r(trace, recipe="i2am-custom(pool_positions=no)", keep="head").values)
+    close(sram(trace, AT, recipe="i2am-custom"), sram_by_time(calls, AT, LATENT, (3, 5)))  # the reference's own grid
+    close(sram(trace, AT, recipe="i2am-custom(sram_target=g2r)"), sram_by_time(calls, AT, LATENT, LATENT))
     close(sram(trace, AT, recipe="i2am-official"), sram_by_time(calls, AT, LATENT, (3, 5)))
     for name in ("daam", "ovam", "prompt-to-prompt", "attention-map-diffusers", "hrv-selective"):
         for ask in (g2r, lambda t, **options: sram(t, AT, **options)):
             with pytest.raises(InvalidInput, match=f"recipe {name} has no maps on the reference"):
                 ask(trace, recipe=name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"before": ("query",)}, {"layers": "sum"}])
+@pytest.mark.parametrize("keep", [("head",), ("time", "head")])
+def test_pooled_positions_weigh_layers_by_their_size(made: Synthetic, changes: dict[str, Any], keep: tuple[str, ...]) -> None:
+    trace, row = open_trace(made.path), get_recipe("i2am-custom", **changes)
+    apart = g2r(trace, recipe=get_recipe(row, layers="mean"), keep=(*keep[:-1], "layer", "head")).compute()
+    sizes = xr.DataArray([48, 192, 12, 12], dims="layer") if row.layers == "mean" else xr.ones_like(apart["layer"])
+    there = apart.notnull()
+    wanted = (apart.fillna(0) * sizes).sum("layer") / ((there * sizes).sum("layer") if row.layers == "mean" else 1)
+    found = g2r(trace, recipe=row, keep=keep).compute()
+    close(found.fillna(0), wanted.fillna(0).transpose(*found.dims).values)
 
 
 def test_the_warp_blocks_of_the_official_code_are_told_apart(tmp_path: Any) -> None:
@@ -221,6 +240,8 @@ def test_a_label_gives_the_row_back(name: str) -> None:
             "skip": st.sampled_from(["", "mid*", "*mid*,down*"]),
             "factors": st.sampled_from([(), (4,), (1, 2)]),
             "reference_target": st.sampled_from(["image", (3, 4)]),
+            "sram_target": st.sampled_from(["g2r", "latent", (3, 4)]),
+            "pool_positions": st.booleans(),
             "threshold": st.floats(0, 0.99),
             "invert": st.booleans(),
             "scale_before": st.sampled_from(["none", "max", "minmax"]),
@@ -254,6 +275,8 @@ def test_every_choice_of_a_field_is_a_row() -> None:
     (lambda t: get_recipe("daam", factors=(0,)), "factors is .*; expected a tuple of positive whole numbers"),
     (lambda t: get_recipe("daam", target="biggest"), r"target is 'biggest'; expected latent, largest, first, image or \(rows, columns\)"),
     (lambda t: get_recipe("daam", target=(0, 3)), "target is"),
+    (lambda t: get_recipe("daam", target="g2r"), r"target is 'g2r'; expected latent, largest, first, image or"),
+    (lambda t: get_recipe("daam", sram_target="own"), r"sram_target is 'own'; expected latent, largest, first, image, g2r or"),
     (lambda t: get_recipe("daam", threshold=1.0), "threshold is 1.0; expected 0 <= threshold < 1"),
     (lambda t: get_recipe("daam", skip=3), "skip is 3; expected text"),
     (lambda t: get_recipe("daam(resize)"), "'resize' changes nothing; write field=value"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from methods import GENERATED, Calls, daam, g2r_by_query, g2r_i2am, prompt_to_prompt, stored_calls
+from methods import GENERATED, Calls, daam, g2r_by_head, g2r_by_query, g2r_i2am, hook_imacs, prompt_to_prompt, stored_calls
+from repository import ROOT
 
-from i2am.analyzer import Trace, g2r, get_recipe, open_trace, r2g, token_map
+from i2am.analyzer import Trace, g2r, get_recipe, judge, open_trace, r2g, token_map
 from i2am.recorder.demo.cli import record_demo
 from i2am.schema.errors import InvalidInput
 
@@ -56,3 +58,15 @@ def test_rows_equal_their_methods_on_the_reference(demo: tuple[Trace, list[Calls
     close(g2r(trace), g2r_i2am(calls, every))
     close(g2r(trace, recipe="i2am-official"), g2r_by_query(calls, every, (16, 16)))
     close(g2r(trace, recipe="i2am-custom"), g2r_by_query(calls, mask, (16, 16)))
+    close(g2r(trace, recipe="i2am-custom", keep="head"), g2r_by_head(calls, mask, (16, 16)))
+
+
+@pytest.mark.parametrize("name", ["i2am-official", "i2am-official-pbe", "i2am-custom"])
+def test_imacs_is_the_released_hook_s_and_what_the_study_lists(demo: tuple[Trace, list[Calls]], name: str) -> None:
+    trace, calls = demo
+    map = GENERATED[name](calls, lambda c: c.tokens("reference"), LATENT)
+    found = float(judge(trace, ["imacs_g"], recipe=name)["imacs_g"])
+    assert found == pytest.approx(hook_imacs(map, trace.image("mask")[..., 0] >= 128, turned="official" in name), abs=1e-4)
+    row = re.search(rf"^\| {name} \|.*$", (ROOT / "docs" / "truth.md").read_text(), re.M)
+    assert row is not None
+    assert found == pytest.approx(float(row[0].split("|")[7].split()[0]), abs=0.15)  # a mean over other pairs

@@ -26,6 +26,7 @@ from outside_models import (
     stable_viton,
     super_resolution,
 )
+from outside_viton import HiddenPatchAttention, viton_v1
 from torch import Tensor
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
@@ -78,10 +79,13 @@ class Attention:
     shared: bool = False
     """Whether the model's softmax runs over more keys."""
     projection: str = "to_k"
+    specials: int = 0
 
 
 TEXT_KEYS = Attention("text", everything(TEXT), grid=lambda grid: None)
 GARMENT = Attention("reference", beyond, shared=True)
+PATCHES = {"*attention_2": {"name": "reference", "specials": 1, "grid": REFERENCE}}
+PATCH = Attention("reference", everything(1 + REFERENCE[0] * REFERENCE[1]), grid=lambda grid: REFERENCE, specials=1)
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,10 @@ CASES = {
             "image": Attention("reference", everything(REFERENCE[0] * REFERENCE[1]), grid=lambda grid: REFERENCE),
         },
     ),
+    "viton-v1": Case(viton_v1, PATCHES, {"attention_2": PATCH}, order=("cond", "uncond")),
+    "viton-v1-hidden": Case(
+        lambda **o: viton_v1(attention=HiddenPatchAttention, **o), PATCHES, {"attention_2": PATCH}, order=("cond", "uncond")
+    ),
 }
 
 
@@ -161,6 +169,7 @@ class Witness:
         self.outputs: dict[tuple[str, str], list[Tensor]] = {}
         for path, module in model.model["diffusion_model"].named_modules():
             parent, _, name = path.rpartition(".")
+            name = {"q_proj": "to_q", "k_proj": "to_k"}.get(name, name)
             if name in ("to_q", "to_k", "to_k_ip"):
                 module.register_forward_hook(self._keeper(parent, name))
 
@@ -224,7 +233,13 @@ def test_the_trace_holds_the_models_own_factors_under_the_right_labels(family: s
         kept = said.keys(grid)
         assert (layer.grid, layer.heads, layer.tokens, layer.partial_keys) == (grid, HEADS, len(kept), said.shared), layer.name
         (group,) = layer.groups
-        assert (group.role, group.start, group.stop, group.specials, group.grid) == (said.role, 0, len(kept), 0, said.grid(grid))
+        assert (group.role, group.start, group.stop, group.specials, group.grid) == (
+            said.role,
+            0,
+            len(kept),
+            said.specials,
+            said.grid(grid),
+        )
     for (index, one, branch, step), blocks in writer.blocks.items():
         layer = trace.layers[index]
         said = attention_of(case, layer.name)
@@ -268,7 +283,7 @@ def truth(case: Case, witness: Witness, layers: Any, direction: str, to: tuple[i
             values = scores(layer.scale, *witness.factors(path, said.projection, *at))[:, said.queries(layer.grid)]
             P, G = softmax(values, 2)[..., said.keys(layer.grid)], softmax(values[..., said.keys(layer.grid)], 1)
             place = AT[0] * layer.grid[0] // LATENT[0] * layer.grid[1] + AT[1] * layer.grid[1] // LATENT[1]
-            found = {"r2g": G.mean(2), "g2r": P.mean(1), "sram": P[:, place]}[direction]
+            found = {"r2g": G.mean(2), "g2r": P.mean(1)[:, said.specials :], "sram": P[:, place, said.specials :]}[direction]
             grid = layer.grid if direction == "r2g" else said.grid(layer.grid)
             total = total + (found if grid is None else np.maximum(resize(found.reshape(HEADS, *grid), to, "bicubic"), 0))
         maps += list(total)

@@ -177,6 +177,19 @@ def train(pipeline: Any) -> None:
     pipeline.unet.train()
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_an_attribution_prompt_is_asked_as_ovam_asks_it_without_padding(name: str, tmp_path: Path) -> None:
+    """One text keeps its padding, a list does not; OVAM encodes without."""
+    pipeline, call = TEXTS[name]()
+    scene = "a mouse, a red dog"
+    record(pipeline, tmp_path / "run.zarr", probes={"scene": scene, "list": [scene]}, encoding="factors", progress=False, **call())
+    trace = open_trace(tmp_path / "run.zarr")
+    for word in ("mouse", "red dog"):
+        found, alone = (word_map(trace, word, probe=probe) for probe in ("scene", "list"))
+        xr.testing.assert_allclose(found.drop_attrs(), alone.drop_attrs(), rtol=1e-6)
+        assert abs(word_map(trace, word, probe="scene", among="probe") / found - 1).max() > 0.01
+
+
 @pytest.mark.parametrize("change", [offload_models, offload_layers, offload_groups, train])
 def test_probes_go_where_the_weights_are(memory: type[MemoryWriter], change: Callable[[Any], None]) -> None:
     pipeline, call = prompted("a red dog", kinds=("full",))

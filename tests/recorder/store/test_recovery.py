@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from i2am.analyzer import open_trace
+from i2am.analyzer.cli.group import i2am
+from i2am.analyzer.cli.main import run
 from i2am.analyzer.inspection.verify import verify
 from i2am.recorder.store.lock import TraceLock
 from i2am.recorder.store.recovery import seal
@@ -103,3 +106,14 @@ def test_what_cannot_be_sealed(cut: Synthetic, tmp_path: Path) -> None:
         seal(cut.path)
     with pytest.raises(CorruptTrace, match="does not match its own checksum"):
         open_trace(cut.path, partial=True)
+
+
+def test_the_command_seals_and_says_what_it_did(cut: Synthetic) -> None:
+    litter(cut.path)
+    asked = CliRunner().invoke(i2am, ["verify", str(cut.path), "--partial"])
+    assert asked.exit_code == 0, asked.output
+    done = CliRunner().invoke(i2am, ["seal", str(cut.path)])
+    assert done.output == f"{cut.path} is complete now: 3 of 7 planned steps; 3 leftovers removed\n"
+    again = run(["seal", str(cut.path), "--json"])
+    assert again == 2
+    assert CliRunner().invoke(i2am, ["verify", str(cut.path)]).exit_code == 0
