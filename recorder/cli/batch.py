@@ -270,7 +270,7 @@ def find_place() -> Place:
     said = ", ".join(f"{name}={value}" for name, value in given.items())
     if min(numbers) < 0 or numbers[0] >= numbers[1]:
         raise InvalidInput(f"the environment says {said}; {names[0]} should count from 0 and stay below {names[1]}, or both be unset")
-    return Place(*numbers, said)
+    return Place(rank=numbers[0], world=numbers[1], local=numbers[2], said=said)
 
 
 def gather(place: Place, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:

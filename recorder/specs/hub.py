@@ -41,7 +41,7 @@ def _silence(endpoint: str) -> str:
     heard: list[str] = []
 
     def ask() -> None:
-        from huggingface_hub.utils import get_session
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
         try:
             get_session().head(endpoint, timeout=PATIENCE)
