@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from ...schema.errors import InvalidInput, UnsupportedModel
+from ...schema.messages import guess
 from ...schema.record import JSON
 from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
@@ -34,6 +35,8 @@ from .run import Run
 
 DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
 """What is said of a model that is no pipeline."""
+OPTIONS: Final = {field.name: field.default for field in fields(Options)}
+"""What is asked of any model, and what is taken where it is not said."""
 OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, on trust"
 
 
@@ -62,13 +65,23 @@ def record(
 ) -> Any:
     """Run a pipeline once with the arguments `call`, write its attention to `path`, and return its output.
 
+    record(pipeline, "run.zarr", encoding="factors", steps="::5", prompt="a cat", num_inference_steps=50)
+
+    `layers`, `steps`, `heads` choose attention modules (names, globs, `re:` expressions), denoiser evaluations (`::5`, `10:40:5`) and
+    heads of each layer (`0:4`); None is all. `branches` is `cond`, `uncond` or `both`. `keys` is `reference`, `text`, `all`, or `auto`:
+    of a softmax shared with the image's own tokens the reference alone, else all. `encoding` keeps `probabilities` (float16, rounded to
+    `keep_bits` mantissa bits), `factors` (q and k, exact), or, with `auto`, whichever is smaller. `codec` is `lz4` or `zstd`, at `level`
+    0 to 9; `queue_mb` bounds what waits to be written. `max_bytes`, such as `5GB`, refuses what would hold more before compression.
+    `overwrite` replaces a trace at `path`; `progress` shows a bar on a terminal. Kept beside attention: `reference_mask`, where the
+    reference shows what matters; `reference_image`, of references that are given as embeddings; `facts`, anything JSON can say;
+    `probes`, texts and pictures by name whose keys are kept though the run is not given them.
+
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
     options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
     options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes)
-    changed = [field.name for field in fields(Options) if getattr(options, field.name) is not field.default]
-    check_arguments(pipeline, call, [field.name for field in fields(Options)], changed)
+    check_arguments(pipeline, call, OPTIONS, [name for name, default in OPTIONS.items() if getattr(options, name) is not default])
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
 
@@ -83,13 +96,13 @@ def recording(model: Any, path: str | PathLike[str], **options: Any) -> Recordin
     Raises   as `record`
     """
     said = {name: options.pop(name) for name in DECLARED if name in options}
-    try:
-        chosen = Options(**options)
-    except TypeError as error:
-        raise InvalidInput(f"recording() does not take this: {error}; arguments of the pipeline go into its own call") from None
+    known = (*OPTIONS, *DECLARED)
+    if unknown := next((name for name in options if name not in known), None):
+        near = guess(unknown, known)
+        raise InvalidInput(f"recording() does not take this: {unknown!r}; {near}arguments of the pipeline go into its own call")
     if said and "denoisers" not in said:
         raise InvalidInput(f"recording() takes {', '.join(said)} with denoisers=, which names the modules of a model that is no pipeline")
-    return Recording(model, Path(path), chosen, declare(model, **said) if said else None)
+    return Recording(model, Path(path), Options(**options), declare(model, **said) if said else None)
 
 
 class Recording:

@@ -22,6 +22,7 @@ from i2am.recorder import record, recording
 from i2am.recorder.demo.encoder import GarmentEncoder
 from i2am.recorder.demo.pipeline import TryOnPipeline
 from i2am.recorder.labels.refusals import refuse_pipeline
+from i2am.recorder.plan.options import Options
 from i2am.schema.errors import AlreadyExists, InvalidInput, UnsupportedModel
 from i2am.schema.trace import TraceRecord
 from pipelines import (
@@ -70,6 +71,10 @@ def test_a_trace_on_disk_is_plain_zarr(tmp_path: Path) -> None:
     assert opened.timestep.values.tolist() == pipeline.scheduler.timesteps.tolist()
     painted = zarr.open_array(path / "images/generated_0", mode="r")
     assert np.array_equal(painted[:], (output.images[0] * 255).round().astype(np.uint8))
+
+
+def test_the_help_of_record_explains_every_option() -> None:
+    assert all(f"`{name}`" in (record.__doc__ or "") for name in Options.__dataclass_fields__)
 
 
 def test_record_returns_what_the_pipeline_returns(memory: type[MemoryWriter]) -> None:
@@ -241,6 +246,8 @@ def test_bad_arguments_of_the_pipeline_stay_its_own_error(tmp_path: Path) -> Non
         record(pipeline, tmp_path / "run.zarr", banana=1)
     with pytest.raises(InvalidInput, match=r"recording\(\) does not take this.*banana"), recording(pipeline, PATH, banana=1):
         pass
+    with pytest.raises(InvalidInput, match=r"recording\(\) does not take this: 'enconding'; did you mean encoding\?"):
+        recording(pipeline, PATH, enconding="factors")
     assert not (tmp_path / "run.zarr").exists()
 
 
