@@ -26,9 +26,9 @@ def reachable(spec: Spec) -> Spec:
     remote = [(source, name) for source, name in wanted if not Path(source).exists()]
     if not remote or spec.arguments.get("local_files_only") or constants.HF_HUB_OFFLINE or not (why := _silence(constants.ENDPOINT)):
         return spec
-    places = {spec.source: {name: spec.arguments[name] for name in ("cache_dir", "revision") if name in spec.arguments}}
     for source, name in remote:
-        if not isinstance(try_to_load_from_cache(source, name, **places.get(source, {})), str):
+        revision = spec.arguments.get("revision") if name == INDEX else None
+        if not isinstance(try_to_load_from_cache(source, name, revision=revision), str):
             raise InvalidInput(
                 f"the hub at {constants.ENDPOINT} cannot be reached ({why}), and {source} is not in the cache of what was loaded from it; "
                 f"connect and try again, or name a folder of this machine as from_pretrained in {spec.path.name}"

@@ -77,9 +77,10 @@ def find_class(name: str, kind: str) -> Any:
     module_name, _, class_name = name.rpartition(":")
     try:
         module = importlib.import_module(module_name or "diffusers")
-    except ImportError as error:
-        raise InvalidInput(f"{kind} {name!r}: cannot import {module_name} ({error}); install it, or correct the name") from error
-    found = getattr(module, class_name, None)
+        found = getattr(module, class_name, None)
+    except Exception as error:  # a module may raise anything when it is imported, and a lazy one when it is asked
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(f"{kind} {name!r}: cannot import {module_name or 'it'} ({why}); install it, or correct the name") from error
     if inspect.isclass(found):
         return found
     if module_name:
@@ -126,7 +127,7 @@ def make_scheduler(spec: Spec, config: Any) -> Any:
 
 def hub_arguments(spec: Spec) -> dict[str, Any]:
     """Arguments that every loading function of diffusers and transformers takes."""
-    return {name: spec.arguments[name] for name in ("revision", "local_files_only", "cache_dir") if name in spec.arguments}
+    return {name: spec.arguments[name] for name in ("revision", "local_files_only") if name in spec.arguments}
 
 
 def find_dtype(spec: Spec) -> torch.dtype:

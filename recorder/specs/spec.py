@@ -2,7 +2,7 @@
 
     seed = 0
     [pipeline]            class, from_pretrained, device, without = ["safety_checker"]
-    [pipeline.arguments]  torch_dtype, variant, revision, local_files_only, cache_dir, and use_safetensors = false for pickled weights
+    [pipeline.arguments]  torch_dtype, variant, revision, local_files_only, and use_safetensors = false for pickled weights
     [[adapters]]          from_pretrained, subfolder, weight_name, image_encoder_folder, scale
     [scheduler]           class
     [scheduler.config]    what to change in its config
@@ -38,7 +38,7 @@ TABLES: Final[dict[str, Collection[str] | None]] = {
     # Keys of each table; None takes any key, to be checked against what it is passed to.
     "": ("seed", "pipeline", "adapters", "scheduler", "call", "images", "record", "probes", "dry_run"),
     "pipeline": ("class", "from_pretrained", "device", "without", "arguments"),
-    "pipeline.arguments": ("torch_dtype", "variant", "revision", "local_files_only", "use_safetensors", "cache_dir"),
+    "pipeline.arguments": ("torch_dtype", "variant", "revision", "local_files_only", "use_safetensors"),
     "adapters": ("from_pretrained", "subfolder", "weight_name", "image_encoder_folder", "scale"),
     "scheduler": ("class", "config"),
     "scheduler.config": None,

@@ -405,6 +405,18 @@ def test_classes_are_found_by_name_or_by_place() -> None:
     assert find_class("i2am.recorder.demo.pipeline:TryOnPipeline", "pipeline").__name__ == "TryOnPipeline"
 
 
+def test_a_module_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_module.py").write_text("raise ValueError('half done')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, words in (
+        ("broken_module:X", r"cannot import broken_module \(half done\)"),
+        (".a:X", "cannot import .a"),
+        ("a..b:X", "cannot"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            find_class(name, "pipeline")
+
+
 def test_the_shipped_example_is_foretold() -> None:
     example = ROOT / "examples/demo.toml"
     assert read_spec(example).options["keys"] == "reference"

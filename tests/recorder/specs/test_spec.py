@@ -90,6 +90,7 @@ def test_the_least_a_spec_can_say(folder: Path) -> None:
         (BASIC + "[record]\noverwrite = true", r"unknown key 'overwrite'"),
         (BASIC + "arguments = { dtype = 1 }", r"\[pipeline.arguments\] of spec.toml has an unknown key 'dtype'; did you mean torch_dtype"),
         (BASIC + "arguments = { custom_pipeline = 'x' }", r"\[pipeline.arguments\] of spec.toml has an unknown key 'custom_pipeline'"),
+        (BASIC + "arguments = { cache_dir = '/etc' }", r"unknown key 'cache_dir'"),
         (BASIC + "arguments = { trust_remote_code = true }", r"unknown key 'trust_remote_code'"),
         (BASIC + "x = " + "[" * 5000, "spec.toml is not TOML"),
         (BASIC + "[record]\nencoding = 'probability'", 'encoding = "probability"; use probabilities, factors or auto'),
