@@ -250,6 +250,8 @@ def prepare(path: Path, overwrite: bool) -> None:
     except OSError as error:
         if isinstance(error, AlreadyExists) or error.errno in FULL:
             raise
+        if isinstance(error, FileExistsError):
+            raise AlreadyExists(f"{path} was made by another process just now; give each recording its own path") from error
         raise InvalidInput(f"cannot make the folder {path} ({error.strerror}); choose a path in a folder that you can write to") from error
 
 
