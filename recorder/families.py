@@ -30,6 +30,8 @@ class Family:
     """Whether each guidance branch is a denoiser pass of its own, cond first."""
     edits: bool = False
     """Whether `image` joins the denoiser's sequence as the reference."""
+    inpaints: Literal["", "instead", "behind"] = ""
+    """Where `image_reference` joins it, if there is one: in the place of `image`, or behind it."""
     window: Literal["crop", "cells", "whole"] = "crop"
     """What is encoded of a reference: what the image processor's crop leaves, whole cells of tokens, or all of it, stretched."""
     pooled: bool = False
@@ -40,6 +42,8 @@ class Family:
     """(rows, columns) of an appended reference that has as many tokens."""
     frame_axis: int | None = None
     """Axis of the denoiser's sample that holds frames, where a UNet lays them out as rows of its batch."""
+    leading: str = ""
+    """Argument whose pictures are encoded as frames before the video's, in the same latent."""
     reference_goes: str = ""
     """What becomes of the reference where attention does not read it."""
     one_adapter: bool = False
@@ -69,14 +73,15 @@ FAMILIES: Final = (
     Family(glob="StableUnCLIPImg2ImgPipeline", reference_goes="is added to the time embedding as a class label"),
     Family(glob="StableVideoDiffusion*", denoiser="UNetSpatioTemporalConditionModel", frame_axis=1, window="whole"),
     Family(glob="AnimateDiff*", denoiser="UNetMotionModel", frame_axis=2),
+    Family(glob="LuminaPipeline", denoiser="LuminaNextDiT2DModel", batch=("cond", "uncond")),
     Family(glob="OmniGenPipeline", batch=("cond", "uncond"), batch_with_references=("cond", "uncond", None), always_guided=True),
     replace(FLUX, glob="FluxKontextPipeline", edits=True, inputs="kontext"),
-    replace(FLUX, glob="FluxKontext*", edits=True, inputs=""),
+    replace(FLUX, glob="FluxKontext*", edits=True, inpaints="instead", inputs=""),
     replace(FLUX, glob="Flux*ControlNet*", inputs=""),
     replace(FLUX, glob="FluxControl*", reference_goes=CHANNELS),
     replace(FLUX, glob="FluxFillPipeline", reference_goes=CHANNELS),
     replace(FLUX2, glob="Flux2KleinKV*", inputs="flux2_cached"),
-    replace(FLUX2, glob="Flux2*Inpaint*", inputs=""),
+    replace(FLUX2, glob="Flux2*Inpaint*", inpaints="behind", inputs=""),
     FLUX2,
     FLUX,
     Family(glob="Chroma*", sequential=True, encoder_apart=True),
@@ -86,6 +91,8 @@ FAMILIES: Final = (
     Family(glob="Qwen*", sequential=True),
     replace(WAN, glob="Wan*ImageToVideo*", reference_goes="goes into the latent, as channels or as its first frame", inputs="wan"),
     replace(WAN, glob="WanPipeline", inputs="wan"),
+    replace(WAN, glob="WanVACE*", leading="reference_images"),
+    replace(WAN, glob="WanAnimatePipeline", leading="image"),
     WAN,
     Family(glob="KandinskyV22Controlnet*"),
     Family(glob="KandinskyV22*", inputs="kandinsky"),

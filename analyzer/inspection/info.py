@@ -72,6 +72,16 @@ def raw_bytes(trace: Trace) -> int:
     return int(sum(int(n) * size for n, size in zip(calls, sizes, strict=True))) * record.samples * len(record.branches)
 
 
+def trust_note(trace: Trace, layers: Iterable[int] | None = None) -> str | None:
+    """The one sentence that says which of these layers, by default all, hold what could not be compared with the model's own; else None."""
+    used = set(range(len(trace.layers)) if layers is None else layers)
+    bad = [index for index in trace.unproven if index in used]
+    if not bad:
+        return None
+    named = f"{trace.layers[bad[0]].name}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}"
+    return f"note: {len(bad)} of {len(used)} layers ({named}) rest on trust or on samples; `i2am info --json` says why in provenance"
+
+
 def precision_note(trace: Trace, layers: Iterable[int] | None = None) -> str | None:
     """The one sentence to read before trusting R2G of these layers, by default all; None if their columns are whole.
 

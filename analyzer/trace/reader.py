@@ -58,6 +58,19 @@ class Trace(Contents):
         return self.record.images
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the recorder had to say of the run, such as attention that it left out."""
+        notes = self.record.provenance.get("notes")
+        return tuple(note for note in notes if isinstance(note, str)) if isinstance(notes, list) else ()
+
+    @property
+    def unproven(self) -> tuple[int, ...]:
+        """Positions of layers whose attention rests on trust, or on samples: what the model computed could not be seen whole."""
+        given = self.record.provenance.get("unproven")
+        named = [path for paths in given.values() if isinstance(paths, list) for path in paths] if isinstance(given, dict) else []
+        return tuple(index for index, layer in enumerate(self.layers) if layer.path in named)
+
+    @property
     def latent_grid(self) -> tuple[int, int]:
         """(rows, columns) that maps are brought to: the latent's, or else the largest layer grid."""
         return self.record.latent_grid or max(

@@ -17,8 +17,8 @@ from ...schema.errors import UnsupportedModel
 from ...schema.messages import option
 from ..encoding.scores import default_scale
 from .call import Call, Listener
-from .mode import Mode
-from .modules import is_muted, is_self_attention, is_single_stream, strip
+from .mode import Census, Mode
+from .modules import is_muted, is_self_attention, is_single_stream, other_attention, strip
 from .origins import FollowingMode
 from .projected import Factors, projects_attention
 from .projections import Projections
@@ -30,7 +30,7 @@ class Capture:
 
     `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
     what their projections made stands for it. `shapes_only` is for modules on the meta device, whose values cannot tell where they
-    came from.
+    came from. `joins` is for pipelines that join a reference's features to those of self-attention.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class Capture:
         listener: Listener,
         outside: bool = False,
         shapes_only: bool = False,
+        joins: bool = False,
     ) -> None:
         self._roots = roots
         self._modules = modules
-        self._outside = outside
+        self._outside, self._joins = outside, joins
         self._listener = listener
         self._handles: list[Any] = []
         self._projections = Projections()
@@ -57,6 +58,18 @@ class Capture:
         self.factors = Factors()
         """Of modules that multiply matrices themselves."""
         self._calls: list[str] = []
+        self._census = Census()
+
+    @property
+    def left_out(self) -> list[str]:
+        """What attention of other modules reads, beside the places of an image or the frames of a video among themselves."""
+        said = []
+        for path, (rows, queries, keys) in sorted(self._census.found.items()):
+            _, around = self._grid(queries, path)
+            area = 0 if around is None else around[0] * around[1]
+            if queries != keys or (0 < area < queries and rows % area):
+                said.append(f"{path} attends from {queries} tokens to {keys}")
+        return said
 
     def __enter__(self) -> Capture:
         self._thread = get_ident()
@@ -67,12 +80,17 @@ class Capture:
                 self._watch_resampler(path, adapter, module)
             else:
                 self._watch_attention(path, module)
+        for name, root in self._roots.items() if not self._outside else ():
+            for path, module in other_attention(name, root).items():
+                self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
+                self._handles += self._census.hooks(path, module, lambda: self._is_wanted() and not self._entered)
         return self
 
     def __exit__(self, *exc: object) -> None:
         # torch runs no hook for a KeyboardInterrupt, so the mode may still be on.
         while self._entered:
             self._leave_mode()
+        self._census.close()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -107,11 +125,13 @@ class Capture:
 
         def end(*_: object) -> None:
             if not self._is_elsewhere():
+                self.factors.settle()
                 self._listener.end(name)
 
         self._handles.append(root.register_forward_pre_hook(begin, with_kwargs=True))
         self._handles.append(root.register_forward_hook(end))
-        ancestors = {above for path in self._modules for above in _ancestors(path)}
+        others = () if self._outside else other_attention(name, root)
+        ancestors = {above for path in (*self._modules, *others) for above in _ancestors(path)}
         for path, module in ((f"{name}.{strip(inner)}".rstrip("."), module) for inner, module in root.named_modules()):
             if path in ancestors:
                 self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
@@ -133,7 +153,7 @@ class Capture:
 
     def _watch_attention(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._is_wanted() and (self._outside or single or _has_context(args, kwargs)):
+            if self._is_wanted() and (self._outside or (single and not self._joins) or _has_context(args, kwargs)):
                 see(module, args, kwargs)
                 self._path = path
                 self._projections.forget()
@@ -151,7 +171,7 @@ class Capture:
             # A cache hook gives an earlier output again without projecting anything: that call is absent, not hidden.
             cached = not self._projections.ran and hasattr(module, "_diffusers_hook")
             cached = cached or (skips and not self._mode.worked)
-            if output is not None and not self._calls and not cached and not self._hear_factors():
+            if output is not None and not self._calls and not cached and not self._hear_factors(output, args):
                 self._listener.unseen(path, module)
             self._projections.forget()
             self.factors.forget()
@@ -164,11 +184,12 @@ class Capture:
         self._handles += self._projections.hooks(module, self._is_inside)
         self._handles += self.factors.hooks(module, self._is_inside) if self._outside else []
 
-    def _hear_factors(self) -> bool:
+    def _hear_factors(self, output: object, args: tuple[Any, ...]) -> bool:
         """Tell of attention that no call showed; whether there was any."""
         found = self.factors.read() if self._outside else None
         if found is None:
             return False
+        self.factors.check_output(output, args[0] if args else None)
         query, key, scale, mask = found
         grid, around = self._grid(query.shape[2])
         own = self._projections.own
@@ -212,7 +233,7 @@ class Capture:
         repeat, ordinal = self._calls.count(projection), len(self._calls)
         self._calls.append(projection)
         module = self._modules[self._path]
-        joined = not self._outside and is_self_attention(module)
+        joined = self._joins and is_self_attention(module)
         if (not self._outside and is_muted(module, projection, repeat)) or (joined and key.shape[2] == query.shape[2]):
             return
         grid, around = self._grid(query.shape[2])
@@ -234,9 +255,10 @@ class Capture:
         )
         self._listener.hear(call)
 
-    def _grid(self, positions: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    def _grid(self, positions: int, path: str = "") -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
-        shapes = (self._shapes.get(path) for path in (self._path, *_ancestors(self._path)))
+        path = path or self._path
+        shapes = (self._shapes.get(above) for above in (path, *_ancestors(path)))
         around = next((shape for shape in shapes if shape is not None), None)
         return (around if around is not None and around[0] * around[1] == positions else None), around
 

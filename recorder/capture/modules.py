@@ -9,6 +9,8 @@ from torch import nn
 
 from .resampler import resampler_of
 
+ATTENTION: Final = ("Attention", "Attn")
+"""What the names of classes hold whose modules attend."""
 ROOTS: Final = ("unet", "transformer", "transformer_2")
 """Attributes of a pipeline that hold a denoiser."""
 
@@ -25,9 +27,40 @@ def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
     return {
         f"{root}.{strip(name)}": module
         for root, denoiser in denoisers(pipeline).items()
+        for streams in [_streams(denoiser)]
         for name, module in denoiser.named_modules()
-        if is_cross_attention(module) or (joins and is_self_attention(module)) or resampler_of(f"{root}.{strip(name)}") is not None
+        if is_cross_attention(module)
+        or name in streams
+        or (joins and is_self_attention(module))
+        or resampler_of(f"{root}.{strip(name)}") is not None
     }
+
+
+def _streams(denoiser: nn.Module) -> set[str]:
+    """Paths of self-attention that may be given text and images as one sequence: it stands alone in its block, and others join the two."""
+    found = dict(denoiser.named_modules())
+    crossing = {name for name, module in found.items() if is_cross_attention(module)}
+    if not any(getattr(found[name], "added_kv_proj_dim", None) is not None for name in crossing):
+        return set()
+    blocks = {name.rpartition(".")[0] for name in crossing}
+    return {name for name, module in found.items() if is_self_attention(module) and name.rpartition(".")[0] not in blocks}
+
+
+def other_attention(name: str, root: nn.Module) -> dict[str, nn.Module]:
+    """Modules under a denoiser that seem to attend and are none of `attention_modules`, by path."""
+    every = {f"{name}.{strip(path)}": module for path, module in root.named_modules() if path}
+    streams = {f"{name}.{strip(path)}" for path in _streams(root)}
+    known = {path for path, module in every.items() if is_cross_attention(module) or path in streams or resampler_of(path) is not None}
+    seem = [path for path, module in every.items() if any(word in type(module).__name__ for word in ATTENTION)]
+    inside = {path.rpartition(".")[0] for path in (*seem, *known)}
+    inside = {path for inner in inside for path in _above(inner)}
+    return {path: every[path] for path in seem if path not in known | inside and known.isdisjoint(_above(path))}
+
+
+def _above(path: str) -> list[str]:
+    """A path and those of what it lies in."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def reads_features(pipeline: Any) -> bool:
@@ -50,7 +83,7 @@ def is_cross_attention(module: nn.Module) -> bool:
 
 def is_single_stream(module: nn.Module) -> bool:
     """Whether a module may be given text and images as one sequence."""
-    return not hasattr(module, "is_cross_attention")
+    return not hasattr(module, "is_cross_attention") or is_self_attention(module)
 
 
 def reads_adapter(module: nn.Module) -> bool:

@@ -23,6 +23,8 @@ FUSED: Final = {
 }
 """Projections that make several things at once: the one they stand for, and how many others lie before the values."""
 
+GATED: Final = "to_qkv_mlp_proj"
+"""The one whose output goes on behind the values."""
 UNKNOWN: Final = "?"
 """Stands for keys of which no projection is known, such as those that were kept from an earlier pass."""
 
@@ -90,24 +92,29 @@ class Projections:
         if value.is_meta:
             found, whole = self.origins.of(value), {(_unfused(name), _tokens(output)) for name, output in self._values}
             return found if found is not None and whole.issuperset(found) else ((UNKNOWN, value.shape[2]),)
-        memory = value.untyped_storage().data_ptr()
+        memory, width = value.untyped_storage().data_ptr(), value.shape[1] * value.shape[3]
         for name, output in reversed(self._values):
-            if output.untyped_storage().data_ptr() == memory and _tokens(output) == value.shape[2]:
+            shared = output.untyped_storage().data_ptr() == memory and _tokens(output) == value.shape[2]
+            if shared and (name == GATED or output.shape[-1] == width * (1 + _before(name))):  # else it is of some heads only
                 return ((_unfused(name), value.shape[2]),)
         case = (path, ordinal, value.shape, tuple((name, output.shape) for name, output in self._values))
         if case not in self._proven:
-            self._proven[case] = self._prove(value.transpose(1, 2).flatten(2))  # (row, token, head * channel)
+            self._proven[case] = self._prove(value.transpose(1, 2))
         return self._proven[case]
 
-    def _prove(self, flat: Tensor) -> Segments:
+    def _prove(self, value: Tensor) -> Segments:
+        """Which outputs some values are.
+
+        Dims     (row, token, head, channel)
+        """
         found: list[tuple[str, int]] = []
-        start = 0
-        while start < flat.shape[1]:
-            rest = flat[:, start:]
-            matches = (pair for pair in reversed(self._values) if _begins(rest, _values_of(*pair, flat.shape[2])))
+        start, width = 0, value.shape[2] * value.shape[3]
+        while start < value.shape[1]:
+            rest = value[:, start:]
+            matches = (pair for pair in reversed(self._values) if _begins(rest, _values_of(*pair, width)))
             name, output = next(matches, (None, None))
             if name is None or output is None:
-                return ((UNKNOWN, flat.shape[1]),)
+                return ((UNKNOWN, value.shape[1]),)
             found.append((_unfused(name), _tokens(output)))
             start += _tokens(output)
         return tuple(found)
@@ -117,19 +124,31 @@ def _unfused(name: str) -> str:
     return FUSED[name][0] if name in FUSED else name
 
 
+def _before(name: str) -> int:
+    """How many other things lie before the values in a projection's output."""
+    return FUSED[name][1] if name in FUSED else 0
+
+
 def _tokens(output: Tensor) -> int:
     return output.numel() // (output.shape[0] * output.shape[-1])
 
 
 def _values_of(name: str, output: Tensor, width: int) -> Tensor:
     """The values in a projection's output, fused or not: (row, token, head * channel)."""
-    before = FUSED[name][1] * width if name in FUSED else 0
+    before = _before(name) * width
     return output.reshape(output.shape[0], -1, output.shape[-1])[..., before : before + width]
 
 
-def _begins(flat: Tensor, values: Tensor) -> bool:
-    rows, tokens, width = values.shape
-    return (rows, width) == (flat.shape[0], flat.shape[2]) and 0 < tokens <= flat.shape[1] and torch.equal(flat[:, :tokens], values)
+def _begins(rest: Tensor, values: Tensor) -> bool:
+    """Whether a projection's values stand first among these, each head's or, where several share one, repeated for each of them.
+
+    Dims     (row, token, head, channel), (row, token, head or fewer * channel)
+    """
+    (rows, tokens, width), (heads, channels) = values.shape, rest.shape[2:]
+    if rows != rest.shape[0] or not 0 < tokens <= rest.shape[1] or not width or width % channels or (heads * channels) % width:
+        return False
+    own = values.unflatten(2, (-1, channels)).repeat_interleave(heads * channels // width, 2)  # type: ignore[no-untyped-call]
+    return torch.equal(rest[:, :tokens], own)
 
 
 def make_keys(module: nn.Module, name: str, context: Tensor, heads: int) -> Tensor | None:

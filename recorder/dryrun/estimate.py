@@ -78,7 +78,7 @@ def estimate(spec: Spec) -> Estimate:
     options = Options(**spec.options)
     check_call(spec, find_class(spec.pipeline, "pipeline"))
     pipeline = build_skeleton(spec)
-    refuse_pipeline(pipeline, options.keys)
+    refuse_pipeline(pipeline, options.keys, appended=bool(spec.tokens) and family_of(pipeline).longest_text is not None)
     evaluations = count_evaluations(pipeline, spec)
     inputs = denoiser_inputs(pipeline, spec)
     latent = inputs.get("sample", inputs.get("hidden_states"))
@@ -133,7 +133,7 @@ class _Shapes:
 
     def __init__(self, pipeline: Any, options: Options) -> None:
         self._denoisers, self._canvases = denoisers(pipeline), Canvases()
-        self.sites = Sites(Context.of(pipeline), replace(options, encoding="probabilities", probes=None))
+        self.sites = Sites(Context.of(pipeline, appended=True), replace(options, encoding="probabilities", probes=None))
         self._scene = Scene()
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

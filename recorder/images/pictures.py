@@ -41,6 +41,8 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
     if any(to_pixels(value) is None for value in encoded):
         raise InvalidInput("reference_image is no picture; give a PIL image, an array or a tensor, or several in a list")
     whole = encoded if family_of(pipeline).longest_text else []  # a prior was given all of the picture
+    if family_of(pipeline).inpaints == "behind":
+        whole += flatten(arguments.get("image"))  # stretched to whole cells
     for role, base, values in _roles(pipeline, arguments, context):
         flat = list(flatten(values)) + (encoded if role == "reference" else [])
         # Reference names count across adapters, as token groups do.
@@ -56,6 +58,11 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
         window = references[0].window if len(references) == 1 and (references[0].height, references[0].width) == pixels.shape[:2] else None
         pictures.append(make_picture("reference_mask", "reference_mask", pixels, window))
     return pictures
+
+
+def leading_frames(pipeline: Any, arguments: Mapping[str, Any]) -> int:
+    """How many frames of references a pipeline puts before those of its video: one for each picture."""
+    return sum(one is not None for one in flatten(arguments.get(family_of(pipeline).leading)))
 
 
 def probe_picture(pipeline: Any, name: str, value: Any) -> Picture | None:
@@ -97,8 +104,12 @@ def _roles(pipeline: Any, arguments: Mapping[str, Any], context: Role) -> Iterat
     references = [arguments[name] for name in REFERENCES if arguments.get(name) is not None]
     image = arguments.get("image")
     ends = [arguments[name] for name in ENDS if arguments.get(name) is not None] if reads_ends(pipeline) else []
-    read = context == "reference" or family_of(pipeline).edits
-    if ends:
+    family, own = family_of(pipeline), arguments.get("image_reference")
+    # What starts from a picture and is given its reference as embeddings has no encoder that could read the picture.
+    read = family.edits or (context == "reference" and getattr(pipeline, "image_encoder", None) is not None)
+    if family.inpaints and own is not None:
+        references, image = ([own], image) if family.inpaints == "instead" else ([image, own], None)
+    elif ends:
         references, image = [*references, *ends], None
     elif read and image is not None and arguments.get("example_image") is None:
         references, image = [*references, image], None
@@ -106,7 +117,7 @@ def _roles(pipeline: Any, arguments: Mapping[str, Any], context: Role) -> Iterat
     yield "input", "input", image
     yield "mask", "mask", arguments.get("mask_image")
     for name, value in arguments.items():
-        taken = name in (*REFERENCES, "mask_image", "image") or (ends and name in ENDS)
+        taken = name in (*REFERENCES, "mask_image", "image") or (ends and name in ENDS) or (family.inpaints and value is own)
         if not taken and isinstance(value, PIL.Image.Image) and NAME.fullmatch(name):
             yield "input", name, value
 

@@ -50,7 +50,9 @@ Canvas: TypeAlias = tuple[Part, ...]
 class Canvases:
     """Reads the canvas of each pass, and remembers position ids so that a device is asked once."""
 
-    def __init__(self) -> None:
+    def __init__(self, leading: int = 0) -> None:
+        self._leading = leading
+        """Frames of references before those of the video."""
         self._seen: list[tuple[Tensor, Canvas]] = []
         self._references: Canvas = ()
 
@@ -67,7 +69,7 @@ class Canvases:
             return (*self._references, *canvas) if kwargs.get("kv_cache_mode") == "cached" else canvas
         if kwargs.get("img_shapes") is not None:
             return by_shapes(kwargs["img_shapes"])
-        return by_patches(denoiser, sample)
+        return by_patches(denoiser, sample, self._leading)
 
     def _by_ids(self, ids: Tensor) -> Canvas:
         known = next((canvas for tensor, canvas in self._seen if tensor is ids), None)
@@ -79,11 +81,11 @@ class Canvases:
 
 
 def by_positions(ids: Sequence[Sequence[float]]) -> Canvas:
-    """Parts from position ids (image, y, x, ...): image 0 is being made, each other number is a reference.
+    """Parts from position ids (image, y, x, ...): the lowest number is being made, as the scheduler's steps show; others are references.
 
     Raises   UnsupportedModel if an image's ids are not its rows and columns in order
     """
-    parts = []
+    parts, made = [], min((place[0] for place in ids), default=0)
     for image, group in groupby(ids, key=lambda place: place[0]):
         places = [(int(place[1]), int(place[2])) for place in group]
         (top, left), (bottom, right) = places[0], places[-1]
@@ -93,7 +95,7 @@ def by_positions(ids: Sequence[Sequence[float]]) -> Canvas:
                 f"the position ids of image {image:g} are not rows and columns in order, so its {len(places)} tokens have no grid; "
                 "record a pipeline of diffusers' own, whose ids are"
             )
-        parts.append(Part("self" if image == 0 else "reference", grid))
+        parts.append(Part("self" if image == made else "reference", grid))
     return tuple(parts)
 
 
@@ -103,8 +105,10 @@ def by_shapes(shapes: Any) -> Canvas:
     return tuple(_part("reference" if index else "self", *map(int, shape)) for index, shape in enumerate(first))
 
 
-def by_patches(denoiser: nn.Module, sample: Any) -> Canvas:
+def by_patches(denoiser: nn.Module, sample: Any, leading: int = 0) -> Canvas:
     """The one image, or video, of a denoiser that cuts its latent into patches; empty for one that does not say so.
+
+    The first `leading` frames of a video are references.
 
     Raises   UnsupportedModel for a video in a layout that is not known
     """
@@ -116,7 +120,13 @@ def by_patches(denoiser: nn.Module, sample: Any) -> Canvas:
                 f"{type(denoiser).__name__} makes a video and does not say how it is cut into patches, so its frames, rows and columns are "
                 "not known; record a pipeline whose denoiser says so (Wan, Stable Video Diffusion)"
             )
-        return (_part("self", *(length // size for length, size in zip(sample.shape[2:], patch, strict=True))),)
+        frames, rows, columns = (length // size for length, size in zip(sample.shape[2:], patch, strict=True))
+        if leading and (patch[0] != 1 or leading >= frames):
+            raise UnsupportedModel(
+                f"{type(denoiser).__name__} was given {frames} frames, {leading} of them references, so it is not known which are the "
+                "video's; give it fewer references, or more frames"
+            )
+        return (*([_part("reference", leading, rows, columns)] if leading else ()), _part("self", frames - leading, rows, columns))
     if axes == IMAGE_AXES and isinstance(patch, int):
         return (Part("self", (sample.shape[2] // patch, sample.shape[3] // patch)),)
     return ()

@@ -1,4 +1,4 @@
-"""Passes through a denoiser: which guidance branch each is, and which rows of it a call holds."""
+"""Passes through a denoiser: which guidance branch each is, which rows of it a call holds, and what the scheduler says of its time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ...schema.errors import UnsupportedModel
 from ...schema.messages import option
@@ -17,6 +17,9 @@ from ..capture.wrapping import replaced
 from ..encoding.transfer import Block
 from .rows import Row
 from .tokens import Scene
+
+HALF_STEP: Final = 2**-8
+"""Relative error of a bfloat16 timestep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,3 +128,37 @@ def rows_of_call(call: Call, this: Pass) -> tuple[Row, ...]:
         f"{call.path} attends for {rows} rows of the {this.rows} in the batch, so its branches are not known; "
         f"leave it out through {option('layers')}"
     )
+
+
+def noise_level(scheduler: Any, timestep: float) -> float:
+    """The scheduler's sigma at its present place; NaN if it has none."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or not hasattr(scheduler, "step_index"):
+        return math.nan
+    index = scheduler.step_index
+    if index is None:
+        index = _place(scheduler, timestep)
+    return float(sigmas[min(index, len(sigmas) - 1)])
+
+
+def scheduler_timestep(scheduler: Any, value: float) -> float:
+    """The scheduler's own timestep for what a denoiser is given, which in flow models is that timestep over 1000."""
+    times = getattr(scheduler, "timesteps", ())
+    times = times.tolist() if hasattr(times, "tolist") else list(times)
+    if not times or value in times:
+        return value
+    scale = float(getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000))
+    nearest = min(times, key=lambda time: abs(time - value * scale))
+    return nearest if math.isclose(nearest, value * scale, rel_tol=HALF_STEP) else value
+
+
+def evaluations_left(scheduler: Any, timestep: float) -> int:
+    """Most denoiser evaluations from this one to the end: image-to-image starts in the middle of the schedule."""
+    begin = getattr(scheduler, "begin_index", None)
+    return max(1, len(scheduler.timesteps) - (_place(scheduler, timestep) if begin is None else begin))
+
+
+def _place(scheduler: Any, timestep: float) -> int:
+    times = scheduler.timesteps
+    times = times.tolist() if hasattr(times, "tolist") else list(times)
+    return times.index(timestep) if timestep in times else 0

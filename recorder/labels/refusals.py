@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import torch
+from diffusers.models import attention_processor
 from torch import nn
 from torch.nn import functional
 
@@ -43,15 +44,24 @@ def refuse_hijack() -> None:
         )
 
 
-def refuse_pipeline(pipeline: Any, keys: str) -> None:
-    """Raise UnsupportedModel if this pipeline's reference never meets attention that can be seen, unless only text is wanted."""
+def refuse_pipeline(pipeline: Any, keys: str, appended: bool = False) -> None:
+    """Raise UnsupportedModel if this pipeline's reference never meets attention that can be seen, unless only text is wanted.
+
+    `appended`: a reference stands behind the text that it is given.
+    """
+    family, name = family_of(pipeline), type(pipeline).__name__
+    if getattr(pipeline, "free_init_enabled", False):
+        raise UnsupportedModel(
+            f"{name} samples its video several times in one call (FreeInit), and a trace holds one run; call pipeline.disable_free_init()"
+        )
     if keys == "text":
         return
-    family, name = family_of(pipeline), type(pipeline).__name__
     where = family.reference_goes
     if not where and keys == "reference" and context_role(pipeline) == "text":
         where = input_goes(pipeline)
-    reads = family.edits or reads_ends(pipeline) or any(reads_adapter(module) for module in attention_modules(pipeline).values())
+    reads = (
+        appended or family.edits or reads_ends(pipeline) or any(reads_adapter(module) for module in attention_modules(pipeline).values())
+    )
     if where and not reads:
         raise UnsupportedModel(
             f"{name} has no reference in its attention: the image {where}, so no attention map can show what is taken from it; "
@@ -74,7 +84,7 @@ def hidden_attention(path: str, module: nn.Module) -> UnsupportedModel:
     dispatches = hasattr(processor, "_attention_backend")
     backend = (processor._attention_backend or _active_backend()) if dispatches else None
     backend = getattr(backend, "value", backend)
-    why, way_out = f"its processor {name} multiplies matrices itself", f"call pipeline.{root}.set_attn_processor(AttnProcessor2_0())"
+    why, way_out = f"its processor {name} multiplies matrices itself", _restore(root, module, name)
     if backend is not None and backend not in SEEN_BACKENDS:
         why, way_out = f"its attention backend is {backend!r}", f'call pipeline.{root}.set_attention_backend("native")'
     if getattr(processor, "_parallel_config", None) is not None:
@@ -86,6 +96,16 @@ def hidden_attention(path: str, module: nn.Module) -> UnsupportedModel:
         f"{path} ran, but made no scaled_dot_product_attention call that could be recorded: {why}; {way_out}, "
         f"or leave the module out through {option('layers')}"
     )
+
+
+def _restore(root: str, module: Any, name: str) -> str:
+    """How a module comes by a processor that calls scaled_dot_product_attention and does the same."""
+    if reads_adapter(module):
+        return "call pipeline.unload_ip_adapter() and load it again, which gives it processors that do"
+    kin = f"{name}2_0" if hasattr(attention_processor, f"{name}2_0") else ""
+    plain = "AttnProcessor2_0" if getattr(module, "added_kv_proj_dim", None) is None and hasattr(module, "is_cross_attention") else ""
+    usual = getattr(getattr(module, "_default_processor_cls", None), "__name__", "") or kin or plain
+    return f"call pipeline.{root}.set_attn_processor({usual}())" if usual else "give it back the processor that it was loaded with"
 
 
 def _active_backend() -> Any:

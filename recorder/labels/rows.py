@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,10 @@ from ..families import family_of
 
 PASSES_SEEN: Final = 4
 """Sets of conditioning tensors that are remembered: guidance in several passes takes turns between them."""
+
+
+DECLARE: Final = 'say it yourself: recording(..., denoisers={"unet": pipeline.unet}, order=("uncond", "cond"), groups=...)'
+"""The way out that leaves the picture as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +34,15 @@ class Row:
 class Rows:
     """Names the rows of each evaluation's batch, and remembers what conditions each so that a later change is noticed."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[Sequence[Tensor], int], str | None] = lambda conditioning, row: None) -> None:
+        self._told = told
+        """What a row's own inputs say of its branch."""
+        self._said: dict[bytes, str | None] = {}
         self._branches: dict[bytes, set[str | None]] = {}
         self._seen: list[tuple[list[tuple[Tensor, int]], list[bytes]]] = []
 
     def label(self, conditioning: Sequence[Tensor], rows: int, order: Sequence[str | None]) -> tuple[Row, ...]:
-        """The rows of both branches; `order` names the equal parts that the batch is expected to have.
+        """The rows of both branches, as their inputs say; else `order` names the equal parts that the batch is expected to have.
 
         Raises   UnsupportedModel if the batch does not have these parts
         """
@@ -45,14 +52,24 @@ class Rows:
             return number([next(iter(branches)) for branches in known])
         if rows % len(order):
             raise unknown_batch(rows, f"a multiple of {len(order)}", order)
-        names = [name for name in order for _ in range(rows // len(order))]
+        said = self.say(conditioning, rows)
+        names = said if is_told(order, said) else [name for name in order for _ in range(rows // len(order))]
         for fingerprint, name in zip(prints, names, strict=False):
             self._branches.setdefault(fingerprint, set()).add(name)
         return number(names)
 
+    def say(self, conditioning: Sequence[Tensor], rows: int) -> list[str | None]:
+        """What each row's own inputs say of its branch; asked once of each."""
+        tensors = _of_rows(conditioning, rows)
+        prints = self._fingerprints(conditioning, rows)
+        for row, fingerprint in enumerate(prints):
+            if fingerprint not in self._said:
+                self._said[fingerprint] = self._told(tensors, row)
+        return [self._said[fingerprint] for fingerprint in prints]
+
     def _fingerprints(self, conditioning: Sequence[Tensor], rows: int) -> list[bytes]:
         """A hash of each row's conditioning; read from the device only when the tensors are not those of the last few times."""
-        tensors = [t for t in conditioning if t.ndim > 1 and t.shape[0] == rows and t.device.type != "meta"]
+        tensors = _of_rows(conditioning, rows)
         seen = [(t, _version(t)) for t in tensors]
         for known, prints in self._seen:
             if len(seen) == len(known) and all(a is b and v == w for (a, v), (b, w) in zip(seen, known, strict=True)):
@@ -63,11 +80,20 @@ class Rows:
         return prints
 
 
+def _of_rows(conditioning: Sequence[Tensor], rows: int) -> list[Tensor]:
+    return [t for t in conditioning if t.ndim > 1 and t.shape[0] == rows and t.device.type != "meta"]
+
+
+def is_told(order: Sequence[str | None], said: Sequence[str | None]) -> bool:
+    """Whether the rows' own inputs say of each which branch it is, and that the branches are equally many."""
+    return None not in order and len(said) > 0 and all(said.count(name) * len(order) == len(said) for name in order)
+
+
 def unknown_batch(rows: int, expected: str, order: Sequence[str | None]) -> UnsupportedModel:
     """The error for a denoiser's batch that has not the expected number of rows."""
     return UnsupportedModel(
         f"the denoiser was given {rows} rows, expected {expected} ({', '.join(name or 'other' for name in order)}); "
-        "this pipeline batches its guidance in a way that is not known; record it with guidance_scale=1"
+        "this pipeline batches its guidance in a way that is not known; " + DECLARE
     )
 
 
@@ -91,22 +117,22 @@ def number(names: Sequence[str | None]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def row_order(pipeline: Any, arguments: dict[str, Any]) -> tuple[str | None, ...]:
-    """The parts of the denoiser's batch at this moment, by branch."""
+def row_order(pipeline: Any, arguments: dict[str, Any], told: bool = False) -> tuple[str | None, ...]:
+    """The parts of the denoiser's batch at this moment, by branch; `told`: the guidance scale is an input of the denoiser."""
     family = family_of(pipeline)
-    guided = family.always_guided or is_guided(pipeline, arguments)
+    guided = family.always_guided or is_guided(pipeline, arguments, told)
     if getattr(pipeline, "do_perturbed_attention_guidance", False):
         return ("uncond", "cond", None) if guided else ("cond", None)
     referenced = family.batch_with_references if arguments.get("input_images") is not None else ()
     return (referenced or family.batch) if guided else ("cond",)
 
 
-def is_guided(pipeline: Any, arguments: dict[str, Any]) -> bool:
+def is_guided(pipeline: Any, arguments: dict[str, Any], told: bool = False) -> bool:
     """Whether the pipeline runs classifier-free guidance now."""
     if hasattr(type(pipeline), "do_classifier_free_guidance"):
         return bool(pipeline.do_classifier_free_guidance)
     scale = arguments.get("guidance_scale")
-    return isinstance(scale, (int, float)) and scale > 1
+    return not told and isinstance(scale, (int, float)) and scale > 1
 
 
 def bind_arguments(method: Any, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
@@ -11,6 +12,9 @@ from .frames import frames_in_rows
 from .grids import Canvas, Canvases, Part
 from .rows import denoiser_argument
 from .tokens import Scene, adapter_images, row_scenes
+
+TEXTS: Final = re.compile(r"encoder_hidden_states_(?!.*(image|mask)).*")
+"""Names under which a denoiser is given further texts."""
 
 
 def read_scene(denoiser: nn.Module, canvases: Canvases, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Scene, tuple[Scene, ...]]:
@@ -21,11 +25,22 @@ def read_scene(denoiser: nn.Module, canvases: Canvases, args: tuple[Any, ...], k
     sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
     canvas = canvases.read(denoiser, sample, kwargs)
     context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
-    text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 and canvas else 0
+    text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 else 0
+    further = [one.shape[1] for name, one in kwargs.items() if TEXTS.fullmatch(name) and isinstance(one, Tensor) and one.ndim > 2]
     separate = "ip_adapter_masks" in (kwargs.get("cross_attention_kwargs") or {})
     keeps, frames = kwargs.get("kv_cache_mode") is not None, frames_in_rows(denoiser, sample)
-    scene = Scene(adapter_images(kwargs), separate, canvas, text, keeps, frames=frames)
+    scene = Scene(adapter_images(kwargs), separate, canvas, text, keeps, frames=frames, leading=_leading(denoiser), further=tuple(further))
     return scene, row_scenes(scene, interleaved(denoiser, sample, kwargs))
+
+
+def _leading(denoiser: nn.Module) -> Canvas:
+    """What a denoiser itself puts before the text it is given: tokens it has learned, or an image's (Kandinsky 2.1)."""
+    registers = getattr(denoiser, "register_tokens", None)
+    if isinstance(registers, Tensor) and registers.ndim > 2:
+        return (Part("text", (1, registers.shape[1]), name="registers"),)
+    projection = getattr(denoiser, "encoder_hid_proj", None)
+    images = getattr(projection, "num_image_text_embeds", 0) if hasattr(projection, "text_proj") else 0
+    return (Part("reference", (1, int(images)), name="reference"),) if images else ()
 
 
 def interleaved(denoiser: nn.Module, sample: Any, kwargs: dict[str, Any]) -> tuple[Canvas, ...]:

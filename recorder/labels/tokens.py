@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from ..capture.modules import denoisers
 from ..capture.projections import UNKNOWN
 from ..families import DEFAULT, PROJECTIONS, Family, family_of
 from .grids import Canvas, Part, Places
+
+IMAGE_ALONE: Final = "image_proj"
+"""What a UNet calls the projection of its context where it is made of an image's embedding alone (Kandinsky 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,15 @@ class Context:
     """Class names of the IP-Adapters' projections."""
     family: Family = DEFAULT
     """What is expected of the pipeline."""
+    appended: bool = False
+    """Whether a reference is known to stand behind the text."""
 
     @classmethod
-    def of(cls, pipeline: Any, references: Sequence[str] = ()) -> Context:
+    def of(cls, pipeline: Any, references: Sequence[str] = (), appended: bool = False) -> Context:
         """Read off a pipeline; `references` are the names of the images it is given."""
         holders = [getattr(root, "encoder_hid_proj", None) for root in denoisers(pipeline).values()]
         names = [type(layer).__name__ for holder in holders for layer in getattr(holder, "image_projection_layers", ())]
-        return cls(context_role(pipeline), _patches(pipeline), tuple(references), tuple(names), family_of(pipeline))
+        return cls(context_role(pipeline), _patches(pipeline), tuple(references), tuple(names), family_of(pipeline), appended)
 
     def image(self, name: str) -> str | None:
         """The stored image of a reference, which bears its name; None if there is none."""
@@ -48,12 +53,12 @@ class Context:
 
 def context_role(pipeline: Any) -> Role:
     """Text if the pipeline is built around a text encoder, else the reference that an image encoder reads."""
-    parts = set(inspect.signature(type(pipeline).__init__).parameters)
-    if parts & {"text_encoder", "tokenizer"}:
-        return "text"
-    if "image_encoder" in parts:
+    if any(getattr(getattr(root, "config", None), "encoder_hid_dim_type", None) == IMAGE_ALONE for root in denoisers(pipeline).values()):
         return "reference"
-    return "text" if "prompt" in inspect.signature(type(pipeline).__call__).parameters else "reference"
+    parts = set(inspect.signature(type(pipeline).__init__).parameters)
+    inputs = getattr(getattr(pipeline, "blocks", None), "inputs", ())  # of a modular pipeline, whose call takes anything
+    names = {*inspect.signature(type(pipeline).__call__).parameters, *(getattr(one, "name", None) for one in inputs)}
+    return "text" if parts & {"text_encoder", "tokenizer"} or names & {"prompt", "prompt_embeds"} else "reference"
 
 
 def _patches(pipeline: Any) -> tuple[int, int] | None:
@@ -65,6 +70,14 @@ def _patches(pipeline: Any) -> tuple[int, int] | None:
         return None
     (height, width), (rows, columns) = (tuple(v) if isinstance(v, (list, tuple)) else (v, v) for v in (size, patch))
     return (height // rows, width // columns)
+
+
+def is_appended(family: Family, arguments: dict[str, Any], told: bool) -> bool:
+    """Whether a reference stands behind the text that a call is given: the caller says so, or there is no text before it, only zeros."""
+    embeds, longest = arguments.get("prompt_embeds"), family.longest_text
+    if longest is None or not isinstance(embeds, Tensor) or embeds.shape[1] <= longest:
+        return False
+    return told or not bool(embeds[:, :longest].any())
 
 
 def adapter_images(kwargs: dict[str, Any]) -> tuple[int, ...]:
@@ -92,6 +105,15 @@ class Scene:
     """Whether other rows of the batch have references in their sequence, if not this one."""
     frames: int = 0
     """Frames that stand in the rows of the denoiser's batch."""
+    leading: Canvas = ()
+    """What the denoiser puts before the text that it is given."""
+    further: tuple[int, ...] = ()
+    """Tokens of further texts that it is given."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of the text and of what the denoiser puts before it."""
+        return self.text + sum(part.tokens for part in self.leading) if self.text else 0
 
 
 def row_scenes(scene: Scene, canvases: Sequence[Canvas]) -> tuple[Scene, ...]:
@@ -119,7 +141,7 @@ def token_groups(call: Call, context: Context, scene: Scene = Scene()) -> tuple[
         elif name == "add_v_proj" and len(names) == 1:
             groups += _patch_groups(start, stop, context)
         elif name in ("to_v", "add_v_proj"):
-            groups += _context_groups(start, stop, context)
+            groups += _context_groups(start, stop, context, scene)
         elif name == UNKNOWN and scene.keeps_keys:
             groups += _kept_groups(call, start, stop, context, scene)
         else:
@@ -133,7 +155,7 @@ def _unknown_keys(call: Call, name: str) -> UnsupportedModel:
     if name == UNKNOWN:
         made = (
             "the values of an attention call come from none of its projections, so its keys cannot be told apart "
-            "(a cache of keys, or a processor that changes its values)"
+            "(a cache of keys, or a processor that changes its values, or attends from each head by itself)"
         )
     return UnsupportedModel(f"{call.path}: {made}; leave the module out through {option('layers')}")
 
@@ -145,17 +167,37 @@ def _kept_groups(call: Call, start: int, stop: int, context: Context, scene: Sce
         yield from _sequence_groups(call, start, stop, context, scene)
 
 
-def _context_groups(start: int, stop: int, context: Context) -> list[TokenGroup]:
-    """Keys made from what the pipeline conditions on: text, an image, or text with an image behind it."""
+def _context_groups(start: int, stop: int, context: Context, scene: Scene) -> list[TokenGroup]:
+    """Keys made from what the pipeline conditions on: text, an image, or text with an image before or behind it."""
     only = context.references[0] if len(context.references) == 1 else None
+    if scene.leading and stop - start == scene.context:
+        groups = []
+        for part in scene.leading:
+            groups.append(TokenGroup(part.name, part.role, start, start + part.tokens, image=only if part.role == "reference" else None))
+            start += part.tokens
+        return [*groups, TokenGroup("text", "text", start, stop)]
     if context.role != "text":
         return [replace(group, image=only) for group in _encoded_groups(["reference"], start, stop, context)]
+    given = (scene.text, *scene.further)
+    if scene.text and stop - start not in (*given, sum(given)):
+        raise UnsupportedModel(
+            f"the denoiser is given {' and '.join(map(str, given))} tokens of text, and its attention reads {stop - start} beside the "
+            f"image, so it is not known what the others are; leave the modules out through {option('layers')}"
+        )
     longest, grid = context.family.longest_text, context.family.appended_grid
     if longest is None or stop - start <= longest:
         return [TokenGroup("text", "text", start, stop)]
+    if not context.appended:
+        raise UnsupportedModel(
+            f"the denoiser is given {stop - start} tokens of text, more than the {longest} that its encoders make, and nothing tells "
+            f"whether a reference is behind them (Redux); give its picture: {option('reference_image')}, or at most {longest} tokens"
+        )
     split = start + longest
     grid = grid if grid is not None and grid[0] * grid[1] == stop - split else None
-    return [TokenGroup("text", "text", start, split), TokenGroup("reference", "reference", split, stop, grid=grid, image=only)]
+    return [
+        TokenGroup("text", "text", start, split),
+        TokenGroup("reference", "reference", split, stop, grid=grid, image=None if context.family.edits else only),
+    ]
 
 
 def _adapter_groups(name: str, repeat: int, start: int, stop: int, context: Context, scene: Scene) -> Iterator[TokenGroup]:
@@ -191,9 +233,11 @@ def _sequence_groups(call: Call, start: int, stop: int, context: Context, scene:
     """Keys made from the denoiser's own sequence: the image being made, references beside it, text before it if one stream holds all."""
     canvas = _canvas(call, scene)
     count, images = stop - start, sum(part.tokens for part in canvas)
-    if scene.text and count == scene.text + images:
-        yield from _context_groups(start, start + scene.text, context)
-        start += scene.text
+    if scene.canvas and count != images and count in (scene.text, scene.context):
+        return  # text among itself
+    if scene.canvas and scene.text and count in (scene.text + images, scene.context + images):
+        yield from _context_groups(start, stop - images, context, scene)
+        start = stop - images
     elif count != images:
         parts = " + ".join(f"{part.role} {part.grid[0]} x {part.grid[1]}" for part in canvas) or "no image"
         raise UnsupportedModel(

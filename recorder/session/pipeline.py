@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.messages import option
+from ...schema.record import BRANCHES
 from ...schema.text import Text
 from ...schema.trace import Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
@@ -19,16 +20,25 @@ from ..capture.modules import attention_modules, denoisers, reads_features
 from ..capture.wrapping import replaced
 from ..encoding.transfer import Outbox
 from ..families import family_of
-from ..images.pictures import input_pictures
+from ..images.pictures import input_pictures, leading_frames
 from ..labels.frames import VIDEO_AXES, whole_video
 from ..labels.grids import IMAGE_AXES, Canvases
+from ..labels.guidance import Inputs, Outputs, settle
 from ..labels.layers import Sites
-from ..labels.passes import Evaluation, Pass, named_passes, pass_branch, rows_of_call
+from ..labels.passes import (
+    Evaluation,
+    Pass,
+    evaluations_left,
+    named_passes,
+    noise_level,
+    pass_branch,
+    rows_of_call,
+    scheduler_timestep,
+)
 from ..labels.refusals import hidden_attention
-from ..labels.rows import Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
+from ..labels.rows import DECLARE, Row, Rows, conditioning_of, denoiser_argument, number, row_order, unknown_batch
 from ..labels.scenes import read_scene
-from ..labels.schedule import evaluations_left, noise_level, scheduler_timestep
-from ..labels.tokens import Context, context_role
+from ..labels.tokens import Context, context_role, is_appended
 from ..plan.options import Options, read_probes, select_layers
 from ..probes.encoding import Probing
 from ..store.writer import Writer
@@ -36,6 +46,8 @@ from ..text.readings import Stretch, Texts
 from .provenance import input_record, model_record, sampler_record
 from .run import Labels, Placed, Run
 
+PACKED_AXES: Final = 3
+"""Of a latent whose places are tokens."""
 TEXT: Final = "text"
 """The token group that a prompt's tokens are."""
 
@@ -52,15 +64,20 @@ class PipelineLabels(Labels):
         self.denoisers = denoisers(pipeline)
         self.given = [getattr(pipeline, name) for name in self.denoisers]
         given = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask, options.reference_image)
-        self._sites = Sites(Context.of(pipeline, [image.name for image, _ in given if image.role == "reference"]), options)
+        appended = is_appended(family_of(pipeline), arguments, options.reference_image is not None)
+        self._sites = Sites(Context.of(pipeline, [image.name for image, _ in given if image.role == "reference"], appended), options)
         self._model, self._inputs = model_record(pipeline, self.denoisers, getattr(pipeline, "components", {})), input_record(arguments)
         self._texts = Texts(pipeline)
         self._transcript = Transcript(self._texts)
         self.notes = self._transcript.notes
         self.probing = Probing(pipeline, read_probes(options.probes), self._texts)
         self.pictures = [*given, *self.probing.pictures]
-        self._steps = 0
-        self._rows, self._canvases, self._outbox = Rows(), Canvases(), Outbox()
+        self._steps = self._begun = 0
+        inputs = Inputs(
+            arguments, lambda vectors: [stretch.reading.text for stretch in self._texts.find(vectors)] if self._texts.read else []
+        )
+        self._rows, self._outbox, self._outputs = Rows(inputs.branch), Outbox(), Outputs()
+        self._canvases = Canvases(leading_frames(pipeline, arguments))
         self._pass_name: str | None = None
         self._reads_features, self._written = reads_features(pipeline), False
         self._probed = False
@@ -72,33 +89,48 @@ class PipelineLabels(Labels):
             self._written = True
             return None  # the reference's own pass, whose features the next one reads
         denoiser = self.denoisers[root]
-        sequential = family_of(denoiser).sequential
-        if now is not None and not sequential:
+        sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
+        time = denoiser_argument(args, kwargs, 1, "timestep", "timesteps")
+        if not isinstance(sample, (Tensor, list, tuple)) or time is None:
+            missing = "no timestep" if isinstance(sample, Tensor) else "no latent"
+            raise UnsupportedModel(
+                f"{root} ({type(denoiser).__name__}) was given {missing} that could be told from its arguments "
+                f"({', '.join(kwargs) or f'{len(args)} without names'}), so its batch and steps are not known; " + DECLARE
+            )
+        said = self._rows.say(conditioning_of(args, kwargs), len(sample))
+        told = self._pass_name or (said[0] if said and len(set(said)) == 1 else None)
+        alone = self._is_alone(denoiser, told, now)
+        if now is not None and not alone:
             if now.kept:
                 raise self._repeated()
             now = None
-        sample = denoiser_argument(args, kwargs, 0, "sample", "hidden_states")
         scene, scenes = read_scene(denoiser, self._canvases, args, kwargs)
-        order, rows = self._label_rows(args, kwargs, len(sample), now, sequential)
+        order, rows = self._label_rows(args, kwargs, len(sample), now, told, alone)
         branches = {row.branch for row in rows}
         if now is not None and (branches & now.branches or not branches):
             raise self._repeated()
         context = denoiser_argument(args, kwargs, 2, "encoder_hidden_states")
         self.probing.begin(denoiser, context)
-        time = denoiser_argument(args, kwargs, 1, "timestep")
         # The latest of its frames: one that is given has no noise, and an earlier time.
         time = self._outbox.number(time.amax()) if isinstance(time, Tensor) else float(time)
         return Pass(rows=len(sample), order=order, labelled=rows, first=now is None, time=time, scene=scene, scenes=scenes, context=context)
 
+    def _is_alone(self, denoiser: nn.Module, told: str | None, now: Evaluation | None) -> bool:
+        """Whether each branch has a pass of its own, as is known of the family or shown by what this pass is `told` to be."""
+        another = now is not None and told in BRANCHES and told not in now.branches
+        return family_of(denoiser).sequential or self._pass_name in BRANCHES or told == "uncond" or another
+
     def _label_rows(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, now: Evaluation | None, sequential: bool
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, now: Evaluation | None, told: str | None, alone: bool
     ) -> tuple[tuple[str | None, ...], tuple[Row, ...]]:
-        if not sequential:
-            order = row_order(self._pipeline, self._arguments)
-            return order, self._rows.label(conditioning_of(args, kwargs), rows, order)
-        branch = pass_branch(self._pass_name, 0 if now is None else len(now.passes))
+        conditioning = conditioning_of(args, kwargs)
+        if not alone:
+            said = self._rows.say(conditioning, rows) or [None] * rows
+            order = settle(row_order(self._pipeline, self._arguments, kwargs.get("guidance") is not None), said)
+            return order, self._rows.label(conditioning, rows, order)
+        branch = pass_branch(told, 0 if now is None else len(now.passes))
         if self._pass_name is None and branch is not None:
-            known = self._rows.label(conditioning_of(args, kwargs), rows, (branch,))
+            known = self._rows.label(conditioning, rows, (branch,))
             # Two branches with one prompt look alike; then only their order tells them apart.
             if known and not {row.branch for row in known} & (set() if now is None else now.branches):
                 return (branch,), known
@@ -106,16 +138,25 @@ class PipelineLabels(Labels):
 
     def _repeated(self) -> UnsupportedModel:
         return UnsupportedModel(
-            f"{self._name} ran its denoiser twice between two steps of its scheduler, so it is not known which guidance branch is which; "
-            "record it with guidance_scale=1, or use a pipeline that batches its guidance"
+            f"{self._name} ran its denoiser twice between two steps of its scheduler, so it is not known which guidance branch is "
+            f"which; {DECLARE}"
         )
 
     def start(self, this: Pass) -> None:
+        self._begun += 1
+        if self.evaluations and self._begun > self.evaluations:
+            raise UnsupportedModel(
+                f"{self._name} began a denoiser evaluation after the {self.evaluations} that its schedule has: it samples more than once "
+                "in a call (FreeInit, or a small picture before a large one), and a trace holds one run; turn that off, or record the "
+                'sampling that is wanted as a run of its own: recording(..., denoisers={"unet": pipeline.unet}, groups=...)'
+            )
         if not self.evaluations:
             scheduler = self._pipeline.scheduler
             self.evaluations = evaluations_left(scheduler, scheduler_timestep(scheduler, this.read_time()))
             self.samples = 1 + max(row.sample for row in this.labelled)
-            if not any(family_of(denoiser).sequential for denoiser in self.denoisers.values()):
+            # Another pass may follow one that was told apart, and in a modular pipeline any.
+            apart = self._pass_name is not None or this.order == ("uncond",) or hasattr(self._pipeline, "blocks")
+            if not apart and not any(family_of(denoiser).sequential for denoiser in self.denoisers.values()):
                 self._check_branches({row.branch for row in this.labelled})
 
     def _check_branches(self, have: set[str]) -> None:
@@ -146,8 +187,8 @@ class PipelineLabels(Labels):
                 yield call, row.index * len(sites) + image, site, row
 
     def probe_keys(self, call: Call, layer: Layer, this: Pass) -> tuple[tuple[TokenGroup, ...], NDArray[Any] | None]:
-        part = this.order.index("cond") if "cond" in this.order else 0
-        return ((), None) if layer.is_resampler else self.probing.keys(call, layer, part * (this.rows // len(this.order)))
+        row = next((row.index for row in this.labelled if row.branch == "cond"), 0)
+        return ((), None) if layer.is_resampler else self.probing.keys(call, layer, row)
 
     def close(self, now: Evaluation, writer: Writer | None) -> None:
         if now.ordinal == 0:
@@ -194,6 +235,7 @@ class PipelineLabels(Labels):
                 if this is not self._pipeline.scheduler:
                     return original(this, *args, **kwargs)
                 self._check_step(run.evaluation, kwargs.get("sample", args[2] if len(args) > 2 else None))
+                self._outputs.check(run.evaluation, args[0] if args else kwargs.get("model_output"))
                 run.close_evaluation()
                 self._written = False
                 result = original(this, *args, **kwargs)
@@ -203,11 +245,12 @@ class PipelineLabels(Labels):
             return step
 
         passes = named_passes(self._pipeline, self._name_pass)
-        with replaced(type(scheduler), "step", wrap), passes, self._texts.watched(), self.probing.watched():
+        outputs = self._outputs.watched(self.denoisers)
+        with replaced(type(scheduler), "step", wrap), passes, outputs, self._texts.watched(), self.probing.watched():
             yield
 
     def _name_pass(self, name: str | None) -> None:
-        self._pass_name = name
+        self._pass_name = None if name is None else name.removeprefix("pred_")  # as modular pipelines call it
 
     def _check_step(self, now: Evaluation | None, sample: Any) -> None:
         """Hold the batch of the evaluation that a scheduler's step follows against the latent that it steps."""
@@ -217,6 +260,12 @@ class PipelineLabels(Labels):
             expected = len(sample) * len(one.order)
             if one.kept and one.rows != expected:
                 raise unknown_batch(one.rows, f"{expected} for {expected // len(one.order)} images", one.order)
+            made = [part.tokens for part in one.scene.canvas if part.role == "self"]
+            if sample.ndim == PACKED_AXES and len(made) == 1 and made[0] != sample.shape[1]:
+                raise UnsupportedModel(
+                    f"{self._name} steps {sample.shape[1]} tokens, and {made[0]} of its denoiser's sequence were taken for the image being "
+                    f"made, so it is not known which they are; {DECLARE}"
+                )
         if sample.ndim in (IMAGE_AXES, VIDEO_AXES):
             self.latent_grid = (sample.shape[-2], sample.shape[-1])
 

@@ -18,11 +18,13 @@ from ...schema.record import JSON
 from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
-from ..capture.modules import denoisers
+from ..capture.modules import denoisers, reads_features
 from ..capture.wrapping import replaced
+from ..families import family_of
 from ..images.pictures import Picture, Window, generated_pictures
 from ..labels.refusals import refuse_hijack, refuse_pipeline
 from ..labels.rows import bind_arguments
+from ..labels.tokens import is_appended
 from ..outside.declaration import Declaration, declare
 from ..plan.options import Options
 from ..specs.arguments import check_arguments
@@ -37,7 +39,10 @@ DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evalua
 """What is said of a model that is no pipeline."""
 OPTIONS: Final = {field.name: field.default for field in fields(Options)}
 """What is asked of any model, and what is taken where it is not said."""
-OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, on trust"
+OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, "
+TRUSTED: Final = "on trust"
+LEFT_OUT: Final = "attention of {count} other modules reads more than the image itself and is left out, such as {example}"
+SAMPLED: Final = "as its output at one query of each row in every call shows"
 
 
 def record(
@@ -120,7 +125,7 @@ class Recording:
         self._run = None if self._declared is None else Run(self._declared, path, options, self._provenance)
         self._generated: list[Picture] = []
         self._notes: list[str] = []
-        self._unproven: set[str] = set()
+        self._capture: Capture | None = None
         self._running = False
         self._restore = ExitStack()
 
@@ -192,19 +197,26 @@ class Recording:
                 f"{type(self._model).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
                 'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
             )
-        refuse_pipeline(self._model, self._options.keys)
+        if family_of(self._model).longest_text is None:
+            refuse_pipeline(self._model, self._options.keys)
 
     def _provenance(self) -> dict[str, JSON]:
-        trusted = [f"{path} {OWN_KERNEL}" for path in sorted(self._unproven)]
+        factors = self._capture.factors if self._capture is not None else None
+        own = [(factors.unproven, TRUSTED), (factors.sampled, SAMPLED)] if factors is not None else []
+        trusted = [f"{path} {OWN_KERNEL}{why}" for paths, why in own for path in sorted(paths)]
+        gone = self._capture.left_out if self._capture is not None else []
+        trusted += [LEFT_OUT.format(count=len(gone), example=gone[0])] if gone else []
         notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
-        return {"versions": dict(versions()), "options": self._options.to_json(), "facts": self.facts, "notes": notes}
+        unproven: JSON = {why: sorted(paths) for paths, why in own if paths}
+        return {"versions": dict(versions()), "options": self._options.to_json(), "facts": self.facts, "notes": notes, "unproven": unproven}
 
     @contextmanager
     def _listening(self, run: Run) -> Iterator[Capture]:
         """All that the denoisers attend to is heard by `run`; what stops it leaves what is whole."""
         labels = run.labels
-        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None)
-        self._unproven = capture.factors.unproven
+        joins = self._declared is None and reads_features(self._model)
+        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins)
+        self._capture = capture
         bar = progress_bar(self.path, self._options.progress, self._model)
         try:
             with uncompiled(labels.given), bar as run.progress, capture:
@@ -234,6 +246,9 @@ class Recording:
 
     def _record(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = bind_arguments(original, self._model, args, kwargs)
+        # A reference behind the text is among what the call is given.
+        appended = is_appended(family_of(self._model), arguments, self._options.reference_image is not None)
+        refuse_pipeline(self._model, self._options.keys, appended)
         labels = PipelineLabels(self._model, self._options, arguments)
         run = self._run = Run(labels, self.path, self._options, self._provenance)
         self._running = True

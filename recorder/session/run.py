@@ -24,7 +24,7 @@ from ..images.pictures import Picture
 from ..labels.frames import same_keys, uneven_keys
 from ..labels.layers import Site, hides, part_of_mask
 from ..labels.passes import Evaluation, Pass
-from ..labels.rows import Row
+from ..labels.rows import DECLARE, Row
 from ..plan.budget import check_budget, free_bytes
 from ..plan.options import Options, parse_bytes, select_steps
 from ..store.writer import Writer
@@ -122,7 +122,7 @@ class Run:
         if kept and (now.position >= steps or max(row.sample for row in kept) >= samples):
             raise UnsupportedModel(
                 f"denoiser evaluation {now.ordinal} was not planned: {steps} evaluations of {samples} samples were; a pipeline that guides "
-                "in separate denoiser passes in a way of its own is not recorded yet; use guidance_scale=1"
+                "in separate denoiser passes in a way of its own is not recorded yet; " + DECLARE
             )
         now.passes.append(replace(this, kept=kept))
         now.done = False

@@ -54,14 +54,17 @@ def check_arguments(pipeline: Any, call: Iterable[str], options: Collection[str]
     Raises   InvalidInput with the nearest name
     """
     known, name = arguments_of(pipeline), type(pipeline).__name__
-    apart = "open recording() with our options and call the pipeline in its block"
-    if taken := next((option for option in set_options if option in known.names), None):
-        raise InvalidInput(f"{taken} is an option of record() and an argument of {name}, so it is not known which is meant; {apart}")
+    meant = {*set_options, *(option for option in options if option in known.needed)}
+    if taken := next((option for option in options if option in meant and option in known.names), None):
+        raise InvalidInput(
+            f"{name} takes an argument {taken}, and record() has an option of that name; keep them apart with "
+            f"`with recording(pipeline, path, ...): pipeline({taken}=...)`"
+        )
     for given in call if known.variadic and not known.any_name else ():
         if given not in known.names:
             near = guess(given, {*options, *known.names})
             neither = f"{given!r} is neither an option of record() nor an argument of {name}"
-            raise InvalidInput(f"{neither}; {near}to pass it all the same, {apart}")
+            raise InvalidInput(f"{neither}; {near}to pass it all the same, open recording() and call the pipeline in its block")
 
 
 def _named(call: Any) -> list[inspect.Parameter]:

@@ -15,6 +15,7 @@ from typing import Any
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import pipelines_adapters
+    import pipelines_proofs
     import pipelines_sequences
     import pipelines_transformers
     import pipelines_video
@@ -41,11 +42,13 @@ Printed by `python tests/support/pipelines_table.py > docs/pipelines.md`; a test
 The rows of `recorder/families.py`; the first that matches a pipeline's class, or one of its bases, counts, and an empty cell is as in the
 last row. A row says what is expected; labels are proven from the run's own values, position ids and shapes wherever these can tell.
 
-- **guidance**: parts of the denoiser's batch, in order; `other` is neither branch.
+- **guidance**: parts of the denoiser's batch, in order; `other` is neither branch. The rows' own inputs, the embeddings or prompts that the
+  call was given, count before it; and what the scheduler is given must lead from uncond to cond, or the run is refused.
 - **reference**: where the denoiser meets it; `none` holds unless an IP-Adapter, or keys of the denoiser's own, read it.
 - **encoded of it**: the part that token grids cover.
 - **frames**: axis of the sample that holds them, where each frame is a row of the denoiser's batch.
 - **IP-Adapters**: how many, and where their image encoder comes from.
+- **left out**: attention that nothing listens to and that reads more than the image itself is counted in `provenance.notes`.
 - **dry run**: what makes the shapes of the denoiser's inputs; without it only those of plain UNets are known.
 """
 HEADINGS: tuple[tuple[str, Callable[[Family], str]], ...] = (
@@ -66,7 +69,8 @@ Pipelines of any family that are asked for `keys="reference"` and read text only
 SEEN = """## What recordings see
 
 With the tests' tiny random components: token counts and grids are theirs, not those of published models. The images were equal, bit by
-bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`, `test_sequences.py`, `test_video_recording.py`).
+bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_families.py`, `test_sequences.py`, `test_proofs.py`,
+`test_video_recording.py`).
 
 - **reference tokens**: of one attention call. `+` stands between references, `;` between calls, `CLS` for a token without a place.
 - **softmax shared with**: what else the model weighs against the reference in the same softmax. With `keys="auto"` only the reference's
@@ -90,6 +94,8 @@ def reference(row: Family) -> str:
         "`image`, in the sequence" if row.edits else "",
         f"none: it {row.reference_goes}" if row.reference_goes else "",
         f"after {row.longest_text} text tokens" if row.longest_text else "",
+        f"`image_reference` {'behind it' if row.inpaints == 'behind' else 'in its place'}" if row.inpaints else "",
+        f"`{row.leading}`, as frames before the video's" if row.leading else "",
     )
     return "; ".join(part for part in parts if part) or "cross-attention"
 
@@ -127,6 +133,7 @@ ROWS: dict[str, Callable[[], Built]] = {
     **pipelines_transformers.SHARED,
     **pipelines_sequences.SEQUENCES,
     **pipelines_video.VIDEO,
+    **pipelines_proofs.PROVEN,
     **REFUSED,
 }
 

@@ -248,3 +248,29 @@ def test_only_chosen_modules_pay(memory: type[MemoryWriter]) -> None:
     record(pipeline, PATH, layers=r"re:mid_block", **{**arguments, "callback_on_step_end": look})
     assert len(hooked) == 1
     assert len(memory.last.trace.layers) == 1
+
+
+class Reaches:
+    """Self-attention that is given more than the image's own tokens, in a place where nothing else is known to stand."""
+
+    def __call__(self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, **_: Any) -> Any:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        context = torch.cat([context, torch.ones_like(context[:, :3])], 1) if encoder_hidden_states is None else context
+        made = (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        query, key, value = (tokens.unflatten(2, (attn.heads, -1)).transpose(1, 2) for tokens in made)
+        return attn.to_out[0](torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+def test_attention_that_is_left_out_is_counted(memory: type[MemoryWriter]) -> None:
+    pipeline, call = build("text")
+    record(pipeline, PATH, **call())
+    assert memory.last.trace.provenance["notes"] == []
+    images = []
+    for run in (lambda pipeline, call: pipeline(**call()), lambda pipeline, call: record(pipeline, PATH, **call())):
+        pipeline, call = build("text")
+        pipeline.unet.set_attn_processor(Reaches())
+        images.append(run(pipeline, call).images)
+    assert np.array_equal(*images)
+    (note,) = memory.last.trace.provenance["notes"]
+    assert note.startswith("attention of 4 other modules reads more than the image itself and is left out, such as unet.down_blocks.1.")
+    assert note.endswith("attn1 attends from 64 tokens to 67")

@@ -20,8 +20,8 @@ from memory import MemoryWriter, memory
 from i2am.recorder import record
 from i2am.recorder.capture.call import Call
 from i2am.recorder.labels.layers import Layers
+from i2am.recorder.labels.passes import evaluations_left, noise_level
 from i2am.recorder.labels.rows import Row, Rows, number
-from i2am.recorder.labels.schedule import evaluations_left, noise_level
 from i2am.recorder.labels.tokens import Context, Scene, token_groups
 from i2am.recorder.plan.budget import choose_encoding
 from i2am.recorder.plan.options import Options, select_branches, select_layers, select_steps

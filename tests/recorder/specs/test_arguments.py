@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
         ({"enconding": "factors"}, r"'enconding' is neither an option of record\(\) nor an argument of .*did you mean encoding\?"),
         ({"max_byte": "5GB"}, r"did you mean max_bytes\?"),
         ({"guidence_scale": 3.0}, r"did you mean guidance_scale\?"),
-        ({"order": ("uncond", "cond")}, r"'order' is neither .*open recording\(\) with our options"),
+        ({"order": ("uncond", "cond")}, r"'order' is neither .*open recording\(\) and call"),
     ],
 )
 def test_a_misspelt_name_is_not_swallowed(tmp_path: Path, misspelt: dict[str, Any], words: str) -> None:
@@ -65,6 +65,6 @@ class Layered(StableDiffusionPipeline):
 def test_an_argument_with_the_name_of_an_option(tmp_path: Path) -> None:
     pipeline, call = text_to_image()
     pipeline.__class__ = Layered
-    with pytest.raises(InvalidInput, match=r"layers is an option of record\(\) and an argument of Layered, so it is not known which"):
+    with pytest.raises(InvalidInput, match=r"Layered takes an argument layers, and record\(\) has an option of that name; keep them apart"):
         record(pipeline, tmp_path / "run.zarr", layers=3, **call())
     record(pipeline, tmp_path / "run.zarr", **call())
