@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ class Capture:
         seen = self._attend, self._take_softmax if outside else None
         self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
-        self._wanted = False
+        self._on = False
+        self._thread = 0
         self._shapes: dict[str, tuple[int, int] | None] = {}
         self._path = ""
         self.factors = Factors()
@@ -70,6 +72,7 @@ class Capture:
         return said
 
     def __enter__(self) -> Capture:
+        self._thread = get_ident()
         for name, root in self._roots.items():
             self._watch_root(name, root)
         for path, module in self._modules.items():
@@ -80,7 +83,7 @@ class Capture:
         for name, root in self._roots.items() if not self._outside else ():
             for path, module in other_attention(name, root).items():
                 self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
-                self._handles += self._census.hooks(path, module, lambda: self._wanted and not self._entered)
+                self._handles += self._census.hooks(path, module, lambda: self._is_wanted() and not self._entered)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -97,22 +100,35 @@ class Capture:
     @contextmanager
     def unheard(self) -> Iterator[None]:
         """Keep what modules compute inside from the listener."""
-        wanted, self._wanted = self._wanted, False
+        on, self._on = self._on, False
         try:
             yield
         finally:
-            self._wanted = wanted
+            self._on = on
+
+    def _is_elsewhere(self) -> bool:
+        """Whether another thread runs, whose pipeline may share modules with the one that is recorded."""
+        return get_ident() != self._thread
+
+    def _is_wanted(self) -> bool:
+        return self._on and not self._is_elsewhere()
+
+    def _is_inside(self) -> bool:
+        return self._entered > 0 and not self._is_elsewhere()
 
     def _watch_root(self, name: str, root: nn.Module) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._wanted = self._listener.begin(name, args, kwargs)
-
-        self._handles.append(root.register_forward_pre_hook(begin, with_kwargs=True))
+            if self._outside:
+                self._thread = get_ident()
+            if not self._is_elsewhere():
+                self._on = self._listener.begin(name, args, kwargs)
 
         def end(*_: object) -> None:
-            self.factors.settle()
-            self._listener.end(name)
+            if not self._is_elsewhere():
+                self.factors.settle()
+                self._listener.end(name)
 
+        self._handles.append(root.register_forward_pre_hook(begin, with_kwargs=True))
         self._handles.append(root.register_forward_hook(end))
         others = () if self._outside else other_attention(name, root)
         ancestors = {above for path in (*self._modules, *others) for above in _ancestors(path)}
@@ -122,7 +138,7 @@ class Capture:
 
     def _shape_hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._wanted:
+            if self._is_wanted():
                 tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
                 self._shapes[path] = next((_size(tensor) for tensor in tensors if tensor.ndim == 4), None)
 
@@ -133,11 +149,11 @@ class Capture:
             call = Call(path=path, projection="to_v", query=query, key=key, scale=scale, grid=(1, query.shape[2]), resampler=adapter)
             self._listener.hear(call)
 
-        self._handles += watch_resampler(module, lambda: self._wanted, tell)
+        self._handles += watch_resampler(module, self._is_wanted, tell)
 
     def _watch_attention(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._wanted and (self._outside or (single and not self._joins) or _has_context(args, kwargs)):
+            if self._is_wanted() and (self._outside or (single and not self._joins) or _has_context(args, kwargs)):
                 see(module, args, kwargs)
                 self._path = path
                 self._projections.forget()
@@ -148,7 +164,7 @@ class Capture:
                 self._entered += 1
 
         def leave(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
-            if not self._entered:
+            if not self._is_inside():
                 return
             self._leave_mode()
             # torch calls this with None when forward failed; that error is the one to hear of.
@@ -165,8 +181,8 @@ class Capture:
         skips = self._outside and projects_attention(module)
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         self._handles.append(module.register_forward_hook(leave, always_call=True))
-        self._handles += self._projections.hooks(module, lambda: self._entered > 0)
-        self._handles += self.factors.hooks(module, lambda: self._entered > 0) if self._outside else []
+        self._handles += self._projections.hooks(module, self._is_inside)
+        self._handles += self.factors.hooks(module, self._is_inside) if self._outside else []
 
     def _hear_factors(self, output: object, args: tuple[Any, ...]) -> bool:
         """Tell of attention that no call showed; whether there was any."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .wrapping import only_here
+
 ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
 PRODUCTS: Final = frozenset({"linear", "matmul", "__matmul__", "bmm", "baddbmm", "einsum", "softmax"})
 """What no module can attend without, under the names of torch's functions."""
@@ -58,7 +60,7 @@ class Census:
             if self._on and self._on[-1][0] == path:
                 self.close()
 
-        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+        return [module.register_forward_pre_hook(only_here(enter)), module.register_forward_hook(only_here(leave), always_call=True)]
 
     def close(self) -> None:
         """Look no longer."""

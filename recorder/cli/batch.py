@@ -1,10 +1,9 @@
 """Many recordings with one model: the rows of a manifest that are not done yet, one after the other, shared by the processes that
-torchrun or `accelerate launch` started."""
+torchrun, `accelerate launch` or srun started."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 import PIL.Image
 import torch
 
-from ...schema.errors import InvalidInput, NoSpace
+from ...schema.errors import AlreadyExists, InvalidInput, NoSpace
 from ...schema.journal import disk_bytes
 from ...schema.messages import option, size_text
 from ...schema.trace import TraceRecord
@@ -25,10 +24,12 @@ from ..dryrun.estimate import Estimate, estimate
 from ..plan.budget import check_budget, encoded, free_bytes, weigh
 from ..plan.options import Options, parse_bytes
 from ..session.recording import recording
+from ..specs.arguments import arguments_of
 from ..specs.loading import RECORDER_IMAGES, check_call, explained, find_class, load_pipeline, run_arguments
-from ..specs.manifest import Arguments, Manifest, Row, check_columns, row_spec
+from ..specs.manifest import Manifest, Row, check_columns, row_spec
 from ..specs.spec import Spec
 from ..store.files import check_output, read_record
+from ..store.lock import TraceLock
 
 Result: TypeAlias = Literal["recorded", "skipped", "failed", "not tried"]
 """What became of a row."""
@@ -46,6 +47,8 @@ class Place:
     world: int = 1
     local: int = 0
     """Rank on this machine, hence the number of its GPU."""
+    said: str = ""
+    """The environment variables that say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Job:
     """Why it cannot be recorded; empty if it can."""
     done: bool = False
     note: str = ""
+    seen: tuple[Any, Any] | None = None
+    """Id and status of what lay at its path when the batch was planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,8 @@ def plan_jobs(spec: Spec, manifest: Manifest, output: Path, overwrite: bool) -> 
     for row in manifest.rows:
         job = Job(row, output / row.folder, spec, {"spec": text, "manifest": manifest.path.name, "row": {"name": row.name, **row.cells}})
         try:
-            job = _looked_up(dataclasses.replace(job, spec=row_spec(spec, manifest, row, arguments)), overwrite)
+            job = dataclasses.replace(job, spec=row_spec(spec, manifest, row, arguments), seen=_lies_at(job.path))
+            job = _looked_up(job, overwrite)
             check_call(job.spec, cls)
             check_output(job.path, job.done or overwrite or job.path.exists())
         except (InvalidInput, OSError) as error:
@@ -156,6 +162,8 @@ def run_jobs(jobs: Sequence[Job], place: Place, say: Callable[[Outcome], None]) 
             outcome = _outcome(job, "skipped", note=job.note)
         elif full:
             outcome = _outcome(job, "not tried", error=full)
+        elif taken := _taken(job):
+            outcome = _outcome(job, "skipped", note=taken)
         else:
             if pipeline is None:
                 pipeline = load_pipeline(_placed(job.spec, place))
@@ -176,14 +184,6 @@ def record_spec(pipeline: Any, spec: Spec, path: Path, *, overwrite: bool, facts
     return made.trace
 
 
-def arguments_of(cls: Any) -> Arguments:
-    """What a pipeline's call takes, and which of it as text."""
-    parameters = list(inspect.signature(cls.__call__).parameters.values())[1:]
-    named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    texts = frozenset(p.name for p in named if "str" in str(p.annotation))
-    return Arguments(frozenset(p.name for p in named), texts, len(named) < len(parameters))
-
-
 def _looked_up(job: Job, overwrite: bool) -> Job:
     """The job, done if its trace is complete."""
     record = read_record(job.path)
@@ -196,6 +196,24 @@ def _looked_up(job: Job, overwrite: bool) -> Job:
         return dataclasses.replace(job, done=True)
     anew = f"it was recorded from another spec, row or options; {option('overwrite', True)} records it anew"
     return dataclasses.replace(job, done=True, note=anew)
+
+
+def _lies_at(path: Path) -> tuple[Any, Any] | None:
+    record = read_record(path)
+    return None if record is None else (record.get("id"), record.get("status"))
+
+
+def _taken(job: Job) -> str:
+    """Why a job is another process's by now; empty if it is not."""
+    now = _lies_at(job.path)
+    if now != job.seen and now is not None and now[1] == "complete":
+        return "another process has recorded it since this one began"
+    try:
+        if job.path.is_dir():
+            TraceLock(job.path).release()
+    except AlreadyExists:
+        return "another process is recording it"
+    return ""
 
 
 def _attempt(pipeline: Any, job: Job) -> Outcome:
@@ -239,16 +257,20 @@ def _shape_key(spec: Spec) -> str:
 
 
 def find_place() -> Place:
-    """The place that the launcher gave this process, from RANK, WORLD_SIZE and LOCAL_RANK.
+    """The place that the launcher gave this process: torchrun and accelerate in RANK, WORLD_SIZE and LOCAL_RANK, else srun in SLURM's.
 
     Raises   InvalidInput if they contradict each other
     """
-    given = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
+    torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    # Not SLURM_NTASKS: a batch script has it too, and there one process alone would record the share of one task.
+    slurm = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    names = slurm if {*slurm[:2]} <= {*os.environ} and not {*torchrun[:2]} & {*os.environ} else torchrun
+    given = {name: os.environ.get(name, default) for name, default in zip(names, "010", strict=True)}
     numbers = [int(value) if value.isdigit() else -1 for value in given.values()]
+    said = ", ".join(f"{name}={value}" for name, value in given.items())
     if min(numbers) < 0 or numbers[0] >= numbers[1]:
-        said = ", ".join(f"{name}={value}" for name, value in given.items())
-        raise InvalidInput(f"the environment says {said}; RANK should count from 0 and stay below WORLD_SIZE, or both be unset")
-    return Place(*numbers)
+        raise InvalidInput(f"the environment says {said}; {names[0]} should count from 0 and stay below {names[1]}, or both be unset")
+    return Place(rank=numbers[0], world=numbers[1], local=numbers[2], said=said)
 
 
 def gather(place: Place, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:

@@ -16,9 +16,11 @@ from ...schema.journal import disk_bytes
 from ...schema.messages import require_extra, size_text
 from ..plan.budget import free_bytes
 from ..plan.options import Options
+from ..specs.files import named_files, note_outside
+from ..specs.hub import reachable
 from ..specs.manifest import read_manifest
 from ..specs.spec import OPTIONS, Spec, read_probe_file, read_spec
-from ..store.files import check_output
+from ..store.files import check_local, check_output
 
 if TYPE_CHECKING:
     from ..dryrun.estimate import Estimate
@@ -50,11 +52,13 @@ def record_command(
     """Run the pipeline of SPEC once and record its attention.
 
     SPEC is a TOML file that names the pipeline's class, its weights, adapters, scheduler, call arguments, images and seed;
-    examples/ has some. Options given here win over its [record] table.
+    examples/ has some. Options given here win over its [record] table. A spec can import code and read files: run only those
+    that you trust (docs/security.md).
 
     With --manifest, each row of a CSV file is recorded to OUTPUT/NAME.zarr with the model loaded once. Columns are arguments of
     the call, images (paths relative to the CSV file) or `seed`. Complete traces are skipped, partial ones redone; rows that fail
-    are listed at the end, with exit code 1. Under torchrun or accelerate launch the processes share the rows.
+    are listed at the end, with exit code 1. Under torchrun, accelerate launch or srun the processes share the rows; a row that another
+    process records or has recorded meanwhile is skipped.
 
     \b
     Examples:
@@ -66,7 +70,11 @@ def record_command(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o'; say where the trace goes, or ask for --dry-run.")
+    if output is not None:
+        check_local(output)
     chosen = with_options(read_spec(spec), options)
+    for named in (spec, options["probes"]):
+        _tell(note_outside(named.name, named_files(named), [named.parent]) if named else "")
     if manifest is not None:
         _record_rows(chosen, manifest, output, dry_run, as_json, overwrite)
     elif dry_run:
@@ -88,6 +96,11 @@ def with_options(spec: Spec, options: dict[str, Any]) -> Spec:
     return dataclasses.replace(spec, options=merged)
 
 
+def _tell(note: str) -> None:
+    if note:
+        click.echo(note, err=True)
+
+
 def require_recorder() -> None:
     """Raise MissingExtra where torch or diffusers is not installed."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it speaks of torchvision at every start
@@ -100,6 +113,7 @@ def _record(spec: Spec, output: Path, overwrite: bool, as_json: bool) -> str:
     from ..specs.loading import load_pipeline
     from .batch import check_estimate, foretell, record_spec
 
+    spec = reachable(spec)
     if (found := foretell(spec)) is not None:
         check_estimate(found, spec, output)
     trace = record_spec(load_pipeline(spec), spec, output, overwrite=overwrite, facts={"spec": spec.path.read_text(encoding="utf-8")})
@@ -114,7 +128,7 @@ def _dry_run(spec: Spec, output: Path | None, as_json: bool) -> str:
     from ..dryrun.estimate import estimate
     from .batch import check_estimate
 
-    found = estimate(spec)
+    found = estimate(reachable(spec))
     check_estimate(found, spec, output)
     wanted, free = spec.encoding, free_bytes(output or Path.cwd())
     if as_json:
@@ -129,11 +143,15 @@ def _record_rows(spec: Spec, path: Path, output: Path | None, dry_run: bool, as_
     from .batch import check_jobs, find_place, gather, plan_jobs, run_jobs
 
     place = find_place()
-    jobs = plan_jobs(spec, manifest, output or Path(), overwrite)
+    jobs = plan_jobs(reachable(spec), manifest, output or Path(), overwrite)
+    _tell(note_outside(path.name, [file for job in jobs for file in job.spec.picture_files], [path.parent, spec.path.parent]))
     if dry_run:
         click.echo(_dry_rows(jobs, output, as_json))
         return
     assert output is not None
+    if place.world > 1:
+        share = f"process {place.rank} of {place.world} ({place.said}) records {len(jobs[place.rank :: place.world])} of {len(jobs)} rows"
+        click.echo(f"{share}; the others are for the other processes", err=True)
     check_jobs(jobs)
     mine = [dataclasses.asdict(outcome) for outcome in run_jobs(jobs, place, lambda outcome: click.echo(str(outcome), err=True))]
     gathered = gather(place, mine)

@@ -37,6 +37,9 @@ def demo_command(context: click.Context, out: Path, seed: int, overwrite: bool, 
     A try-on pair that training never saw is painted in 50 DDIM steps with guidance; its attention goes to DIR/run.zarr,
     and what the trace alone tells of it to DIR/report.png and the terminal.
     """
+    from ..store.files import check_local
+
+    check_local(out)
     for name in (TRACE, REPORT):
         refuse_taken(out / name, overwrite)
     if out.exists() and not out.is_dir():

@@ -133,7 +133,7 @@ class _Shapes:
 
     def __init__(self, pipeline: Any, options: Options) -> None:
         self._denoisers, self._canvases = denoisers(pipeline), Canvases()
-        self.sites = Sites(Context.of(pipeline, appended=True), replace(options, encoding="probabilities"))
+        self.sites = Sites(Context.of(pipeline, appended=True), replace(options, encoding="probabilities", probes=None))
         self._scene = Scene()
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from ...schema.text import Text
 from ...schema.trace import Layer, Role, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..capture.modules import attention_modules, denoisers, reads_adapter
-from ..capture.wrapping import replaced
+from ..capture.wrapping import only_here, replaced
 from ..images.pictures import Picture, probe_picture
 from ..labels.rows import bind_arguments
 from ..plan.options import Probe
@@ -89,7 +89,7 @@ class Probing:
             for encoder in dict.fromkeys(encoder for _, encoder in self._probes):
                 stack.enter_context(replaced(type(self._pipeline), encoder.method, self._wrapper(encoder)))
                 for projection in _adapter_projections(self._pipeline) if encoder.adapter else ():
-                    stack.callback(projection.register_forward_hook(partial(self._project_images, encoder)).remove)
+                    stack.callback(projection.register_forward_hook(only_here(partial(self._project_images, encoder))).remove)
             yield
 
     def begin(self, denoiser: nn.Module, context: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -18,7 +19,9 @@ MANY: Final = 4096
 """Longest list of numbers that is kept."""
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """Versions of the libraries; looked up once, since Python keeps what each look finds as long as folders change."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from ...schema.errors import InvalidInput, UnsupportedModel
-from ...schema.messages import refuse_taken
+from ...schema.messages import guess
 from ...schema.record import JSON
 from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
@@ -28,6 +27,8 @@ from ..labels.rows import bind_arguments
 from ..labels.tokens import is_appended
 from ..outside.declaration import Declaration, declare
 from ..plan.options import Options
+from ..specs.arguments import check_arguments
+from ..store.files import check_output
 from .declared import DeclaredLabels
 from .guard import interrupt, progress_bar, terminated, uncompiled, warn_of_losses
 from .pipeline import PipelineLabels
@@ -36,7 +37,8 @@ from .run import Run
 
 DECLARED: Final = ("denoisers", "groups", "grid", "order", "sequential", "evaluations", "attention")
 """What is said of a model that is no pipeline."""
-OPTIONS: Final = frozenset(one.name for one in fields(Options))
+OPTIONS: Final = {field.name: field.default for field in fields(Options)}
+"""What is asked of any model, and what is taken where it is not said."""
 OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, "
 TRUSTED: Final = "on trust"
 LEFT_OUT: Final = "attention of {count} other modules reads more than the image itself and is left out, such as {example}"
@@ -92,21 +94,9 @@ def record(
     options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
     options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes)
-    _refuse_clash(pipeline, options)
+    check_arguments(pipeline, call, OPTIONS, [name for name, default in OPTIONS.items() if getattr(options, name) is not default])
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
-
-
-def _refuse_clash(pipeline: Any, options: Options) -> None:
-    """Raise InvalidInput if the pipeline's call takes an argument under the name of an option that is given, or must be."""
-    usual, name = Options(), type(pipeline).__name__
-    for parameter in inspect.signature(type(pipeline).__call__).parameters.values():
-        taken = parameter.name in OPTIONS
-        if taken and (parameter.default is parameter.empty or getattr(options, parameter.name) != getattr(usual, parameter.name)):
-            raise InvalidInput(
-                f"{name} takes an argument {parameter.name}, and record() has an option of that name; keep them apart with "
-                f"`with recording(pipeline, path, ...): pipeline({parameter.name}=...)`"
-            )
 
 
 def recording(model: Any, path: str | PathLike[str], **options: Any) -> Recording:
@@ -119,13 +109,13 @@ def recording(model: Any, path: str | PathLike[str], **options: Any) -> Recordin
     Raises   as `record`
     """
     said = {name: options.pop(name) for name in DECLARED if name in options}
-    try:
-        chosen = Options(**options)
-    except TypeError as error:
-        raise InvalidInput(f"recording() does not take this: {error}; arguments of the pipeline go into its own call") from None
+    known = (*OPTIONS, *DECLARED)
+    if unknown := next((name for name in options if name not in known), None):
+        near = guess(unknown, known)
+        raise InvalidInput(f"recording() does not take this: {unknown!r}; {near}arguments of the pipeline go into its own call")
     if said and "denoisers" not in said:
         raise InvalidInput(f"recording() takes {', '.join(said)} with denoisers=, which names the modules of a model that is no pipeline")
-    return Recording(model, Path(path), chosen, declare(model, **said) if said else None)
+    return Recording(model, Path(path), Options(**options), declare(model, **said) if said else None)
 
 
 class Recording:
@@ -172,14 +162,15 @@ class Recording:
         return self._declared, self._run
 
     def __enter__(self) -> Recording:
-        refuse_taken(self.path, self._options.overwrite)
+        check_output(self.path, self._options.overwrite)
         refuse_hijack()
         if self._declared is None:
             self._check_pipeline()
         with ExitStack() as stack:
             stack.enter_context(terminated())
+            stack.callback(self._finish)
             if self._run is None:
-                stack.enter_context(replaced(type(self._model), "__call__", self._wrap_call))
+                stack.enter_context(replaced(type(self._model), "__call__", self._wrap_call, anywhere=True))
             else:
                 given = {"reference": self._options.reference_image, "reference_mask": self._options.reference_mask}
                 self.images(**{name: value for name, value in given.items() if value is not None})
@@ -191,17 +182,22 @@ class Recording:
         try:
             self._restore.__exit__(kind, error, traceback)
         finally:
-            if self._run is not None and self._run.over and self._run.writer is not None:
-                try:
-                    self.trace = self._run.finish(self._generated)
-                except BaseException as failure:
-                    interrupt(self._run, self.path, failure)
-                    raise
+            if self.trace is not None:
                 warn_of_losses(self.trace, self.path, 3 if self._declared is None else 2)
                 for missing in self._declared.missing(self.path) if self._declared is not None else ():
                     warnings.warn(missing, stacklevel=2)
         if self.trace is None and error is None:
             raise InvalidInput("the pipeline was not called while recording, so nothing was recorded; call it once inside the block")
+
+    def _finish(self) -> None:
+        """Complete the trace of a run that came to its end."""
+        if self._run is None or not self._run.over or self._run.writer is None:
+            return
+        try:
+            self.trace = self._run.finish(self._generated)
+        except BaseException as failure:
+            interrupt(self._run, self.path, failure)
+            raise
 
     def _check_pipeline(self) -> None:
         if not denoisers(self._model) or not hasattr(self._model, "scheduler"):
@@ -220,7 +216,7 @@ class Recording:
         trusted += [LEFT_OUT.format(count=len(gone), example=gone[0])] if gone else []
         notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
         unproven: JSON = {why: sorted(paths) for paths, why in own if paths}
-        return {"versions": versions(), "options": self._options.to_json(), "facts": self.facts, "notes": notes, "unproven": unproven}
+        return {"versions": dict(versions()), "options": self._options.to_json(), "facts": self.facts, "notes": notes, "unproven": unproven}
 
     @contextmanager
     def _listening(self, run: Run) -> Iterator[Capture]:

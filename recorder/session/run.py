@@ -167,6 +167,8 @@ class Run:
         if now is None or not now.done:
             return
         self.labels.close(now, self.writer)
+        if self.writer is not None and self.labels.latent_grid is not None:
+            self.writer.set_latent_grid(self.labels.latent_grid)
         if now.kept:
             self.kept += 1
             self._waiting.append(now)
@@ -211,6 +213,7 @@ class Run:
                 samples=self.labels.samples,
                 branches=options.axis,
                 steps=len(self._chosen),
+                latent_grid=self.labels.latent_grid,
                 codec=Codec(options.codec, options.level, options.keep_bits),  # type: ignore[arg-type]
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 provenance=self._provenance(),

@@ -18,10 +18,13 @@ import transformers
 from ...schema.errors import InvalidInput, TraceError
 from ...schema.messages import guess
 from ..families import family_of
+from .arguments import arguments_of
 from .spec import Adapter, Images, Spec, check_keys
 
 RECORDER_IMAGES = ("reference_mask", "reference_image")
 """Images that are the recorder's, not the pipeline's."""
+
+PICKLED = "pickled weights, which can be programs, are loaded only with use_safetensors = false in [pipeline.arguments]"
 
 
 def load_pipeline(spec: Spec) -> Any:
@@ -33,7 +36,8 @@ def load_pipeline(spec: Spec) -> Any:
     check_call(spec, cls)
     if spec.scheduler is not None:
         check_scheduler(spec)
-    arguments = dict(spec.arguments)
+    # Where pickled weights may be loaded, safetensors may be as well, which False would forbid.
+    arguments = {**spec.arguments, "use_safetensors": None if spec.unpickles else True}
     if "torch_dtype" in arguments:
         arguments["torch_dtype"] = find_dtype(spec)
     if not sys.stderr.isatty():
@@ -73,9 +77,10 @@ def find_class(name: str, kind: str) -> Any:
     module_name, _, class_name = name.rpartition(":")
     try:
         module = importlib.import_module(module_name or "diffusers")
-    except ImportError as error:
-        raise InvalidInput(f"{kind} {name!r}: cannot import {module_name} ({error}); install it, or correct the name") from error
-    found = getattr(module, class_name, None)
+        found = getattr(module, class_name, None)
+    except Exception as error:  # a module may raise anything when it is imported, and a lazy one when it is asked
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(f"{kind} {name!r}: cannot import {module_name or 'it'} ({why}); install it, or correct the name") from error
     if inspect.isclass(found):
         return found
     if module_name:
@@ -86,19 +91,20 @@ def find_class(name: str, kind: str) -> Any:
 
 def check_call(spec: Spec, cls: Any) -> None:
     """Raise InvalidInput for an argument or an image that the pipeline's call does not take, or one that it needs and is not given."""
-    parameters = list(inspect.signature(cls.__call__).parameters.values())[1:]
-    names = {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    if len(names) == len(parameters):  # no **kwargs
-        check_keys(spec.path.name, "call", spec.call, names)
-        check_keys(spec.path.name, "images", spec.images, names | set(RECORDER_IMAGES))
+    known = arguments_of(cls)
+    if not known.any_name:
+        check_keys(spec.path.name, "call", spec.call, known.names)
+        check_keys(spec.path.name, "images", spec.images, {*known.names, *RECORDER_IMAGES})
     if spec.adapters and not hasattr(cls, "load_ip_adapter"):
         raise InvalidInput(f"{spec.pipeline} takes no IP-Adapters; remove [[adapters]] from {spec.path.name}")
+    for adapter in spec.adapters:
+        if not (adapter.weight_name.endswith(".safetensors") or spec.unpickles):
+            raise InvalidInput(f"[[adapters]] of {spec.path.name}: {adapter.weight_name} is no .safetensors file; {PICKLED}")
     if len(spec.adapters) > 1 and family_of(cls).one_adapter:
         raise InvalidInput(f"{spec.pipeline} takes one IP-Adapter; {spec.path.name} has {len(spec.adapters)} [[adapters]]")
     if twice := sorted(set(spec.call) & set(spec.images)):
         raise InvalidInput(f"{spec.path.name}: {twice[0]} stands both in [call] and in [images]")
-    given = {*spec.call, *spec.images}
-    if missing := [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name in names and p.name not in given]:
+    if missing := [name for name in known.needed if name not in {*spec.call, *spec.images}]:
         raise InvalidInput(f"{spec.path.name}: {cls.__name__} needs {missing[0]}; give it in [call], or in [images] if it is an image")
 
 
@@ -121,7 +127,7 @@ def make_scheduler(spec: Spec, config: Any) -> Any:
 
 def hub_arguments(spec: Spec) -> dict[str, Any]:
     """Arguments that every loading function of diffusers and transformers takes."""
-    return {name: spec.arguments[name] for name in ("revision", "local_files_only", "cache_dir") if name in spec.arguments}
+    return {name: spec.arguments[name] for name in ("revision", "local_files_only") if name in spec.arguments}
 
 
 def find_dtype(spec: Spec) -> torch.dtype:
@@ -141,7 +147,8 @@ def explained(what: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> I
         raise
     except kinds as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise InvalidInput(f"{what}: {lines[0]}") from error
+        hint = f"; {PICKLED}" if ".safetensors" in lines[0] else ""
+        raise InvalidInput(f"{what}: {lines[0].removesuffix('.')}{hint}") from error
 
 
 @contextmanager

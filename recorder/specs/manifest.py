@@ -21,6 +21,7 @@ from typing import Final
 from ...schema.errors import InvalidInput
 from ...schema.messages import guess
 from ...schema.record import NAME
+from .arguments import Arguments
 from .spec import Spec, find_file
 
 OWN: Final = ("name", "seed")
@@ -51,17 +52,6 @@ class Manifest:
     path: Path
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """What a pipeline's call takes."""
-
-    names: Collection[str]
-    texts: Collection[str] = ()
-    """Those that take text, so that 1984 stays a prompt."""
-    any_name: bool = False
-    """Whether it takes names that it does not list."""
 
 
 def read_manifest(path: str | PathLike[str]) -> Manifest:

@@ -2,7 +2,7 @@
 
     seed = 0
     [pipeline]            class, from_pretrained, device, without = ["safety_checker"]
-    [pipeline.arguments]  torch_dtype, variant, revision, local_files_only, ... of from_pretrained
+    [pipeline.arguments]  torch_dtype, variant, revision, local_files_only, and use_safetensors = false for pickled weights
     [[adapters]]          from_pretrained, subfolder, weight_name, image_encoder_folder, scale
     [scheduler]           class
     [scheduler.config]    what to change in its config
@@ -38,7 +38,7 @@ TABLES: Final[dict[str, Collection[str] | None]] = {
     # Keys of each table; None takes any key, to be checked against what it is passed to.
     "": ("seed", "pipeline", "adapters", "scheduler", "call", "images", "record", "probes", "dry_run"),
     "pipeline": ("class", "from_pretrained", "device", "without", "arguments"),
-    "pipeline.arguments": ("torch_dtype", "variant", "revision", "local_files_only", "use_safetensors", "cache_dir", "custom_pipeline"),
+    "pipeline.arguments": ("torch_dtype", "variant", "revision", "local_files_only", "use_safetensors"),
     "adapters": ("from_pretrained", "subfolder", "weight_name", "image_encoder_folder", "scale"),
     "scheduler": ("class", "config"),
     "scheduler.config": None,
@@ -90,8 +90,22 @@ class Spec:
     """Reference tokens to reckon with in a dry run."""
 
     @property
+    def unpickles(self) -> bool:
+        """Whether it asks for weights that are pickled, which safetensors are not."""
+        return self.arguments.get("use_safetensors") is False
+
+    @property
+    def picture_files(self) -> list[Path]:
+        """Its pictures, however they are nested in lists."""
+        return _flat(list(self.images.values()))
+
+    @property
     def encoding(self) -> str:
         return str(self.options.get("encoding", "probabilities"))
+
+
+def _flat(images: Images) -> list[Path]:
+    return [images] if isinstance(images, Path) else [file for image in images for file in _flat(image)]
 
 
 def read_spec(path: str | PathLike[str]) -> Spec:
@@ -100,7 +114,7 @@ def read_spec(path: str | PathLike[str]) -> Spec:
     Raises   InvalidInput naming the key, its table and the nearest key there is
     """
     path = Path(path)
-    document = _read_toml(path, "spec", "the path of a TOML file")
+    document = read_toml(path, "spec", "the path of a TOML file")
     check_keys(path.name, "", document, TABLES[""] or ())
     pipeline, scheduler, record = (_table(path, document, name) for name in ("pipeline", "scheduler", "record"))
     with for_reader("toml"):
@@ -129,7 +143,7 @@ def read_probe_file(path: str | PathLike[str]) -> dict[str, Any]:
     Raises   InvalidInput
     """
     path = Path(path)
-    document = _read_toml(path, "probes", "a TOML file with a table [probes]")
+    document = read_toml(path, "probes", "a TOML file with a table [probes]")
     others = [key for key in document if key != "probes"]
     if others or not isinstance(document.get("probes"), dict):
         wrong = f"has {others[0]!r} beside its" if others else "has no"
@@ -170,12 +184,16 @@ def find_file(beside: Path, named: str, given: str, base: str) -> Path:
     return found
 
 
-def _read_toml(path: Path, what: str, expected: str) -> dict[str, Any]:
+def read_toml(path: Path, what: str, expected: str) -> dict[str, Any]:
+    """A TOML file as it stands.
+
+    Raises   InvalidInput if it cannot be read, or is none
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"cannot read the {what} {path}: {error.strerror}; give {expected}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"{path} is not TOML: {error}") from error
 
 

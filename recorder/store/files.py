@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,10 @@ from .lock import TraceLock
 TEMPORARY: Final = ".partial"
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What an operating system says when a disk, a quota or a file is full."""
+SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+"""The first part of s3://bucket/run.zarr; a drive has one letter."""
+LONGEST: Final = 255
+"""Bytes of a file's name."""
 
 _OURS: Final = {ROOT, JOURNAL, MANIFEST, "layers", "step", "present", "images"}
 _sync = getattr(os, "fdatasync", os.fsync)
@@ -207,10 +212,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Raise AlreadyExists if a path is taken and may not, or must not, be replaced."""
+    """Raise AlreadyExists if a path is taken and may not, or must not, be replaced; InvalidInput if it can be no folder here."""
+    check_local(path)
     refuse_taken(path, overwrite)
     if path.is_symlink() or path.exists():
         _check_ours(path)
+
+
+def check_local(path: Path) -> None:
+    """Raise InvalidInput for an address such as s3://, of which `Path` makes a folder `s3:`, and for names that no file system takes."""
+    if SCHEME.fullmatch(next(iter(path.parts), "")):
+        address = str(path).replace(":/", "://", 1)
+        raise InvalidInput(f"{address} is an address, and traces are written to local folders only; record to a folder, then copy it there")
+    if "\0" in str(path):
+        raise InvalidInput(f"the path {str(path)!r} has a character that no file name can have; choose another")
+    if long := next((name for name in path.parts if len(os.fsencode(name)) > LONGEST), None):
+        raise InvalidInput(
+            f"the name {long[:40]}... has {len(os.fsencode(long))} bytes, and file systems take {LONGEST}; choose a shorter one"
+        )
 
 
 def prepare(path: Path, overwrite: bool) -> None:
@@ -231,6 +250,8 @@ def prepare(path: Path, overwrite: bool) -> None:
     except OSError as error:
         if isinstance(error, AlreadyExists) or error.errno in FULL:
             raise
+        if isinstance(error, FileExistsError):
+            raise AlreadyExists(f"{path} was made by another process just now; give each recording its own path") from error
         raise InvalidInput(f"cannot make the folder {path} ({error.strerror}); choose a path in a folder that you can write to") from error
 
 

@@ -26,7 +26,10 @@ class TraceLock:
         self._handle = -1
         if os.name == "nt":  # an open file cannot be removed there
             return
-        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:  # it was there a moment ago
+            raise AlreadyExists(f"{path} is wanted by another process too, which removed it; give each recording its own path") from error
         self._close = weakref.finalize(self, os.close, self._handle)
         import fcntl  # POSIX alone has it
 

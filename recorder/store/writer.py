@@ -174,6 +174,12 @@ class Writer:
         with self._lock:
             self._trace, self._stale = dataclasses.replace(self._trace, texts=(*self._trace.texts, *texts)), True
 
+    def set_latent_grid(self, grid: tuple[int, int]) -> None:
+        """Say which rows and columns places are asked for in; the next commit makes it durable."""
+        if grid != self._trace.latent_grid:
+            with self._lock:
+                self._trace, self._stale = dataclasses.replace(self._trace, latent_grid=grid), True
+
     def add_images(self, images: Sequence[tuple[Image, NDArray[Any]]]) -> None:
         """Keep pictures that are known from the start, so that a partial trace has them too."""
         trace = dataclasses.replace(self._trace, images=(*self._trace.images, *(image for image, _ in images)))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...schema.text import Text, Word
-from ..capture.wrapping import replaced
+from ..capture.wrapping import only_here, replaced
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
 """First and last (exclusive) character of each token; equal where a token stands for no part of the text, as specials do."""
@@ -184,9 +184,9 @@ class Texts:
                     few = values[..., :CHANNELS].detach().to("cpu", copy=True)
                     self._made += [(row, few[index]) for index, row in enumerate(self._rows)]
 
-        handles = [encoder.register_forward_pre_hook(enter, with_kwargs=True), encoder.register_forward_hook(leave)]
+        handles = [encoder.register_forward_pre_hook(only_here(enter), with_kwargs=True), encoder.register_forward_hook(only_here(leave))]
         norms = [module for path, module in encoder.named_modules() if path.rpartition(".")[2] == FINAL_NORM]
-        return [*handles, *(norm.register_forward_hook(leave) for norm in norms)]
+        return [*handles, *(norm.register_forward_hook(only_here(leave)) for norm in norms)]
 
 
 def _rows(ids: Any) -> list[tuple[int, ...]]:

@@ -50,6 +50,9 @@ class MemoryWriter:
     def add_texts(self, texts: Sequence[Text]) -> None:
         self.trace = dataclasses.replace(self.trace, texts=(*self.trace.texts, *texts))
 
+    def set_latent_grid(self, grid: tuple[int, int]) -> None:
+        self.trace = dataclasses.replace(self.trace, latent_grid=grid)
+
     def put(
         self, layer: int, sample: int, branch: str, step: int, blocks: Mapping[str, Any], *, lost: float | Callable[[], float] = 0.0
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from specs import PAINT_BY_EXAMPLE
 from i2am.recorder.cli import batch
 from i2am.recorder.cli.batch import Place, find_place, gather
 from i2am.recorder.cli.record import record_command
+from i2am.recorder.store.lock import TraceLock
 from i2am.schema.errors import InvalidInput, NoSpace, TraceError
 from pipelines import paint_by_example, picture, square_mask
 
@@ -184,6 +186,75 @@ def test_ranks_share_the_rows(folder: Path, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(InvalidInput, match="RANK=2, WORLD_SIZE=2"):
         find_place()
     assert gather(Place(), [{"name": "mine"}]) == [{"name": "mine"}]
+
+
+def test_tasks_of_srun_share_the_rows(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest(folder, "a,0.png,1", "b,1.png,2", "c,2.png,3")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert find_place().world == 1  # as in a batch script, which is no task of srun
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    for rank, names in (("1", ["b"]), ("0", ["a", "c"])):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        monkeypatch.setenv("SLURM_LOCALID", rank)
+        result = run(folder, "-o", tmp_path, "--json")
+        assert [row["name"] for row in document(result)["rows"]] == names
+        said = f"process {rank} of 2 (SLURM_PROCID={rank}, SLURM_STEP_NUM_TASKS=2, SLURM_LOCALID={rank}) records {len(names)} of 3 rows"
+        assert said in result.stderr
+    assert find_place().local == 0
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert find_place().world == 1
+    monkeypatch.setenv("SLURM_PROCID", "7")
+    with pytest.raises(InvalidInput, match="SLURM_PROCID=7, SLURM_STEP_NUM_TASKS=1"):
+        find_place()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert (find_place().rank, find_place().world) == (1, 3)
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_rows_of_another_process_are_skipped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: tuple[str, ...]
+) -> None:
+    manifest(folder, "a,0.png,1")
+    run(folder, "-o", tmp_path / "theirs")
+    manifest(folder, "a,0.png,1", "b,1.png,2", "c,2.png,3")
+    once = batch.record_spec
+    held: list[TraceLock] = []
+
+    def beside(pipeline: Any, spec: Any, path: Path, **options: Any) -> Any:
+        """While the first row is recorded, another process finishes the second and begins the third."""
+        shutil.copytree(tmp_path / "theirs/a.zarr", tmp_path / "ours/b.zarr")
+        shutil.copytree(tmp_path / "theirs/a.zarr/layers", tmp_path / "ours/c.zarr/layers")
+        held.append(TraceLock(tmp_path / "ours/c.zarr"))
+        return once(pipeline, spec, path, **options)
+
+    monkeypatch.setattr(batch, "record_spec", beside)
+    result = run(folder, "-o", tmp_path / "ours", "--json", *overwrite)
+    held[0].release()
+    rows = document(result)["rows"]
+    assert result.exit_code == 0 and [row["result"] for row in rows] == ["recorded", "skipped", "skipped"]
+    assert "another process has recorded it since" in rows[1]["note"] and rows[2]["note"] == "another process is recording it"
+    assert record_of(tmp_path / "ours/b.zarr")["id"] == record_of(tmp_path / "theirs/a.zarr")["id"]
+
+
+def test_a_row_whose_lock_is_lost_fails_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest(folder, "a,0.png,1", "b,1.png,2")
+    once = batch.record_spec
+
+    def beside(pipeline: Any, spec: Any, path: Path, **options: Any) -> Any:
+        if path.name == "a.zarr":  # locked between the look and the recording
+            path.mkdir(parents=True)
+            lock = TraceLock(path)
+            try:
+                return once(pipeline, spec, path, **{**options, "overwrite": True})
+            finally:
+                lock.release()
+        return once(pipeline, spec, path, **options)
+
+    monkeypatch.setattr(batch, "record_spec", beside)
+    rows = document(run(folder, "-o", tmp_path / "ours", "--json"))["rows"]
+    assert [row["result"] for row in rows] == ["failed", "recorded"] and "is being recorded by another process" in rows[0]["error"]
 
 
 def test_two_processes_of_torchrun_record_the_example(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,20 @@ import torch
 from click.testing import CliRunner, Result
 from diffusers import StableDiffusionInpaintPipeline
 from repository import ROOT
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from i2am.recorder import record, recording
 from i2am.recorder.cli.record import record_command
 from i2am.recorder.plan.budget import free_bytes
+from i2am.recorder.specs.hub import reachable
 from i2am.recorder.specs.loading import find_class, load_pipeline
 from i2am.recorder.specs.spec import read_spec
 from i2am.schema.errors import AlreadyExists, InvalidInput, MissingExtra, NoSpace, TraceError, UnknownSelection
 from i2am.schema.layout import layout
 from i2am.schema.messages import size_text
 from i2am.schema.trace import TraceRecord
-from pipelines import WIDTH, adapter_weights, paint_by_example, picture, square_mask, stable_diffusion, vision
+from pipelines import WIDTH, adapter_weights, paint_by_example, picture, square_mask, stable_diffusion, text_to_image, vision
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -261,6 +265,62 @@ def test_weights_that_are_not_there(paint: Path, tmp_path: Path) -> None:
         run(spec, "--dry-run")
 
 
+def test_pickled_weights_are_loaded_only_when_asked_for(paint: Path, inpaint: Path, tmp_path: Path) -> None:
+    shutil.copytree(paint / "model", tmp_path / "model")
+    torch.save(load_file(tmp_path / "model/vae/diffusion_pytorch_model.safetensors"), tmp_path / "model/vae/diffusion_pytorch_model.bin")
+    (tmp_path / "model/vae/diffusion_pytorch_model.safetensors").unlink()
+    spec = changed(paint, tmp_path, str(paint / "model"), str(tmp_path / "model"))
+    with pytest.raises(InvalidInput, match=r"pickled weights, which can be programs, are loaded only with use_safetensors = false"):
+        run(spec, "-o", tmp_path / "t.zarr")
+    spec.write_text(spec.read_text().replace("[scheduler]", "[pipeline.arguments]\nuse_safetensors = false\n[scheduler]"))
+    assert load_pipeline(read_spec(spec)).vae is not None
+    spec = changed(inpaint, tmp_path, "plain.safetensors", "plain.bin")
+    for arguments in (("--dry-run",), ("-o", tmp_path / "t.zarr")):
+        with pytest.raises(InvalidInput, match=r"plain.bin is no .safetensors file; pickled weights"):
+            run(spec, *arguments)
+
+
+def test_files_outside_the_spec_are_named_first(paint: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("my key\n")
+    (tmp_path / "table").mkdir()
+    picture(3).save(tmp_path / "far.png")
+    (paint / "near.png").unlink(missing_ok=True)
+    (paint / "near.png").symlink_to(tmp_path / "far.png")
+    own = run(paint / "spec.toml", "--dry-run")
+    assert own.stderr == ""
+    text = PAINT.replace('"image.png"', '"near.png"') + f'[probes]\nwords = {{ lines = "{tmp_path}/secret" }}\n'
+    (paint / "far.toml").write_text(text.replace("[record]", '[record]\nencoding = "factors"'))
+    told = f"note: far.toml reads files outside its folder, which the trace will hold: {tmp_path / 'far.png'}, {tmp_path / 'secret'}\n"
+    result = run(paint / "far.toml", "--dry-run")
+    assert result.stderr.startswith(told) and "factors" in result.stdout
+    (tmp_path / "table/rows.csv").write_text("name,image\na,../far.png\n")
+    rows = run(paint / "spec.toml", "--dry-run", "--manifest", tmp_path / "table/rows.csv")
+    assert f"note: rows.csv reads files outside its folder, which the trace will hold: {tmp_path / 'far.png'}\n" in rows.stderr
+
+
+def test_a_hub_that_does_not_answer(paint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = changed(paint, tmp_path, json.dumps(str(paint / "model")), '"somebody/painter"')
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for port in (silent.getsockname()[1], 9):
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+            for arguments in (("--dry-run",), ("-o", tmp_path / "t.zarr")):
+                began = time.monotonic()
+                with pytest.raises(InvalidInput, match=r"hub at http://127.* cannot be reached \(.*\), and somebody/painter is not in the"):
+                    run(spec, *arguments)
+                assert time.monotonic() - began < 5
+        snapshot = tmp_path / "cache/models--somebody--painter/snapshots/abc"
+        shutil.copytree(paint / "model", snapshot)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs/main").write_text("abc")
+        found = reachable(read_spec(spec))
+    assert found.arguments["local_files_only"] and found.source == "somebody/painter"
+    assert reachable(read_spec(paint / "spec.toml")) == read_spec(paint / "spec.toml")
+
+
 @pytest.mark.parametrize("library", ["diffusers", "paint_by_example"])
 def test_classes_that_diffusers_moved_are_found(paint: Path, tmp_path: Path, library: str) -> None:
     """What this diffusers saves, and what is published, names a place where the image encoder no longer is."""
@@ -315,6 +375,25 @@ def test_refusals_come_before_the_model_is_loaded(paint: Path, tmp_path: Path, m
             run(paint / "spec.toml", *arguments)
 
 
+def test_addresses_and_names_that_no_file_system_takes(paint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipeline, _ = text_to_image()
+    manifest = ("--manifest", paint / "rows.csv")
+    (paint / "rows.csv").write_text("name,seed\na,1\n")
+    for address in ("s3://bucket/x.zarr", "gs://bucket/x.zarr", "file:///tmp/x.zarr", "abfs://a@b/c.zarr", "https://host/x.zarr"):
+        for arguments in ((), ("--overwrite",), ("--dry-run",), manifest, (*manifest, "--dry-run")):
+            with pytest.raises(InvalidInput, match=f"{address.replace('///', '//')} is an address, and traces are written to local"):
+                run(paint / "spec.toml", "-o", address, *arguments)
+        with pytest.raises(InvalidInput, match="is an address"):
+            record(pipeline, address)
+    assert not list(tmp_path.iterdir())
+    for name, words in (("é" * 128, "has 256 bytes, and file systems take 255"), ("a\0b", "has a character that no file name can have")):
+        with pytest.raises(InvalidInput, match=words), recording(pipeline, tmp_path / name):
+            pass
+    with pytest.raises(InvalidInput, match="has 256 bytes"):
+        run(paint / "spec.toml", "-o", tmp_path / ("x" * 256))
+
+
 def test_overwriting_a_trace_must_be_said(paint: Path, tmp_path: Path) -> None:
     first = run(paint / "spec.toml", "-o", tmp_path / "t.zarr", "--json", "--layers", "*mid*")
     again = run(paint / "spec.toml", "-o", tmp_path / "t.zarr", "--json", "--layers", "*mid*", "--overwrite")
@@ -324,6 +403,18 @@ def test_overwriting_a_trace_must_be_said(paint: Path, tmp_path: Path) -> None:
 def test_classes_are_found_by_name_or_by_place() -> None:
     assert find_class("StableDiffusionInpaintPipeline", "pipeline") is StableDiffusionInpaintPipeline
     assert find_class("i2am.recorder.demo.pipeline:TryOnPipeline", "pipeline").__name__ == "TryOnPipeline"
+
+
+def test_a_module_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_module.py").write_text("raise ValueError('half done')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, words in (
+        ("broken_module:X", r"cannot import broken_module \(half done\)"),
+        (".a:X", "cannot import .a"),
+        ("a..b:X", "cannot"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            find_class(name, "pipeline")
 
 
 def test_the_shipped_example_is_foretold() -> None:

@@ -68,3 +68,11 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "out").write_text("")
     assert run(["demo", "-o", str(tmp_path / "out")]) == 2
     assert "is a file" in capsys.readouterr().err
+
+
+def test_an_output_that_is_no_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out, words in (("s3://bucket/demo", "s3://bucket/demo is an address"), ("x" * 256, "has 256 bytes")):
+        assert run(["demo", "-o", out]) == 2
+        assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -17,11 +17,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from memory import MemoryWriter, memory
 from torch import nn
 
-from i2am.analyzer import open_trace
+from i2am.analyzer import open_trace, sram
 from i2am.recorder import record, recording
 from i2am.recorder.demo.encoder import GarmentEncoder
 from i2am.recorder.demo.pipeline import TryOnPipeline
 from i2am.recorder.labels.refusals import refuse_pipeline
+from i2am.recorder.plan.options import Options
 from i2am.schema.errors import AlreadyExists, InvalidInput, UnsupportedModel
 from i2am.schema.trace import TraceRecord
 from pipelines import (
@@ -70,6 +71,10 @@ def test_a_trace_on_disk_is_plain_zarr(tmp_path: Path) -> None:
     assert opened.timestep.values.tolist() == pipeline.scheduler.timesteps.tolist()
     painted = zarr.open_array(path / "images/generated_0", mode="r")
     assert np.array_equal(painted[:], (output.images[0] * 255).round().astype(np.uint8))
+
+
+def test_the_help_of_record_explains_every_option() -> None:
+    assert all(f"`{name}`" in (record.__doc__ or "") for name in Options.__dataclass_fields__)
 
 
 def test_record_returns_what_the_pipeline_returns(memory: type[MemoryWriter]) -> None:
@@ -175,6 +180,22 @@ def test_a_failing_pipeline_leaves_what_was_committed(tmp_path: Path) -> None:
     assert note == f"3 of 5 steps are recorded and readable: `i2am info {path} --partial`, or open_trace({str(path)!r}, partial=True)"
 
 
+def test_a_patch_of_a_partial_trace_is_that_of_the_whole_run(tmp_path: Path) -> None:
+    pipeline, call = build("ip-full")
+    record(pipeline, tmp_path / "whole.zarr", **call())
+
+    def stop() -> None:
+        raise ZeroDivisionError
+
+    for step in (0, 1):
+        with pytest.raises(ZeroDivisionError):
+            record(pipeline, tmp_path / f"{step}.zarr", **call(), callback_on_step_end=stop_at(step, stop))
+        whole, part = open_trace(tmp_path / "whole.zarr"), open_trace(tmp_path / f"{step}.zarr", partial=True)
+        assert part.record.latent_grid == whole.latent_grid == (16, 12)
+        last = {"at": (15, 11), "steps": f"0:{step + 1}"}
+        assert np.array_equal(sram(part, **last), sram(whole, **last))
+
+
 def test_a_partial_trace_has_the_pictures_known_from_the_start(tmp_path: Path) -> None:
     pipeline, call = build("inpaint")
     path = tmp_path / "run.zarr"
@@ -203,12 +224,30 @@ def test_a_polite_kill_leaves_what_was_committed(memory: type[MemoryWriter]) -> 
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_polite_kill_while_closing_leaves_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, call = text_to_image()
+
+    def kill(*args: Any) -> Any:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("i2am.recorder.store.writer.complete", kill)
+    with pytest.raises(SystemExit) as caught:
+        record(pipeline, tmp_path / "run.zarr", layers=MID, **call())
+    assert caught.value.code == 128 + signal.SIGTERM
+    trace = open_trace(tmp_path / "run.zarr", partial=True)
+    assert (trace.record.status, trace.record.reason) == ("interrupted", "SystemExit: 143 after 3 recorded evaluations")
+    assert len(trace.steps["evaluation"]) == 3 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_bad_arguments_of_the_pipeline_stay_its_own_error(tmp_path: Path) -> None:
     pipeline, _ = build("image-variation")
     with pytest.raises(TypeError, match="banana"):
         record(pipeline, tmp_path / "run.zarr", banana=1)
     with pytest.raises(InvalidInput, match=r"recording\(\) does not take this.*banana"), recording(pipeline, PATH, banana=1):
         pass
+    with pytest.raises(InvalidInput, match=r"recording\(\) does not take this: 'enconding'; did you mean encoding\?"):
+        recording(pipeline, PATH, enconding="factors")
     assert not (tmp_path / "run.zarr").exists()
 
 

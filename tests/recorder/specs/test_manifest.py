@@ -7,7 +7,8 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from i2am.recorder.specs.manifest import Arguments, check_columns, read_manifest, read_value, row_spec
+from i2am.recorder.specs.arguments import Arguments
+from i2am.recorder.specs.manifest import check_columns, read_manifest, read_value, row_spec
 from i2am.recorder.specs.spec import Spec
 from i2am.schema.errors import InvalidInput
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2am.recorder.store.files import Storage, encode_files
+from i2am.recorder.store.lock import TraceLock
 from i2am.recorder.store.workers import Job, Workers
 from i2am.recorder.store.writer import Writer
 from i2am.schema.errors import AlreadyExists, InvalidInput
@@ -332,3 +333,12 @@ def test_the_oracle_is_the_softmax(tmp_path: Path) -> None:
     t: Synthetic = synthetic_trace(tmp_path / "t", layers=[reference_layer(text=3)], steps=1)
     np.testing.assert_allclose(t.probabilities[0].sum(-1), 1)
     np.testing.assert_allclose(t.generated[0].sum((-3, -2)), 1)
+
+
+def test_a_folder_that_another_process_makes_or_removes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AlreadyExists, match="is wanted by another process too, which removed it"):
+        TraceLock(tmp_path / "gone")
+    (tmp_path / "made").mkdir()
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    with pytest.raises(AlreadyExists, match="was made by another process just now"):
+        Writer(tmp_path / "made", record())
