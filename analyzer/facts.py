@@ -39,6 +39,8 @@ class MapFacts:
     """(top, left, bottom, right) of what the map covers of it, in pixels; None is all of it."""
     column_mass_lost: float | None = None
     """What the encoding took from one column of G at worst; None for maps that do not depend on it."""
+    unproven: int | None = None
+    """Layers of the map whose attention rests on trust or on samples; None if it was all compared with the model's own."""
 
     @classmethod
     def of(cls, map: object) -> MapFacts:

@@ -81,6 +81,7 @@ class MapRequest:
             branch=self.trace.record.branches[chosen.branch],
             heads=chosen.picked or None,
             calls=sum(len(steps) for i, heads in enumerate(chosen.pairs) if heads for steps in self.called[i]),
+            unproven=len(set(chosen.layers) & set(self.trace.unproven)) or None,
             **picture_facts(self.image),
         )
 

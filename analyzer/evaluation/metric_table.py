@@ -15,7 +15,7 @@ from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, option
 from ...schema.trace import Image
 from ..aggregation.selection import MapOptions, Select, Selection, SelectOptions, choose, has_places
-from ..inspection.info import precision_note
+from ..inspection.info import caution
 from ..inspection.truth import find_truth, require_truth
 from ..maps.attribution import g2r, r2g
 from ..maps.heatmap import scored_picture
@@ -131,8 +131,8 @@ class Grounds:
 
     @property
     def note(self) -> str | None:
-        """What the encoding took from R2G, if that is worth a word; maps made of rows of P lose nothing."""
-        return precision_note(self.trace, self.chosen.layers) if self.row.r2g == "generated" else None
+        """What to read before trusting R2G, if anything."""
+        return caution(self.trace, self.chosen.layers, columns=self.row.r2g == "generated")
 
     def image(self, role: str) -> Image | None:
         """The picture that a mask of this role is of."""

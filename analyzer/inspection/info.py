@@ -46,7 +46,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         "bytes_raw_float16": raw,
         "compression": disk / raw if raw else None,
         "column_mass_lost": max((share for layer, share in zip(trace.layers, lost, strict=True) if not layer.is_resampler), default=0.0),
-        "note": precision_note(trace),
+        "note": caution(trace),
         "model": record.model,
         "sampler": record.sampler,
         "inputs": record.inputs,
@@ -72,14 +72,18 @@ def raw_bytes(trace: Trace) -> int:
     return int(sum(int(n) * size for n, size in zip(calls, sizes, strict=True))) * record.samples * len(record.branches)
 
 
-def trust_note(trace: Trace, layers: Iterable[int] | None = None) -> str | None:
-    """The one sentence that says which of these layers, by default all, hold what could not be compared with the model's own; else None."""
-    used = set(range(len(trace.layers)) if layers is None else layers)
+def caution(trace: Trace, layers: Iterable[int] | None = None, *, columns: bool = True) -> str | None:
+    """What to read before trusting maps of these layers, by default all, or None: what the encoding lost, and what rests on trust.
+
+    Without `columns` the maps are made of rows of P, from which the encoding takes nothing.
+    """
+    used = tuple(range(len(trace.layers)) if layers is None else layers)
     bad = [index for index in trace.unproven if index in used]
-    if not bad:
-        return None
-    named = f"{trace.layers[bad[0]].name}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}"
-    return f"note: {len(bad)} of {len(used)} layers ({named}) rest on trust or on samples; `i2am info --json` says why in provenance"
+    said = [precision_note(trace, used) if columns else None]
+    if bad:
+        named = f"{trace.layers[bad[0]].name}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}"
+        said.append(f"note: {len(bad)} of {len(used)} layers ({named}) rest on trust or samples; `info --json` says why, under provenance")
+    return "; ".join(filter(None, said)) or None
 
 
 def precision_note(trace: Trace, layers: Iterable[int] | None = None) -> str | None:

@@ -16,7 +16,7 @@ from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ..progress import hidden
 from ..store.files import Listing, hash_file, list_files, read_file
 from ..trace.reader import Trace, open_trace
-from .info import precision_note
+from .info import caution
 from .sums import CallSums, sum_calls
 
 TOLERANCE: Final = 2e-3
@@ -104,7 +104,7 @@ def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: boo
         rows,
         columns,
         tuple(findings),
-        precision_note(trace) if trace else None,
+        caution(trace) if trace else None,
         tuple(sorted(listing.ignored)),
         tuple(leftovers),
     )

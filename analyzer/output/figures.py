@@ -138,7 +138,9 @@ def draw(
 
 
 def explain(drawing: Image.Image, map: xr.DataArray, style: str, on_picture: bool, scale: Scale | None = None) -> Image.Image:
-    """A drawing with the bar of its shared scale below; where tiles have their own there is none."""
+    """A drawing with the bar of its shared scale below; where tiles have their own there is none. What rests on trust is said above."""
+    if count := MapFacts.of(map).unproven:
+        drawing = compose([drawing], 1, [f"{count} layer{'s' if count > 1 else ''} on trust"])
     if (scale or find_style(style).scale) == "own":
         return drawing
     bar = colour_bar(min(drawing.width, TILE), limits_of(map, style), style, on_picture)

@@ -102,6 +102,7 @@ def synthetic_trace(
     texts: Sequence[Text] = (),
     plant: Callable[[int, np.ndarray], None] | None = None,
     facts: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
     model: str = "synthetic",
     window: tuple[float, float, float, float] | None = None,
     reason: str = "stopped by the test",
@@ -135,7 +136,7 @@ def synthetic_trace(
             images=_images(result.images, window),
             model={"pipeline": model},
             inputs={"seed": seed},
-            provenance={"facts": facts} if facts else {},
+            provenance={**({"facts": facts} if facts else {}), **(provenance or {})},
         )
     elif status == "interrupted":
         result.writer.interrupt(reason)

@@ -186,17 +186,18 @@ def refine(trace: Trace, map: xr.DataArray, patches: bool, as_published: bool) -
 
 
 def note_of(trace: Trace, map: xr.DataArray, options: Mapping[str, Any]) -> str | None:
-    """What the encoding did to a map, if it did anything."""
+    """What to read before trusting a map, if anything."""
     from ...aggregation.selection import Select, choose
     from ...facts import MapFacts
-    from ...inspection.info import precision_note
+    from ...inspection.info import caution
 
-    if not MapFacts.of(map).column_mass_lost:
+    columns = bool(MapFacts.of(map).column_mass_lost)
+    if not columns and not MapFacts.of(map).unproven:
         return None
     probe = options.get("probe")
     select = Select(layers=options.get("layers"), heads=options.get("heads"), group=None if probe else MapFacts.of(map).group)
     chosen = choose(trace, select, recipe=options.get("recipe"), probe=probe)
-    return precision_note(trace, chosen.layers)
+    return caution(trace, chosen.layers, columns=columns)
 
 
 def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> xr.DataArray:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
 from i2am.analyzer.cli.main import run
@@ -91,3 +92,27 @@ def test_an_unfinished_trace_has_it_from_its_journal(tmp_path: Path) -> None:
     layers = [reference_layer("sharp", (8, 6), head_dim=256)]
     path = synthetic_trace(tmp_path / "t.zarr", layers=layers, steps=1, planned=3, sharpness=30, status="recording").path
     assert "in 1 of 1 layer," in (precision_note(open_trace(path, partial=True)) or "")
+
+
+def test_what_rests_on_trust_is_said_of_every_map_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layers = [reference_layer("seen", (8, 6)), reference_layer("unseen", (4, 3))]
+    path = synthetic_trace(tmp_path / "t.zarr", layers=layers, steps=2, provenance={"unproven": {"on trust": ["unseen"]}}).path
+    trace = open_trace(path)
+    assert trace.unproven == (1,)
+    assert r2g(trace).attrs["unproven"] == g2r(trace).attrs["unproven"] == sram(trace, (0, 0)).attrs["unproven"] == 1
+    assert "unproven" not in r2g(trace, layers="seen").attrs
+    for line in ("info", "verify", "imacs", "map --g2r -o g.npy", "map --r2g -o r.png", "map --at 1,1 -o s.npy"):
+        command, *rest = line.split()
+        assert run([command, str(path), *rest]) == 0
+        assert "1 of 2 layers (unseen) rest on trust" in capsys.readouterr().err, line
+    assert run(["map", str(path), "--r2g", "--layers", "seen", "-o", "own.png"]) == 0
+    assert "trust" not in capsys.readouterr().err
+    with Image.open("own.png") as plain, Image.open("r.png") as noted:
+        assert noted.height > plain.height, "a line on the picture says it too"
+
+
+@pytest.mark.parametrize("given", [None, 3, [], {"on trust": 3}, {"on trust": [3, None]}, {"on trust": {"a": 1}}])
+def test_a_strangers_provenance_says_nothing(tmp_path: Path, given: object) -> None:
+    trace = open_trace(synthetic_trace(tmp_path / "t.zarr", steps=1, provenance={"unproven": given, "notes": given}).path)
+    assert trace.unproven == ()
+    assert all(isinstance(note, str) for note in trace.notes)
