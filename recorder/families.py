@@ -87,6 +87,8 @@ FAMILIES: Final = (
     Family(glob="Chroma*", sequential=True, encoder_apart=True),
     replace(SD3, glob="StableDiffusion3ControlNet*", inputs=""),
     SD3,
+    Family(glob="BriaFiboEdit*", edits=True),
+    Family(glob="LongCatImageEdit*", sequential=True, edits=True),
     Family(glob="QwenImageEdit*", sequential=True, edits=True, inputs="qwen_edit"),
     Family(glob="Qwen*", sequential=True),
     replace(WAN, glob="Wan*ImageToVideo*", reference_goes="goes into the latent, as channels or as its first frame", inputs="wan"),
