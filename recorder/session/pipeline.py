@@ -78,6 +78,8 @@ class PipelineLabels(Labels):
         )
         self._rows, self._outbox, self._outputs = Rows(inputs.branch), Outbox(), Outputs()
         self._canvases = Canvases(leading_frames(pipeline, arguments))
+        self._fed: tuple[int, ...] = ()
+        """(rows, columns) of the latent that a denoiser was given last; empty where its places are tokens."""
         self._pass_name: str | None = None
         self._reads_features, self._written = reads_features(pipeline), False
         self._probed = False
@@ -97,6 +99,7 @@ class PipelineLabels(Labels):
                 f"{root} ({type(denoiser).__name__}) was given {missing} that could be told from its arguments "
                 f"({', '.join(kwargs) or f'{len(args)} without names'}), so its batch and steps are not known; " + DECLARE
             )
+        self._fed = tuple(sample.shape[-2:]) if isinstance(sample, Tensor) and sample.ndim in (IMAGE_AXES, VIDEO_AXES) else ()
         said = self._rows.say(conditioning_of(args, kwargs), len(sample))
         told = self._pass_name or (said[0] if said and len(set(said)) == 1 else None)
         alone = self._is_alone(denoiser, told, now)
@@ -268,6 +271,11 @@ class PipelineLabels(Labels):
                 )
         if sample.ndim in (IMAGE_AXES, VIDEO_AXES):
             self.latent_grid = (sample.shape[-2], sample.shape[-1])
+            if self._fed not in ((), self.latent_grid) and now is not None and any(one.kept for one in now.passes):
+                raise UnsupportedModel(
+                    f"{self._name} steps a latent of {self.latent_grid} and gives its denoiser one of {self._fed}, in which other pictures "
+                    f"stand beside the image being made, so it is not known which of its places are the image's; {DECLARE}"
+                )
 
 
 class Transcript:
