@@ -1,4 +1,5 @@
-"""Prints docs/pipelines.md from the rows of recorder/families.py, and from what recordings of the tests' tiny pipelines see:
+"""Prints docs/pipelines.md from the rows of recorder/families.py, from what recordings of the tests' tiny pipelines see, and from what
+`every_row.py` kept of every class that diffusers exports:
 
 python tests/support/pipelines_table.py > docs/pipelines.md
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import every_row
     import pipelines_adapters
     import pipelines_proofs
     import pipelines_sequences
@@ -77,6 +79,18 @@ bit, with and without recording (`test_capture.py`, `test_adapters.py`, `test_fa
   part of such a call is stored; P stays the model's own, because `query_lse` runs over all of its keys.
 - **steps**: evaluations in this run, and how many denoiser passes make one where there are several.
 - **frames**: of a layer, which may be fewer than the video's, as several frames of a picture may share one of the latent.
+"""
+EVERY = """## Every class of diffusers
+
+What becomes of each pipeline class that diffusers {version} exports: of {classes} classes, {numbers}. Each was made of tiny random parts
+and recorded with the default options, both branches and, where it takes one, an IP-Adapter (`python tests/support/every_row.py` runs all
+of them again; `every_influence.py` holds what they recorded against their inputs: that another prompt changes the keys of its own branch
+alone, and another picture those of the tokens that are tied to it). What is refused so may be recorded otherwise: the message says how.
+
+- **recorded**: how many layers have which token groups, and `of` which stored picture; `beside its own tokens` where the image's own share
+  the softmax.
+- **refused**: in these words, before the run or at its first evaluation.
+- **not run**: what a tiny one would need, or why there can be none.
 """
 HEAD = ("family", "pipeline", "reference tokens", "grid", "softmax shared with", "steps", "branches", "what is stored, or why nothing")
 
@@ -216,6 +230,17 @@ def families() -> list[str]:
     return [*(line(*row) for row in cells), *INPUTS.splitlines(), *("", *(f"- `{glob}`: it {where}" for glob, where in INPUT_GOES))]
 
 
+def classes() -> list[str]:
+    """The table of every class, as it is kept in the file."""
+    kept = every_row.load()
+    counts = {word: sum(row[0] == word for row in kept.values()) for word in ("recorded", "refused", "not run")}
+    numbers = ", ".join(f"{count} {word}" for word, count in counts.items())
+    said = [EVERY.format(version=every_row.version(), classes=len(kept), numbers=numbers)]
+    return ["", *said, line("class", "what becomes of it", "how, or why not", "branches"), line(*("---",) * 4)] + [
+        line(f"`{name}`", *row) for name, row in kept.items()
+    ]
+
+
 def main() -> None:
     """Print the page."""
     warnings.simplefilter("ignore")
@@ -227,6 +252,7 @@ def main() -> None:
     print(line(*("---",) * len(HEAD)))
     for family in ROWS:
         print(row(family))
+    print("\n".join(classes()))
 
 
 if __name__ == "__main__":

@@ -120,8 +120,8 @@ def flux_adapter(guided: bool = True, blocks: int = 1) -> Built:
     return pipeline, lambda: {**texts(guided=guided), **settings(), "ip_adapter_image": picture(10, 48, 32), **guidance}
 
 
-def redux() -> Built:
-    """Flux with what its Redux prior made of an image behind 512 tokens of text."""
+def redux_prior() -> Built:
+    """What turns an image into tokens behind 512 of text."""
     from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
     from transformers import SiglipImageProcessor
 
@@ -134,7 +134,13 @@ def redux() -> Built:
         feature_extractor=SiglipImageProcessor(size={"height": 16, "width": 16}),
         image_embedder=ReduxImageEncoder(redux_dim=8, txt_in_features=4096).eval(),
     )
-    made = prior(picture(10))
+    return prior, lambda: {"image": picture(10)}
+
+
+def redux() -> Built:
+    """Flux with what its Redux prior made of an image behind 512 tokens of text."""
+    prior, given_image = redux_prior()
+    made = prior(**given_image())
     pipeline = flux(context=4096, pooled=768)
     given = {"prompt_embeds": made.prompt_embeds, "pooled_prompt_embeds": made.pooled_prompt_embeds}
     return pipeline, lambda: {**given, **settings()}

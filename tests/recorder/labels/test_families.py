@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from memory import MemoryWriter, memory
-from pipelines_table import ROWS, SEEN, TITLE, families, row
+from pipelines_table import ROWS, SEEN, TITLE, classes, families, row
 from pipelines_transformers import TEXT, build, flux_text, kontext, qwen, wan
 from repository import ROOT
 from spied import Spy, check_factors, check_probabilities
@@ -197,7 +197,7 @@ def test_the_page_on_pipelines_has_nothing_else() -> None:
     head = "\n".join((TITLE, *families(), "", SEEN, "")).splitlines()
     lines = (ROOT / "docs" / "pipelines.md").read_text().splitlines()
     assert lines[: len(head)] == head
-    assert len(lines) == len(head) + 2 + len(ROWS)
+    assert len(lines) == len(head) + 2 + len(ROWS) + len("\n".join(classes()).splitlines())
 
 
 @pytest.mark.parametrize(("keys", "encoding", "stored"), [("reference", "factors", "factors"), ("text", "factors", "probabilities")])
