@@ -25,6 +25,11 @@ MOST_INTEGER: Final = 2**31 - 1
 MOST_DEPTH: Final = 32
 """Deepest nesting of the free-form objects, such as `inputs`."""
 
+MOST_NESTED: Final = 2**20
+"""Most lists and objects in one document; counted before it is parsed, because in memory they are many times their text."""
+MOST_ITEMS: Final = 2**14
+"""Longest list in a record."""
+
 _CHANGED: Final = "the file was changed after the recording"
 _KINDS: Final[dict[Any, str]] = {
     int: f"a whole number of at most {MOST_INTEGER} either way",
@@ -60,6 +65,8 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     def finite(text: str) -> float:
         return value if math.isfinite(value := float(text)) else constant(text)
 
+    if data.count(b"[") + data.count(b"{") > MOST_NESTED:
+        raise CorruptTrace(f"{where} holds more lists and objects than any of ours; {_CHANGED}")
     try:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
         if _depth(document) > 2 * MOST_DEPTH:
@@ -115,7 +122,7 @@ def _decode_value(hint: Any, value: JSON, where: str) -> Any:
         return None if value is None else _decode_value(next(a for a in inner if a is not types.NoneType), value, where)
     if dataclasses.is_dataclass(hint):
         return _decode_record(cast("type[Any]", hint), value, where.rstrip(","))
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list) and len(value) <= MOST_ITEMS:
         each = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         if len(each) == len(value):
             return tuple(
@@ -145,7 +152,11 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(inner)}"
     if origin is tuple:
-        return f"a list, each {_describe(inner[0])}" if inner[-1] is Ellipsis else f"a list of {len(inner)}, each {_describe(inner[0])}"
+        return (
+            f"a list of at most {MOST_ITEMS}, each {_describe(inner[0])}"
+            if inner[-1] is Ellipsis
+            else f"a list of {len(inner)}, each {_describe(inner[0])}"
+        )
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(each) for each in inner)
     return f"an object nested at most {MOST_DEPTH} deep" if origin is dict else _KINDS.get(hint, "an object")
