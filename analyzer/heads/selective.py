@@ -94,8 +94,7 @@ def selective_iou(
     how = (by, "the other half of the traces")
     if scores is not None:
         how = (scores.attrs.get("kind", ""), f"{len(scores.attrs['traces'])} other traces")
-    of = len(rank_heads(dealt[0][0], concept))
-    facts = {"by": how[0], "word": word or "", "count": counts.pop(), "of": of, "chosen_on": how[1]}
+    facts = {"by": how[0], "word": word or "", "count": counts.pop(), "of": len(rank_heads(dealt[0][0], concept)), "chosen_on": how[1]}
     coords = {"heads": list(KINDS), "threshold": list(thresholds), "trace": [trace.id for _, judged in dealt for trace in judged]}
     table = xr.DataArray(np.stack(found, axis=-1), dims=("heads", "threshold", "trace"), coords=coords, attrs=facts, name="iou")
     return table.sortby("trace")

@@ -18,7 +18,7 @@ PASSES_SEEN: Final = 4
 """Sets of conditioning tensors that are remembered: guidance in several passes takes turns between them."""
 
 
-DECLARE: Final = 'say it yourself: recording(..., denoisers={"unet": pipeline.unet}, order=("uncond", "cond"), groups=...)'
+DECLARE: Final = 'say it yourself: recording(..., denoisers={NAME: MODULE}, order=("uncond", "cond"), groups=...)'
 """The way out that leaves the picture as it is."""
 
 
@@ -130,7 +130,7 @@ def row_order(pipeline: Any, arguments: dict[str, Any], told: bool = False) -> t
 def is_guided(pipeline: Any, arguments: dict[str, Any], told: bool = False) -> bool:
     """Whether the pipeline runs classifier-free guidance now."""
     if hasattr(type(pipeline), "do_classifier_free_guidance"):
-        return bool(pipeline.do_classifier_free_guidance)
+        return bool(getattr(pipeline, "do_classifier_free_guidance", False))  # some properties read what the call has yet to set
     scale = arguments.get("guidance_scale")
     return not told and isinstance(scale, (int, float)) and scale > 1
 

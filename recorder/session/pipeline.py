@@ -60,7 +60,10 @@ class PipelineLabels(Labels):
         modules = attention_modules(pipeline)
         self.modules = {path: modules[path] for path in select_layers(options.layers, list(modules))}
         if not self.modules:
-            raise UnsupportedModel(f"{self._name} has no cross-attention in its denoiser, so there is nothing to record")
+            raise UnsupportedModel(
+                f"{self._name} has no cross-attention in its denoiser that is known here; where it joins text or a picture with its own "
+                "tokens in one sequence, say what the keys are: recording(..., denoisers={NAME: MODULE}, groups=...)"
+            )
         self.denoisers = denoisers(pipeline)
         self.given = [getattr(pipeline, name) for name in self.denoisers]
         given = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask, options.reference_image)
@@ -151,7 +154,7 @@ class PipelineLabels(Labels):
             raise UnsupportedModel(
                 f"{self._name} began a denoiser evaluation after the {self.evaluations} that its schedule has: it samples more than once "
                 "in a call (FreeInit, or a small picture before a large one), and a trace holds one run; turn that off, or record the "
-                'sampling that is wanted as a run of its own: recording(..., denoisers={"unet": pipeline.unet}, groups=...)'
+                "sampling that is wanted as a run of its own: recording(..., denoisers={NAME: MODULE}, groups=...)"
             )
         if not self.evaluations:
             scheduler = self._pipeline.scheduler

@@ -13,6 +13,7 @@ from pipelines_proofs import conditional_first, longcat, lumina, modular_sdxl, s
 
 from i2am.recorder import record
 from i2am.recorder.labels.guidance import Inputs, leading_part, settle
+from i2am.recorder.labels.rows import is_guided
 from i2am.schema.errors import UnsupportedModel
 from pipelines import build
 
@@ -124,3 +125,12 @@ def test_the_leading_part_is_the_one_that_is_extrapolated_to(scale: float, gain:
     assert leading_part(second, first, guided) is False
     assert leading_part(first, second, torch.randn(3, 8, 6)) is None
     assert leading_part(first, second, first + 0.5 * (second - first)) is None
+
+
+def test_a_property_that_reads_what_the_call_has_yet_to_set_is_no_guidance() -> None:
+    class Early:
+        @property
+        def do_classifier_free_guidance(self) -> bool:
+            return bool(self._guidance_scale > 1)  # type: ignore[attr-defined]
+
+    assert not is_guided(Early(), {"guidance_scale": 7.5})
