@@ -146,7 +146,7 @@ def explain(drawing: Image.Image, map: xr.DataArray, style: str, on_picture: boo
     bar = colour_bar(min(drawing.width, TILE), limits_of(map, style), style, on_picture)
     sheet = Image.new("RGB", (drawing.width, drawing.height + MARGIN + bar.height), PAPER)
     sheet.paste(drawing)
-    sheet.paste(bar, (0, drawing.height + MARGIN))
+    sheet.paste(bar, (MARGIN if drawing.width > TILE else 0, drawing.height + MARGIN))  # below the first tile, where there are several
     return sheet
 
 
