@@ -1,4 +1,4 @@
 """The writer of a trace: files, journal, threads.
 
-Hands on `Writer`. Never loses a committed step to a later error, and never imports torch.
+Hands on `Writer`, and `seal` for what was cut short. Never loses a committed step to a later error, and never imports torch.
 """
