@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import zlib
@@ -18,10 +19,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptTrace, UnknownVersion
-from .layout import JOURNAL, MANIFEST
+from .errors import CorruptTrace, InvalidInput, UnknownVersion
+from .layout import JOURNAL, MANIFEST, layout
 from .messages import plain
 from .record import canonical, decode, parse_json
+from .trace import TraceRecord
 
 
 class FileSum(NamedTuple):
@@ -41,6 +43,19 @@ FileSums: TypeAlias = dict[str, FileSum]
 MANIFEST_VERSION: Final = 2
 MANIFEST_VERSIONS: Final = (1, MANIFEST_VERSION)
 """Those that are read; in version 1 chunks are not tied to their places."""
+MOST_LEDGER_BYTES: Final = 2**27
+MOST_CHUNK: Final = 2**30
+"""Largest chunk, in bytes; the recorder's own stay under a few megabytes."""
+MOST_CALLS: Final = 4 * 10**6
+"""Most calls of a whole trace: samples x branches x steps x layers."""
+MOST_LAYERS: Final = 2**10
+MOST_FILES: Final = 2**23
+"""Most files that a record plans; real recordings write some thousands, but may plan for more steps than come."""
+MOST_CHUNKS: Final = 2**24
+MOST_LENGTH: Final = 2**20
+"""Longest axis of one call."""
+MOST_CELLS: Final = 2**22
+"""Most places of the latent grid, on which every map lies."""
 MOST_NAME: Final = 400
 """Longest path of a file, from the trace's root."""
 _PATH: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
@@ -76,29 +91,62 @@ def encode_line(entry: Step) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How large a ledger may be that lists what a record plans; read before it is parsed, because JSON in memory is many times its text."""
+    """How large a ledger may be that lists what a record plans; counted before it is parsed: in memory JSON is many times its text."""
 
     files: int
     """Files that the record plans."""
     chunks: int
     """Chunks in them."""
     tables: int = 0
-    """Lists of key steps in all lines of a journal, and numbers in them."""
+    """Lists and numbers in all lines of a journal, but for its files."""
 
     @property
     def nbytes(self) -> int:
-        """Most bytes, but never more than any recording of ours needs."""
+        """Most bytes."""
         return min(2**16 + (MOST_NAME + 128) * self.files + 8 * self.chunks + 32 * self.tables, MOST_LEDGER_BYTES)
 
     def check(self, text: bytes, where: str) -> None:
         """Raise CorruptTrace if a ledger holds more than the record plans."""
-        nested, quotes = text.count(b"[") + text.count(b"{"), text.count(b'"')
-        if len(text) > self.nbytes or nested > self.files + self.tables + 64 or quotes > 6 * self.files + 24 * self.tables + 999:
+        nested, quotes, commas = text.count(b"[") + text.count(b"{"), text.count(b'"'), text.count(b",")
+        many = nested > self.files + self.tables + 64 or quotes > 6 * self.files + 24 * self.tables + 999
+        if many or commas > 4 * (self.files + self.tables) + 999 or len(text) > self.nbytes:
             raise CorruptTrace(f"{where} has {len(text)} bytes and more entries than its record plans; the file was changed")
 
 
-MOST_LEDGER_BYTES: Final = 2**26
 UNBOUNDED: Final = Bounds(2**40, 2**40, 2**40)
+
+
+def bounds_of(trace: TraceRecord) -> Bounds:
+    """How large the ledgers of a trace can be."""
+    plans = layout(trace)
+    files = sum(plan.files for plan in plans) + len(plans) + len(trace.layers) + 6
+    tables = max(trace.steps, 1) * (12 + len(trace.layers) * (4 + trace.samples * (1 + len(trace.branches))))
+    return Bounds(files, sum(plan.files * plan.chunks_a_file for plan in plans), tables)
+
+
+def require_bounded(trace: TraceRecord) -> None:
+    """Refuse a record whose numbers alone could exhaust a reader's machine: a writer asks before it writes, a reader before it reads.
+
+    Raises   InvalidInput
+    """
+    lengths = [n for layer in trace.layers for n in (layer.model_heads, layer.head_dim, layer.tokens, layer.probe_tokens, *layer.places)]
+    calls = trace.samples * len(trace.branches) * max(trace.steps, 1) * max(len(trace.layers), 1)
+    pixels = [max(image.frames, 1) * image.height * image.width * image.channels for image in trace.images]
+    # Plans are made only of what these allow.
+    _require_most("calls", calls, MOST_CALLS)
+    _require_most("layers", len(trace.layers), MOST_LAYERS)
+    _require_most("positions on one axis", max([*lengths, 0]), MOST_LENGTH)
+    _require_most("places of the latent grid", math.prod(trace.latent_grid or (1,)), MOST_CELLS)
+    _require_most("bytes of a picture", max([*pixels, 0]), MOST_CHUNK)
+    plans = layout(trace)
+    _require_most("bytes of one chunk", max(math.prod(plan.chunks) * np.dtype(plan.dtype).itemsize for plan in plans), MOST_CHUNK)
+    _require_most("files", sum(plan.files for plan in plans), MOST_FILES)
+    _require_most("chunks", sum(plan.files * plan.chunks_a_file for plan in plans), MOST_CHUNKS)
+
+
+def _require_most(what: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidInput(f"the record plans {count} {what}, and a trace has at most {most}; record fewer steps, layers or samples")
 
 
 def decode_lines(text: str | bytes, bounds: Bounds = UNBOUNDED) -> list[Step]:

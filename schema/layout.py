@@ -74,6 +74,11 @@ class ArrayPlan:
         """Files of data when everything is present."""
         return math.prod(-(-n // m) for n, m in zip(self.shape, self.file_shape, strict=True))
 
+    @property
+    def chunks_a_file(self) -> int:
+        """Chunks in one file."""
+        return math.prod(self.file_shape) // max(math.prod(self.chunks), 1)
+
     def key(self, *index: int) -> str:
         """The file, from the trace's root, that holds the block at this position of the grid of files."""
         return f"{self.path}/{'.'.join(['c', *map(str, index)])}"

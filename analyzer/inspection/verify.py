@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...schema.errors import CorruptTrace, TraceError
-from ...schema.journal import MANIFEST_VERSIONS, MOST_LEDGER_BYTES, FileSum, FileSums, decode_lines, decode_manifest, encode_manifest
+from ...schema.journal import MANIFEST_VERSIONS, Bounds, FileSum, FileSums, bounds_of, decode_lines, decode_manifest, encode_manifest
 from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ..progress import hidden
 from ..store.files import Listing, hash_file, list_files, read_file
@@ -21,6 +21,9 @@ from .sums import CallSums, sum_calls
 
 TOLERANCE: Final = 2e-3
 """How far a sum of probabilities may be from 1: float16 rounds each by up to 2**-11, and the model may have worked in bfloat16."""
+
+UNKNOWN: Final = Bounds(2**17, 2**20, 2**17)
+"""What the ledger of a trace may hold whose record cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: boo
     trace, findings = _open(root, partial)
     complete = trace.complete if trace else not partial or (root / MANIFEST).exists()
     try:
-        sums, listing = _sums(root, complete), list_files(root)
+        sums, listing = _sums(root, complete, bounds_of(trace.record) if trace else UNKNOWN), list_files(root)
     except CorruptTrace as error:
         where = MANIFEST if complete else JOURNAL
         return Report(trace.id if trace else "", complete, 0, 0, 0, np.nan, np.nan, (Finding(where, str(error)),))
@@ -132,18 +135,18 @@ def _promised(root: Path) -> FileSum | None:
         return None
 
 
-def _sums(root: Path, complete: bool) -> FileSums:
+def _sums(root: Path, complete: bool, bounds: Bounds = UNKNOWN) -> FileSums:
     """What the trace's own ledger says of its files: the manifest, or the journal of an unfinished recording.
 
     Raises   CorruptTrace if the ledger itself was changed
     """
     if not complete:
-        entries = decode_lines(read_file(root, JOURNAL, MOST_LEDGER_BYTES)) if (root / JOURNAL).exists() else []
+        entries = decode_lines(read_file(root, JOURNAL, bounds.nbytes), bounds) if (root / JOURNAL).exists() else []
         return {name: given for entry in entries for name, given in entry.files.items()}
     if not (root / MANIFEST).exists():
         raise CorruptTrace(f"{MANIFEST} is missing, and without it nothing can be checked; copy the trace again, whole")
-    text = read_file(root, MANIFEST, MOST_LEDGER_BYTES)
-    identity, sums = decode_manifest(text)
+    text = read_file(root, MANIFEST, bounds.nbytes)
+    identity, sums = decode_manifest(text, bounds)
     if text not in [encode_manifest(identity, sums, version).encode() for version in MANIFEST_VERSIONS]:
         raise CorruptTrace(f"{MANIFEST} is not as it was written; the file was changed after the recording")
     return sums

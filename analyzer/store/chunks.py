@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ...schema.errors import CorruptTrace
 from ...schema.layout import ArrayPlan
 from .files import open_file
-from .ledger import ArrayFiles, Crcs, chunks_a_file
+from .ledger import ArrayFiles, Crcs
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -149,7 +149,7 @@ def read_table(root: str, files: ArrayFiles) -> NDArray[Any]:
         return out
     try:
         with open_file(root, name) as file:
-            flat = np.empty((chunks_a_file(plan), math.prod(plan.chunks)), plan.dtype)
+            flat = np.empty((plan.chunks_a_file, math.prod(plan.chunks)), plan.dtype)
             for i, (offset, length) in enumerate(_extents(file, plan)):
                 _decode(_read(file, offset, length), plan, flat[i], None if files.crcs is None else files.crcs[(0,) * len(plan.shape)][i])
     except FileNotFoundError:

@@ -6,7 +6,6 @@ that a file of another step, layer or recording is an error when it is first rea
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,11 +42,6 @@ def file_grid(plan: ArrayPlan) -> tuple[int, ...]:
     return tuple(-(-n // m) for n, m in zip(plan.shape, plan.file_shape, strict=True))
 
 
-def chunks_a_file(plan: ArrayPlan) -> int:
-    """Chunks in one file of an array."""
-    return math.prod(plan.file_shape) // max(math.prod(plan.chunks), 1)
-
-
 def group_files(files: Mapping[str, FileSum]) -> dict[str, list[tuple[str, FileSum]]]:
     """The files that a ledger lists, by folder."""
     folders: dict[str, list[tuple[str, FileSum]]] = defaultdict(list)
@@ -62,7 +56,7 @@ def index_array(plan: ArrayPlan, named: Named, ledger: str) -> ArrayFiles:
 
     Raises   CorruptTrace for a file that the layout does not plan, or a list of checksums that is not of its chunks
     """
-    grid, count = file_grid(plan), chunks_a_file(plan)
+    grid, count = file_grid(plan), plan.chunks_a_file
     there = np.zeros(grid, bool)
     data = [(file, given) for file, given in named if file != "zarr.json"]
     crcs = np.zeros((*grid, count), np.uint32) if any(given.crcs for _, given in data) else None

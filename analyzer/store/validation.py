@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.errors import CorruptTrace, IncompleteTrace
-from ...schema.journal import Bounds, FileSums, Step, decode_lines, decode_manifest, present_of, steps_of
+from ...schema.errors import CorruptTrace, IncompleteTrace, InvalidInput
+from ...schema.journal import FileSums, Step, bounds_of, decode_lines, decode_manifest, present_of, require_bounded, steps_of
 from ...schema.layout import (
     JOURNAL,
     MANIFEST,
@@ -38,20 +37,7 @@ from ...schema.messages import option, plain
 from ...schema.trace import TraceRecord
 from .chunks import LEADING, Blocks, read_table
 from .files import list_files, read_file, read_json, read_root, require_equal, require_files, require_known, require_sums
-from .ledger import ArrayFiles, chunks_a_file, group_files, index_array
-
-MOST_CHUNK: Final = 2**30
-"""Largest chunk that is unpacked, in bytes; the recorder's own stay under a few megabytes."""
-MOST_CALLS: Final = 4 * 10**6
-"""Most calls of a whole trace: samples x branches x steps x layers."""
-MOST_LAYERS: Final = 2**12
-MOST_FILES: Final = 2**19
-"""Most files that a record may plan; real recordings have some thousands."""
-MOST_CHUNKS: Final = 2**22
-MOST_LENGTH: Final = 2**20
-"""Longest axis of one call."""
-MOST_CELLS: Final = 2**22
-"""Most places of the latent grid, on which every map lies."""
+from .ledger import ArrayFiles, group_files, index_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,18 +105,13 @@ def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
     return _partial(root, record, document, entries)
 
 
-def bounds_of(record: TraceRecord) -> Bounds:
-    """How large the ledgers of such a trace can be."""
-    plans = layout(record)
-    files = sum(plan.files for plan in plans) + len(plans) + len(record.layers) + 6
-    tables = max(record.steps, 1) * (4 + len(record.layers) * (2 + record.samples * (1 + len(record.branches))))
-    return Bounds(files, sum(plan.files * chunks_a_file(plan) for plan in plans), tables)
-
-
 def _read_record(root: Path) -> tuple[dict[str, Any], TraceRecord]:
     document = read_root(root)
     record = TraceRecord.from_json(document["attributes"]["i2am"])
-    _require_bounded(record)
+    try:
+        require_bounded(record)
+    except InvalidInput as error:
+        raise CorruptTrace(f"the trace {root} is not one that i2am writes: {error}") from error
     return document, record
 
 
@@ -275,25 +256,3 @@ def _journalled_keys(record: TraceRecord, index: int, entries: list[Step]) -> ND
                 raise CorruptTrace(f"{JOURNAL}, line {step + 1}, has no table of key steps for layer {record.layers[index].name}")
             keys[:, :, step] = table
     return keys
-
-
-def _require_bounded(record: TraceRecord) -> None:
-    """Refuse a record whose numbers alone could exhaust this machine; sums are of plain integers, so that none overflows."""
-    lengths = [n for layer in record.layers for n in (layer.model_heads, layer.head_dim, layer.tokens, layer.probe_tokens, *layer.places)]
-    calls = record.samples * len(record.branches) * max(record.steps, 1) * max(len(record.layers), 1)
-    cells = math.prod(record.latent_grid or (1,))
-    if calls > MOST_CALLS or len(record.layers) > MOST_LAYERS or max([*lengths, 0]) > MOST_LENGTH or cells > MOST_CELLS:
-        raise CorruptTrace(
-            f"the trace record plans {calls} calls of {len(record.layers)} layers, axes of up to {max([*lengths, 0])} and maps of "
-            f"{cells} places, more than this release reads"
-        )
-    pixels = [max(image.frames, 1) * image.height * image.width * image.channels for image in record.images]
-    if max([*pixels, 0]) > MOST_CHUNK:
-        raise CorruptTrace(f"the trace record plans pictures of {max(pixels)} bytes, more than this release reads")
-    plans = layout(record)
-    largest = max(math.prod(plan.chunks) * np.dtype(plan.dtype).itemsize for plan in plans)
-    files, chunks = sum(plan.files for plan in plans), sum(plan.files * chunks_a_file(plan) for plan in plans)
-    if largest > MOST_CHUNK or files > MOST_FILES or chunks > MOST_CHUNKS:
-        raise CorruptTrace(
-            f"the trace record plans {files} files of {chunks} pieces of up to {largest} bytes, more than this release reads"
-        )

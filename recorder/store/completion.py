@@ -9,9 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ...schema.errors import InvalidInput
-from ...schema.journal import FileSum, Step, encode_manifest
-from ...schema.layout import MANIFEST, ROOT, ArrayPlan, documents, layout, root_document
+from ...schema.errors import CorruptTrace, InvalidInput
+from ...schema.journal import FileSum, Step, encode_manifest, require_bounded
+from ...schema.layout import MANIFEST, MOST_ROOT_BYTES, ROOT, ArrayPlan, documents, layout, root_document
+from ...schema.record import parse_json
 from ...schema.trace import TraceRecord
 from .coordinates import columns
 from .files import Storage, encode_document, sync_folder
@@ -30,6 +31,7 @@ def complete(storage: Storage, trace: TraceRecord, steps: Sequence[Step], pixels
     plans = [plan for plan in layout(trace) if plan.path in arrays]
     for plan in plans:
         check_block(plan, arrays[plan.path], plan.shape)
+    require_readable(trace)
     root = encode_document(root_document(trace))
     for folder, document in documents(trace).items():
         storage.write_document(folder, document)
@@ -42,6 +44,18 @@ def complete(storage: Storage, trace: TraceRecord, steps: Sequence[Step], pixels
     storage.write(ROOT, [root])
     sync_folder(storage.root)
     return trace
+
+
+def require_readable(trace: TraceRecord) -> None:
+    """Raise InvalidInput unless readers will open the trace, now and once it is complete."""
+    require_bounded(trace)
+    whole = encode_document(root_document(dataclasses.replace(trace, status="complete")))
+    if len(whole) > MOST_ROOT_BYTES:
+        raise InvalidInput(f"the root would have {len(whole)} bytes, and readers take {MOST_ROOT_BYTES}; record fewer layers or probes")
+    try:
+        TraceRecord.from_json(parse_json(whole, ROOT)["attributes"]["i2am"])
+    except CorruptTrace as error:
+        raise InvalidInput(f"a trace cannot say of itself what it was given: {error}") from error
 
 
 def check_block(plan: ArrayPlan, data: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -40,7 +40,7 @@ from ...schema.layout import (
 from ...schema.messages import option
 from ...schema.text import Text
 from ...schema.trace import Image, Layer, TraceRecord
-from .completion import check_block, complete
+from .completion import check_block, complete, require_readable
 from .files import FULL, Storage, prepare
 from .lock import TraceLock
 from .workers import Job, Workers
@@ -267,6 +267,7 @@ class Writer:
                     continue
             files |= self._storage.write_block(plan, (*at[1:], step), data)
         share = float(lost() if callable(lost) else lost)
+        share = share if math.isfinite(share) else 1.0  # attention that is no number lost all it had
         with self._lock:
             record = self._steps.setdefault(step, _Written())
             record.files |= files
@@ -308,6 +309,7 @@ class Writer:
 
     def _write_root(self) -> None:
         trace = self._trace
+        require_readable(trace)
         if trace.status == "recording":  # `present` grows with the layers
             self._storage.write_document("present", step_layout(trace.steps, len(trace.layers))[-1].to_json())
         self._storage.write_document("", root_document(trace), durable=True)

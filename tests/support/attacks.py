@@ -23,9 +23,8 @@ import numpy as np
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
 from i2am.analyzer.inspection.verify import verify
-from i2am.analyzer.store.validation import _require_bounded
 from i2am.schema.errors import TraceError
-from i2am.schema.journal import FileSum, decode_manifest, encode_manifest
+from i2am.schema.journal import FileSum, decode_manifest, encode_manifest, require_bounded
 from i2am.schema.layout import documents as documents_of
 from i2am.schema.layout import root_document
 from i2am.schema.record import canonical
@@ -159,7 +158,7 @@ def _make_consistent(path: Path, record: Any) -> None:
     changed = {"zarr.json": (path / "zarr.json").read_bytes()}
     with contextlib.suppress(TraceError):
         made = TraceRecord.from_json(record)
-        _require_bounded(made)
+        require_bounded(made)
         if made.status == "complete":
             planned = {f"{folder}/zarr.json": document for folder, document in documents_of(made).items()}
             planned["zarr.json"] = root_document(made)
