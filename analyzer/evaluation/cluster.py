@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ...schema.errors import InvalidInput, NoCluster
 from ...schema.layout import ROOT
 from ...schema.messages import option
+from ..storage.location import describe_location, settle
 from ..store.discovery import Member
 from .rows import DatasetRequest, TraceScores, evaluate_trace
 
@@ -75,7 +76,7 @@ def evaluate_there(client: Client, members: Sequence[Member], request: DatasetRe
     """
     from distributed import as_completed
 
-    paths = [member.path.resolve() for member in members]
+    paths = [member.absolute for member in members]
     require_workers(client, next((path for path in paths if _is_seen(path)), paths[0]))
     # A worker stands in another folder. A bare word is the name of an image in the trace first.
     masks = {name: Path(getattr(request, name) or "") for name in ("mask", "reference_mask")}
@@ -106,7 +107,7 @@ def evaluate_there(client: Client, members: Sequence[Member], request: DatasetRe
         client.cancel(futures)
 
 
-def require_workers(client: Client, path: Path) -> None:
+def require_workers(client: Client, path: Path | str) -> None:
     """Wait for a worker; each must run this release and see the first trace.
 
     Raises   NoCluster saying which worker lacks what
@@ -129,18 +130,20 @@ def require_workers(client: Client, path: Path) -> None:
 
 def look(path: str) -> tuple[str, bool]:
     """Task: the worker's release of i2am, and whether it sees a trace."""
-    return version("i2am"), _is_seen(Path(path))
+    return version("i2am"), _is_seen(path)
 
 
-def _is_seen(path: Path) -> bool:
-    return (path / ROOT).is_file()
+def _is_seen(path: Path | str) -> bool:
+    """Whether a trace is there, without opening it; an address is the same everywhere."""
+    place = settle(path)
+    return isinstance(place, str) or place.is_file() or (place / ROOT).is_file()
 
 
-def _row(future: Any, path: Path) -> TraceScores:
+def _row(future: Any, path: Path | str) -> TraceScores:
     """What became of one trace; one that cost its workers, or that its worker does not see, is a row too."""
     if future.status == "error":
         error = future.exception()
-        text = f"{path} cost the cluster its workers ({_line(error)}); they may be short of memory: see their logs"
+        text = f"{describe_location(path)} cost the cluster its workers ({_line(error)}); they may be short of memory: see their logs"
         return TraceScores(kind=type(error).__name__, error=text, code=1)
     row: TraceScores = future.result()
     if row.kind == "NotATrace" and _is_seen(path):

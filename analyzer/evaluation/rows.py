@@ -77,7 +77,7 @@ class TraceScores:
     code: int = 0
 
 
-def evaluate_trace(path: Path, request: DatasetRequest, scheduler: str | None = None) -> TraceScores:
+def evaluate_trace(path: Path | str, request: DatasetRequest, scheduler: str | None = None) -> TraceScores:
     """Answer for one trace; `scheduler` is dask's, by default threads.
 
     An error is an answer too: one trace must not cost those before and after it theirs.

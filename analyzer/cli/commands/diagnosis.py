@@ -9,7 +9,8 @@ import click
 
 from ...output.files import check_output
 from .options import (
-    PATH,
+    PLACE,
+    cache_option,
     example,
     given,
     group_option,
@@ -76,9 +77,10 @@ def write_diagnosis(facts: dict[str, Any]) -> str:
         "i2am diff a.zarr b.zarr --metric imacs_g,pck -o diff.nc --json",
     ),
 )
-@click.argument("first", type=PATH)
-@click.argument("second", type=PATH)
+@click.argument("first", type=PLACE)
+@click.argument("second", type=PLACE)
 @partial_option
+@cache_option
 @maps_output_option
 @click.option("--metric", "metrics", callback=words, metavar="NAMES", help="Metrics, separated by commas.  [default: all that both have]")
 @selection_options
