@@ -67,6 +67,12 @@ class Memory:
             while self._held > self._most:
                 self._held -= len(self._blocks.popitem(last=False)[1])
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._blocks.clear()
+            self._held = 0
+
 
 MEMORY: Final = Memory(MEMORY_BYTES)
 

@@ -58,11 +58,11 @@ class Web(Server):
 
         try:
             status, headers, data = sync(self._fs.loop, self._ask, address, wanted, length)
-        except (aiohttp.InvalidURL, aiohttp.TooManyRedirects, aiohttp.ClientSSLError) as error:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects, aiohttp.ClientSSLError) as error:
             raise NoAnswer(f"{shown(address)} cannot be asked ({type(error).__name__}: {why(error)})") from error
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            if isinstance(error, NoAnswer):
-                raise
+        except (FileNotFoundError, NoAnswer):
+            raise
+        except (aiohttp.ClientError, OSError) as error:
             raise Temporary(why(error) if str(error) else "no answer in time") from error
         version = headers.get("ETag") or headers.get("Last-Modified") or ""
         body = np.frombuffer(data, np.uint8)
