@@ -31,7 +31,7 @@ class Web:
     asked: list[tuple[str, int, int]] = field(default_factory=list)
     """Path, first byte and the one after the last of each answer."""
     seen: list[dict[str, str]] = field(default_factory=list)
-    """Headers of each request."""
+    """Headers of each request, named in small letters."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with self.web.lock:
-            self.web.seen.append(dict(self.headers))
+            self.web.seen.append({name.lower(): value for name, value in self.headers.items()})
         mode = self.web.spoiled()
         time.sleep(self.web.delay)
         path = unquote(urlsplit(self.path).path)
