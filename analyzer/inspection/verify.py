@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,12 +14,14 @@ from tqdm import tqdm
 
 from ...schema.errors import CorruptTrace, TraceError
 from ...schema.journal import MANIFEST_VERSIONS, Bounds, FileSum, FileSums, bounds_of, decode_lines, decode_manifest, encode_manifest
-from ...schema.layout import JOURNAL, MANIFEST, ROOT
+from ...schema.layout import JOURNAL, MANIFEST, ROOT, data_plans
 from ..progress import hidden
+from ..store.chunks import LEADING
 from ..store.files import Listing, hash_file, list_files, read_file
+from ..trace.calls import At, Calls
 from ..trace.reader import Trace, open_trace
 from .info import caution
-from .sums import CallSums, sum_calls
+from .sums import CallSums, sum_call
 
 TOLERANCE: Final = 2e-3
 """How far a sum of probabilities may be from 1: float16 rounds each by up to 2**-11, and the model may have worked in bfloat16."""
@@ -33,6 +37,16 @@ class Finding:
     where: str
     """File or array, from the trace's root."""
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one thread does at a time."""
+
+    names: list[str]
+    """Files to hash."""
+    call: tuple[int, Calls, At] | None = None
+    """The layer's position, its calls, and the one to sum whose files these are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +106,13 @@ def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: boo
     except CorruptTrace as error:
         where = MANIFEST if complete else JOURNAL
         return Report(trace.id if trace else "", complete, 0, 0, 0, np.nan, np.nan, (Finding(where, str(error)),))
+    wrong, found = _read(root, _jobs(trace, sums) if trace else [], sums, progress)
+    foreign, leftovers = _check_beside(sums, listing, complete)
     # What keeps it from opening is said only where no file says it better.
-    wrong, leftovers = _check_files(root, sums, listing, complete, progress)
-    findings = wrong or findings
+    findings = wrong + foreign or findings
     rows = columns = np.nan
     if trace and not findings:
-        rows, columns, findings = _check_numbers(trace, progress)
+        rows, columns, findings = _check_numbers(trace, found)
     return Report(
         trace.id if trace else "",
         complete,
@@ -152,18 +167,49 @@ def _sums(root: Path, complete: bool, bounds: Bounds = UNKNOWN) -> FileSums:
     return sums
 
 
-def _check_files(root: Path, sums: FileSums, listing: Listing, complete: bool, progress: bool) -> tuple[list[Finding], list[str]]:
-    """What is wrong with the listed files by size and hash, or with what lies beside them; and what an unfinished recording left."""
+def _jobs(trace: Trace, sums: FileSums) -> list[Job]:
+    """Each call with its files."""
+    jobs: list[Job] = []
+    for index in range(len(trace.layers)):
+        calls, files = Calls.of(trace, index), defaultdict(list)
+        there = {(sample, branch, step) for sample, branch, step in np.argwhere(calls.where >= 0).tolist()}
+        for plan in data_plans(trace.record, index).values():
+            for place in np.argwhere(trace.arrays[plan.path].there).tolist():
+                files[tuple(place[:LEADING])].append(plan.key(*place))
+        # A trace that is being recorded may have changed since it was opened.
+        jobs += [Job([n for n in names if n in sums], (index, calls, at) if at in there else None) for at, names in files.items()]
+    return jobs
+
+
+def _read(root: Path, calls: list[Job], sums: FileSums, progress: bool) -> tuple[list[Finding], list[CallSums]]:
+    """What is wrong with the files by size and hash, and what the calls sum to: each right after its files, which are then in memory."""
+    jobs = calls + [Job([name]) for name in sorted(set(sums).difference(*(job.names for job in calls)))]
+
+    def read(job: Job) -> tuple[list[Finding], list[CallSums]]:
+        wrong = [finding for name in job.names for finding in _check_file(root, name, sums[name])]
+        return wrong, [sum_call(*job.call)] if job.call and not wrong else []
+
+    total, shown = sum(given.nbytes for given in sums.values()), hidden() if progress else True
     wrong: list[Finding] = []
-    with _bar("verify files", sum(given.nbytes for given in sums.values()), progress, unit="B") as bar:
-        for name, given in sorted(sums.items()):
-            wrong += _check_file(root, name, given)
-            bar.update(given.nbytes)
+    found: list[CallSums] = []
+    with (
+        tqdm(total=total, desc="verify", unit="B", unit_scale=True, leave=False, disable=shown) as bar,
+        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+    ):
+        for job, (findings, call) in zip(jobs, pool.map(read, jobs), strict=True):
+            wrong += findings
+            found += call
+            bar.update(sum(sums[name].nbytes for name in job.names))
+    return sorted(wrong, key=lambda finding: finding.where), found
+
+
+def _check_beside(sums: FileSums, listing: Listing, complete: bool) -> tuple[list[Finding], list[str]]:
+    """Files that are not part of the trace; and what an unfinished recording left."""
     strangers = sorted(set(listing.sizes) - set(sums) - {ROOT, MANIFEST, JOURNAL})
     places = () if complete else ("layers/", "images/", "step/", "present/")
     foreign = [name for name in strangers if not name.startswith(places)]
     left = [name for name in strangers if name not in foreign and not name.endswith(f"/{ROOT}")]
-    return wrong + [Finding(name, "is not part of the trace; remove it") for name in foreign], sorted([*left, *listing.temporary])
+    return [Finding(name, "is not part of the trace; remove it") for name in foreign], sorted([*left, *listing.temporary])
 
 
 def _check_file(root: Path, name: str, expected: FileSum) -> list[Finding]:
@@ -179,19 +225,16 @@ def _check_file(root: Path, name: str, expected: FileSum) -> list[Finding]:
     return [] if same else [Finding(name, "was changed after the recording: its sha256 is another; copy the trace again")]
 
 
-def _check_numbers(trace: Trace, progress: bool) -> tuple[float, float, list[Finding]]:
+def _check_numbers(trace: Trace, found: list[CallSums]) -> tuple[float, float, list[Finding]]:
     """Worst row of P, worst column of G, and what lies outside the tolerance."""
     wrong: list[Finding] = []
     rows, columns = np.nan, np.nan
-    lost = trace.lost
-    total = sum(int((where >= 0).sum()) for where in trace.call_steps)
-    with _bar("verify numbers", total, progress, unit="call") as bar:
-        for sums in sum_calls(trace):
-            wrong += _check_sums(sums, trace.layers[sums.layer].partial_keys, lost[sums.layer])
-            if not trace.layers[sums.layer].partial_keys:
-                rows = float(np.fmax(rows, _distance(sums.rows)))
-            columns = float(np.fmax(columns, _distance(sums.columns)))
-            bar.update(1)
+    for sums in found:
+        layer = trace.layers[sums.layer]
+        wrong += _check_sums(sums, layer.partial_keys, trace.lost[sums.layer])
+        if not layer.partial_keys:
+            rows = float(np.fmax(rows, _distance(sums.rows)))
+        columns = float(np.fmax(columns, _distance(sums.columns)))
     return rows, columns, wrong
 
 
@@ -212,7 +255,3 @@ def _check_sums(sums: CallSums, partial_keys: bool, lost: float) -> list[Finding
 
 def _distance(ends: tuple[float, float]) -> float:
     return max(abs(ends[0] - 1), abs(ends[1] - 1))
-
-
-def _bar(what: str, total: int, progress: bool, unit: str) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", leave=False, disable=hidden() if progress else True)
