@@ -159,6 +159,7 @@ def factors(query_lse: NDArray[np.float64], token_lse: NDArray[np.float64]) -> t
 
 
 def _total(parts: list[Any]) -> Any:
+    """Their sum, two by two as they come, so that few are held at once."""
     while len(parts) > 1:
-        parts = [delayed(reduce, pure=False)(add, parts[i : i + STEPS]) for i in range(0, len(parts), STEPS)]
+        parts = [delayed(reduce, pure=False)(add, parts[i : i + 2]) for i in range(0, len(parts), 2)]
     return parts[0]
