@@ -128,14 +128,14 @@ def survey_calls(calls: Calls, where: tuple[int, int], steps: list[int], group: 
     shape = (math.prod(calls.layer.places), places.stop - places.start)
     even, mass = np.zeros(len(heads)), np.zeros((len(heads), group.tokens))
     looked, answered = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for step in steps:
-        query_lse, token_lse, blocks = calls.sweep((*where, step))
-        rows, columns = factors(query_lse, token_lse[:, places])
-        for head, positions, block, factor in blocks:
+    for together in calls.groups(where, steps):
+        query_lse, token_lse, blocks = calls.sweep(where, together)
+        shifted = [factors(a, b[:, places]) for a, b in zip(query_lse, token_lse, strict=True)]
+        for step, head, positions, block, factor in blocks:
             if head not in heads:
                 continue
-            i, weights = heads.index(head), np.full(len(block), factor, block.dtype)
-            mass[i] += weighted_sum(weights, block[:, group.start : group.stop])
+            i, (rows, columns) = heads.index(head), shifted[step]
+            mass[i] += weighted_sum(np.full(len(block), factor, block.dtype), block[:, group.start : group.stop])
             values = block[:, places] * block.dtype.type(factor)
             looked[positions] += values
             even[i] += row_evenness(values).sum()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace
-from ..trace.calls import At, Calls
+from ..trace.calls import Calls, Steps
 from ..trace.scan import scan
+
+At: TypeAlias = tuple[int, int, int]
+"""Sample, branch and step."""
 
 BLOCK_BYTES: Final = 2**24
 """P that one thread holds at once, in bytes of float64."""
@@ -26,7 +29,6 @@ class CallSums:
 
     layer: int
     at: At
-    """(sample, branch, step)."""
     rows: tuple[float, float]
     """Least and greatest sum of a row of P over the stored keys."""
     columns: tuple[float, float]
@@ -35,17 +37,24 @@ class CallSums:
     """Why the call could not be read."""
 
 
-def sum_call(index: int, calls: Calls, at: At) -> CallSums:
-    """The sums of one call; what cannot be read is said, not raised."""
+def sum_calls(index: int, calls: Calls, at: tuple[int, int], steps: Steps) -> list[CallSums]:
+    """The sums of present calls that share files; what cannot be read is said, not raised."""
+    found: list[CallSums] = []
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not 1
-            found = scan(calls, *at, "keys", "generated", np.ones((1, *calls.layer.places)))
-        rows, columns = found.generated.sum(0, dtype=np.float64), found.token[0].astype(np.float64)
-        if not columns.all():
-            columns = _unhide(calls, at, columns)
+            sums = scan(calls, at, steps, "keys", "generated", np.ones((1, *calls.layer.places)))
+        for step, each in zip(steps, sums, strict=True):
+            rows, columns = each.generated.sum(0, dtype=np.float64), each.token[0].astype(np.float64)
+            if not columns.all():
+                columns = _unhide(calls, (*at, step), columns)
+            found.append(CallSums(index, (*at, step), _ends(rows), _ends(columns)))
     except CorruptTrace as error:
-        return CallSums(index, at, (np.nan, np.nan), (np.nan, np.nan), str(error))
-    return CallSums(index, at, (float(rows.min()), float(rows.max())), (float(columns.min()), float(columns.max())))
+        found.append(CallSums(index, (*at, steps[0]), (np.nan, np.nan), (np.nan, np.nan), str(error)))
+    return found
+
+
+def _ends(values: NDArray[np.float64]) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
 def _unhide(calls: Calls, at: At, columns: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -54,7 +63,7 @@ def _unhide(calls: Calls, at: At, columns: NDArray[np.float64]) -> NDArray[np.fl
     Dims     (head, token) -> (head, token)
     """
     zero = np.flatnonzero((columns == 0).any(0))
-    per_position, per_token = shifts(*calls.normalizers(at))
+    per_position, per_token = shifts(*(each[0] for each in calls.normalizers(at[:2], at[2:])))
     exact = np.zeros((len(columns), len(zero)))
     for part, block in blocks(calls, at):
         # Not a product of BLAS, which would start threads in each of ours.
@@ -82,5 +91,5 @@ def blocks(calls: Calls, at: At) -> Iterator[tuple[slice, NDArray[Any]]]:
     most = BLOCK_BYTES // (8 * layer.heads * width * layer.tokens)
     height, end = max(1, most // calls.chunk_rows) * calls.chunk_rows, math.prod(layer.places)
     for start in range(0, end // width, height):
-        block = calls.region("probability", at, rows=slice(start, start + height))
+        block = calls.region("probability", at[:2], at[2:], rows=slice(start, start + height))[0]
         yield slice(start * width, min((start + height) * width, end)), block.reshape(layer.heads, -1, layer.tokens)
