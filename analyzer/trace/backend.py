@@ -71,23 +71,17 @@ class TraceBackend(BackendEntrypoint):
 
         Raises   UnknownSelection for a group that the trace does not have; as `open_trace`
         """
-        groups = self.open_groups_as_dict(filename_or_obj, drop_variables=drop_variables, partial=partial)
-        name = f"/{(group or '').strip('/')}"
+        groups, name = _groups(filename_or_obj, partial), f"/{(group or '').strip('/')}"
         if name not in groups:
             raise UnknownSelection(f"the trace has no group {group!r}; it has {listed(groups)}")
-        return groups[name]
+        return groups[name]().drop_vars(_names(drop_variables), errors="ignore")
 
     def open_groups_as_dict(
         self, filename_or_obj: object, *, drop_variables: str | Iterable[str] | None = None, partial: bool = False
     ) -> dict[str, xr.Dataset]:
         """All groups of a trace, by path; raises as `open_trace`."""
-        from .reader import open_trace  # loads slowly, and most of what xarray opens is no trace
-
-        if not isinstance(filename_or_obj, (str, os.PathLike)):
-            raise InvalidInput(f"a trace is opened by its path, got {type(filename_or_obj).__name__}")
-        groups = open_groups(open_trace(filename_or_obj, partial=partial))
-        dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
-        return {name: group.drop_vars(dropped, errors="ignore") for name, group in groups.items()}
+        dropped = _names(drop_variables)
+        return {name: make().drop_vars(dropped, errors="ignore") for name, make in _groups(filename_or_obj, partial).items()}
 
     def open_datatree(
         self, filename_or_obj: object, *, drop_variables: str | Iterable[str] | None = None, partial: bool = False
@@ -98,7 +92,7 @@ class TraceBackend(BackendEntrypoint):
 
 def make_datatree(trace: Trace) -> xr.DataTree:
     """A trace as one tree, what is lazy in chunks of dask."""
-    groups = open_groups(trace)
+    groups = {path: make() for path, make in trace_groups(trace).items()}
     for path, group in groups.items():
         for name, array in group.data_vars.items():
             if chunks := array.encoding.get("preferred_chunks"):
@@ -106,10 +100,22 @@ def make_datatree(trace: Trace) -> xr.DataTree:
     return xr.DataTree.from_dict(groups)
 
 
-def open_groups(trace: Trace) -> dict[str, xr.Dataset]:
-    """All groups of a trace, by path; nothing of attention or pictures is read."""
-    layers = {f"/{layer_path(index)}": layer_dataset(trace, index) for index in range(len(trace.layers))}
-    return {"/": root_dataset(trace), "/images": image_dataset(trace), **layers}
+def trace_groups(trace: Trace) -> dict[str, Callable[[], xr.Dataset]]:
+    """What makes each group of a trace, by path; nothing of attention or pictures is read."""
+    layers = {f"/{layer_path(index)}": partial(layer_dataset, trace, index) for index in range(len(trace.layers))}
+    return {"/": partial(root_dataset, trace), "/images": partial(image_dataset, trace), **layers}
+
+
+def _groups(source: object, unfinished: bool) -> dict[str, Callable[[], xr.Dataset]]:
+    from .reader import open_trace  # loads slowly, and most of what xarray opens is no trace
+
+    if not isinstance(source, (str, os.PathLike)):
+        raise InvalidInput(f"a trace is opened by its path, got {type(source).__name__}")
+    return trace_groups(open_trace(source, partial=unfinished))
+
+
+def _names(given: str | Iterable[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else list(given or ())
 
 
 def root_dataset(trace: Trace) -> xr.Dataset:
