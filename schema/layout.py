@@ -37,6 +37,9 @@ CONVENTION: Final = {
     "spec_url": "schema/README.md",
 }
 
+STEP: Final = 2
+"""The step axis of recorded arrays: after sample and branch."""
+
 _ITEMSIZE: Final = {"float16": 2, "float32": 4, "float64": 8, "int8": 1, "int32": 4, "uint8": 1, "bool": 1}
 _LITTLE: Final = {"name": "bytes", "configuration": {"endian": "little"}}
 

@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
 from ...schema.layout import ROOT
+from ..storage.location import locate
 from .files import read_json
 
 Source: TypeAlias = str | os.PathLike[str]
@@ -88,7 +89,7 @@ def _below(folder: Path) -> Iterator[Path]:
 def _may_be_trace(root: Path) -> bool:
     """Whether a Zarr group is a trace, or too broken to say."""
     try:
-        return "i2am" in read_json(root.parent, root.name)["attributes"]
+        return "i2am" in read_json(locate(root.parent), root.name)["attributes"]
     except (KeyError, TypeError):
         return False
     except CorruptTrace:

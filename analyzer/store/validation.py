@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace, IncompleteTrace, InvalidInput
-from ...schema.journal import FileSums, Step, bounds_of, decode_lines, decode_manifest, present_of, require_bounded, steps_of
+from ...schema.journal import FileSum, FileSums, Step, bounds_of, decode_lines, decode_manifest, present_of, require_bounded, steps_of
 from ...schema.layout import (
     JOURNAL,
     MANIFEST,
@@ -35,8 +34,10 @@ from ...schema.layout import (
 )
 from ...schema.messages import option, plain
 from ...schema.trace import TraceRecord
+from ..storage.location import Location, locate
+from ..storage.storage import Storage
 from .chunks import LEADING, Blocks, read_table
-from .files import list_files, read_file, read_json, read_root, require_equal, require_files, require_known, require_sums
+from .files import read_file, read_root, require_equal, require_files, require_known, require_sums
 from .ledger import ArrayFiles, group_files, index_array
 
 
@@ -44,8 +45,8 @@ from .ledger import ArrayFiles, group_files, index_array
 class Contents:
     """A trace that passed its checks: its record, which calls are there, and the arrays that hold them."""
 
-    path: Path
-    """Where it lies."""
+    storage: Storage
+    """Where its files lie."""
     record: TraceRecord
     """As on disk; for a partial trace its steps are the planned ones."""
     steps: dict[str, NDArray[Any]]
@@ -62,9 +63,14 @@ class Contents:
     """Per layer of encoding `factors`, (sample, branch, step): the step position whose key serves."""
 
     @property
+    def path(self) -> Path | str:
+        """Where it lies: a path, or an address."""
+        return self.storage.place
+
+    @property
     def token(self) -> str:
         """What tells this trace, as opened, from any other: names in task graphs are made of it."""
-        facts = f"{self.path.resolve()} {self.record.id} {self.record.status} {len(self.present)}"
+        facts = f"{self.storage.identity} {self.record.id} {self.record.status} {len(self.present)}"
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def blocks(self, layer: int, name: str) -> Blocks:
@@ -72,26 +78,26 @@ class Contents:
         where = self.key_steps[layer] if name == "key" else self.call_steps[layer]
         assert where is not None  # only layers with factors have keys, and inspect read their key_step
         files = self.arrays[f"{layer_path(layer)}/{name}"]
-        return Blocks(str(self.path), files.plan, where, files.crcs, self.record.layers[layer].name)
+        return Blocks(self.storage, files, where, self.record.layers[layer].name)
 
     def table(self, path: str) -> NDArray[Any]:
         """An array that is one file, such as a coordinate or a picture.
 
         Raises   CorruptTrace naming the file
         """
-        return read_table(str(self.path), self.arrays[path])
+        return read_table(self.storage, self.arrays[path])
 
 
-def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
+def inspect(location: Location | Storage, partial: bool = False) -> Contents:
     """Check a trace without reading its attention, and say what is in it.
 
     Raises   NotATrace, UnknownVersion, IncompleteTrace unless `partial`, CorruptTrace
     """
-    root = Path(path)
+    root = locate(location)
     document, record = _read_record(root)
     if record.status == "complete":
         return _complete(root, record, document)
-    entries = decode_lines(read_file(root, JOURNAL, bounds_of(record).nbytes), bounds_of(record)) if (root / JOURNAL).exists() else []
+    entries = decode_lines(read_file(root, JOURNAL, bounds_of(record).nbytes), bounds_of(record)) if root.has(JOURNAL) else []
     # A recorder may be at work: what the journal lists, the root that is read after it names.
     document, record = _read_record(root)
     if record.status == "complete":
@@ -105,7 +111,7 @@ def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
     return _partial(root, record, document, entries)
 
 
-def _read_record(root: Path) -> tuple[dict[str, Any], TraceRecord]:
+def _read_record(root: Storage) -> tuple[dict[str, Any], TraceRecord]:
     document = read_root(root)
     record = TraceRecord.from_json(document["attributes"]["i2am"])
     try:
@@ -115,9 +121,9 @@ def _read_record(root: Path) -> tuple[dict[str, Any], TraceRecord]:
     return document, record
 
 
-def _complete(root: Path, record: TraceRecord, document: dict[str, Any]) -> Contents:
-    listing = list_files(root)
-    if MANIFEST not in listing.sizes:
+def _complete(root: Storage, record: TraceRecord, document: dict[str, Any]) -> Contents:
+    listing = root.list_files()
+    if not (root.has(MANIFEST) if listing is None else MANIFEST in listing.sizes):
         raise CorruptTrace(
             f"{MANIFEST} of the trace {root} is missing, though the trace says it is complete; copy the trace again, all files of it"
         )
@@ -128,42 +134,45 @@ def _complete(root: Path, record: TraceRecord, document: dict[str, Any]) -> Cont
             f"{MANIFEST} of the trace {root} belongs to the trace {plain(trace_id[:99])}, not to {record.id}; two traces were mixed"
         )
     require_files(root, files, listing)
-    strangers = sorted(set(listing.sizes) - set(files) - {MANIFEST})
-    if strangers:
+    if listing is not None and (strangers := sorted(set(listing.sizes) - set(files) - {MANIFEST})):
         raise CorruptTrace(
             f"{plain(strangers[0])} in the trace {root} is not in its manifest (in all {len(strangers)}); remove it, or copy it again"
         )
     arrays = _index(record, files, MANIFEST)
     _require_planned(root, record, files, arrays)
     large = tuple(f"{plan.path}/" for plan in _large(record))
-    hub = {name for name, blob in listing.links.items() if name != MANIFEST and blob != files[name].sha256}
-    require_sums(root, {n: v for n, v in files.items() if n in hub or n.endswith(ROOT) or not n.startswith((*large, "images/"))})
+    links = {} if listing is None else listing.links
+    hub = {name for name, blob in links.items() if name != MANIFEST and blob != files[name].sha256}
+    small = {n: v for n, v in files.items() if n in hub or n.endswith(ROOT) or not n.startswith((*large, "images/"))}
+    found = require_sums(root, small)
     require_equal(root, ROOT, document, root_document(record))
     for folder, expected in documents(record).items():
-        require_equal(root, f"{folder}/{ROOT}", read_json(root, f"{folder}/{ROOT}"), expected)
-    *columns, present = (read_table(str(root), arrays[plan.path]) for plan in step_layout(record.steps, len(record.layers)))
+        require_equal(root, f"{folder}/{ROOT}", found[f"{folder}/{ROOT}"], expected)
+    *columns, present = (read_table(root, arrays[plan.path]) for plan in step_layout(record.steps, len(record.layers)))
     steps = dict(zip(("evaluation", "timestep", "sigma", "scheduler_step"), columns, strict=True))
     keys = tuple(
-        read_table(str(root), arrays[f"{layer_path(i)}/key_step"]) if layer.encoding == "factors" else None
+        read_table(root, arrays[f"{layer_path(i)}/key_step"]) if layer.encoding == "factors" else None
         for i, layer in enumerate(record.layers)
     )
     lost = tuple(layer.column_mass_lost for layer in record.layers)
     return _contents(root, record, steps, present, lost, arrays, keys)
 
 
-def _partial(root: Path, record: TraceRecord, document: dict[str, Any], entries: list[Step]) -> Contents:
+def _partial(root: Storage, record: TraceRecord, document: dict[str, Any], entries: list[Step]) -> Contents:
     """Nothing but the root, the journal and the files that it lists is believed, or needed: the plan says the rest."""
     attributes = document["attributes"]
     if attributes.get("i2am_sha256", record_sum(attributes["i2am"])) != record_sum(attributes["i2am"]):
         raise CorruptTrace(f"{ROOT} of the trace {root} does not match its own checksum; the file was changed after the recording")
     files: FileSums = {name: given for entry in entries for name, given in entry.files.items()}
-    listing = list_files(root)
-    if listing.links:
+    listing = root.list_files()
+    if listing is not None and listing.links:
         raise CorruptTrace(f"{next(iter(listing.links))} in the unfinished trace {root} is a link; copy it with its links resolved: cp -rL")
     require_files(root, files, listing)
     # The root names pictures, and layers with their probes, only once they are on disk.
     early = [*(image_layout(image) for image in record.images), *_probe_plans(record)]
-    require_known(root, [name for plan in early for name in plan.file_names if not (root / name).exists()])
+    for name in (name for plan in early for name in plan.file_names if name not in files):  # older journals do not list them
+        require_known(root, [] if root.has(name) else [name])
+        files[name] = FileSum(root.size(name), "")
     layers = len(record.layers)
     lost = tuple(max([0.0, *(entry.lost.get(str(index), 0.0) for entry in entries)]) for index in range(layers))
     keys = tuple(_journalled_keys(record, i, entries) for i in range(layers))
@@ -176,7 +185,7 @@ def _index(record: TraceRecord, files: FileSums, ledger: str) -> dict[str, Array
     return {plan.path: index_array(plan, folders.get(plan.path, ()), ledger) for plan in layout(record)}
 
 
-def _require_planned(root: Path, record: TraceRecord, files: FileSums, arrays: dict[str, ArrayFiles]) -> None:
+def _require_planned(root: Storage, record: TraceRecord, files: FileSums, arrays: dict[str, ArrayFiles]) -> None:
     """Refuse a manifest that lists less than the plan, or more; calls, which may be absent, are looked at one by one."""
     known = {f"{folder}/{ROOT}" for folder in documents(record)} | {ROOT}
     require_known(root, sorted(known - set(files)))
@@ -188,7 +197,7 @@ def _require_planned(root: Path, record: TraceRecord, files: FileSums, arrays: d
 
 
 def _contents(
-    root: Path,
+    root: Storage,
     record: TraceRecord,
     steps: dict[str, NDArray[Any]],
     present: NDArray[np.bool_],
@@ -201,7 +210,12 @@ def _contents(
 
 
 def _calls(
-    root: Path, record: TraceRecord, index: int, present: NDArray[np.bool_], keys: NDArray[np.int32] | None, arrays: dict[str, ArrayFiles]
+    root: Storage,
+    record: TraceRecord,
+    index: int,
+    present: NDArray[np.bool_],
+    keys: NDArray[np.int32] | None,
+    arrays: dict[str, ArrayFiles],
 ) -> NDArray[np.int32]:
     """Where each call lies. A call has all of its files or none."""
     name, steps = record.layers[index].name, len(present)

@@ -58,9 +58,9 @@ def layer_table(contents: Contents) -> pd.DataFrame:
 
 
 def stored_bytes(contents: Contents, index: int) -> int:
-    """Bytes of a layer's recorded attention before compression."""
+    """Bytes of the files that hold a layer's attention."""
     arrays = [contents.arrays[plan.path] for plan in data_plans(contents.record, index).values()]
-    return sum(files.plan.nbytes * int(files.there.sum()) // max(files.there.size, 1) for files in arrays)
+    return sum(int(files.sizes[files.there].sum()) for files in arrays)
 
 
 def step_table(contents: Contents) -> pd.DataFrame:

@@ -45,7 +45,7 @@ class View:
     def chunks(self) -> tuple[int, ...]:
         """Lengths of the pieces that are read, or computed, at once."""
         layer = self.calls.layer
-        return (1, 1, 1, layer.heads, *self.calls.file_rows, layer.grid[1], layer.tokens)
+        return (1, 1, self.calls.file_steps, layer.heads, *self.calls.file_rows, layer.grid[1], layer.tokens)
 
     dtype = np.dtype(np.float32)
 
@@ -54,10 +54,13 @@ class View:
         out = np.full([len(p) for p in picked], np.nan, np.float32)
         heads, *places, columns, tokens = picked[3:]
         rows = np.ravel_multi_index(np.ix_(*places), self.calls.layer.places[:-1]).ravel()
-        for cell in np.ndindex(out.shape[:3]):
-            at = (int(picked[0][cell[0]]), int(picked[1][cell[1]]), int(picked[2][cell[2]]))
-            if self.calls.where[at] >= 0 and out.size:
-                out[cell] = self.calls.region(self.kind, at, heads, rows, columns)[..., tokens].reshape(out.shape[3:])
+        for i, j in np.ndindex(out.shape[:2]):
+            at, done = (int(picked[0][i]), int(picked[1][j])), 0
+            there = np.flatnonzero(self.calls.where[at][picked[2]] >= 0)
+            for steps in self.calls.groups(at, picked[2].tolist()) if out.size else ():
+                values = self.calls.region(self.kind, at, steps, heads, rows, columns)[..., tokens]
+                out[i, j, there[done : done + len(steps)]] = values.reshape(len(steps), *out.shape[3:])
+                done += len(steps)
         result: Values = out[tuple(0 if isinstance(i, (int, np.integer)) else slice(None) for i in index)]
         return result
 
