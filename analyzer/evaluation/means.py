@@ -131,5 +131,7 @@ def _keep_common(first: xr.DataArray, map: xr.DataArray) -> None:
     """Leave on the first map the attributes and labels that this one has too, and the worse of what tells how far both can be trusted."""
     worst = {name: max(found) for name in WORST if (found := [each.attrs[name] for each in (first, map) if name in each.attrs])}
     first.attrs = {name: value for name, value in first.attrs.items() if map.attrs.get(name) == value} | worst
-    for name in [name for name in first.coords if name not in map.coords or not first.coords[name].equals(map.coords[name])]:
+    for name in [
+        name for name in first.coords if name not in map.coords or not first.coords[name].variable.equals(map.coords[name].variable)
+    ]:
         del first[name]
