@@ -86,7 +86,7 @@ def mean_map(
 def fit_of(trace: Trace, map: xr.DataArray, request: DatasetRequest) -> dict[str, Any]:
     """What has to be alike in two traces for their maps to be averaged, by what it is called."""
     facts, row = MapFacts.of(map), get_recipe(MapFacts.of(map).recipe)
-    alike: dict[str, Any] = {"map": " x ".join(f"{dim} {n}" for dim, n in map.sizes.items()), "branch": facts.branch}
+    alike: dict[str, Any] = {"map": ", ".join(f"{dim} {n}" for dim, n in map.sizes.items()), "branch": facts.branch}
     if (row.time_groups if "time" in map.dims else row.time) == "sum":
         alike["number of steps"] = len(pick_positions(request.select.steps, len(trace.present), "step"))
     kept = {name: tuple(map.coords[name].values.tolist()) for name in ("layer_name", "head", "token") if name in map.coords}
@@ -131,7 +131,6 @@ def _keep_common(first: xr.DataArray, map: xr.DataArray) -> None:
     """Leave on the first map the attributes and labels that this one has too, and the worse of what tells how far both can be trusted."""
     worst = {name: max(found) for name in WORST if (found := [each.attrs[name] for each in (first, map) if name in each.attrs])}
     first.attrs = {name: value for name, value in first.attrs.items() if map.attrs.get(name) == value} | worst
-    for name in [
-        name for name in first.coords if name not in map.coords or not first.coords[name].variable.equals(map.coords[name].variable)
-    ]:
-        del first[name]
+    for name, label in list(first.coords.items()):
+        if name not in map.coords or not label.variable.equals(map.coords[name].variable):
+            del first[name]

@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_skipped_in_words(good: Path, mixed: Path) -> None:
         np.testing.assert_array_equal(found[name], mean_map(good)[name])
     skipped = {row["trace"]: row for row in json.loads(found.attrs["skipped"])}
     assert set(skipped) == {"s-grid", "s-steps", "s-part", "s-torn"} and found.attrs["traces"] == 4
-    assert "its map is y 16 x x 12, that of run-0 y 8 x x 6; the recipe's fields target" in skipped["s-grid"]["message"]
+    assert "its map is y 16, x 12, that of run-0 y 8, x 6; the recipe's fields target" in skipped["s-grid"]["message"]
     assert "its number of steps is 2, that of run-0 3" in skipped["s-steps"]["message"]
     assert skipped["s-part"]["type"] == "IncompleteTrace" and skipped["s-torn"]["type"] == "CorruptTrace"
 
