@@ -103,7 +103,7 @@ class Blocks:
         Raises   CorruptTrace naming file, layer and step
         """
         buffer, size = np.empty(self._cell(self.plan.chunks), self.dtype), self.plan.chunks[STEP]
-        packed = buffer if size == 1 else np.empty((*buffer.shape, size), self.dtype)
+        packed = np.empty((*buffer.shape, size), self.dtype) if self.plan.steps_last else buffer
         where, done = self.where[at], 0
         for group in self.groups(at, steps):
             for first, chunk in self._unpack((*at, int(where[group[0]]) // size), group[0], start, stop, packed):

@@ -21,6 +21,7 @@ from ...schema.layout import (
     JOURNAL,
     MANIFEST,
     ROOT,
+    STEP,
     ArrayPlan,
     data_plans,
     documents,
@@ -217,7 +218,8 @@ def _calls(
     keys: NDArray[np.int32] | None,
     arrays: dict[str, ArrayFiles],
 ) -> NDArray[np.int32]:
-    """Where each call lies. A call has all of its files or none."""
+    """Where each call lies. A call has all of its files or none; where files hold several steps, a table says which were called."""
+    table = read_table(root, arrays[f"{layer_path(index)}/called"]) if record.chunk_steps > 1 else None
     name, steps = record.layers[index].name, len(present)
     if keys is not None and ((keys < -1) | (keys > np.arange(steps))).any():
         raise CorruptTrace(f"key_step of layer {name} points to a step that comes later; the trace was changed after the recording")
@@ -225,12 +227,15 @@ def _calls(
     some: dict[str, NDArray[np.bool_]] = {}
     every: dict[str, NDArray[np.bool_]] = {}
     for data, files in listed.items():
-        parts = files.there.reshape(*files.there.shape[:LEADING], -1)[:, :, :steps]
-        some[data], every[data] = np.logical_or.reduce(parts, -1), np.logical_and.reduce(parts, -1)
-    called: NDArray[np.bool_] = functools.reduce(np.logical_or, [some[data] for data in some if data != "key"])
+        parts = files.there.reshape(*files.there.shape[:LEADING], -1)
+        some[data], every[data] = (
+            _each_step(found, files.plan, steps) for found in (np.logical_or.reduce(parts, -1), np.logical_and.reduce(parts, -1))
+        )
+    called = functools.reduce(np.logical_or, [some[data] for data in some if data != "key"]) if table is None else table
     for data, files in listed.items():
         if data != "key" and (called & ~every[data]).any():
-            require_known(root, [files.missing(*map(int, np.argwhere(called & ~every[data])[0]))])
+            sample, branch, step = (int(i) for i in np.argwhere(called & ~every[data])[0])
+            require_known(root, [files.missing(sample, branch, step // files.plan.chunks[STEP])])
     if keys is not None:
         at = np.argwhere(called)
         served = keys[called]
@@ -238,7 +243,8 @@ def _calls(
         if not whole.all():
             sample, branch, step = (int(i) for i in at[np.argmin(whole)])
             key = listed["key"].plan
-            require_known(root, [key.key(sample, branch, int(keys[sample, branch, step]), *[0] * (len(key.shape) - LEADING))])
+            file = int(keys[sample, branch, step]) // key.chunks[STEP]
+            require_known(root, [key.key(sample, branch, file, *[0] * (len(key.shape) - LEADING))])
     if not np.array_equal(called.any((0, 1)), present):
         step = int(np.argmax(called.any((0, 1)) != present))
         raise CorruptTrace(
@@ -247,6 +253,15 @@ def _calls(
         )
     where: NDArray[np.int32] = np.where(called, np.arange(steps, dtype=np.int32), np.int32(-1))
     return where
+
+
+def _each_step(files: NDArray[np.bool_], plan: ArrayPlan, steps: int) -> NDArray[np.bool_]:
+    """What holds of files, for the steps that they hold.
+
+    Dims     (sample, branch, file) -> (sample, branch, step)
+    """
+    found: NDArray[np.bool_] = np.repeat(files, plan.chunks[STEP], 2)[:, :, :steps]
+    return found
 
 
 def _probe_plans(record: TraceRecord) -> list[ArrayPlan]:
