@@ -100,10 +100,15 @@ def evaluate_trace(path: Path, request: DatasetRequest, scheduler: str | None = 
             (computed,) = compute(plan.maps, scheduler=scheduler)  # type: ignore[no-untyped-call]
             values = {name: float(value) for name, value in plan.scores(computed).items()}
             return TraceScores(trace.id, values, shape_of(trace, request), plan.grounds.note if "r2g" in plan.maps else None)
-    except TraceError as error:
-        return TraceScores(kind=type(error).__name__, error=str(error), code=error.exit_code)
     except Exception as error:
-        return TraceScores(kind=type(error).__name__, error=f"{type(error).__name__}: {error}", code=1)
+        return failed(error)
+
+
+def failed(error: Exception) -> TraceScores:
+    """The row of a trace that could not be asked."""
+    if isinstance(error, TraceError):
+        return TraceScores(kind=type(error).__name__, error=str(error), code=error.exit_code)
+    return TraceScores(kind=type(error).__name__, error=f"{type(error).__name__}: {error}", code=1)
 
 
 def shape_of(trace: Trace, request: DatasetRequest) -> Shape:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ....schema.errors import CorruptTrace
-from ....schema.messages import SHOWN, plain
 from ...output.files import check_output, endings
 from .options import (
     completing,
@@ -26,10 +25,11 @@ from .options import (
     with_heads,
     words,
 )
-from .text import align, answer
+from .text import align, answer, write_skipped
 
 if TYPE_CHECKING:
     from ...evaluation.dataset import DatasetScores
+    from ...evaluation.rows import DatasetRequest
     from ...metrics.overlap import ImacsOptions
 
 
@@ -171,11 +171,20 @@ def _evaluate(
     options: dict[str, Any],
     more: dict[str, Any] | None = None,
 ) -> DatasetScores:
-    from ...aggregation.selection import Select
     from ...evaluation.cluster import connected
     from ...evaluation.dataset import ask
-    from ...evaluation.rows import DatasetRequest
     from ...store.discovery import find_traces
+
+    request = dataset_request(metrics, partial, options, more)
+    members = find_traces(traces)
+    with nullcontext() if scheduler is None else connected(scheduler) as client:
+        return ask(members, request, client)
+
+
+def dataset_request(metrics: tuple[str, ...], partial: bool, options: dict[str, Any], more: dict[str, Any] | None = None) -> DatasetRequest:
+    """What typed options ask of every trace of a dataset."""
+    from ...aggregation.selection import Select
+    from ...evaluation.rows import DatasetRequest
 
     ranked = None
     if (scores := options.get("heads_from")) is not None:
@@ -187,9 +196,7 @@ def _evaluate(
     plain = {name: chosen.pop(name) for name in ("mask", "reference_mask", "recipe") if name in chosen}
     request = DatasetRequest(metrics=metrics, select=Select.of(chosen), partial=partial, ranked=ranked, **plain, **(more or {}))
     request.check()
-    members = find_traces(traces)
-    with nullcontext() if scheduler is None else connected(scheduler) as client:
-        return ask(members, request, client)
+    return request
 
 
 def _print(evaluation: DatasetScores, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
@@ -210,14 +217,10 @@ def write_table(evaluation: DatasetScores) -> str:
 
 def write_notes(evaluation: DatasetScores) -> str:
     """What to bear in mind: traces left out, copies of one recording, what an encoding lost."""
-    from ...evaluation.dataset import remarks
+    from ...evaluation.dataset import remarks, skipped_facts
 
-    lines = [plain(f"skipped {member.name}: {row.error}") for member, row in evaluation.skipped[:SHOWN]]
-    if (more := len(evaluation.skipped) - SHOWN) > 0:
-        lines.append(f"skipped {more} more (--json lists all)")
-    if evaluation.skipped:
-        lines.append(f"{len(evaluation.skipped)} of {len(evaluation.rows)} traces were skipped")
-    return "\n".join([*lines, *remarks(evaluation)])
+    skipped = write_skipped([skipped_facts(*each) for each in evaluation.skipped], len(evaluation.rows))
+    return "\n".join([*skipped, *remarks(evaluation)])
 
 
 def mean_rows(evaluation: DatasetScores) -> list[list[str]]:
