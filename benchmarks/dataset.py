@@ -9,7 +9,6 @@ are counted where the reader opens them.
 
 from __future__ import annotations
 
-import builtins
 import collections
 import json
 import statistics
@@ -130,15 +129,15 @@ def measured(path: Path, what: str) -> dict[str, Any]:
 
 def report(path: str, what: str) -> None:
     """Do it in this process and print what it took as JSON."""
-    from i2am.analyzer.store import chunks as shards
+    from i2am.analyzer.storage import folder
 
     opened: collections.Counter[str] = collections.Counter()
 
-    def counted(name: Any, *given: Any, **more: Any) -> Any:
-        opened[str(name)] += 1
-        return builtins.open(name, *given, **more)
+    def counted(root: Path, name: str) -> Any:
+        opened[f"{root}/{name}"] += 1
+        return open_file(root, name)
 
-    shards.open = counted  # type: ignore[attr-defined]
+    open_file, folder.open_file = folder.open_file, counted
     begin = time.perf_counter()
     globals()[what](Path(path))
     seconds = time.perf_counter() - begin

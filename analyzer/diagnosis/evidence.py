@@ -127,10 +127,9 @@ def survey_calls(calls: Calls, where: tuple[int, int], steps: list[int], group: 
     even, mass = np.zeros(len(heads)), np.zeros((len(heads), group.tokens))
     looked, answered = np.zeros((positions, spatial)), np.zeros((positions, spatial))
     for step in steps:
-        at = (*where, step)
-        query_lse, token_lse = (each[heads] for each in calls.normalizers(at))
+        query_lse, token_lse = (each[0][heads] for each in calls.normalizers(where, (step,)))
         rows, columns = shifts(query_lse, token_lse[:, group.start : group.stop])
-        for part, whole in blocks(calls, at):
+        for part, whole in blocks(calls, (*where, step)):
             block = whole[heads, :, group.start : group.stop].astype(np.float64)
             mass += block.sum(1) / positions
             looked[part] += block[..., group.specials :].sum(0)

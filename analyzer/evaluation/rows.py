@@ -24,6 +24,7 @@ from ...schema.selection import is_numbered
 from ..aggregation.selection import Select
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.overlap import ImacsOptions
+from ..storage.location import locate
 from ..store.files import read_file
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace, open_trace
@@ -132,10 +133,10 @@ def evaluate_trace(
 
 def identify(path: Path) -> str:
     """What tells the trace at a path from another that may lie there later: the sum of its root and its ledger; empty if it has none."""
-    digest = hashlib.sha256()
+    storage, digest = locate(path), hashlib.sha256()
     for name in (ROOT, MANIFEST, JOURNAL):
         try:
-            digest.update(read_file(path, name, MOST_LEDGER_BYTES))
+            digest.update(read_file(storage, name, MOST_LEDGER_BYTES))
         except TraceError:
             continue
         if name == MANIFEST:  # lists the journal too

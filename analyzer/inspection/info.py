@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from ...schema.codec import MANTISSA
-from ...schema.journal import disk_bytes
 from ...schema.trace import LOSSY
 from ..trace.reader import Trace
 
@@ -18,7 +17,7 @@ HALF: Final = 2
 def describe(trace: Trace) -> dict[str, Any]:
     """Everything a reader wants to know before asking for maps, as plain JSON."""
     record = trace.record
-    disk, raw, lost = disk_bytes(trace.path), raw_bytes(trace), trace.lost
+    disk, raw, lost = stored_bytes(trace), raw_bytes(trace), trace.lost
     return {
         "path": str(trace.path),
         "trace": record.id,
@@ -52,6 +51,12 @@ def describe(trace: Trace) -> dict[str, Any]:
         "inputs": record.inputs,
         "provenance": record.provenance,
     }
+
+
+def stored_bytes(trace: Trace) -> int:
+    """Bytes of the trace's files, or of those that its ledger lists where they cannot be listed."""
+    listing = trace.storage.list_files()
+    return sum(listing.sizes.values()) if listing else sum(int(files.sizes[files.there].sum()) for files in trace.arrays.values())
 
 
 def _probes(trace: Trace) -> dict[str, dict[str, Any]]:

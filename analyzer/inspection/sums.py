@@ -7,14 +7,17 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace
-from ..trace.calls import At, Calls
+from ..trace.calls import Calls
 from ..trace.reader import Trace
+
+At: TypeAlias = tuple[int, int, int]
+"""Sample, branch and step."""
 
 BLOCK_BYTES: Final = 2**24
 """P that one thread holds at once, in bytes of float64."""
@@ -28,7 +31,6 @@ class CallSums:
 
     layer: int
     at: At
-    """(sample, branch, step)."""
     rows: tuple[float, float]
     """Least and greatest sum of a row of P over the stored keys."""
     columns: tuple[float, float]
@@ -59,7 +61,7 @@ def _sums(calls: Calls, at: At) -> tuple[NDArray[np.float64], NDArray[np.float64
 
     Dims     (head, position), (head, token)
     """
-    per_position, per_token = shifts(*calls.normalizers(at))
+    per_position, per_token = shifts(*(each[0] for each in calls.normalizers(at[:2], at[2:])))
     rows, columns = np.empty(per_position.shape), np.zeros(per_token.shape)
     for part, block in blocks(calls, at):
         rows[:, part] = block.sum(2, dtype=np.float64)
@@ -89,5 +91,5 @@ def blocks(calls: Calls, at: At) -> Iterator[tuple[slice, NDArray[Any]]]:
     most = BLOCK_BYTES // (8 * layer.heads * width * layer.tokens)
     height, end = max(1, most // calls.chunk_rows) * calls.chunk_rows, math.prod(layer.places)
     for start in range(0, end // width, height):
-        block = calls.region("probability", at, rows=slice(start, start + height))
+        block = calls.region("probability", at[:2], at[2:], rows=slice(start, start + height))[0]
         yield slice(start * width, min((start + height) * width, end)), block.reshape(layer.heads, -1, layer.tokens)

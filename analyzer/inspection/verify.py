@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +12,9 @@ from ...schema.errors import CorruptTrace, TraceError
 from ...schema.journal import MANIFEST_VERSIONS, Bounds, FileSum, FileSums, bounds_of, decode_lines, decode_manifest, encode_manifest
 from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ..progress import hidden
-from ..store.files import Listing, hash_file, list_files, read_file
+from ..storage.location import Location, locate
+from ..storage.storage import Listing, Storage
+from ..store.files import hash_file, read_file
 from ..trace.reader import Trace, open_trace
 from .info import caution
 from .sums import CallSums, sum_calls
@@ -79,16 +79,16 @@ class Report:
         return {**{name: getattr(self, name) for name in names}, **files, "findings": findings}
 
 
-def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: bool = False) -> Report:
+def verify(path: Location | Storage, *, partial: bool = False, progress: bool = False) -> Report:
     """Check structure, hashes, completeness and sums; memory stays within a few shards whatever the trace's size.
 
     Raises   NotATrace, UnknownVersion, IncompleteTrace; what is wrong inside a trace is in the report
     """
-    root = Path(path)
+    root = locate(path)
     trace, findings = _open(root, partial)
-    complete = trace.complete if trace else not partial or (root / MANIFEST).exists()
+    complete = trace.complete if trace else not partial or root.has(MANIFEST)
     try:
-        sums, listing = _sums(root, complete, bounds_of(trace.record) if trace else UNKNOWN), list_files(root)
+        sums, listing = _sums(root, complete, bounds_of(trace.record) if trace else UNKNOWN), root.list_files()
     except CorruptTrace as error:
         where = MANIFEST if complete else JOURNAL
         return Report(trace.id if trace else "", complete, 0, 0, 0, np.nan, np.nan, (Finding(where, str(error)),))
@@ -108,12 +108,12 @@ def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: boo
         columns,
         tuple(findings),
         caution(trace) if trace else None,
-        tuple(sorted(listing.ignored)),
+        tuple(sorted(listing.ignored)) if listing else (),
         tuple(leftovers),
     )
 
 
-def _open(root: Path, partial: bool) -> tuple[Trace | None, list[Finding]]:
+def _open(root: Storage, partial: bool) -> tuple[Trace | None, list[Finding]]:
     """The trace if it opens, else what is wrong with it."""
     try:
         return open_trace(root, partial=partial), []
@@ -121,13 +121,13 @@ def _open(root: Path, partial: bool) -> tuple[Trace | None, list[Finding]]:
         return None, [Finding(".", str(error))]
     except TraceError:
         # A flipped byte can turn the root into another version's, or into no trace at all; the manifest knows better.
-        promised = _promised(root) if (root / MANIFEST).exists() else None
+        promised = _promised(root) if root.has(MANIFEST) else None
         if promised is None or promised[:2] == hash_file(root, ROOT, promised.nbytes)[:2]:
             raise
         return None, []
 
 
-def _promised(root: Path) -> FileSum | None:
+def _promised(root: Storage) -> FileSum | None:
     """What the manifest says of the root."""
     try:
         return _sums(root, complete=True)[ROOT]
@@ -135,15 +135,15 @@ def _promised(root: Path) -> FileSum | None:
         return None
 
 
-def _sums(root: Path, complete: bool, bounds: Bounds = UNKNOWN) -> FileSums:
+def _sums(root: Storage, complete: bool, bounds: Bounds = UNKNOWN) -> FileSums:
     """What the trace's own ledger says of its files: the manifest, or the journal of an unfinished recording.
 
     Raises   CorruptTrace if the ledger itself was changed
     """
     if not complete:
-        entries = decode_lines(read_file(root, JOURNAL, bounds.nbytes), bounds) if (root / JOURNAL).exists() else []
+        entries = decode_lines(read_file(root, JOURNAL, bounds.nbytes), bounds) if root.has(JOURNAL) else []
         return {name: given for entry in entries for name, given in entry.files.items()}
-    if not (root / MANIFEST).exists():
+    if not root.has(MANIFEST):
         raise CorruptTrace(f"{MANIFEST} is missing, and without it nothing can be checked; copy the trace again, whole")
     text = read_file(root, MANIFEST, bounds.nbytes)
     identity, sums = decode_manifest(text, bounds)
@@ -152,13 +152,14 @@ def _sums(root: Path, complete: bool, bounds: Bounds = UNKNOWN) -> FileSums:
     return sums
 
 
-def _check_files(root: Path, sums: FileSums, listing: Listing, complete: bool, progress: bool) -> tuple[list[Finding], list[str]]:
+def _check_files(root: Storage, sums: FileSums, listing: Listing | None, complete: bool, progress: bool) -> tuple[list[Finding], list[str]]:
     """What is wrong with the listed files by size and hash, or with what lies beside them; and what an unfinished recording left."""
     wrong: list[Finding] = []
     with _bar("verify files", sum(given.nbytes for given in sums.values()), progress, unit="B") as bar:
         for name, given in sorted(sums.items()):
             wrong += _check_file(root, name, given)
             bar.update(given.nbytes)
+    listing = listing or Listing()
     strangers = sorted(set(listing.sizes) - set(sums) - {ROOT, MANIFEST, JOURNAL})
     places = () if complete else ("layers/", "images/", "step/", "present/")
     foreign = [name for name in strangers if not name.startswith(places)]
@@ -166,13 +167,13 @@ def _check_files(root: Path, sums: FileSums, listing: Listing, complete: bool, p
     return wrong + [Finding(name, "is not part of the trace; remove it") for name in foreign], sorted([*left, *listing.temporary])
 
 
-def _check_file(root: Path, name: str, expected: FileSum) -> list[Finding]:
+def _check_file(root: Storage, name: str, expected: FileSum) -> list[Finding]:
     try:
         actual = hash_file(root, name, expected.nbytes)
     except FileNotFoundError:
         return [Finding(name, "is missing; copy the trace again, whole")]
-    except OSError as error:
-        return [Finding(name, f"cannot be read ({error.strerror}); copy the trace again, whole")]
+    except (OSError, ValueError) as error:
+        return [Finding(name, f"cannot be read ({getattr(error, 'strerror', None) or error}); copy the trace again, whole")]
     if actual.nbytes != expected.nbytes:
         return [Finding(name, f"has {actual.nbytes} bytes where {expected.nbytes} were written; copy the trace again, whole")]
     same = actual.sha256 == expected.sha256

@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
 from ...schema.layout import JOURNAL, MANIFEST, ROOT
+from ..storage.location import locate
 from .files import read_json
 
 Source: TypeAlias = str | os.PathLike[str]
@@ -94,7 +95,7 @@ def _may_be_trace(path: Path) -> bool:
     if any(os.path.exists(os.path.join(path, ledger)) for ledger in (JOURNAL, MANIFEST)):
         return True
     try:
-        return "i2am" in read_json(path, ROOT)["attributes"]
+        return "i2am" in read_json(locate(path), ROOT)["attributes"]
     except (KeyError, TypeError):
         return False
     except CorruptTrace:

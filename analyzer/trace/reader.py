@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from ...schema.layout import layer_path
 from ...schema.messages import listed, option, plain
 from ...schema.selection import Layers, Selector, match_layers
 from ...schema.trace import Image, Layer
+from ..storage.location import Location
+from ..storage.storage import Storage
 from ..store.chunks import read_heads
 from ..store.validation import Contents, inspect
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .calls import Kind
 
 
-def open_trace(path: str | os.PathLike[str], *, partial: bool = False) -> Trace:
+def open_trace(path: Location | Storage, *, partial: bool = False) -> Trace:
     """Open a trace, checked but unread: no attention is read before something is computed from it.
 
     `partial` also opens what an unfinished recording left: its committed steps.
@@ -172,7 +173,7 @@ class Trace(Contents):
                 f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}; probes are made "
                 f"while recording, with {option('probes')}"
             )
-        keys = read_heads(str(self.path), files)
+        keys = read_heads(self.storage, files)
         return keys if probe is None else keys[:, known[probe].start : known[probe].stop]
 
     def probabilities(self, layer: Selector) -> xr.DataArray:

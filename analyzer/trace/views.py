@@ -47,10 +47,13 @@ class View:
         out = np.full([len(p) for p in picked], np.nan, np.float32)
         heads, *places, columns, tokens = picked[3:]
         rows = np.ravel_multi_index(np.ix_(*places), self.calls.layer.places[:-1]).ravel()
-        for cell in np.ndindex(out.shape[:3]):
-            at = (int(picked[0][cell[0]]), int(picked[1][cell[1]]), int(picked[2][cell[2]]))
-            if self.calls.where[at] >= 0 and out.size:
-                out[cell] = self.calls.region(self.kind, at, heads, rows, columns)[..., tokens].reshape(out.shape[3:])
+        for i, j in np.ndindex(out.shape[:2]):
+            at, done = (int(picked[0][i]), int(picked[1][j])), 0
+            there = np.flatnonzero(self.calls.where[at][picked[2]] >= 0)
+            for steps in self.calls.groups(at, picked[2].tolist()) if out.size else ():
+                values = self.calls.region(self.kind, at, steps, heads, rows, columns)[..., tokens]
+                out[i, j, there[done : done + len(steps)]] = values.reshape(len(steps), *out.shape[3:])
+                done += len(steps)
         result: Values = out[tuple(0 if isinstance(i, (int, np.integer)) else slice(None) for i in index)]
         return result
 
@@ -62,7 +65,7 @@ def lazy_array(contents: Contents, index: int, kind: Kind) -> xr.DataArray:
     """
     view = View(Calls.of(contents, index), kind)
     record, layer = contents.record, view.calls.layer
-    chunks = (1, 1, 1, layer.heads, *view.calls.file_rows, layer.grid[1], layer.tokens)
+    chunks = (1, 1, view.calls.file_steps, layer.heads, *view.calls.file_rows, layer.grid[1], layer.tokens)
     array = da.from_array(  # type: ignore[no-untyped-call]
         view, chunks=chunks, name=f"i2am-{kind}-{contents.token}-{index}", asarray=False, meta=np.empty((0,) * view.ndim, np.float32)
     )

@@ -27,7 +27,8 @@ from i2am.analyzer.cli.main import run
 from i2am.analyzer.evaluation import cluster
 from i2am.analyzer.evaluation.cluster import connected, evaluate_there, require_workers
 from i2am.analyzer.evaluation.rows import DatasetRequest, TraceScores, evaluate_trace
-from i2am.analyzer.store import chunks
+from i2am.analyzer.storage import folder
+from i2am.analyzer.storage.folder import open_file
 from i2am.analyzer.store.discovery import find_traces
 from i2am.schema.errors import InvalidInput, NoCluster
 from traces import synthetic_trace
@@ -90,15 +91,16 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refuse(*_: object, **__: object) -> None:
-    raise AssertionError("attention was read in the client's process")
+def refuse_attention(root: Path, name: str) -> object:
+    assert not name.startswith("layers/"), "attention was read in the client's process"
+    return open_file(root, name)
 
 
 def test_a_cluster_gives_what_threads_give_bit_for_bit(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = ("imacs_g", "imacs_r", "imacs_r_plain", "iou_g", "entropy_r", "row_entropy")
     here = evaluate(traces, metrics=metrics, layers="*_blocks.*")
     with connected(address) as client, monkeypatch.context() as patch:
-        patch.setattr(chunks, "open", refuse, raising=False)
+        patch.setattr(folder, "open_file", refuse_attention)
         there = evaluate(traces, metrics=metrics, layers="*_blocks.*", client=client)
         assert len(client.scheduler_info()["workers"]) in (1, 2), "the second may still be on its way"
     assert there.sizes["trace"] == 4

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.inspection.verify import hash_file, verify
+from i2am.analyzer.inspection.verify import verify
+from i2am.analyzer.storage.location import locate
+from i2am.analyzer.store.files import hash_file
 from i2am.schema.codec import encode_probability
 from i2am.schema.errors import IncompleteTrace, NotATrace, TraceError
 from i2am.schema.journal import decode_manifest, encode_manifest
@@ -151,7 +153,7 @@ def test_rows_that_do_not_sum_to_one_are_found(tmp_path: Path, monkeypatch: pyte
 def reseal(path: Path) -> None:
     """Write a manifest that agrees with the files as they are."""
     identity, sums = decode_manifest((path / "manifest.json").read_bytes())
-    (path / "manifest.json").write_text(encode_manifest(identity, {name: hash_file(path, name) for name in sums}))
+    (path / "manifest.json").write_text(encode_manifest(identity, {name: hash_file(locate(path), name) for name in sums}))
 
 
 def test_the_report_is_json(sound: Path) -> None:

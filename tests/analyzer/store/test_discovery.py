@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from i2am.analyzer.storage.storage import Storage
 from i2am.analyzer.store import discovery
 from i2am.analyzer.store.discovery import find_traces, is_dataset
 from i2am.schema.errors import InvalidInput, NotATrace
@@ -90,8 +91,8 @@ def test_traces_are_listed_unopened_by_the_ledger_they_have(traces: Path, monkey
     opened: list[str] = []
     reading = discovery.read_json
 
-    def counted(root: Path, name: str) -> dict[str, object]:
-        opened.append(root.name)
+    def counted(root: Storage, name: str) -> dict[str, object]:
+        opened.append(Path(root.place).name)
         return reading(root, name)
 
     monkeypatch.setattr(discovery, "read_json", counted)
