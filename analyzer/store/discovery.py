@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
-from ...schema.layout import ROOT
+from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ..storage.location import describe_location, is_archive, is_pattern, list_address, locate, settle
 from ..storage.server import scheme_of
 from .files import read_json
@@ -59,9 +59,15 @@ def find_traces(sources: Source | Iterable[Source]) -> list[Member]:
     if not found:
         where = ", ".join(describe_location(source) for source in given)
         raise NotATrace(f"there is no trace in {where}; expected folders made by `i2am record`, such as run.zarr")
-    once: dict[Path | str, Path | str] = {}
+    folders: dict[Path, str] = {}
+    once: dict[str, Path | str] = {}
     for path in found:
-        once.setdefault(path if isinstance(path, str) else path.resolve(), path)
+        if isinstance(path, str):
+            once.setdefault(path, path)
+            continue
+        parent = folders.get(path.parent) or folders.setdefault(path.parent, os.path.realpath(path.parent))
+        plain = path.name not in ("", "..") and not path.is_symlink()
+        once.setdefault(os.path.join(parent, path.name) if plain else os.path.realpath(path), path)
     paths = list(once.values())
     return [Member(name, path) for name, path in zip(_names(paths), paths, strict=True)]
 
@@ -108,27 +114,30 @@ def _at_address(address: str, depth: int = 0) -> Iterator[str]:
 
 def _below(folder: Path) -> Iterator[Path]:
     """Traces under a folder; what is inside a trace is not looked at."""
-    for name in os.listdir(folder):
-        path = folder / name
-        # A name with a dot in front is something half written, or somebody's own business.
-        if name.startswith("."):
-            continue
-        if not path.is_dir():
-            if name.endswith(ARCHIVE) and path.is_file():
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # A name with a dot in front is something half written, or somebody's own business.
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
+                if entry.name.endswith(ARCHIVE) and path.is_file():
+                    yield path
+            elif os.path.exists(os.path.join(path, ROOT)):
+                if _may_be_trace(path):
+                    yield path
+            elif path.suffix == SUFFIX:
                 yield path
-        elif (path / ROOT).exists():
-            if _may_be_trace(path / ROOT):
-                yield path
-        elif path.suffix == SUFFIX:
-            yield path
-        elif not path.is_symlink():
-            yield from _below(path)
+            elif not entry.is_symlink():
+                yield from _below(path)
 
 
-def _may_be_trace(root: Path) -> bool:
-    """Whether a Zarr group is a trace, or too broken to say."""
+def _may_be_trace(path: Path) -> bool:
+    """Whether a Zarr group is a trace, or too broken to say; one that has a trace's ledger is not opened."""
+    if any(os.path.exists(os.path.join(path, ledger)) for ledger in (JOURNAL, MANIFEST)):
+        return True
     try:
-        return "i2am" in read_json(locate(root.parent), root.name)["attributes"]
+        return "i2am" in read_json(locate(path), ROOT)["attributes"]
     except (KeyError, TypeError):
         return False
     except CorruptTrace:
@@ -136,7 +145,7 @@ def _may_be_trace(root: Path) -> bool:
 
 
 def _names(paths: Sequence[Path | str]) -> list[str]:
-    short = [_stem(describe_location(path).rstrip("/").rpartition("/")[2]) for path in paths]
+    short = [_stem(path.name if isinstance(path, Path) else describe_location(path).rstrip("/").rpartition("/")[2]) for path in paths]
     if max(Counter(short).values()) == 1:
         return short
     places = [describe_location(path if isinstance(path, str) else path.resolve()).rstrip("/").split("/") for path in paths]

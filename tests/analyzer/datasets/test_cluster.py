@@ -24,9 +24,9 @@ from repository import ROOT
 
 from i2am.analyzer import evaluate
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import cluster
-from i2am.analyzer.evaluation.cluster import connected, evaluate_there, require_workers
-from i2am.analyzer.evaluation.rows import DatasetRequest, TraceScores, evaluate_trace
+from i2am.analyzer.datasets import cluster
+from i2am.analyzer.datasets.cluster import connected, evaluate_there, require_workers
+from i2am.analyzer.datasets.rows import DatasetRequest, TraceScores, evaluate_trace
 from i2am.analyzer.storage import folder
 from i2am.analyzer.storage.folder import open_file
 from i2am.analyzer.store.discovery import find_traces
@@ -151,7 +151,7 @@ def test_the_page_s_commands_work(
     shutil.copytree(traces / "pair-0.zarr", "run.zarr")
     lines = [line.split("#")[0] for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     asked = [shlex.split(line)[1:] for line in lines if re.match("i2am (imacs|evaluate) ", line)]
-    assert len(asked) == 3
+    assert len(asked) == 5
     for arguments in asked:
         assert run([*arguments, *(["--overwrite"] if "-o" in arguments else [])]) == 4, "one of the traces did not finish"
         assert "1 of 5 traces were skipped" in capsys.readouterr().err
