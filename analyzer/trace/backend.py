@@ -148,7 +148,7 @@ def layer_dataset(trace: Trace, index: int) -> xr.Dataset:
     facts |= {"call_heads": layer.model_heads, "call_tokens": layer.call_tokens or layer.tokens}
     array = LazyArray(view.shape, "float32", view.__getitem__, indexing.IndexingSupport.OUTER)
     attention = lazy_variable(view_dims(layer), array, view.chunks, {"long_name": MEANING["probability"]})
-    return xr.Dataset({"probability": attention}, coordinates(trace, layer), said(facts))
+    return xr.Dataset({"probability": attention}, coordinates(trace, layer), said(facts)).set_xindex("group")
 
 
 def image_dataset(trace: Trace) -> xr.Dataset:

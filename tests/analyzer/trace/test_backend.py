@@ -68,6 +68,8 @@ def test_attention_equals_the_oracle_and_is_labelled(made: Synthetic) -> None:
         assert found.sel(branch="uncond", step=2).sel(y=0, method="nearest").dims == ("sample", "head", "x", "token")
     assert found.timestep.values.tolist() == [1000.0, 990.0, 980.0]
     assert found.group.values.tolist() == ["text"] * 2 + ["reference"] * 16
+    assert found.sel(group="text").sizes["token"] == 2
+    np.testing.assert_array_equal(found.sel(group="reference").values, found.values[..., 2:])
     layer = tree["layers/002"]
     assert layer.attrs["layer"] == "b.attn2" and layer.attrs["grid"] == [3, 2] and layer.attrs["call_tokens"] == 23
     assert [group["name"] for group in json.loads(layer.attrs["groups"])] == ["text", "reference"]
