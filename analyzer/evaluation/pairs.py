@@ -105,7 +105,8 @@ def ask_pairs(
     """Ask both traces of every pair, as `differ_pairs` does; those without a namesake are not opened."""
     sides = [{member.name: member for member in members} for members in (first, second)]
     names = [name for name in sides[0] if name in sides[1]]
-    unpaired = {side: [name for name in here if name not in names] for side, here in zip(SIDES, sides, strict=True)}
+    shared = set(names)
+    unpaired = {side: [name for name in here if name not in shared] for side, here in zip(SIDES, sides, strict=True)}
     if not names:
         here, there = (listed(found) for found in unpaired.values())
         raise InvalidInput(f"traces are paired by name, and no two have the same: the first are {here}, the second {there}")

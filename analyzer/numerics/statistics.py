@@ -79,11 +79,22 @@ class RunningMean:
 
 
 def row_evenness(rows: NDArray[Any]) -> NDArray[np.float64]:
-    values = rows.astype(np.float64)
-    total = values.sum(-1, keepdims=True)
+    """How evenly each row is spread over its columns, in the precision of the rows: H = log Z - sum p log p / Z, over log n.
+
+    Dims     (..., column) -> (...)
+    Range    [0, 1]; 1 is even, 0 is one column; 1 for a row that is 0 everywhere, NaN for one with NaN
+    """
+    count = rows.shape[-1]
+    if count < FEWEST:
+        return np.ones(rows.shape[:-1])
+    # Far below any p that is not 0, and its logarithm is finite.
+    logs = rows + np.finfo(rows.dtype).tiny
+    np.log(logs, out=logs)
+    total, weighted = rows.sum(-1).astype(np.float64), np.vecdot(rows, logs).astype(np.float64)
     # A row that the model turned away from these tokens altogether prefers none of them.
-    even = np.where(np.isnan(total), np.nan, 1 / values.shape[-1])
-    return evenness(np.divide(values, total, out=np.broadcast_to(even, values.shape).copy(), where=total > 0))
+    there = total != 0
+    total[~there] = 1
+    return np.asarray(np.where(there, np.clip((np.log(total) - weighted / total) / np.log(count), 0, 1), 1.0))
 
 
 def evenness(shares: NDArray[np.float64]) -> NDArray[np.float64]:

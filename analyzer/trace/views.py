@@ -51,12 +51,14 @@ class View:
 
     def __getitem__(self, index: tuple[Any, ...]) -> Values:
         picked = [np.atleast_1d(np.arange(n)[i]) for i, n in zip(index, self.shape, strict=True)]
-        out = np.full([len(p) for p in picked], np.nan, np.float32)
-        heads, *places, columns, tokens = picked[3:]
+        out = np.empty([len(p) for p in picked], np.float32)
+        heads, *places, columns, _ = picked[3:]
+        tokens = index[-1] if isinstance(index[-1], slice) else picked[-1]  # a slice copies nothing
         rows = np.ravel_multi_index(np.ix_(*places), self.calls.layer.places[:-1]).ravel()
         for i, j in np.ndindex(out.shape[:2]):
             at, done = (int(picked[0][i]), int(picked[1][j])), 0
-            there = np.flatnonzero(self.calls.where[at][picked[2]] >= 0)
+            called = self.calls.where[at][picked[2]] >= 0
+            there, out[i, j, ~called] = np.flatnonzero(called), np.nan
             for steps in self.calls.groups(at, picked[2].tolist()) if out.size else ():
                 values = self.calls.region(self.kind, at, steps, heads, rows, columns)[..., tokens]
                 out[i, j, there[done : done + len(steps)]] = values.reshape(len(steps), *out.shape[3:])
