@@ -114,7 +114,7 @@ def lowest_level(path: Path) -> None:
 
 def one_task(path: Path) -> None:
     """What a worker of a cluster does with one trace: three scores, in one thread."""
-    from i2am.analyzer.evaluation.rows import DatasetRequest, evaluate_trace
+    from i2am.analyzer.datasets.rows import DatasetRequest, evaluate_trace
 
     row = evaluate_trace(path, DatasetRequest(metrics=("imacs_g", "imacs_r", "imacs_r_plain")), "synchronous")
     assert not row.error, row.error

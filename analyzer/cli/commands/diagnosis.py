@@ -140,8 +140,8 @@ def differ_folders(
     options: dict[str, Any],
 ) -> int:
     """Compare two folders pair by pair, print it, and return the exit code."""
-    from ...evaluation.dataset import USUAL
-    from ...evaluation.pairs import ask_pairs, facts_of, save_pairs
+    from ...datasets.dataset import USUAL
+    from ...datasets.pairs import ask_pairs, facts_of, save_pairs
     from ...store.discovery import find_traces
 
     if out:

@@ -134,7 +134,7 @@ def map_command(
         return refine(trace, asked.compute(), patches, as_published)
 
     if mean:
-        from ...evaluation.means import mean_map, save_mean
+        from ...datasets.means import mean_map, save_mean
 
         found = mean_map(traces, make, partial=partial, **{name: options[name] for name in POSITIONAL if options[name] is not None})
         save_mean(found, path, style, scale, overwrite=overwrite)

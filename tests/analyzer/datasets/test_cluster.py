@@ -24,9 +24,9 @@ from repository import ROOT
 
 from i2am.analyzer import evaluate
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import cluster
-from i2am.analyzer.evaluation.cluster import connected, evaluate_there, require_workers
-from i2am.analyzer.evaluation.rows import DatasetRequest, TraceScores, evaluate_trace
+from i2am.analyzer.datasets import cluster
+from i2am.analyzer.datasets.cluster import connected, evaluate_there, require_workers
+from i2am.analyzer.datasets.rows import DatasetRequest, TraceScores, evaluate_trace
 from i2am.analyzer.storage import folder
 from i2am.analyzer.storage.folder import open_file
 from i2am.analyzer.store.discovery import find_traces
