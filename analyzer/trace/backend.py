@@ -49,14 +49,17 @@ class TraceBackend(BackendEntrypoint):
     supports_groups = True
 
     def guess_can_open(self, filename_or_obj: object) -> bool:
-        """Whether it is a folder that says it is a trace; addresses are not asked."""
+        """Whether it is a folder, or a file that ends in .zip, and says that it is a trace; addresses are not asked."""
+        from ..storage.location import locate
+
         try:
-            root = Path(filename_or_obj, ROOT)  # type: ignore[arg-type]
-            if not root.is_file():  # a pipe would be waited for
+            place = Path(filename_or_obj)  # type: ignore[arg-type]
+            if not place.is_dir() and not (place.suffix == ".zip" and place.is_file()):
                 return False
-            with root.open("rb") as file:
-                return CONVENTION["uuid"].encode() in file.read(HEAD_BYTES)
-        except (OSError, TypeError, ValueError):
+            storage = locate(place)
+            head = storage.read(ROOT, 0, min(HEAD_BYTES, storage.size(ROOT)))
+            return CONVENTION["uuid"].encode() in head.tobytes()
+        except Exception:  # whatever is wrong with it, it is nothing to open here
             return False
 
     def open_dataset(
