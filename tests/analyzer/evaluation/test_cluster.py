@@ -266,9 +266,9 @@ def test_workers_that_cannot_do_the_work_are_named(traces: Path) -> None:
 
 
 def test_work_that_takes_long_is_waited_for(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(path: Path, request: DatasetRequest, scheduler: str) -> TraceScores:
+    def slow(path: str, request: DatasetRequest, **options: object) -> TraceScores:
         time.sleep(1)
-        return TraceScores(id=path.stem)
+        return TraceScores(id=Path(path).stem)
 
     members = find_traces(sorted(traces.glob("pair-*.zarr"))[:2])
     with connected(address) as client:
