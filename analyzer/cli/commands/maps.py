@@ -21,6 +21,7 @@ from .options import (
     output_option,
     overwrite_option,
     place,
+    scheduler_option,
     selection_options,
     style_option,
     trace_argument,
@@ -87,6 +88,7 @@ ONLY_FOR: Final = {
 @click.option("--as-published", is_flag=True, help="Scale, invert and cut the map as its recipe does, at its image's size.")
 @style_option
 @click.option("--scale", type=click.Choice(["shared", "own"]), help="One scale of colours for all tiles, with a bar, or each tile's own.")
+@scheduler_option
 @overwrite_option
 @json_option
 def map_command(
@@ -97,6 +99,7 @@ def map_command(
     as_published: bool,
     style: str,
     scale: Scale | None,
+    scheduler: str | None,
     overwrite: bool,
     as_json: bool,
     **options: Any,
@@ -106,6 +109,7 @@ def map_command(
     Exactly one of --r2g, --g2r, --at, --word and --tokens says which. A picture has one scale of colours, shown by a bar below it; in the
     styles i2am and daam each tile has its own. Numbers are in .npy, .nc and .zarr.
     """
+    from ...evaluation.cluster import computing
     from ...facts import PLACE
     from ...output.colours import find_style
     from ...output.files import Output, save
@@ -124,7 +128,7 @@ def map_command(
     asked = ask(opened, direction, what, chosen)
     if path.suffix in suffixes("picture") and not patches:
         require_places(opened, asked)
-    with shown("map"):
+    with computing(scheduler, trace), shown("map"):
         map = refine(opened, asked.compute(), patches, as_published)
     at = what if direction == "sram" else None
     save(
