@@ -29,7 +29,7 @@ from ...schema.errors import InvalidInput, NoCluster, TraceError
 from ...schema.layout import ROOT
 from ...schema.messages import option
 from ..storage.location import Location, locate
-from ..store.discovery import Member
+from ..store.discovery import Member, Source, find_traces
 from .rows import DEFERRED, LARGE, DatasetRequest, TraceScores, evaluate_trace
 
 if TYPE_CHECKING:
@@ -83,16 +83,17 @@ async def _greet(address: str) -> None:
 
 
 @contextmanager
-def computing(address: str | None, *traces: Location) -> Iterator[None]:
+def computing(address: str | None, *traces: Source) -> Iterator[None]:
     """Whatever dask computes in this block is computed by the cluster at this address, or without one by threads of this process.
 
-    Raises   as `connected` and `require_workers`
+    Raises   as `find_traces`, `connected` and `require_workers`
     """
     if address is None:
         yield
         return
+    places = [locate(member.path).identity for member in find_traces(traces)]
     with connected(address) as client:
-        require_workers(client, next((trace for trace in traces if _is_seen(trace)), traces[0]))
+        require_workers(client, next((place for place in places if _is_seen(place)), places[0]))
         with dask.config.set(scheduler=partial(compute_there, client)):
             yield
 

@@ -124,10 +124,15 @@ def evaluate_trace(
             return TraceScores(trace.id, values, shape_of(trace, request), note, identity=identity)
     except NoCluster:  # is no fault of the trace
         raise
-    except TraceError as error:
-        return TraceScores(kind=type(error).__name__, error=str(error), code=error.exit_code)
     except Exception as error:
-        return TraceScores(kind=type(error).__name__, error=f"{type(error).__name__}: {error}", code=1)
+        return failed(error)
+
+
+def failed(error: Exception) -> TraceScores:
+    """The row of a trace that could not be asked."""
+    if isinstance(error, TraceError):
+        return TraceScores(kind=type(error).__name__, error=str(error), code=error.exit_code)
+    return TraceScores(kind=type(error).__name__, error=f"{type(error).__name__}: {error}", code=1)
 
 
 def identify(path: Location) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ....schema.errors import CorruptTrace
-from ....schema.messages import SHOWN, plain
+from ....schema.messages import plain
 from ...output.files import check_output, endings
 from .options import (
     completing,
@@ -28,7 +28,7 @@ from .options import (
     with_heads,
     words,
 )
-from .text import align, answer
+from .text import align, answer, write_skipped
 
 if TYPE_CHECKING:
     from ...evaluation.dataset import DatasetScores
@@ -239,11 +239,10 @@ def _evaluate(
         if scheduler is None and (count := choose_jobs(jobs, len(members))) > 1:
             crew = stack.enter_context(Crew(count))  # before this process loads what they load too
         from ...evaluation.cluster import connected
-        from ...evaluation.commands import AfterEach
         from ...evaluation.dataset import ask
-        from ...evaluation.row_files import open_rows, share_of
+        from ...evaluation.row_files import AfterEach, open_rows, share_of
 
-        request = _request(metrics, partial, options, more or {})
+        request = dataset_request(metrics, partial, options, more)
         kept = None if keep.out is None else open_rows(keep.out, request, keep.share, resume=keep.resume, overwrite=keep.overwrite)
         members += [] if kept is None else kept.gone(members)
         members = members if keep.share is None else share_of(members, keep.share)
@@ -253,7 +252,8 @@ def _evaluate(
         return evaluation, {} if after is None else after.failures
 
 
-def _request(metrics: tuple[str, ...], partial: bool, options: dict[str, Any], more: dict[str, Any]) -> DatasetRequest:
+def dataset_request(metrics: tuple[str, ...], partial: bool, options: dict[str, Any], more: dict[str, Any] | None = None) -> DatasetRequest:
+    """What typed options ask of every trace of a dataset."""
     from ...aggregation.selection import Select
     from ...evaluation.rows import DatasetRequest
 
@@ -265,7 +265,7 @@ def _request(metrics: tuple[str, ...], partial: bool, options: dict[str, Any], m
         ranked = ranked.isel(concept=0) if "concept" in ranked.dims else ranked  # what its heads are is what counts here
     chosen = with_heads(given(**options))
     plain = {name: chosen.pop(name) for name in ("mask", "reference_mask", "recipe") if name in chosen}
-    request = DatasetRequest(metrics=metrics, select=Select.of(chosen), partial=partial, ranked=ranked, **plain, **more)
+    request = DatasetRequest(metrics=metrics, select=Select.of(chosen), partial=partial, ranked=ranked, **plain, **(more or {}))
     request.check()
     return request
 
@@ -290,14 +290,10 @@ def write_table(evaluation: DatasetScores) -> str:
 
 def write_notes(evaluation: DatasetScores) -> str:
     """What to bear in mind: traces left out, copies of one recording, what an encoding lost."""
-    from ...evaluation.dataset import remarks
+    from ...evaluation.dataset import remarks, skipped_facts
 
-    lines = [plain(f"skipped {member.name}: {row.error}") for member, row in evaluation.skipped[:SHOWN]]
-    if (more := len(evaluation.skipped) - SHOWN) > 0:
-        lines.append(f"skipped {more} more (--json lists all)")
-    if evaluation.skipped:
-        lines.append(f"{len(evaluation.skipped)} of {len(evaluation.rows)} traces were skipped")
-    return "\n".join([*lines, *remarks(evaluation)])
+    skipped = write_skipped([skipped_facts(*each) for each in evaluation.skipped], len(evaluation.rows))
+    return "\n".join([*skipped, *remarks(evaluation)])
 
 
 def mean_rows(evaluation: DatasetScores) -> list[list[str]]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from ....schema.record import BRANCHES
-from ....schema.selection import read_positions
 from ...output.files import endings
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | slice | None:
     """Positions: `3`, `0,2,5`, or half-open ranges `0:10`, `::5`."""
+    from ....schema.selection import read_positions
+
     return None if text is None else read_positions(text, str(option.name).removesuffix("s"))
 
 
