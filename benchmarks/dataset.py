@@ -116,7 +116,7 @@ def lowest_level(path: Path) -> None:
 
 def one_task(path: Path) -> None:
     """What a worker of a cluster does with one trace: three scores, in one thread."""
-    from i2am.analyzer.evaluation.rows import DatasetRequest, evaluate_trace
+    from i2am.analyzer.datasets.rows import DatasetRequest, evaluate_trace
 
     row = evaluate_trace(path, DatasetRequest(metrics=("imacs_g", "imacs_r", "imacs_r_plain")), "synchronous")
     assert not row.error, row.error
@@ -166,7 +166,7 @@ def command(*arguments: object) -> None:
 
 def threads_within(path: Path) -> None:
     """Every trace of a folder, one after the other, each by threads."""
-    from i2am.analyzer.evaluation.rows import DatasetRequest, evaluate_trace
+    from i2am.analyzer.datasets.rows import DatasetRequest, evaluate_trace
 
     for trace in sorted(path.iterdir()):
         assert not evaluate_trace(trace, DatasetRequest(metrics=("imacs_g", "imacs_r")), "threads").error

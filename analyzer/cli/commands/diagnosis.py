@@ -58,8 +58,8 @@ def diagnose_command(
 
     Each is a number (more is worse), the range it has on healthy recordings of the demo model and on failing ones, and a sentence.
     """
+    from ...datasets.cluster import computing
     from ...diagnosis.signatures import diagnose
-    from ...evaluation.cluster import computing
     from ...progress import shown
     from ...trace.reader import open_trace
 
@@ -150,8 +150,8 @@ def differ_folders(
     options: dict[str, Any],
 ) -> int:
     """Compare two folders pair by pair, print it, and return the exit code."""
-    from ...evaluation.dataset import USUAL
-    from ...evaluation.pairs import ask_pairs, facts_of, save_pairs
+    from ...datasets.dataset import USUAL
+    from ...datasets.pairs import ask_pairs, facts_of, save_pairs
     from ...store.discovery import find_traces
 
     if out:

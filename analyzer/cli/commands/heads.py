@@ -107,7 +107,7 @@ def heads_command(
     By relevance, one word of each concept is drawn for each call, and the concept that the head attends to most is counted; traces need
     the words as a probe, and factors. By truth, it is the share of patches that the head sends to where they truly come from.
     """
-    from ...evaluation.cluster import computing
+    from ...datasets.cluster import computing
     from ...heads.files import check_heads_path, save_heads
 
     if out is not None:

@@ -119,7 +119,7 @@ def map_command(
     styles i2am and daam each tile has its own. Numbers are in .npy, .nc and .zarr. With --mean, TRACE is a folder that holds traces, a
     quoted pattern, or several; those that cannot be asked, or do not fit the first, are listed and skipped, and the exit code is then 4.
     """
-    from ...evaluation.cluster import computing
+    from ...datasets.cluster import computing
     from ...output.colours import find_style
     from ...store.discovery import is_dataset
     from ...trace.reader import open_trace
@@ -138,7 +138,7 @@ def map_command(
         return refine(trace, asked.compute(), patches, as_published)
 
     if mean:
-        from ...evaluation.means import mean_map, save_mean
+        from ...datasets.means import mean_map, save_mean
 
         positional = {name: options[name] for name in POSITIONAL if options[name] is not None}
         with computing(scheduler, *traces):

@@ -104,7 +104,7 @@ def compare_command(
     **options: Any,
 ) -> None:
     """Show several methods' maps of one recording side by side, and print every pair's correlation."""
-    from ...evaluation.cluster import computing
+    from ...datasets.cluster import computing
     from ...maps.comparison import compare
     from ...output.files import Output, save
     from ...progress import shown

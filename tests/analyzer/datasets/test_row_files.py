@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import rows
-from i2am.analyzer.evaluation.row_files import share_of
+from i2am.analyzer.datasets import rows
+from i2am.analyzer.datasets.row_files import share_of
 from i2am.analyzer.store.discovery import Member
 from traces import synthetic_trace
 
@@ -70,7 +70,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, *arguments: str) ->
         return evaluate(*given)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("i2am.analyzer.evaluation.dataset.evaluate_trace", limited)
+        patch.setattr("i2am.analyzer.datasets.dataset.evaluate_trace", limited)
         assert run([*ASK, *arguments]) == 130
 
 
@@ -150,7 +150,7 @@ def test_rows_that_are_there_are_neither_lost_nor_mixed(monkeypatch: pytest.Monk
     assert "rows of another question (layers: nothing then, ('*mid*',) now)" in refused("--resume", "--layers", "*mid*")
     assert "(metric: ('imacs_g', 'imacs_r') then, ('iou_g',) now)" in refused("--resume", "--metric", "iou_g")
     with monkeypatch.context() as patch:
-        patch.setattr("i2am.analyzer.evaluation.row_files.version", lambda name: "9.9")
+        patch.setattr("i2am.analyzer.datasets.row_files.version", lambda name: "9.9")
         assert "(release: " in refused("--resume")
     KEPT.write_text('{"mine": 1}\n')
     assert "holds no rows that this release wrote" in refused("--resume")

@@ -27,9 +27,9 @@ from repository import ROOT
 
 from i2am.analyzer import evaluate
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import cluster
-from i2am.analyzer.evaluation.cluster import connected, evaluate_there, require_workers
-from i2am.analyzer.evaluation.rows import DatasetRequest, TraceScores, evaluate_trace
+from i2am.analyzer.datasets import cluster
+from i2am.analyzer.datasets.cluster import connected, evaluate_there, require_workers
+from i2am.analyzer.datasets.rows import DatasetRequest, TraceScores, evaluate_trace
 from i2am.analyzer.storage import folder
 from i2am.analyzer.storage.folder import open_file
 from i2am.analyzer.store.discovery import find_traces
@@ -437,7 +437,7 @@ def test_a_command_is_refused_in_words_as_a_dataset_is(hasty: None, traces: Path
 def test_workers_of_a_nanny_keep_what_tasks_free(monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
 import resource, sys, numpy as np
-from i2am.analyzer.evaluation.cluster import keep_memory
+from i2am.analyzer.datasets.cluster import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
 for _ in range(1000):

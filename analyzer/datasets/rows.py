@@ -21,13 +21,13 @@ from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ...schema.messages import for_shell, is_for_shell, option
 from ...schema.selection import is_numbered
 from ..aggregation.selection import Select
+from ..evaluation.metric_table import find_metrics, plan_metrics
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.overlap import ImacsOptions
 from ..storage.location import Location, locate
 from ..store.files import read_file
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace, open_trace
-from .metric_table import find_metrics, plan_metrics
 
 LARGE: Final = 2**28
 """Bytes of attention, as float16, from which a trace's layers and steps are worked on side by side; less is not worth the threads."""

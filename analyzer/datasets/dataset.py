@@ -29,8 +29,9 @@ from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..output.files import Output, Table, save
 from ..progress import hidden
 from ..store.discovery import Member, Source, find_traces
+from .commands import AfterEach
 from .processes import Crew, choose_jobs
-from .row_files import AfterEach, RowFile
+from .row_files import RowFile
 from .rows import DatasetRequest, Shape, TraceScores, evaluate_trace
 
 if TYPE_CHECKING:
