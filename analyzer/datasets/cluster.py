@@ -91,7 +91,7 @@ def computing(address: str | None, *traces: Source) -> Iterator[None]:
     if address is None:
         yield
         return
-    places = [locate(member.path).identity for member in find_traces(traces)]
+    places = [_absolute(member.path) for member in find_traces(traces)]
     with connected(address) as client:
         require_workers(client, next((place for place in places if _is_seen(place)), places[0]))
         with dask.config.set(scheduler=partial(compute_there, client)):
@@ -130,7 +130,7 @@ def evaluate_there(client: Client, members: Sequence[Member], request: DatasetRe
 
     if not members:
         return
-    paths = [locate(member.path).identity for member in members]
+    paths = [_absolute(member.path) for member in members]
     require_workers(client, next((path for path in paths if _is_seen(path)), paths[0]))
     # A worker stands in another folder. A bare word is the name of an image in the trace first.
     masks = {name: Path(getattr(request, name) or "") for name in ("mask", "reference_mask")}
@@ -240,6 +240,12 @@ def require_workers(client: Client, path: Location) -> None:
 def look(path: str) -> tuple[str, bool]:
     """Task: the worker's release of i2am, and whether it sees a trace."""
     return version("i2am"), _is_seen(path)
+
+
+def _absolute(path: Location) -> Location:
+    """A path as every worker takes it; an address is one already."""
+    place = locate(path).place
+    return place.resolve() if isinstance(place, Path) else place
 
 
 def _is_seen(path: Location) -> bool:
