@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import xarray as xr
@@ -25,7 +24,7 @@ from ..aggregation.selection import Select
 from ..evaluation.metric_table import find_metrics, plan_metrics
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.overlap import ImacsOptions
-from ..storage.location import locate
+from ..storage.location import Location, locate
 from ..store.files import read_file
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace, open_trace
@@ -93,7 +92,7 @@ DEFERRED: Final = TraceScores(kind="Deferred")
 
 
 def evaluate_trace(
-    path: Path, request: DatasetRequest, scheduler: str | Callable[..., Any] | None = None, most: float = math.inf
+    path: Location, request: DatasetRequest, scheduler: str | Callable[..., Any] | None = None, most: float = math.inf
 ) -> TraceScores:
     """Answer for one trace; `DEFERRED`, unread, if it holds more than `most` bytes of attention.
 
@@ -136,7 +135,7 @@ def failed(error: Exception) -> TraceScores:
     return TraceScores(kind=type(error).__name__, error=f"{type(error).__name__}: {error}", code=1)
 
 
-def identify(path: Path) -> str:
+def identify(path: Location) -> str:
     """What tells the trace at a path from another that may lie there later: the sum of its root and its ledger; empty if it has none."""
     storage, digest = locate(path), hashlib.sha256()
     for name in (ROOT, MANIFEST, JOURNAL):
