@@ -122,6 +122,34 @@ def one_task(path: Path) -> None:
     assert not row.error, row.error
 
 
+def check_all(path: Path) -> None:
+    """Every file by its hash, every row of P and column of G by its sum."""
+    from i2am.analyzer.inspection.verify import verify
+
+    assert verify(path).ok
+
+
+def diagnose_all(path: Path) -> None:
+    """Every failure signature."""
+    import dask
+
+    from i2am.analyzer import diagnose, open_trace
+
+    with dask.config.set(scheduler="threads", num_workers=THREADS):
+        diagnose(open_trace(path))
+
+
+def lazy_means(path: Path) -> None:
+    """The mean of P of every layer, through lazy arrays."""
+    import dask
+
+    from i2am.analyzer import open_trace
+
+    trace = open_trace(path)
+    means = [trace.probabilities(index).mean() for index in range(len(trace.layers))]
+    dask.compute(means, scheduler="threads", num_workers=THREADS)
+
+
 def measured(path: Path, what: str) -> dict[str, Any]:
     """Seconds, peak GB and opened files of a fresh process that does `what`."""
     here = str(Path(__file__).parent)
@@ -219,7 +247,7 @@ def main(traces: int, gigabytes: float, repeats: int, folder: Path | None) -> No
             f"{machine()}; {raw / 1e9:.1f} GB raw in {len(trace.layers)} layers, {trace.steps} steps, {files} files of attention, "
             f"{size_on_disk(path) / 1e9:.1f} GB on disk\n"
         )
-        names = ("read_with_zarr", "all_levels", "lowest_level", "one_task")
+        names = ("read_with_zarr", "all_levels", "lowest_level", "one_task", "check_all", "diagnose_all", "lazy_means")
         runs = [{name: measured(path, name) for name in names} for _ in range(repeats)]
         seconds = {name: statistics.median(run[name]["seconds"] for run in runs) for name in names}
         peaks = {name: max(run[name]["peak"] for run in runs) for name in names}
@@ -229,6 +257,9 @@ def main(traces: int, gigabytes: float, repeats: int, folder: Path | None) -> No
                 ("ULAM, TLAM, HLAM and LLAM of R2G and G2R", "all_levels"),
                 ("ULAM of both alone", "lowest_level"),
                 ("one task of a cluster, in one thread: IMACS_g and IMACS_r", "one_task"),
+                ("`verify`: hashes, sums of rows of P and columns of G", "check_all"),
+                ("`diagnose`: maps, and a survey of every call", "diagnose_all"),
+                ("the mean of P of every layer through lazy arrays", "lazy_means"),
                 (f"zarr's own read and decode ({raw / 1e6 / seconds['read_with_zarr']:.0f} MB/s of float16)", "read_with_zarr"),
             )
         ]
