@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,7 +21,6 @@ from typing import Any, Final, TypeAlias
 from ...schema.errors import AlreadyExists, InvalidInput
 from ...schema.messages import option
 from ..methods.recipes import get_recipe
-from ..storage.location import settle
 from ..store.discovery import Member
 from .rows import DatasetRequest, TraceScores, identify
 
@@ -55,13 +55,13 @@ class RowFile:
     def known(self, member: Member) -> TraceScores | None:
         """The row of a trace that was finished before and has not changed since."""
         _, row = self.rows.get(member.place, ("", None))
-        return row if row is not None and identify(member.path) in (row.identity, NOTHING) else None
+        return row if row is not None and (is_gone(member) or identify(member.path) == row.identity) else None
 
     def gone(self, members: Iterable[Member]) -> list[Member]:
         """Traces that have a row, and are neither asked for now nor there any more."""
         named = {member.place for member in members}
-        found = (Member(name, settle(path)) for path, (name, _) in self.rows.items() if path not in named)
-        return [member for member in found if identify(member.path) == NOTHING]
+        found = (Member(name, Path(path)) for path, (name, _) in self.rows.items() if path not in named and "://" not in path)
+        return [member for member in found if is_gone(member)]
 
     def _append(self, line: dict[str, Any]) -> None:
         """One line in one write: what is killed leaves it whole or torn, and never in the middle of another's."""
@@ -71,8 +71,9 @@ class RowFile:
             file.write(first + encode(line))
 
 
-NOTHING: Final = hashlib.sha256().hexdigest()
-"""The identity of what is not there."""
+def is_gone(member: Member) -> bool:
+    """Whether nothing lies at a trace's path any more; of an address it is not asked."""
+    return isinstance(member.path, Path) and not os.path.lexists(member.path)
 
 
 def open_rows(out: Path, request: DatasetRequest, share: Share | None = None, *, resume: bool = False, overwrite: bool = False) -> RowFile:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import xarray as xr
@@ -94,7 +93,7 @@ DEFERRED: Final = TraceScores(kind="Deferred")
 
 
 def evaluate_trace(
-    path: Path | str, request: DatasetRequest, scheduler: str | Callable[..., Any] | None = None, most: float = math.inf
+    path: Location, request: DatasetRequest, scheduler: str | Callable[..., Any] | None = None, most: float = math.inf
 ) -> TraceScores:
     """Answer for one trace; `DEFERRED`, unread, if it holds more than `most` bytes of attention.
 

@@ -38,11 +38,6 @@ class Member:
         """The same for messages and tables, without what may be a key."""
         return describe_location(self.path)
 
-    @property
-    def absolute(self) -> Path | str:
-        """The same as other processes find it."""
-        return self.path if isinstance(self.path, str) else self.path.resolve()
-
 
 def find_traces(sources: Source | Iterable[Source]) -> list[Member]:
     """Traces in the order in which they are named, those of a folder or pattern sorted; each once.

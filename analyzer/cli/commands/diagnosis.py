@@ -23,6 +23,7 @@ from .options import (
     overwrite_option,
     partial_option,
     sample_option,
+    scheduler_option,
     selection_options,
     trace_argument,
     with_heads,
@@ -42,20 +43,29 @@ METRICS: Final = "Metrics, separated by commas.  [default: all that both have; o
 @mask_options
 @group_option
 @sample_option
+@scheduler_option
 @json_option
 def diagnose_command(
-    trace: Path, partial: bool, mask: str | None, reference_mask: str | None, group: str | None, sample: int, as_json: bool
+    trace: Path,
+    partial: bool,
+    mask: str | None,
+    reference_mask: str | None,
+    group: str | None,
+    sample: int,
+    scheduler: str | None,
+    as_json: bool,
 ) -> None:
     """Look for the ways in which attention fails: uniform, outside the masks, unsteady, one-sided, sinks, lost in encoding.
 
     Each is a number (more is worse), the range it has on healthy recordings of the demo model and on failing ones, and a sentence.
     """
+    from ...datasets.cluster import computing
     from ...diagnosis.signatures import diagnose
     from ...progress import shown
     from ...trace.reader import open_trace
 
     opened = open_trace(trace, partial=partial)
-    with shown("diagnose"):
+    with computing(scheduler, trace), shown("diagnose"):
         facts = diagnose(opened, mask=mask, reference_mask=reference_mask, sample=sample, group=group)
     answer(facts, write_diagnosis(facts), as_json=as_json)
 

@@ -236,3 +236,12 @@ def test_a_share_that_is_none_is_one_line(text: str, capsys: pytest.CaptureFixtu
 def test_resuming_needs_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", "traces", "--resume"]) == 2
     assert "say which with -o FILE" in capsys.readouterr().err
+
+
+def test_a_trace_that_cannot_be_read_any_more_is_not_gone(opened: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch, 4)
+    for name in os.listdir("traces/pair-0.zarr"):
+        path = Path("traces/pair-0.zarr", name)
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    assert run([*ASK, "--resume"]) == 4
+    assert "pair-0" not in Path("table.csv").read_text()
