@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 from typing import Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -75,6 +76,7 @@ class Memory:
 
 
 MEMORY: Final = Memory(MEMORY_BYTES)
+_NUMBERS: Final = count()
 
 
 @dataclass(slots=True)
@@ -118,6 +120,7 @@ class Address(Storage):
         self._server = serve(address)
         self._known: dict[str, tuple[int, str]] = {}
         self._sizes: dict[str, int] = {}
+        self._number = next(_NUMBERS)
 
     @property
     def place(self) -> str:
@@ -244,7 +247,7 @@ class Address(Storage):
 
     def _tail_key(self, name: str) -> tuple[object, ...]:
         version = self._known.get(name, (-1, ""))[1]
-        return self._at(name), version or id(self._known)
+        return self._at(name), version or self._number
 
     def _disk_key(self, part: Part) -> str:
         """Under which a part is kept on disk; empty for a file of which nobody can say whether it changed."""
