@@ -259,6 +259,8 @@ class Address(Storage):
         total, version = self._known.setdefault(name, (answer.total, answer.version))
         other_size = -1 not in (total, answer.total) and total != answer.total
         if other_size or ("" not in (version, answer.version) and version != answer.version):
+            self._known.pop(name)
+            self._sizes.pop(name, None)
             raise NoAnswer(f"{shown(self._at(name))} was replaced while it was read; open it again")
         if answer.total >= 0:
             self._known[name] = answer.total, version or answer.version

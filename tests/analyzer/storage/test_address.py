@@ -247,6 +247,14 @@ def test_an_opened_trace_travels_without_its_bytes(web: Web) -> None:
     assert (again.read("zarr.json", 0, 9) == opened.storage.read("zarr.json", 0, 9)).all()
 
 
+def test_other_processes_read_it_themselves(web: Web) -> None:
+    opened = open_trace(f"{web.address}/small.zarr.zip")
+    web.reset()
+    found = r2g(opened).compute(scheduler="processes", num_workers=1)
+    assert (found == r2g(open_trace(web.root / "small.zarr")).compute()).all()
+    assert web.requests == 1
+
+
 def test_a_replaced_zip_is_refused_in_the_process_that_opens_it_again(web: Web) -> None:
     sent = pickle.dumps(open_trace(f"{web.address}/small.zarr.zip?once").storage)
     kept = (web.root / "small.zarr.zip").read_bytes()
@@ -255,6 +263,10 @@ def test_a_replaced_zip_is_refused_in_the_process_that_opens_it_again(web: Web) 
         address.MEMORY.clear()
         with pytest.raises(CorruptTrace, match="is not the one that was opened before"):
             pickle.loads(sent).size("zarr.json")
+        with pytest.raises(CorruptTrace, match="is not the one that was opened before"):
+            pickle.loads(sent).size("zarr.json")
+        again = pickle.dumps(open_trace(f"{web.address}/small.zarr.zip?once").storage)
+        assert pickle.loads(again).size("zarr.json") > 0, "a process that has read the old one can read the new one"
     finally:
         (web.root / "small.zarr.zip").write_bytes(kept)
 
