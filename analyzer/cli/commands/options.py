@@ -85,6 +85,8 @@ def output_option(text: str, **more: Any) -> Callable[[F], F]:
     return click.option("-o", "--out", type=PATH, metavar="FILE", help=text, **more)
 
 
+SCHEDULER: Final = "Work on a dask cluster, such as tcp://10.0.0.1:8786."
+scheduler_option = click.option("--scheduler", metavar="ADDRESS", help=f"{SCHEDULER}  [default: here]")
 partial_option = click.option("--partial", is_flag=True, help="Open recordings that did not finish; only committed steps count.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
