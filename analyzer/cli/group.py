@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 import click
@@ -83,7 +83,7 @@ def announced() -> dict[str, EntryPoint]:
     epilog=EPILOG,
     no_args_is_help=True,
 )
-@click.version_option(version("i2am"), "--version", message="i2am %(version)s")
+@click.version_option(package_name="i2am", message="i2am %(version)s")
 def i2am() -> None:
     """Ask a recorded diffusion run where its picture came from: R2G, G2R, SRAM maps and IMACS, without the model."""
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from ...schema.codec import MANTISSA
 from ...schema.trace import LOSSY
 from ..trace.reader import Trace
+from ..trace.tables import layer_rows
 
 HALF: Final = 2
 """Bytes of a float16: what raw attention is counted in."""
@@ -30,7 +31,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         "branches": list(record.branches),
         "latent_grid": list(record.latent_grid) if record.latent_grid else None,
         "latent_frames": trace.latent_frames,
-        "layers": [{**row, "column_mass_lost": share} for row, share in zip(trace.layer_table(), lost, strict=True)],
+        "layers": layer_rows(trace),
         "images": [
             {"name": image.name, "role": image.role, "frames": image.frames, "height": image.height, "width": image.width}
             for image in record.images

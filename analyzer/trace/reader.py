@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ..store.chunks import read_heads
 from ..store.validation import Contents, inspect
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
     from .calls import Kind
@@ -126,37 +127,31 @@ class Trace(Contents):
         """
         return {image.name: self.image(image.name)[..., 0] for image in self.images if image.role in ("mask", "reference_mask")}
 
-    def layer_table(self) -> list[dict[str, Any]]:
-        """One row a layer."""
-        return [
-            {
-                "index": index,
-                "name": layer.name,
-                "grid": list(layer.grid),
-                "frames": layer.frames,
-                "heads": layer.heads,
-                "call_heads": layer.model_heads,
-                "head_numbers": list(layer.heads_kept),
-                "head_dim": layer.head_dim,
-                "tokens": layer.tokens,
-                "groups": [
-                    {"name": g.name, "role": g.role, "tokens": g.tokens, "specials": g.specials, "grid": list(g.grid) if g.grid else None}
-                    for g in layer.groups
-                ],
-                "encoding": layer.encoding,
-                "calls": int(self.present[:, index].sum()),
-                "column_mass_lost": layer.column_mass_lost,
-            }
-            for index, layer in enumerate(self.layers)
-        ]
+    def layer_table(self) -> pd.DataFrame:
+        """One row a layer: name, block, grid, heads, tokens and their groups, encoding, calls that were recorded.
 
-    def step_table(self) -> list[dict[str, Any]]:
-        """One row a step that counts, in execution order."""
-        columns = {name: column.tolist() for name, column in self.steps.items()}
-        return [
-            {"step": step, **{name: column[step] for name, column in columns.items()}, "layers": int(self.present[step].sum())}
-            for step in range(len(self.present))
-        ]
+        Units    bytes of its files
+        """
+        from .tables import layer_table  # pandas loads slowly
+
+        return layer_table(self)
+
+    def step_table(self) -> pd.DataFrame:
+        """One row a step that counts, in execution order: evaluation, timestep, sigma, scheduler_step, layers that took part."""
+        from .tables import step_table
+
+        return step_table(self)
+
+    def to_datatree(self) -> xr.DataTree:
+        """The trace as one tree, lazy, in chunks of dask: what `xr.open_datatree(path, engine="i2am", chunks={})` opens.
+
+            trace.to_datatree()["layers/000"]["probability"].sel(branch="cond").mean("head")
+
+        Raises   CorruptTrace where a file is read that was changed
+        """
+        from .backend import make_datatree
+
+        return make_datatree(self)
 
     def probe_key(self, layer: Selector, probe: str | None = None) -> NDArray[np.float32] | NDArray[np.float16]:
         """Keys of one probe in a layer, or of all of them one after another, exactly as the model makes them.

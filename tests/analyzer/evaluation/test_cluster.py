@@ -151,7 +151,7 @@ def test_the_page_s_commands_work(
     shutil.copytree(traces / "pair-0.zarr", "run.zarr")
     lines = [line.split("#")[0] for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     asked = [shlex.split(line)[1:] for line in lines if re.match("i2am (imacs|evaluate) ", line)]
-    assert len(asked) == 3
+    assert len(asked) == 5
     for arguments in asked:
         assert run([*arguments, *(["--overwrite"] if "-o" in arguments else [])]) == 4, "one of the traces did not finish"
         assert "1 of 5 traces were skipped" in capsys.readouterr().err
