@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TypeAlias
 
+from .archive import Archive
 from .folder import Folder
 from .storage import Storage
 
@@ -15,4 +16,10 @@ Location: TypeAlias = str | os.PathLike[str]
 
 def locate(location: Location | Storage) -> Storage:
     """The storage at a path or address; nothing is read yet."""
-    return location if isinstance(location, Storage) else Folder(Path(location))
+    if isinstance(location, Storage):
+        return location
+    path = Path(location)
+    if not path.is_file():
+        return Folder(path)
+    file = path.resolve()  # a link that the user names is followed, as one to a folder is
+    return Archive(Folder(file.parent), file.name, path)

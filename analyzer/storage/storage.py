@@ -94,6 +94,11 @@ class Storage(ABC):
         """One part."""
         return next(iter(self.fetch([Part(name, offset, length)])))
 
+    def read_tail(self, name: str, most: int) -> tuple[int, Bytes]:
+        """Bytes of a file, and those at its end, at most so many."""
+        size = self.size(name)
+        return size, self.read(name, max(size - most, 0), min(size, most))
+
 
 def sort_name(name: str, found: Listing) -> bool:
     """Whether a file is one of the trace's; what desktops and repositories leave, and what is being written, is put into the listing."""

@@ -18,6 +18,7 @@ from .files import read_json
 Source: TypeAlias = str | os.PathLike[str]
 
 SUFFIX: Final = ".zarr"
+ARCHIVE: Final = ".zarr.zip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +26,15 @@ class Member:
     """One trace of a dataset, not yet opened."""
 
     name: str
-    """Its file name without .zarr; where two would have the same, the path below the folder that holds them all."""
+    """Its file name without .zarr or .zarr.zip; where two would have the same, the path below the folder that holds them all."""
     path: Path
 
 
 def find_traces(sources: Source | Iterable[Source]) -> list[Member]:
     """Traces in the order in which they are named, those of a folder or pattern sorted; each once.
 
-    A folder stands for the traces anywhere below it. What lies there and is something else, such as a saved map, is passed over; a
-    folder called .zarr that nothing can be read from is not: it may be what is left of a trace.
+    A folder stands for the traces anywhere below it, zip files called .zarr.zip among them. What lies there and is something else, such
+    as a saved map, is passed over; a folder called .zarr that nothing can be read from is not: it may be what is left of a trace.
 
     Raises   NotATrace if a path does not exist or no trace is found, InvalidInput for no paths
     """
@@ -79,7 +80,11 @@ def _below(folder: Path) -> Iterator[Path]:
         for entry in entries:
             # A name with a dot in front is something half written, or somebody's own business.
             path = folder / entry.name
-            if entry.name.startswith(".") or not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
+            if entry.name.startswith("."):
+                continue
+            if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
+                if entry.name.endswith(ARCHIVE) and path.is_file():
+                    yield path
                 continue
             if os.path.exists(os.path.join(path, ROOT)):
                 if _may_be_trace(path):
@@ -103,9 +108,13 @@ def _may_be_trace(path: Path) -> bool:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    short = [path.name.removesuffix(SUFFIX) for path in paths]
+    short = [_stem(path.name) for path in paths]
     if max(Counter(short).values()) == 1:
         return short
     resolved = [path.resolve() for path in paths]
     top = os.path.commonpath([path.parent for path in resolved])
-    return [path.relative_to(top).as_posix().removesuffix(SUFFIX) for path in resolved]
+    return [_stem(path.relative_to(top).as_posix()) for path in resolved]
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".zip").removesuffix(SUFFIX)

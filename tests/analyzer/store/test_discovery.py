@@ -67,6 +67,13 @@ def test_what_is_something_else_is_passed_over_and_what_may_have_been_a_trace_is
     assert names(traces / "map.zarr") == ["map"], "who names it is told what it is"
 
 
+def test_zip_files_of_traces_are_found_beside_folders_and_other_zip_files_are_not(traces: Path) -> None:
+    for name in ("z.zarr.zip", "data.zip", ".half.zarr.zip"):
+        (traces / name).write_bytes(b"PK")
+    assert names(traces) == ["a", "b", "c", "z"]
+    assert names("runs/*.zip") == ["data", "z"], "a pattern names what it matches"
+
+
 def test_traces_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     found = [put(tmp_path / who / "run.zarr") for who in ("anna", "bert")]
     assert names(*found) == ["anna/run", "bert/run"]
