@@ -76,9 +76,10 @@ class ZipTarget(Target):
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
-        self._file = open(place, "ab")  # noqa: SIM115  # emptied only once the lock is held, closed by `close`
-        _lock(self._file.fileno(), place)
-        self._file.truncate(0)
+        handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+        _lock(handle, place)
+        os.ftruncate(handle, 0)  # what a run that was killed left
+        self._file = os.fdopen(handle, "wb")
         self._archive = Archive(self._file)
 
     def add(self, file: File) -> None:
