@@ -6,6 +6,7 @@ beyond the first format's four and two bytes are written in the form called zip6
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Member:
 
 
 class Archive:
-    """Writes members into an open, empty file, and the directory of them at the end."""
+    """Writes members into an open file, and the directory of them at the end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -48,11 +49,23 @@ class Archive:
 
     def add(self, name: str, data: bytes) -> None:
         """Write one member; files of a trace are far smaller than the four gigabytes that one may have."""
-        member = Member(name.encode(), zlib.crc32(data), len(data), self._offset)
-        header = LOCAL.pack(0x04034B50, VERSION, 0, 0, 0, DATE, member.crc, member.size, member.size, len(member.name), 0)
-        self._write(header + member.name)
+        self._members.append(Member(name.encode(), zlib.crc32(data), len(data), self._offset))
+        self._write(_header(self._members[-1]))
         self._write(data)
+
+    def resume(self, name: str, size: int, digest: str) -> bool:
+        """Take the next member from what the file holds already, if it is this one; else whatever follows is cut off."""
+        self._file.seek(self._offset)
+        header = self._file.read(LOCAL.size + len(name.encode()))
+        data = self._file.read(size)
+        member = Member(name.encode(), zlib.crc32(data), size, self._offset)
+        if header != _header(member) or hashlib.sha256(data).hexdigest() != digest:
+            self._file.seek(self._offset)
+            self._file.truncate()
+            return False
         self._members.append(member)
+        self._offset += len(header) + size
+        return True
 
     def finish(self) -> None:
         """Write the directory, after which nothing can be added."""
@@ -70,6 +83,11 @@ class Archive:
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._offset += len(data)
+
+
+def _header(member: Member) -> bytes:
+    """What stands before a member's bytes."""
+    return LOCAL.pack(0x04034B50, VERSION, 0, 0, 0, DATE, member.crc, member.size, member.size, len(member.name), 0) + member.name
 
 
 def _entry(member: Member) -> bytes:

@@ -107,8 +107,9 @@ def rewrite(target: Target, source: Contents, record: TraceRecord, origins: Sequ
     for path, values in tables(source, record, origins).items():
         add(encode_array(plans[path], values.astype(plans[path].dtype)))
     add(encode_document(f"{folder}/{ROOT}", found, MOST_DOCUMENT_BYTES) for folder, found in documents(record).items())
-    add([encode_document(ROOT, root_document(record), MOST_ROOT_BYTES)])
-    target.add(File(MANIFEST, encode_manifest(record.id, sums).encode()))
+    root = encode_document(ROOT, root_document(record), MOST_ROOT_BYTES)
+    target.add(File(MANIFEST, encode_manifest(record.id, sums | {ROOT: root.sum}).encode()))
+    target.add(root)
     return record
 
 

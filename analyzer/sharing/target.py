@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ...schema.errors import AlreadyExists, InvalidInput
+from ...schema.journal import FileSum
 from ...schema.layout import ROOT
 from ...schema.messages import refuse_taken
 from ..storage.storage import TEMPORARY
@@ -36,6 +38,10 @@ class Target(ABC):
         """Take one file."""
 
     @abstractmethod
+    def keep(self, name: str, given: FileSum) -> bool:
+        """Take the next file from what a run that ended early left, if it has just these bytes."""
+
+    @abstractmethod
     def finish(self) -> None:
         """Make all that was taken durable."""
 
@@ -52,8 +58,6 @@ class FolderTarget(Target):
         place.mkdir(exist_ok=True)
         self._handle = os.open(place, os.O_RDONLY)
         _lock(self._handle, place)
-        for name in os.listdir(place):  # what a run that was killed left
-            shutil.rmtree(place / name) if (place / name).is_dir() else (place / name).unlink()
 
     def add(self, file: File) -> None:
         path = self.place / file.name
@@ -61,7 +65,20 @@ class FolderTarget(Target):
         path.write_bytes(file.data)
         self.sizes[file.name] = len(file.data)
 
+    def keep(self, name: str, given: FileSum) -> bool:
+        path = self.place / name
+        if not path.is_file() or path.stat().st_size != given.nbytes:
+            return False
+        with path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == given.sha256
+        if same:
+            self.sizes[name] = given.nbytes
+        return same
+
     def finish(self) -> None:
+        for path in self.place.rglob("*"):  # what a run that ended early left
+            if path.is_file() and path.relative_to(self.place).as_posix() not in self.sizes:
+                path.unlink()
         paths = [self.place / name for name in self.sizes]
         folders = {parent for path in paths for parent in path.parents if parent.is_relative_to(self.place)}
         for path in [*paths, *sorted(folders, reverse=True)]:
@@ -78,16 +95,26 @@ class ZipTarget(Target):
         super().__init__(place)
         handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
         _lock(handle, place)
-        os.ftruncate(handle, 0)  # what a run that was killed left
-        self._file = os.fdopen(handle, "wb")
+        self._file = os.fdopen(handle, "r+b")
         self._archive = Archive(self._file)
+        self._agrees = True
 
     def add(self, file: File) -> None:
+        if not self.sizes:
+            self._file.truncate(0)  # what a run that ended early left
+        self._agrees = False
         self._archive.add(file.name, file.data)
         self.sizes[file.name] = len(file.data)
 
+    def keep(self, name: str, given: FileSum) -> bool:
+        self._agrees = self._agrees and self._archive.resume(name, given.nbytes, given.sha256)
+        if self._agrees:
+            self.sizes[name] = given.nbytes
+        return self._agrees
+
     def finish(self) -> None:
         self._archive.finish()
+        self._file.truncate()
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -96,8 +123,10 @@ class ZipTarget(Target):
 
 
 @contextmanager
-def new_trace(path: Path, overwrite: bool) -> Iterator[Target]:
+def new_trace(path: Path, overwrite: bool, *, resumable: bool = False) -> Iterator[Target]:
     """A target for the files of one trace, which has its name once the block ends without an error; else nothing is left.
+
+    What is `resumable` is left under its temporary name, for a later run to keep what it can of it.
 
     Raises   as `check_target`; AlreadyExists where another process writes to it
     """
@@ -110,7 +139,8 @@ def new_trace(path: Path, overwrite: bool) -> Iterator[Target]:
         refuse_taken(path, overwrite)  # by now
         _rename(place, path)
     except BaseException:
-        shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+        if not resumable:
+            shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
         raise
     finally:
         target.close()

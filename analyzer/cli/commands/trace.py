@@ -1,4 +1,4 @@
-"""The commands `info`, `verify` and `report`, and those that write traces anew: `pack` and `unpack`."""
+"""The commands `info`, `verify` and `report`, and those that write traces: `pack`, `unpack` and `copy`."""
 
 from __future__ import annotations
 
@@ -171,6 +171,29 @@ def unpack_command(trace: Path, out: str, overwrite: bool, as_json: bool) -> Non
     from ...sharing.packing import unpack
 
     _answer_shared(unpack(trace, out, overwrite=overwrite, progress=True), as_json)
+
+
+@click.command(
+    "copy",
+    short_help="Copy a trace between folders, zip files and addresses, checked on the way.",
+    epilog=example("i2am copy run.zarr run.zarr.zip", "i2am copy run.zarr.zip run.zarr"),
+)
+@click.argument("trace", type=PATH, metavar="SRC")
+@click.argument("out", metavar="DST")
+@overwrite_option
+@json_option
+def copy_command(trace: Path, out: str, overwrite: bool, as_json: bool) -> None:
+    """Copy a trace as it is; every file is compared with the manifest on its way.
+
+    DST ends in .zarr for a folder, in .zip for one file. It has its name once it is whole; a copy that ended early is taken up
+    again by the same command, and keeps the files that agree with the manifest.
+    """
+    from ...sharing.copying import copy
+
+    done = copy(trace, out, overwrite=overwrite, progress=True)
+    facts = {"path": str(done.place), "trace": done.record.id, "bytes": done.nbytes, "files": done.files, "kept": done.kept}
+    kept = f", {done.kept} of them from an earlier copy" if done.kept else ""
+    answer(facts, f"{done.place}: {done.files} files ({size_text(done.nbytes)}) as recorded{kept}", as_json=as_json)
 
 
 def _answer_shared(made: Shared, as_json: bool) -> None:
