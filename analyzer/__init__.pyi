@@ -1,11 +1,11 @@
+from .datasets.dataset import evaluate as evaluate
+from .datasets.means import mean_map as mean_map
+from .datasets.pairs import differ_pairs as differ_pairs
 from .diagnosis.signatures import diagnose as diagnose
-from .evaluation.dataset import evaluate as evaluate
 from .evaluation.difference import differ as differ
-from .evaluation.means import mean_map as mean_map
 from .evaluation.metric_table import METRICS as METRICS
 from .evaluation.metric_table import available as available
 from .evaluation.metric_table import judge as judge
-from .evaluation.pairs import differ_pairs as differ_pairs
 from .heads.concepts import concept_words as concept_words
 from .heads.concepts import load_concepts as load_concepts
 from .heads.files import load_heads as load_heads

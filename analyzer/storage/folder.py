@@ -31,6 +31,9 @@ class Folder(Storage):
 
     root: Path
 
+    def __reduce__(self) -> tuple[type[Folder], tuple[Path]]:
+        return Folder, (self.root.resolve(),)  # who reads it may stand in another folder
+
     @property
     def place(self) -> Path:
         return self.root

@@ -19,7 +19,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from ...schema.errors import CorruptTrace
+from ...schema.errors import CorruptTrace, NoAnswer
 from ...schema.layout import STEP, ArrayPlan
 from ..storage.storage import Bytes, Part, Storage
 from .ledger import ArrayFiles
@@ -135,6 +135,8 @@ class Blocks:
                 name = part.name
                 _decode(next(data), self.plan, out.reshape(-1), crc)
                 yield row, out
+        except NoAnswer:
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             raise self._corrupt(name, step, error) from error
 
@@ -183,6 +185,8 @@ def read_table(storage: Storage, files: ArrayFiles) -> NDArray[Any]:
     try:
         for i, data in enumerate(storage.fetch(_parts(storage, files, at))):
             _decode(data, plan, flat[i], None if files.crcs is None else files.crcs[at][i])
+    except NoAnswer:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(storage, plan.key(*at), error) from error
     table: NDArray[Any] = flat.reshape(plan.file_shape)
@@ -204,6 +208,8 @@ def read_heads(storage: Storage, files: ArrayFiles) -> NDArray[Any]:
         for head, part in enumerate(parts):
             name = part.name
             _decode(next(data), plan, out[head].reshape(-1), None if files.crcs is None else files.crcs[head].item())
+    except NoAnswer:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(storage, name, error) from error
     return out

@@ -32,6 +32,11 @@ def test_help_waits_for_no_numpy(arguments: list[str]) -> None:
 
 
 @pytest.mark.analyzer
+def test_verifying_needs_no_dask() -> None:
+    assert not modules_after("import i2am.analyzer.inspection.verify, i2am.analyzer.cli.main") & {"dask", "xarray", "scipy"}
+
+
+@pytest.mark.analyzer
 def test_the_writer_needs_neither_half() -> None:
     assert not modules_after("import i2am.recorder.store.writer") & {"torch", "dask", "xarray"}
 

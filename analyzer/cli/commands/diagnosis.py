@@ -12,7 +12,8 @@ from ....schema.messages import listed
 from ...output.files import check_output, endings
 from .evaluation import dataset_request, number
 from .options import (
-    PATH,
+    PLACE,
+    cache_option,
     example,
     given,
     group_option,
@@ -22,6 +23,7 @@ from .options import (
     overwrite_option,
     partial_option,
     sample_option,
+    scheduler_option,
     selection_options,
     trace_argument,
     with_heads,
@@ -41,20 +43,29 @@ METRICS: Final = "Metrics, separated by commas.  [default: all that both have; o
 @mask_options
 @group_option
 @sample_option
+@scheduler_option
 @json_option
 def diagnose_command(
-    trace: Path, partial: bool, mask: str | None, reference_mask: str | None, group: str | None, sample: int, as_json: bool
+    trace: Path,
+    partial: bool,
+    mask: str | None,
+    reference_mask: str | None,
+    group: str | None,
+    sample: int,
+    scheduler: str | None,
+    as_json: bool,
 ) -> None:
     """Look for the ways in which attention fails: uniform, outside the masks, unsteady, one-sided, sinks, lost in encoding.
 
     Each is a number (more is worse), the range it has on healthy recordings of the demo model and on failing ones, and a sentence.
     """
+    from ...datasets.cluster import computing
     from ...diagnosis.signatures import diagnose
     from ...progress import shown
     from ...trace.reader import open_trace
 
     opened = open_trace(trace, partial=partial)
-    with shown("diagnose"):
+    with computing(scheduler, trace), shown("diagnose"):
         facts = diagnose(opened, mask=mask, reference_mask=reference_mask, sample=sample, group=group)
     answer(facts, write_diagnosis(facts), as_json=as_json)
 
@@ -82,9 +93,10 @@ def write_diagnosis(facts: dict[str, Any]) -> str:
         "i2am diff step-100/ step-1000/ -o pairs.csv        traces of one name, pair by pair",
     ),
 )
-@click.argument("first", type=PATH)
-@click.argument("second", type=PATH)
+@click.argument("first", type=PLACE)
+@click.argument("second", type=PLACE)
 @partial_option
+@cache_option
 @output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps; of folders {endings('table')}, a row a pair.")
 @click.option("--metric", "metrics", callback=words, metavar="NAMES", help=METRICS)
 @selection_options
@@ -140,8 +152,8 @@ def differ_folders(
     options: dict[str, Any],
 ) -> int:
     """Compare two folders pair by pair, print it, and return the exit code."""
-    from ...evaluation.dataset import USUAL
-    from ...evaluation.pairs import ask_pairs, facts_of, save_pairs
+    from ...datasets.dataset import USUAL
+    from ...datasets.pairs import ask_pairs, facts_of, save_pairs
     from ...store.discovery import find_traces
 
     if out:

@@ -31,8 +31,8 @@ from .options import (
 from .text import align, answer, write_skipped
 
 if TYPE_CHECKING:
-    from ...evaluation.dataset import DatasetScores
-    from ...evaluation.rows import DatasetRequest
+    from ...datasets.dataset import DatasetScores
+    from ...datasets.rows import DatasetRequest
     from ...metrics.overlap import ImacsOptions
 
 
@@ -164,7 +164,7 @@ def evaluate_command(
     --resume asks only for what is missing there. Shares (--rows) keep theirs side by side and write no table; --resume without --rows
     makes it of all of them. --after runs without a shell; if it fails, that is listed at the end, with exit code 1.
     """
-    from ...evaluation.dataset import USUAL, save_table
+    from ...datasets.dataset import USUAL, save_table
 
     if resume and out is None:
         raise click.UsageError("--resume goes on with the rows kept beside a table; say which with -o FILE")
@@ -175,7 +175,7 @@ def evaluate_command(
         traces, metrics, partial, (scheduler, jobs), options, keeping=Keeping(out, share, resume, overwrite, after)
     )
     if out is not None and share is None:
-        from ...evaluation.row_files import list_files
+        from ...datasets.row_files import list_files
 
         save_table(evaluation, out, overwrite=overwrite or resume)
         for file in [] if evaluation.skipped or failures else list_files(out):
@@ -227,7 +227,7 @@ def _evaluate(
     keeping: Keeping | None = None,
 ) -> tuple[DatasetScores, dict[str, str]]:
     """The rows, and by trace the failures of the command after each; `where` is a scheduler or a number of processes."""
-    from ...evaluation.processes import Crew, choose_jobs
+    from ...datasets.processes import Crew, choose_jobs
     from ...store.discovery import find_traces
 
     scheduler, jobs = where
@@ -238,10 +238,10 @@ def _evaluate(
         crew = None
         if scheduler is None and (count := choose_jobs(jobs, len(members))) > 1:
             crew = stack.enter_context(Crew(count))  # before this process loads what they load too
-        from ...evaluation.cluster import connected
-        from ...evaluation.commands import AfterEach
-        from ...evaluation.dataset import ask
-        from ...evaluation.row_files import open_rows, share_of
+        from ...datasets.cluster import connected
+        from ...datasets.commands import AfterEach
+        from ...datasets.dataset import ask
+        from ...datasets.row_files import open_rows, share_of
 
         request = dataset_request(metrics, partial, options, more)
         kept = None if keep.out is None else open_rows(keep.out, request, keep.share, resume=keep.resume, overwrite=keep.overwrite)
@@ -256,7 +256,7 @@ def _evaluate(
 def dataset_request(metrics: tuple[str, ...], partial: bool, options: dict[str, Any], more: dict[str, Any] | None = None) -> DatasetRequest:
     """What typed options ask of every trace of a dataset."""
     from ...aggregation.selection import Select
-    from ...evaluation.rows import DatasetRequest
+    from ...datasets.rows import DatasetRequest
 
     ranked = None
     if (scores := options.get("heads_from")) is not None:
@@ -272,7 +272,7 @@ def dataset_request(metrics: tuple[str, ...], partial: bool, options: dict[str, 
 
 
 def _print(evaluation: DatasetScores, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
-    from ...evaluation.dataset import facts_of
+    from ...datasets.dataset import facts_of
 
     means = align([["", *evaluation.metrics], *mean_rows(evaluation)], right=True)
     text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{means}"
@@ -291,7 +291,7 @@ def write_table(evaluation: DatasetScores) -> str:
 
 def write_notes(evaluation: DatasetScores) -> str:
     """What to bear in mind: traces left out, copies of one recording, what an encoding lost."""
-    from ...evaluation.dataset import remarks, skipped_facts
+    from ...datasets.dataset import remarks, skipped_facts
 
     skipped = write_skipped([skipped_facts(*each) for each in evaluation.skipped], len(evaluation.rows))
     return "\n".join([*skipped, *remarks(evaluation)])

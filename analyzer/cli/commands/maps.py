@@ -22,6 +22,7 @@ from .options import (
     output_option,
     overwrite_option,
     place,
+    scheduler_option,
     selection_options,
     style_option,
     trace_argument,
@@ -95,6 +96,7 @@ APPROXIMATE: Final = "note: in one of the traces the encoding lost up to {:.0%} 
 @click.option("--as-published", is_flag=True, help="Scale, invert and cut the map as its recipe does, at its image's size.")
 @style_option
 @click.option("--scale", type=click.Choice(["shared", "own"]), help="One scale of colours for all tiles, with a bar, or each tile's own.")
+@scheduler_option
 @overwrite_option
 @json_option
 def map_command(
@@ -106,6 +108,7 @@ def map_command(
     as_published: bool,
     style: str,
     scale: Scale | None,
+    scheduler: str | None,
     overwrite: bool,
     as_json: bool,
     **options: Any,
@@ -116,6 +119,7 @@ def map_command(
     styles i2am and daam each tile has its own. Numbers are in .npy, .nc and .zarr. With --mean, TRACE is a folder that holds traces, a
     quoted pattern, or several; those that cannot be asked, or do not fit the first, are listed and skipped, and the exit code is then 4.
     """
+    from ...datasets.cluster import computing
     from ...output.colours import find_style
     from ...store.discovery import is_dataset
     from ...trace.reader import open_trace
@@ -134,9 +138,11 @@ def map_command(
         return refine(trace, asked.compute(), patches, as_published)
 
     if mean:
-        from ...evaluation.means import mean_map, save_mean
+        from ...datasets.means import mean_map, save_mean
 
-        found = mean_map(traces, make, partial=partial, **{name: options[name] for name in POSITIONAL if options[name] is not None})
+        positional = {name: options[name] for name in POSITIONAL if options[name] is not None}
+        with computing(scheduler, *traces):
+            found = mean_map(traces, make, partial=partial, **positional)
         save_mean(found, path, style, scale, overwrite=overwrite)
         return answer_mean(found, path, direction, as_json=as_json)
     if is_dataset(traces):
@@ -146,7 +152,7 @@ def map_command(
     from ...progress import shown
 
     opened = open_trace(traces[0], partial=partial)
-    with shown("map"):
+    with computing(scheduler, *traces), shown("map"):
         map = make(opened)
     at = what if direction == "sram" else None
     save(

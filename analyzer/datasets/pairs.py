@@ -19,12 +19,12 @@ from ...schema import errors
 from ...schema.errors import InvalidInput, TraceError
 from ...schema.messages import listed
 from ..aggregation.selection import Select, SelectOptions
+from ..evaluation.metric_table import METRICS
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..output.files import Output, Table, save
 from ..store.discovery import Member, Source, find_traces
 from .dataset import USUAL, ask, remarks, skipped_facts
-from .metric_table import METRICS
 from .rows import DatasetRequest, TraceScores
 
 if TYPE_CHECKING:

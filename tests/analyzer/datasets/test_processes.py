@@ -18,9 +18,9 @@ import xarray as xr
 
 from i2am.analyzer import evaluate
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation.dataset import ask
-from i2am.analyzer.evaluation.processes import FEW, Crew, choose_jobs
-from i2am.analyzer.evaluation.rows import DatasetRequest
+from i2am.analyzer.datasets.dataset import ask
+from i2am.analyzer.datasets.processes import FEW, Crew, choose_jobs
+from i2am.analyzer.datasets.rows import DatasetRequest
 from i2am.analyzer.store.discovery import Member, find_traces
 from i2am.schema.errors import InvalidInput
 from i2am.schema.messages import for_shell

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -44,23 +45,23 @@ class RowFile:
     def add(self, member: Member, row: TraceScores) -> None:
         """Append a row."""
         facts = {name: value for name, value in dataclasses.asdict(row).items() if value}
-        self.rows[str(member.path)] = (member.name, row)
-        self._append({"trace": member.name, "path": str(member.path), "row": facts})
+        self.rows[member.place] = (member.name, row)
+        self._append({"trace": member.name, "path": member.place, "row": facts})
 
     def tell(self, member: Member, command: str) -> None:
         """Note that the command after a row was run."""
-        self._append({"after": command, "path": str(member.path)})
+        self._append({"after": command, "path": member.place})
 
     def known(self, member: Member) -> TraceScores | None:
         """The row of a trace that was finished before and has not changed since."""
-        _, row = self.rows.get(str(member.path), ("", None))
-        return row if row is not None and identify(member.path) in (row.identity, NOTHING) else None
+        _, row = self.rows.get(member.place, ("", None))
+        return row if row is not None and (is_gone(member) or identify(member.path) == row.identity) else None
 
     def gone(self, members: Iterable[Member]) -> list[Member]:
         """Traces that have a row, and are neither asked for now nor there any more."""
-        named = {str(member.path) for member in members}
-        found = (Member(name, Path(path)) for path, (name, _) in self.rows.items() if path not in named)
-        return [member for member in found if identify(member.path) == NOTHING]
+        named = {member.place for member in members}
+        found = (Member(name, Path(path)) for path, (name, _) in self.rows.items() if path not in named and "://" not in path)
+        return [member for member in found if is_gone(member)]
 
     def _append(self, line: dict[str, Any]) -> None:
         """One line in one write: what is killed leaves it whole or torn, and never in the middle of another's."""
@@ -70,8 +71,9 @@ class RowFile:
             file.write(first + encode(line))
 
 
-NOTHING: Final = hashlib.sha256().hexdigest()
-"""The identity of what is not there."""
+def is_gone(member: Member) -> bool:
+    """Whether nothing lies at a trace's path any more; of an address it is not asked."""
+    return isinstance(member.path, Path) and not os.path.lexists(member.path)
 
 
 def open_rows(out: Path, request: DatasetRequest, share: Share | None = None, *, resume: bool = False, overwrite: bool = False) -> RowFile:
@@ -114,7 +116,7 @@ def describe(request: DatasetRequest) -> dict[str, str]:
 
 def share_of(members: Iterable[Member], share: Share) -> list[Member]:
     """The i-th of n shares: every n-th trace in the order of their paths, the same whoever asks."""
-    return sorted(members, key=lambda member: str(member.path))[share[0] - 1 :: share[1]]
+    return sorted(members, key=lambda member: member.place)[share[0] - 1 :: share[1]]
 
 
 def encode(line: dict[str, Any]) -> bytes:

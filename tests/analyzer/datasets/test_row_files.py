@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import rows
-from i2am.analyzer.evaluation.row_files import share_of
+from i2am.analyzer.datasets import rows
+from i2am.analyzer.datasets.row_files import share_of
 from i2am.analyzer.store.discovery import Member
 from traces import synthetic_trace
 
@@ -70,7 +70,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, *arguments: str) ->
         return evaluate(*given)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("i2am.analyzer.evaluation.dataset.evaluate_trace", limited)
+        patch.setattr("i2am.analyzer.datasets.dataset.evaluate_trace", limited)
         assert run([*ASK, *arguments]) == 130
 
 
@@ -150,7 +150,7 @@ def test_rows_that_are_there_are_neither_lost_nor_mixed(monkeypatch: pytest.Monk
     assert "rows of another question (layers: nothing then, ('*mid*',) now)" in refused("--resume", "--layers", "*mid*")
     assert "(metric: ('imacs_g', 'imacs_r') then, ('iou_g',) now)" in refused("--resume", "--metric", "iou_g")
     with monkeypatch.context() as patch:
-        patch.setattr("i2am.analyzer.evaluation.row_files.version", lambda name: "9.9")
+        patch.setattr("i2am.analyzer.datasets.row_files.version", lambda name: "9.9")
         assert "(release: " in refused("--resume")
     KEPT.write_text('{"mine": 1}\n')
     assert "holds no rows that this release wrote" in refused("--resume")
@@ -236,3 +236,12 @@ def test_a_share_that_is_none_is_one_line(text: str, capsys: pytest.CaptureFixtu
 def test_resuming_needs_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", "traces", "--resume"]) == 2
     assert "say which with -o FILE" in capsys.readouterr().err
+
+
+def test_a_trace_that_cannot_be_read_any_more_is_not_gone(opened: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch, 4)
+    for name in os.listdir("traces/pair-0.zarr"):
+        path = Path("traces/pair-0.zarr", name)
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    assert run([*ASK, "--resume"]) == 4
+    assert "pair-0" not in Path("table.csv").read_text()

@@ -18,7 +18,7 @@ from scipy import stats
 
 from i2am.analyzer import g2r, mean_map, open_trace, r2g, sram, token_map
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import means
+from i2am.analyzer.datasets import means
 from i2am.schema.errors import CorruptTrace, InvalidInput, NotATrace, UnknownSelection
 from traces import default_layers, reference_layer, synthetic_trace
 

@@ -18,10 +18,10 @@ from PIL import Image
 import traces
 from i2am.analyzer import evaluate, g2r, head_accuracy, imacs, open_trace, r2g, save_heads
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import rows
-from i2am.analyzer.evaluation.dataset import ask
+from i2am.analyzer.datasets import rows
+from i2am.analyzer.datasets.dataset import ask
+from i2am.analyzer.datasets.rows import DatasetRequest
 from i2am.analyzer.evaluation.metric_table import METRICS, judge
-from i2am.analyzer.evaluation.rows import DatasetRequest
 from i2am.analyzer.maps.heatmap import heatmap
 from i2am.analyzer.methods.recipes import get_recipe
 from i2am.analyzer.numerics.statistics import bootstrap_mean
