@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from ...schema.journal import FileSum, FileSums
 from ...schema.layout import MANIFEST, ROOT, data_plans, documents, image_layout, layout, probe_layout
 from ...schema.trace import TraceRecord
 from ..progress import hidden
-from ..storage.location import Location
+from ..storage.location import Location, describe_location, settle
 from ..storage.storage import Part, Storage
 from ..store.files import read_file
 from ..store.validation import read_manifest
 from ..trace.reader import open_trace
 from .encoding import File
 from .target import Target, new_trace
+from .upload import new_upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +39,32 @@ class Copied:
 
 
 def copy(path: Location | Storage, out: Location, *, overwrite: bool = False, progress: bool = False) -> Copied:
-    """Copy a trace as it is: to a folder, if `out` ends in .zarr, or into one zip file, if it ends in .zip.
+    """Copy a trace as it is: to a folder, if `out` ends in .zarr, or into one zip file, if it ends in .zip; either may be an address.
 
     A copy that ended early is taken up again: files that agree with the manifest are kept. Until it is whole, it has another name.
 
     Raises   NotATrace, UnknownVersion, IncompleteTrace, CorruptTrace for a file that was changed, AlreadyExists, InvalidInput
     """
-    source = open_trace(path)
+    source, place = open_trace(path), settle(out)
     sums = read_manifest(source.storage, source.record)[1]
     ledger = read_file(source.storage, MANIFEST, source.storage.size(MANIFEST))
     sums[MANIFEST] = FileSum(len(ledger), hashlib.sha256(ledger).hexdigest())
     names = in_order(source.record, sums)
     total = sum(given.nbytes for given in sums.values())
     bar: tqdm[Any] = tqdm(
-        total=total, desc=f"copy to {out}", unit="B", unit_scale=True, leave=False, disable=hidden() if progress else True
+        total=total,
+        desc=f"copy to {describe_location(out)}",
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=hidden() if progress else True,
     )
-    with bar, new_trace(Path(out), overwrite, resumable=True) as target:
+    with bar, _open_target(place, names, overwrite) as target:
         wanted = list(_missing(target, names, sums, bar))
         for file in _read(source.storage, wanted, sums):
             target.add(file)
             bar.update(len(file.data))
-    return Copied(Path(out), source.record, total, len(names), len(names) - len(wanted))
+    return Copied(place, source.record, total, len(names), len(names) - len(wanted))
 
 
 def in_order(record: TraceRecord, sums: FileSums) -> list[str]:
@@ -72,6 +79,10 @@ def in_order(record: TraceRecord, sums: FileSums) -> list[str]:
     names = [name for plan in (*attention, *pictures, *tables) for name in plan.file_names if name in sums]
     last = [f"{folder}/{ROOT}" for folder in documents(record)] + [MANIFEST, ROOT]
     return [*names, *sorted(set(sums) - set(names) - set(last)), *last]
+
+
+def _open_target(place: Path | str, names: list[str], overwrite: bool) -> AbstractContextManager[Target]:
+    return new_upload(place, names, overwrite) if isinstance(place, str) else new_trace(place, overwrite, resumable=True)
 
 
 def _missing(target: Target, names: list[str], sums: FileSums, bar: tqdm[Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from ...schema.record import decode
 from ...schema.selection import Layers, Positions
 from ...schema.trace import Codec, Encoding, TraceRecord
 from ..progress import hidden
-from ..storage.location import Location
+from ..storage.location import Location, describe_location, settle
 from ..storage.storage import Storage
 from ..store.files import require_sums
 from ..store.validation import Contents, read_manifest
@@ -96,9 +96,9 @@ def unpack(path: Location | Storage, out: Location, *, overwrite: bool = False, 
 
 
 def _place(out: Location, overwrite: bool) -> Path:
-    if "://" in str(out) or ":/" in str(out)[2:]:
-        raise InvalidInput(f"{out} is an address; pack to a file, then bring it there with `i2am copy`")
-    place = Path(out)
+    place = settle(out)
+    if isinstance(place, str):
+        raise InvalidInput(f"{describe_location(out)} is an address; pack to a file, then bring it there with `i2am copy`")
     check_target(place, overwrite)
     return place
 
