@@ -288,7 +288,7 @@ def reopen(address: str) -> Address:
     return Address(address)
 
 
-def attempt(address: str, ask: Callable[[], T]) -> T:
+def attempt(address: str, ask: Callable[[], T], what: str = "read", way: str = "try again later, or copy the trace here first") -> T:
     """Ask again while it may help, after a pause that grows, or that the server asks for.
 
     Raises   NoAnswer
@@ -300,7 +300,7 @@ def attempt(address: str, ask: Callable[[], T]) -> T:
             pause = BACKOFF_SECONDS * 2**number * random.uniform(0.5, 1.0) if error.wait is None else error.wait
             if number == ATTEMPTS - 1 or pause > PATIENCE_SECONDS:
                 asked = f" and asks to wait {pause:.0f} s" if pause > PATIENCE_SECONDS else f" ({ATTEMPTS} attempts)"
-                raise NoAnswer(f"{shown(address)} cannot be read: {error}{asked}; try again later, or copy the trace here first") from error
+                raise NoAnswer(f"{shown(address)} cannot be {what}: {error}{asked}; {way}") from error
             time.sleep(pause)
     raise AssertionError
 
