@@ -34,7 +34,9 @@ AHEAD_BYTES: Final = 2**24
 THREADS: Final = 16
 """Requests that a process makes at a time."""
 SMALL: Final = 2**18
-"""Files of up to so many bytes are read whole, and kept in memory for a while."""
+"""Files of up to so many bytes are read whole."""
+KEPT: Final = 2**20
+"""Parts of up to so many bytes are kept in memory for a while."""
 MEMORY_BYTES: Final = 2**26
 ATTEMPTS: Final = 4
 BACKOFF_SECONDS: Final = 0.5
@@ -155,10 +157,13 @@ class Address(Storage):
 
     def read_tail(self, name: str, most: int) -> tuple[int, Bytes]:
         tail = MEMORY.get(self._tail_key(name))
-        if tail is None or len(tail) < min(most, self._sizes[name]):
+        if tail is None:
             answer = attempt(self._at(name), lambda: self._server.get_tail(self._at(name), most))
             self._learn(name, answer)
             tail = answer.data
+            MEMORY.put(self._tail_key(name), tail)
+        elif len(tail) < min(most, self._sizes[name]):
+            tail = self.read(name, max(self._sizes[name] - most, 0), min(most, self._sizes[name]))
             MEMORY.put(self._tail_key(name), tail)
         return self._sizes[name], tail[max(len(tail) - most, 0) :]
 
@@ -236,7 +241,7 @@ class Address(Storage):
     def _keep(self, request: _Request, whole: Bytes) -> None:
         for _, part, kept in request.parts:
             data = whole[part.offset - request.start :][: part.length]
-            if kept is None and part.length <= SMALL:
+            if kept is None and part.length <= KEPT:
                 MEMORY.put(self._key(part), data.copy())
             if kept is None and (disk := cache()) is not None and (key := self._disk_key(part)):
                 disk.put(key, data)

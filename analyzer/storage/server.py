@@ -139,7 +139,7 @@ def open_file_system(address: str) -> Any:
     need = _NEEDS.get(scheme, "fsspec")
     if importlib.util.find_spec(need) is None:
         raise missing_extra(need, f"an address such as {scheme}://", "") or MissingExtra(f"{scheme}:// needs {need}")
-    options = {"use_listings_cache": False}
+    options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in ("http", "https") and "client_kwargs" not in fsspec.config.conf.get(scheme, {}):
         options["client_kwargs"] = {"trust_env": True}  # proxies, and keys in ~/.netrc
     try:

@@ -74,6 +74,17 @@ def test_opening_a_zip_is_one_request_a_patch_four_and_a_map_reads_no_byte_twice
     assert web.nbytes <= (web.root / "run.zarr.zip").stat().st_size
 
 
+def test_a_trace_of_many_layers_opens_in_four_requests(web: Web) -> None:
+    layers = [reference_layer(f"unet.block_{number}.attn2", (2, 2), heads=2, reference=(2, 2)) for number in range(60)]
+    trace = synthetic_trace(web.root / "many.zarr", layers=layers, steps=40).path
+    zip_trace(trace, web.root / "many.zarr.zip")
+    opened = open_trace(f"{web.address}/many.zarr.zip")
+    assert len(opened.layers) == 60
+    assert web.requests <= 4
+    assert web.nbytes < 4 * 2**20
+    assert web.twice() == 0
+
+
 def test_nothing_is_fetched_again_from_a_small_trace(web: Web) -> None:
     opened = open_trace(f"{web.address}/small.zarr.zip")
     compute(r2g(opened), g2r(opened))
