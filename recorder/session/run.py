@@ -250,8 +250,8 @@ def _encode_row(
     if layer.encoding == "probabilities":
         encoded = encode_scores(query, key, call.scale, mask, keep_bits, columns, scratch)
         laid_out = {"probability": _lay_out(encoded.probability, layer), "query_lse": _lay_out(encoded.query_lse, layer)}
-        blocks = {name: outbox.block(tensor) for name, tensor in {**laid_out, "token_lse": encoded.token_lse}.items()}
-        return blocks, _losses(call, outbox, outbox.block(encoded.lost))
+        blocks = {name: outbox.block(tensor, fresh=True) for name, tensor in {**laid_out, "token_lse": encoded.token_lse}.items()}
+        return blocks, _losses(call, outbox, outbox.block(encoded.lost, fresh=True))
     if call.mask is not None and hides(mask_of(call.mask, row), site.generated, columns):
         raise UnsupportedModel(
             f"{layer.name} is masked from here on, which factors cannot say; record it with {option('encoding', 'probabilities')}"
