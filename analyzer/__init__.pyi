@@ -1,5 +1,7 @@
+from .datasets.dataset import evaluate as evaluate
+from .datasets.means import mean_map as mean_map
+from .datasets.pairs import differ_pairs as differ_pairs
 from .diagnosis.signatures import diagnose as diagnose
-from .evaluation.dataset import evaluate as evaluate
 from .evaluation.difference import differ as differ
 from .evaluation.metric_table import METRICS as METRICS
 from .evaluation.metric_table import available as available

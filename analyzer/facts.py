@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Final, TypeAlias
 
 from ..schema.errors import InvalidInput
@@ -84,3 +87,16 @@ def picture_facts(image: Image | None) -> dict[str, Any]:
         return {}
     found = {"image": image.name, "image_shape": (image.height, image.width), "window": image.window}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def plain_attrs(facts: Mapping[Any, Any]) -> dict[str, Any]:
+    """Facts as attributes that netCDF and Zarr both hold: None goes, tuples of numbers become lists, other tuples and records JSON text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bool):
+            return int(value)
+        if isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value):
+            return list(value)
+        return value if isinstance(value, (str, Number)) else json.dumps(value)
+
+    return {str(name): plain(value) for name, value in facts.items() if value is not None}

@@ -1,15 +1,16 @@
-"""(e) All levels of both directions of a trace larger than memory, in one pass; and what a worker of a cluster holds.
+"""(e) All levels of both directions of a trace larger than memory, in one pass; and datasets in processes and on a cluster.
 
     python benchmarks/dataset.py --gigabytes 20 --folder /somewhere/roomy
+    python benchmarks/dataset.py --gigabytes 20 --folder /somewhere/roomy --traces 32
 
 Writes a trace of the shape of SD 1.5 with an image adapter (16 layers, 257 keys), reads all of it, and removes it. Each run is a
 fresh process of two threads; times are over zarr's own reading and decoding of the same files, run in turn. Files that are opened
-are counted where the reader opens them.
+are counted where the reader opens them. With --traces so many runs of the demo model, of 10 steps, are recorded too, and `evaluate`
+asks them, and the large trace, in one process, in several, and on clusters whose workers have one thread and a nanny.
 """
 
 from __future__ import annotations
 
-import builtins
 import collections
 import json
 import statistics
@@ -24,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 import zarr
-from measure import machine, peak_memory, size_on_disk, table
+from measure import interleave, machine, peak_memory, size_on_disk, table
 
 from i2am.recorder.store.writer import Writer
 from i2am.schema import Layer, TokenGroup, TraceRecord, encode_probability
@@ -115,10 +116,38 @@ def lowest_level(path: Path) -> None:
 
 def one_task(path: Path) -> None:
     """What a worker of a cluster does with one trace: three scores, in one thread."""
-    from i2am.analyzer.evaluation.rows import DatasetRequest, evaluate_trace
+    from i2am.analyzer.datasets.rows import DatasetRequest, evaluate_trace
 
     row = evaluate_trace(path, DatasetRequest(metrics=("imacs_g", "imacs_r", "imacs_r_plain")), "synchronous")
     assert not row.error, row.error
+
+
+def check_all(path: Path) -> None:
+    """Every file by its hash, every row of P and column of G by its sum."""
+    from i2am.analyzer.inspection.verify import verify
+
+    assert verify(path).ok
+
+
+def diagnose_all(path: Path) -> None:
+    """Every failure signature."""
+    import dask
+
+    from i2am.analyzer import diagnose, open_trace
+
+    with dask.config.set(scheduler="threads", num_workers=THREADS):
+        diagnose(open_trace(path))
+
+
+def lazy_means(path: Path) -> None:
+    """The mean of P of every layer, through lazy arrays."""
+    import dask
+
+    from i2am.analyzer import open_trace
+
+    trace = open_trace(path)
+    means = [trace.probabilities(index).mean() for index in range(len(trace.layers))]
+    dask.compute(means, scheduler="threads", num_workers=THREADS)
 
 
 def measured(path: Path, what: str) -> dict[str, Any]:
@@ -130,15 +159,15 @@ def measured(path: Path, what: str) -> dict[str, Any]:
 
 def report(path: str, what: str) -> None:
     """Do it in this process and print what it took as JSON."""
-    from i2am.analyzer.store import chunks as shards
+    from i2am.analyzer.storage import folder
 
     opened: collections.Counter[str] = collections.Counter()
 
-    def counted(name: Any, *given: Any, **more: Any) -> Any:
-        opened[str(name)] += 1
-        return builtins.open(name, *given, **more)
+    def counted(root: Path, name: str) -> Any:
+        opened[f"{root}/{name}"] += 1
+        return open_file(root, name)
 
-    shards.open = counted  # type: ignore[attr-defined]
+    open_file, folder.open_file = folder.open_file, counted
     begin = time.perf_counter()
     globals()[what](Path(path))
     seconds = time.perf_counter() - begin
@@ -146,11 +175,67 @@ def report(path: str, what: str) -> None:
     print(json.dumps({"seconds": seconds, "peak": peak_memory(), "files": len(times), "most": max(times, default=0)}))
 
 
+def record_small(folder: Path, count: int) -> Path:
+    """Short recordings of the demo model."""
+    here = Path(__file__).parent.parent / "examples"
+    subprocess.run([sys.executable, here / "draw_pairs.py", folder / "pairs", "--count", str(count)], check=True)
+    lines = (folder / "pairs/pairs.csv").read_text().splitlines()
+    short = [f"{line},{'num_inference_steps' if i == 0 else 10}" for i, line in enumerate(lines)]
+    (folder / "pairs/short.csv").write_text("\n".join(short))
+    command("record", here / "demo.toml", "--manifest", folder / "pairs/short.csv", "-o", folder / "small", "--encoding", "factors")
+    return folder / "small"
+
+
+def command(*arguments: object) -> None:
+    """Run `i2am` in a fresh process."""
+    program = [sys.executable, "-P", "-m", "i2am.analyzer.cli"]
+    subprocess.run([*program, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
+def threads_within(path: Path) -> None:
+    """Every trace of a folder, one after the other, each by threads."""
+    from i2am.analyzer.datasets.rows import DatasetRequest, evaluate_trace
+
+    for trace in sorted(path.iterdir()):
+        assert not evaluate_trace(trace, DatasetRequest(metrics=("imacs_g", "imacs_r")), "threads").error
+
+
+def compare_places(small: Path, large: Path, repeats: int) -> str:
+    """A table of where datasets are evaluated: seconds, and over one process or one worker."""
+    from distributed import Client, LocalCluster
+
+    from i2am.analyzer import evaluate
+
+    def started(workers: int) -> Any:
+        return LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
+
+    with started(1) as one, started(2) as two, Client(one) as single, Client(two) as double:
+        seconds = interleave(
+            {
+                f"{len(list(small.iterdir()))} small traces: one process, threads within each trace": lambda: measured(
+                    small, "threads_within"
+                ),
+                "the same: `i2am evaluate --jobs 1`": lambda: command("evaluate", small, "--jobs", 1),
+                "the same: `i2am evaluate`, a process a core": lambda: command("evaluate", small),
+                "the same: `i2am evaluate --scheduler`, two workers": lambda: command(
+                    "evaluate", small, "--scheduler", two.scheduler_address
+                ),
+                "the large trace: one worker": lambda: evaluate(large, client=single),
+                "the same: two workers": lambda: evaluate(large, client=double),
+            },
+            repeats,
+        )
+    bases = [next(iter(seconds.values()))] * 4 + [list(seconds.values())[4]] * 2
+    rows = [(name, f"{each:.1f}", f"{each / base:.2f}") for (name, each), base in zip(seconds.items(), bases, strict=True)]
+    return table("Where a dataset is evaluated", ("where", "seconds", "over the first of its kind"), rows)
+
+
 @click.command()
+@click.option("--traces", default=0, help="Recordings of the demo model to evaluate in processes and on clusters.  [default: none]")
 @click.option("--gigabytes", default=2.0, show_default=True, help="Raw float16 attention in the trace.")
 @click.option("--repeats", default=2, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to put the trace; a temporary folder if not given.")
-def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
+def main(traces: int, gigabytes: float, repeats: int, folder: Path | None) -> None:
     """Print times and peak memory of one pass over a large trace."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path, small = Path(scratch) / "large.zarr", Path(scratch) / "small.zarr"
@@ -162,7 +247,7 @@ def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
             f"{machine()}; {raw / 1e9:.1f} GB raw in {len(trace.layers)} layers, {trace.steps} steps, {files} files of attention, "
             f"{size_on_disk(path) / 1e9:.1f} GB on disk\n"
         )
-        names = ("read_with_zarr", "all_levels", "lowest_level", "one_task")
+        names = ("read_with_zarr", "all_levels", "lowest_level", "one_task", "check_all", "diagnose_all", "lazy_means")
         runs = [{name: measured(path, name) for name in names} for _ in range(repeats)]
         seconds = {name: statistics.median(run[name]["seconds"] for run in runs) for name in names}
         peaks = {name: max(run[name]["peak"] for run in runs) for name in names}
@@ -172,6 +257,9 @@ def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
                 ("ULAM, TLAM, HLAM and LLAM of R2G and G2R", "all_levels"),
                 ("ULAM of both alone", "lowest_level"),
                 ("one task of a cluster, in one thread: IMACS_g and IMACS_r", "one_task"),
+                ("`verify`: hashes, sums of rows of P and columns of G", "check_all"),
+                ("`diagnose`: maps, and a survey of every call", "diagnose_all"),
+                ("the mean of P of every layer through lazy arrays", "lazy_means"),
                 (f"zarr's own read and decode ({raw / 1e6 / seconds['read_with_zarr']:.0f} MB/s of float16)", "read_with_zarr"),
             )
         ]
@@ -179,6 +267,8 @@ def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
         click.echo(table(title, ("what", "time ratio", "peak GB", f"peak GB of a trace of {gigabytes / 20:.1f} GB"), rows))
         last = runs[-1]["all_levels"]
         click.echo(f"All eight maps opened {last['files']} files of attention of {files}, each {last['most']} time(s).")
+        if traces:
+            click.echo(compare_places(record_small(Path(scratch), traces), path, repeats))
 
 
 if __name__ == "__main__":

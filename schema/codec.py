@@ -12,6 +12,8 @@ PROBABILITY_SCALE: Final = 2.0**-15
 MANTISSA: Final = 10
 """Mantissa bits of float16."""
 
+_INFINITY: Final = 0x7C00
+"""Bits of float16's infinity; above are NaN and all that is negative."""
 _REBIAS: Final = 2.0**112
 """Moving float16's bits into float32's places leaves the exponent 112 too low."""
 
@@ -30,7 +32,11 @@ def decode_probability(stored: NDArray[np.float16]) -> NDArray[np.float32]:
 
     Range    [0, 32768] -> [0, 1]; NaN stays NaN
     """
-    return stored.astype(np.float32) * np.float32(PROBABILITY_SCALE)
+    if stored.view(np.uint16).max(initial=0) >= _INFINITY:
+        return stored.astype(np.float32) * np.float32(PROBABILITY_SCALE)
+    out = np.empty_like(stored, np.float32)
+    out *= np.float32(decode_bits(stored, out))
+    return out
 
 
 def decode_bits(stored: NDArray[np.float16], out: NDArray[np.float32]) -> float:

@@ -37,6 +37,9 @@ CONVENTION: Final = {
     "spec_url": "schema/README.md",
 }
 
+STEP: Final = 2
+"""The step axis of recorded arrays: after sample and branch."""
+
 _ITEMSIZE: Final = {"float16": 2, "float32": 4, "float64": 8, "int8": 1, "int32": 4, "uint8": 1, "bool": 1}
 _LITTLE: Final = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -58,6 +61,8 @@ class ArrayPlan:
     codec: Codec | None = None
     """None leaves the bytes as they are, with a checksum."""
     attributes: dict[str, Any] = field(default_factory=dict)
+    steps_last: bool = False
+    """Whether the step axis is the innermost inside a chunk, where neighbouring steps pack best."""
 
     @property
     def file_shape(self) -> tuple[int, ...]:
@@ -91,7 +96,9 @@ class ArrayPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The array's `zarr.json`."""
-        inner: list[dict[str, Any]] = [_LITTLE if _ITEMSIZE[self.dtype] > 1 else {"name": "bytes"}]
+        order = [axis for axis in range(len(self.shape)) if axis != STEP] + [STEP]
+        inner: list[dict[str, Any]] = [{"name": "transpose", "configuration": {"order": order}}] if self.steps_last else []
+        inner.append(_LITTLE if _ITEMSIZE[self.dtype] > 1 else {"name": "bytes"})
         if self.codec is not None:
             inner.append(_blosc(self.codec, _ITEMSIZE[self.dtype]))
         inner.append({"name": "crc32c"})
@@ -260,16 +267,22 @@ def _blocks(
 ) -> ArrayPlan:
     """An array of which one (sample, branch, step) is one file, or several along the first axis of `cell` if it is large.
 
-    Frames and rows count as one axis of rows: a piece is some whole frames, or some rows of one frame.
+    Frames and rows count as one axis of rows: a piece is some whole frames, or some rows of one frame. Packed, a file is one chunk of
+    several steps.
     """
     shape = (trace.samples, len(trace.branches), trace.steps, layer.heads, *cell)
+    axes = ("sample", "branch", "step", "head", *dims)
     lead = 2 if dims[0] == "frame" else 1
     row = layer.heads * math.prod(cell[lead:]) * _ITEMSIZE[dtype]
+    if trace.chunk_steps > 1:
+        steps = max(1, min(trace.chunk_steps, trace.steps, CHUNK_BYTES[1] // row))
+        rows = _split_rows(cell[:lead], CHUNK_BYTES[1] // (steps * row))
+        chunk = (1, 1, steps, layer.heads, *rows, *cell[lead:])
+        return ArrayPlan(path, axes, shape, dtype, chunk, None, math.nan, trace.codec, attributes, steps > 1)
     shard_rows = _split_rows(cell[:lead], SHARD_BYTES // row)
     low, high = CHUNK_BYTES
     chunk_rows = _split_rows(shard_rows, min(max(math.prod(shard_rows) * row // 8, low), high) // row)
     shard, chunk = ((1, 1, 1, layer.heads, *rows, *cell[lead:]) for rows in (shard_rows, chunk_rows))
-    axes = ("sample", "branch", "step", "head", *dims)
     return ArrayPlan(path, axes, shape, dtype, chunk, shard if chunk != shard else None, math.nan, trace.codec, attributes)
 
 
@@ -306,8 +319,12 @@ def _coordinates(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]
         plans.append(column("head", "head", layer.heads, "int32", -1, {"long_name": "number of the head in the model, from 0"}))
     if layer.probes:
         plans.append(_probe_key(trace, layer, root))
+    shape = (trace.samples, len(trace.branches), trace.steps)
+    if trace.chunk_steps > 1:
+        meaning = {"long_name": "whether the call happened"}
+        whole = tuple(max(n, 1) for n in shape)
+        plans.append(ArrayPlan(f"{root}/called", ("sample", "branch", "step"), shape, "bool", whole, fill=False, attributes=meaning))
     if layer.encoding == "factors":
-        shape = (trace.samples, len(trace.branches), trace.steps)
         meaning = {"long_name": "position on the step axis where this step's key lies; -1 where the call is absent"}
         plans.append(
             ArrayPlan(

@@ -233,6 +233,10 @@ class Codec:
         require(isinstance(self.level, int) and 0 <= self.level <= 9, f"codec level {self.level}; levels are 0 to 9")
 
 
+LATER: Final = {"chunk_steps": 1}
+"""Fields of the record that came after the first release, and what they say where they are left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class TraceRecord:
     """One recording: the record that stands in the root attributes under `i2am`."""
@@ -266,8 +270,12 @@ class TraceRecord:
     texts: tuple[Text, ...] = ()
     """What the tokens of text groups and text probes say."""
     version: int = FORMAT_VERSION
+    chunk_steps: int = 1
+    """Steps that a chunk of attention holds, as far as they fit: 1 as recorded, more in a trace that was packed for sharing."""
 
     def __post_init__(self) -> None:
+        require(self.chunk_steps > 0, f"chunk_steps {self.chunk_steps}; a chunk holds at least one step")
+        require(self.chunk_steps == 1 or self.status == "complete", "only complete traces are packed")
         require(
             self.id.isprintable() and self.created.isprintable(), f"a trace's id and date are plain text, not {self.id!a}, {self.created!a}"
         )
@@ -283,8 +291,9 @@ class TraceRecord:
         require(len({i.name for i in self.images}) == len(self.images), "two images have one name")
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain JSON."""
-        return cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+        """The record as plain JSON; fields that came after the first release are left out where they say nothing."""
+        document = cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+        return {name: value for name, value in document.items() if name not in LATER or value != LATER[name]}
 
     @classmethod
     def from_json(cls, doc: JSON) -> Self:

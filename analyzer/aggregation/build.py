@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import numpy as np
 import xarray as xr
 
 from ...schema.trace import Softmax
@@ -96,9 +96,9 @@ def _plan_scan(request: MapRequest, i: int, to: Resampling) -> Source:
     calls = Calls.of(trace, index)
     name = f"i2am-scan-{trace.token}-{row.r2g}-{other}-{weights.token}-{index}-{chosen.sample}-{chosen.branch}"
     plans = tuple(trace.arrays[f"images/{image.name}"] for image in masks(trace))
-    graph: Graph = {(name, "weights"): (query_weights, str(trace.path), plans, weights.extra, calls.layer.places)}
-    for step in _present(request, calls):
-        graph[name, step] = (scan, calls, chosen.sample, chosen.branch, step, row.r2g, other, (name, "weights"))
+    graph: Graph = {(name, "weights"): (query_weights, trace.storage, plans, weights.extra, calls.layer.places)}
+    for steps in _present(request, calls):
+        _unfold(graph, name, steps, (scan, calls, (chosen.sample, chosen.branch), steps, row.r2g, other, (name, "weights")))
     tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
     if request.direction == "r2g":
         parts = tuple(n for n, part in enumerate(segments(calls)) if part.start in counted)
@@ -117,10 +117,9 @@ def _plan_row(request: MapRequest, i: int) -> Source:
     kind: Kind = "probability" if columns.softmax == "keys" else "generated"
     only = "" if columns.among is None else f"-{min(columns.among)}-{max(columns.among)}"
     name = f"i2am-patch-{trace.token}-{kind}-{index}-{chosen.sample}-{chosen.branch}-{y}-{x}{only}"
-    graph: Graph = {
-        (name, step): (Calls.patch, calls, (chosen.sample, chosen.branch, step), y, x, kind, columns.among)
-        for step in _present(request, calls)
-    }
+    graph: Graph = {}
+    for steps in _present(request, calls):
+        _unfold(graph, name, steps, (Calls.patch, calls, (chosen.sample, chosen.branch), steps, y, x, kind, columns.among))
     tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
     return Source(name, graph, tasks, Lift(None, (), 1, (columns.tokens[0], columns.tokens[-1] + 1), to))
 
@@ -130,10 +129,10 @@ def _plan_exact(request: MapRequest, i: int, exact: Exact) -> Source:
     trace, chosen, weights = request.trace, request.chosen, request.weights
     index, called = chosen.layers[i], request.called[i]
     calls = Calls.of(trace, index)
-    # A group of steps is one task where it is added before a clamp; else each call is one, which leaves more to do at a time.
-    together = exact.to.steps_first and exact.to.clamp
-    groups = tuple((steps,) if together and steps else tuple((s,) for s in steps) for steps in called)
-    facts = repr((exact, weights.which, weights.token, groups if together else ""))
+    # A group of steps is one task where it is added before a clamp; else those that share files are, which leaves more to do at a time.
+    together, at = exact.to.steps_first and exact.to.clamp, (chosen.sample, chosen.branch)
+    groups = tuple((steps,) if together and steps else tuple(calls.groups(at, steps)) for steps in called)
+    facts = repr((exact, weights.which, weights.token, groups))
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
     name = f"i2am-exact-{trace.token}-{digest}-{index}-{chosen.sample}-{chosen.branch}"
     graph: Graph = {}
@@ -141,14 +140,31 @@ def _plan_exact(request: MapRequest, i: int, exact: Exact) -> Source:
     if weights.which:
         plans = tuple(trace.arrays[f"images/{image.name}"] for image in masks(trace))
         given = (name, "weights")
-        stacked = (query_weights, str(trace.path), plans, weights.extra, calls.layer.places)
+        stacked = (query_weights, trace.storage, plans, weights.extra, calls.layer.places)
         graph[given] = (operator.getitem, stacked, weights.which)
-    for part in (part for group in groups for part in group) if together else ((step,) for step in _present(request, calls)):
+    for part in (part for group in groups for part in group):
         graph[name, part] = (exact_maps, calls, exact, chosen.sample, chosen.branch, part, given)
     return Source(name, graph, tuple(tuple((name, part) for part in group) for group in groups), None)
 
 
-def _present(request: MapRequest, calls: Calls) -> list[int]:
-    """Steps of every call of a layer, selected or not: a graph of one name holds them all, and dask drops what is not needed."""
-    present: list[int] = np.flatnonzero(calls.where[request.chosen.sample, request.chosen.branch] >= 0).tolist()
-    return present
+def _present(request: MapRequest, calls: Calls) -> list[tuple[int, ...]]:
+    """Every call of a layer, selected or not, those that share files together: a graph of one name holds them all, and dask drops what is
+    not needed."""
+    at = (request.chosen.sample, request.chosen.branch)
+    return calls.groups(at, range(calls.where.shape[2]))
+
+
+def _unfold(graph: Graph, name: str, steps: tuple[int, ...], task: tuple[Any, ...]) -> None:
+    """Add a task that answers for several steps, and the answer of each under its own name."""
+    if len(steps) == 1:
+        graph[name, steps[0]] = (_only, *task)
+        return
+    graph[name, steps] = task
+    for i, step in enumerate(steps):
+        graph[name, step] = (operator.getitem, (name, steps), i)
+
+
+def _only(function: Callable[..., Sequence[Any]], *given: Any) -> Any:
+    """Task: the answer of a function that gives one a step."""
+    (answer,) = function(*given)
+    return answer

@@ -68,8 +68,8 @@ def _collect(calls: Calls, exact: Exact, at: tuple[int, int], steps: tuple[int, 
     shape = reduced if exact.first else (positions, tokens)
     rows = {head: 0 if exact.to.heads_first else i for i, head in enumerate(exact.to.heads)}
     total = np.zeros((max(rows.values()) + 1, *shape), np.float64 if exact.first else np.float32)
-    for step in steps:
-        for head, part, values in calls.softmax_rows((*at, step), exact.columns, exact.to.heads):
+    for group in calls.groups(at, steps):
+        for _, head, part, values in calls.softmax_rows(at, group, exact.columns, exact.to.heads):
             if not exact.first:
                 total[rows[head], part] += values
             elif exact.over == "tokens":

@@ -15,6 +15,7 @@ from ...schema.messages import listed, option
 from ..methods.recipes import Recipe
 from ..metrics.masks import shares
 from ..numerics.resize import middle, resize
+from ..storage.storage import Storage
 from ..store.chunks import read_table
 from ..store.ledger import ArrayFiles
 from ..trace.images import masks, own_mask
@@ -39,13 +40,15 @@ class Weighting:
         return hashlib.sha256(facts).hexdigest()[:16]
 
 
-def query_weights(root: str, masks: tuple[ArrayFiles, ...], extra: NDArray[Any] | None, places: tuple[int, ...]) -> NDArray[np.float64]:
+def query_weights(
+    storage: Storage, masks: tuple[ArrayFiles, ...], extra: NDArray[Any] | None, places: tuple[int, ...]
+) -> NDArray[np.float64]:
     """Task: how much each generated position counts: all alike, then each mask of the trace, then the caller's.
 
     Dims     (weighting, [frame,] y, x)
     Range    [0, 1], but for the caller's
     """
-    pictures = [read_table(root, plan)[..., 0] / 255 for plan in masks] + ([] if extra is None else [extra])
+    pictures = [read_table(storage, plan)[..., 0] / 255 for plan in masks] + ([] if extra is None else [extra])
     return np.stack([np.ones(places), *(_spread(picture, places) for picture in pictures)])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 import click
@@ -24,6 +24,7 @@ COMMANDS: Final = (
 SUMMARIES: Final = {
     "record": "Run a diffusers pipeline described by a TOML file and record its attention.",
     "demo": "Record and analyse the small model that comes with i2am.",
+    "status": "Which recordings of a manifest are complete, partial, missing or broken.",
     "seal": "Make a complete, smaller trace of what an unfinished recording committed.",
 }
 EPILOG: Final = """\b
@@ -82,7 +83,7 @@ def announced() -> dict[str, EntryPoint]:
     epilog=EPILOG,
     no_args_is_help=True,
 )
-@click.version_option(version("i2am"), "--version", message="i2am %(version)s")
+@click.version_option(package_name="i2am", message="i2am %(version)s")
 def i2am() -> None:
     """Ask a recorded diffusion run where its picture came from: R2G, G2R, SRAM maps and IMACS, without the model."""
 

@@ -23,15 +23,17 @@ from ...schema.errors import InvalidInput
 from ...schema.trace import TokenGroup
 from ..aggregation.selection import MapOptions, Select, Selection, choose, has_places
 from ..facts import MapFacts
-from ..inspection.sums import blocks, shifts
+from ..inspection.sums import shifts
 from ..maps.attribution import g2r, r2g
 from ..metrics.masks import fit_mask
+from ..numerics.products import weighted_sum
 from ..numerics.statistics import row_evenness
 from ..trace.calls import Calls
 from ..trace.images import load_mask, own_mask, own_reference_mask
 from ..trace.reader import Trace
+from ..trace.scan import SPREAD
 
-Values = NDArray[np.float64]
+Values = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 TIMES: Final = 5
@@ -122,27 +124,42 @@ def survey_calls(calls: Calls, where: tuple[int, int], steps: list[int], group: 
 
     Raises   CorruptTrace if a file was changed
     """
-    positions = math.prod(calls.layer.places)
-    spatial = group.stop - group.start - group.specials
+    places = slice(group.start + group.specials, group.stop)
+    shape = (math.prod(calls.layer.places), places.stop - places.start)
     even, mass = np.zeros(len(heads)), np.zeros((len(heads), group.tokens))
-    looked, answered = np.zeros((positions, spatial)), np.zeros((positions, spatial))
-    for step in steps:
-        at = (*where, step)
-        query_lse, token_lse = (each[heads] for each in calls.normalizers(at))
-        rows, columns = shifts(query_lse, token_lse[:, group.start : group.stop])
-        for part, whole in blocks(calls, at):
-            block = whole[heads, :, group.start : group.stop].astype(np.float64)
-            mass += block.sum(1) / positions
-            looked[part] += block[..., group.specials :].sum(0)
-            if spatial > 1:
-                even += row_evenness(block[..., group.specials :]).sum(1) / positions
-            block *= rows[:, part, None]
-            block *= columns[:, None]
-            answered[part] += block[..., group.specials :].sum(0)
-    return LayerStatistics(len(steps), even, mass, looked, answered)
+    looked, answered = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for together in calls.groups(where, steps):
+        query_lse, token_lse, blocks = calls.sweep(where, together)
+        shifted = [factors(a, b[:, places]) for a, b in zip(query_lse, token_lse, strict=True)]
+        for step, head, positions, block, factor in blocks:
+            if head not in heads:
+                continue
+            i, (rows, columns) = heads.index(head), shifted[step]
+            mass[i] += weighted_sum(np.full(len(block), factor, block.dtype), block[:, group.start : group.stop])
+            values = block[:, places] * block.dtype.type(factor)
+            looked[positions] += values
+            even[i] += row_evenness(values).sum()
+            values = values.astype(rows.dtype, copy=False)
+            values *= rows[head, positions, None]
+            values *= columns[head]
+            answered[positions] += values
+    return LayerStatistics(len(steps), even / shape[0], mass / shape[0], looked, answered)
+
+
+def factors(query_lse: NDArray[np.float64], token_lse: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """As `shifts`, in float32 where that holds their products with P; 0 for tokens that the model hid from every position.
+
+    Dims     (head, position), (head, token) -> the same
+    """
+    rows, columns = shifts(query_lse, token_lse)
+    columns[np.isneginf(token_lse)] = 0
+    exponents = np.log(np.concatenate([each[each != 0] for each in (rows, columns)]))
+    narrow = bool((np.abs(exponents) < SPREAD).all())
+    return (rows.astype(np.float32), columns.astype(np.float32)) if narrow else (rows, columns)
 
 
 def _total(parts: list[Any]) -> Any:
+    """Their sum, two by two as they come, so that few are held at once."""
     while len(parts) > 1:
-        parts = [delayed(reduce, pure=False)(add, parts[i : i + STEPS]) for i in range(0, len(parts), STEPS)]
+        parts = [delayed(reduce, pure=False)(add, parts[i : i + 2]) for i in range(0, len(parts), 2)]
     return parts[0]

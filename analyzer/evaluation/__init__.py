@@ -1,4 +1,4 @@
-"""Metrics of traces and of datasets, on threads or a cluster, and the difference of two runs.
+"""Metrics of one trace, all in one pass, and the difference of two runs.
 
-Hands on `METRICS`, `judge`, `evaluate` and `differ`. A trace that cannot be read never costs the others their row.
+Hands on `METRICS`, `judge` and `differ`.
 """

@@ -79,7 +79,7 @@ def count_layer(trace: Trace, index: int, spans: Sequence[Sequence[Span]], branc
     heads = np.arange(layer.heads)
     for sample, step in np.argwhere(calls.where[:, branch] >= 0).tolist():
         rng = generator(drawing.seed, trace.id, layer.name, sample, step)
-        query, keys = calls.factors((sample, branch, step), key)
+        ((query, keys),) = calls.factors((sample, branch), (step,), key)
         for _ in range(drawing.draws):
             drawn = draw(rng, spans)
             counts[step, winners(query, keys, drawn), heads] += 1

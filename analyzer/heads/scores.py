@@ -68,13 +68,13 @@ def open_all(traces: Sources) -> list[Trace]:
     Raises   InvalidInput if there is none, or one comes twice; as `open_trace`
     """
     found = [open_source(source) for source in list_sources(traces)]
-    known: dict[str, Path] = {}
+    known: dict[str, Path | str] = {}
     for trace in found:
         require_new(trace.id, trace.path, known)
     return found
 
 
-def require_new(name: str, path: Path, known: dict[str, Path]) -> None:
+def require_new(name: str, path: Path | str, known: dict[str, Path | str]) -> None:
     """Refuse a recording that came before, by its id, and remember it."""
     if name in known:
         raise InvalidInput(f"{path} and {known[name]} are the same recording, which would count twice; give it once")
@@ -139,12 +139,12 @@ def vectors(counts: Counts | NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     return share, relevance
 
 
-def _check(sources: list[Source], words: ProbeWords, first: Trace, by_time: bool) -> tuple[NDArray[np.float64], dict[str, Path]]:
+def _check(sources: list[Source], words: ProbeWords, first: Trace, by_time: bool) -> tuple[NDArray[np.float64], dict[str, Path | str]]:
     """Look for the words in every trace, and keep none of them: thousands would fill the memory.
 
     Dims     -> timesteps of the first trace, NaN where others have different ones; and paths by the recordings' ids
     """
-    shared, known = np.array(first.steps["timestep"], np.float64), dict[str, Path]()
+    shared, known = np.array(first.steps["timestep"], np.float64), dict[str, Path | str]()
     for source in tqdm(sources, desc="check", unit="trace", leave=False, disable=hidden()):
         trace = open_source(source)
         times = trace.steps["timestep"]

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from ...schema.codec import MANTISSA
-from ...schema.journal import disk_bytes
 from ...schema.trace import LOSSY
 from ..trace.reader import Trace
+from ..trace.tables import layer_rows
 
 HALF: Final = 2
 """Bytes of a float16: what raw attention is counted in."""
@@ -18,7 +18,7 @@ HALF: Final = 2
 def describe(trace: Trace) -> dict[str, Any]:
     """Everything a reader wants to know before asking for maps, as plain JSON."""
     record = trace.record
-    disk, raw, lost = disk_bytes(trace.path), raw_bytes(trace), trace.lost
+    disk, raw, lost = stored_bytes(trace), raw_bytes(trace), trace.lost
     return {
         "path": str(trace.path),
         "trace": record.id,
@@ -31,7 +31,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         "branches": list(record.branches),
         "latent_grid": list(record.latent_grid) if record.latent_grid else None,
         "latent_frames": trace.latent_frames,
-        "layers": [{**row, "column_mass_lost": share} for row, share in zip(trace.layer_table(), lost, strict=True)],
+        "layers": layer_rows(trace),
         "images": [
             {"name": image.name, "role": image.role, "frames": image.frames, "height": image.height, "width": image.width}
             for image in record.images
@@ -52,6 +52,12 @@ def describe(trace: Trace) -> dict[str, Any]:
         "inputs": record.inputs,
         "provenance": record.provenance,
     }
+
+
+def stored_bytes(trace: Trace) -> int:
+    """Bytes of the trace's files, or of those that its ledger lists where they cannot be listed."""
+    listing = trace.storage.list_files()
+    return sum(listing.sizes.values()) if listing else sum(int(files.sizes[files.there].sum()) for files in trace.arrays.values())
 
 
 def _probes(trace: Trace) -> dict[str, dict[str, Any]]:

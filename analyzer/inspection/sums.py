@@ -1,20 +1,21 @@
-"""The law that recorded attention obeys: rows of P and columns of G sum to 1. Call by call, in blocks, several calls at a time."""
+"""The law that recorded attention obeys: rows of P and columns of G sum to 1. One pass over each call gives both."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace
-from ..trace.calls import At, Calls
-from ..trace.reader import Trace
+from ..trace.calls import Calls, Steps
+from ..trace.scan import scan
+
+At: TypeAlias = tuple[int, int, int]
+"""Sample, branch and step."""
 
 BLOCK_BYTES: Final = 2**24
 """P that one thread holds at once, in bytes of float64."""
@@ -28,7 +29,6 @@ class CallSums:
 
     layer: int
     at: At
-    """(sample, branch, step)."""
     rows: tuple[float, float]
     """Least and greatest sum of a row of P over the stored keys."""
     columns: tuple[float, float]
@@ -37,37 +37,39 @@ class CallSums:
     """Why the call could not be read."""
 
 
-def sum_calls(trace: Trace) -> Iterator[CallSums]:
-    """The sums of every call there is, in order of layers."""
-    calls = [Calls.of(trace, index) for index in range(len(trace.layers))]
-    jobs = [(i, found, (s, b, step)) for i, found in enumerate(calls) for s, b, step in np.argwhere(found.where >= 0).tolist()]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        yield from pool.map(lambda job: sum_call(*job), jobs)
-
-
-def sum_call(index: int, calls: Calls, at: At) -> CallSums:
-    """The sums of one call; what cannot be read is said, not raised."""
+def sum_calls(index: int, calls: Calls, at: tuple[int, int], steps: Steps) -> list[CallSums]:
+    """The sums of present calls that share files; what cannot be read is said, not raised."""
+    found: list[CallSums] = []
     try:
-        rows, columns = _sums(calls, at)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not 1
+            sums = scan(calls, at, steps, "keys", "generated", np.ones((1, *calls.layer.places)))
+        for step, each in zip(steps, sums, strict=True):
+            rows, columns = each.generated.sum(0, dtype=np.float64), each.token[0].astype(np.float64)
+            if not columns.all():
+                columns = _unhide(calls, (*at, step), columns)
+            found.append(CallSums(index, (*at, step), _ends(rows), _ends(columns)))
     except CorruptTrace as error:
-        return CallSums(index, at, (np.nan, np.nan), (np.nan, np.nan), str(error))
-    return CallSums(index, at, (float(rows.min()), float(rows.max())), (float(columns.min()), float(columns.max())))
+        found.append(CallSums(index, (*at, steps[0]), (np.nan, np.nan), (np.nan, np.nan), str(error)))
+    return found
 
 
-def _sums(calls: Calls, at: At) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums of the rows of P and of the columns of G.
+def _ends(values: NDArray[np.float64]) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
-    Dims     (head, position), (head, token)
+
+def _unhide(calls: Calls, at: At, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Columns of G with 1 for those keys that the model hid from every position, which are 0 throughout; other zeros are summed exactly.
+
+    Dims     (head, token) -> (head, token)
     """
-    per_position, per_token = shifts(*calls.normalizers(at))
-    rows, columns = np.empty(per_position.shape), np.zeros(per_token.shape)
+    zero = np.flatnonzero((columns == 0).any(0))
+    per_position, per_token = shifts(*(each[0] for each in calls.normalizers(at[:2], at[2:])))
+    exact = np.zeros((len(columns), len(zero)))
     for part, block in blocks(calls, at):
-        rows[:, part] = block.sum(2, dtype=np.float64)
         # Not a product of BLAS, which would start threads in each of ours.
-        columns += np.einsum("hx,hxt->ht", per_position[:, part], block, dtype=np.float64, casting="safe")
-    columns *= per_token
-    # A column that is 0 throughout belongs to a key that the model hid from every position.
-    return rows, np.where(columns == 0, 1.0, columns)
+        exact += np.einsum("hx,hxt->ht", per_position[:, part], block[..., zero], dtype=np.float64, casting="safe")
+    columns[:, zero] = np.where(exact == 0, 1.0, exact * per_token[:, zero])
+    return columns
 
 
 def shifts(query_lse: NDArray[np.float64], token_lse: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -89,5 +91,5 @@ def blocks(calls: Calls, at: At) -> Iterator[tuple[slice, NDArray[Any]]]:
     most = BLOCK_BYTES // (8 * layer.heads * width * layer.tokens)
     height, end = max(1, most // calls.chunk_rows) * calls.chunk_rows, math.prod(layer.places)
     for start in range(0, end // width, height):
-        block = calls.region("probability", at, rows=slice(start, start + height))
+        block = calls.region("probability", at[:2], at[2:], rows=slice(start, start + height))[0]
         yield slice(start * width, min((start + height) * width, end)), block.reshape(layer.heads, -1, layer.tokens)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,9 +13,13 @@ from tqdm import tqdm
 
 from ...schema.errors import CorruptTrace, TraceError
 from ...schema.journal import MANIFEST_VERSIONS, Bounds, FileSum, FileSums, bounds_of, decode_lines, decode_manifest, encode_manifest
-from ...schema.layout import JOURNAL, MANIFEST, ROOT
+from ...schema.layout import JOURNAL, MANIFEST, ROOT, STEP, data_plans
 from ..progress import hidden
-from ..store.files import Listing, hash_file, list_files, read_file
+from ..storage.location import Location, locate
+from ..storage.storage import Listing, Storage
+from ..store.chunks import LEADING
+from ..store.files import hash_file, read_file
+from ..trace.calls import At, Calls, Steps
 from ..trace.reader import Trace, open_trace
 from .info import caution
 from .sums import CallSums, sum_calls
@@ -33,6 +38,16 @@ class Finding:
     where: str
     """File or array, from the trace's root."""
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one thread does at a time."""
+
+    names: list[str]
+    """Files to hash."""
+    calls: tuple[int, Calls, At, Steps] | None = None
+    """The layer's position, its calls, and those to sum, whose files these are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +94,26 @@ class Report:
         return {**{name: getattr(self, name) for name in names}, **files, "findings": findings}
 
 
-def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: bool = False) -> Report:
+def verify(path: Location | Storage, *, partial: bool = False, progress: bool = False) -> Report:
     """Check structure, hashes, completeness and sums; memory stays within a few shards whatever the trace's size.
 
     Raises   NotATrace, UnknownVersion, IncompleteTrace; what is wrong inside a trace is in the report
     """
-    root = Path(path)
+    root = locate(path)
     trace, findings = _open(root, partial)
-    complete = trace.complete if trace else not partial or (root / MANIFEST).exists()
+    complete = trace.complete if trace else not partial or root.has(MANIFEST)
     try:
-        sums, listing = _sums(root, complete, bounds_of(trace.record) if trace else UNKNOWN), list_files(root)
+        sums, listing = _sums(root, complete, bounds_of(trace.record) if trace else UNKNOWN), root.list_files()
     except CorruptTrace as error:
         where = MANIFEST if complete else JOURNAL
         return Report(trace.id if trace else "", complete, 0, 0, 0, np.nan, np.nan, (Finding(where, str(error)),))
+    wrong, found = _read(root, _jobs(trace, sums) if trace else [], sums, progress)
+    foreign, leftovers = _check_beside(sums, listing, complete)
     # What keeps it from opening is said only where no file says it better.
-    wrong, leftovers = _check_files(root, sums, listing, complete, progress)
-    findings = wrong or findings
+    findings = wrong + foreign or findings
     rows = columns = np.nan
     if trace and not findings:
-        rows, columns, findings = _check_numbers(trace, progress)
+        rows, columns, findings = _check_numbers(trace, found)
     return Report(
         trace.id if trace else "",
         complete,
@@ -108,12 +124,12 @@ def verify(path: str | os.PathLike[str], *, partial: bool = False, progress: boo
         columns,
         tuple(findings),
         caution(trace) if trace else None,
-        tuple(sorted(listing.ignored)),
+        tuple(sorted(listing.ignored)) if listing else (),
         tuple(leftovers),
     )
 
 
-def _open(root: Path, partial: bool) -> tuple[Trace | None, list[Finding]]:
+def _open(root: Storage, partial: bool) -> tuple[Trace | None, list[Finding]]:
     """The trace if it opens, else what is wrong with it."""
     try:
         return open_trace(root, partial=partial), []
@@ -121,13 +137,13 @@ def _open(root: Path, partial: bool) -> tuple[Trace | None, list[Finding]]:
         return None, [Finding(".", str(error))]
     except TraceError:
         # A flipped byte can turn the root into another version's, or into no trace at all; the manifest knows better.
-        promised = _promised(root) if (root / MANIFEST).exists() else None
+        promised = _promised(root) if root.has(MANIFEST) else None
         if promised is None or promised[:2] == hash_file(root, ROOT, promised.nbytes)[:2]:
             raise
         return None, []
 
 
-def _promised(root: Path) -> FileSum | None:
+def _promised(root: Storage) -> FileSum | None:
     """What the manifest says of the root."""
     try:
         return _sums(root, complete=True)[ROOT]
@@ -135,15 +151,15 @@ def _promised(root: Path) -> FileSum | None:
         return None
 
 
-def _sums(root: Path, complete: bool, bounds: Bounds = UNKNOWN) -> FileSums:
+def _sums(root: Storage, complete: bool, bounds: Bounds = UNKNOWN) -> FileSums:
     """What the trace's own ledger says of its files: the manifest, or the journal of an unfinished recording.
 
     Raises   CorruptTrace if the ledger itself was changed
     """
     if not complete:
-        entries = decode_lines(read_file(root, JOURNAL, bounds.nbytes), bounds) if (root / JOURNAL).exists() else []
+        entries = decode_lines(read_file(root, JOURNAL, bounds.nbytes), bounds) if root.has(JOURNAL) else []
         return {name: given for entry in entries for name, given in entry.files.items()}
-    if not (root / MANIFEST).exists():
+    if not root.has(MANIFEST):
         raise CorruptTrace(f"{MANIFEST} is missing, and without it nothing can be checked; copy the trace again, whole")
     text = read_file(root, MANIFEST, bounds.nbytes)
     identity, sums = decode_manifest(text, bounds)
@@ -152,46 +168,77 @@ def _sums(root: Path, complete: bool, bounds: Bounds = UNKNOWN) -> FileSums:
     return sums
 
 
-def _check_files(root: Path, sums: FileSums, listing: Listing, complete: bool, progress: bool) -> tuple[list[Finding], list[str]]:
-    """What is wrong with the listed files by size and hash, or with what lies beside them; and what an unfinished recording left."""
+def _jobs(trace: Trace, sums: FileSums) -> list[Job]:
+    """The calls of each group of steps that share files, with these files."""
+    jobs: list[Job] = []
+    for index in range(len(trace.layers)):
+        calls, files = Calls.of(trace, index), defaultdict(list)
+        for plan in data_plans(trace.record, index).values():
+            for place in np.argwhere(trace.arrays[plan.path].there).tolist():
+                files[tuple(place[:LEADING])].append(plan.key(*place))
+        for at in np.ndindex(*calls.where.shape[:STEP]):
+            for steps in calls.groups(at, range(calls.where.shape[STEP])):
+                names = files[*at, int(calls.where[*at, steps[0]]) // calls.file_steps]
+                # A trace that is being recorded may have changed since it was opened.
+                jobs.append(Job([name for name in names if name in sums], (index, calls, at, steps)))
+    return jobs
+
+
+def _read(root: Storage, calls: list[Job], sums: FileSums, progress: bool) -> tuple[list[Finding], list[CallSums]]:
+    """What is wrong with the files by size and hash, and what the calls sum to: each right after its files, which are then in memory."""
+    jobs = calls + [Job([name]) for name in sorted(set(sums).difference(*(job.names for job in calls)))]
+
+    def read(job: Job) -> tuple[list[Finding], list[CallSums]]:
+        wrong = [finding for name in job.names for finding in _check_file(root, name, sums[name])]
+        return wrong, sum_calls(*job.calls) if job.calls and not wrong else []
+
+    total, shown = sum(given.nbytes for given in sums.values()), hidden() if progress else True
     wrong: list[Finding] = []
-    with _bar("verify files", sum(given.nbytes for given in sums.values()), progress, unit="B") as bar:
-        for name, given in sorted(sums.items()):
-            wrong += _check_file(root, name, given)
-            bar.update(given.nbytes)
+    found: list[CallSums] = []
+    with (
+        tqdm(total=total, desc="verify", unit="B", unit_scale=True, leave=False, disable=shown) as bar,
+        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+    ):
+        for job, (findings, summed) in zip(jobs, pool.map(read, jobs), strict=True):
+            wrong += findings
+            found += summed
+            bar.update(sum(sums[name].nbytes for name in job.names))
+    return sorted(wrong, key=lambda finding: finding.where), found
+
+
+def _check_beside(sums: FileSums, listing: Listing | None, complete: bool) -> tuple[list[Finding], list[str]]:
+    """Files that are not part of the trace; and what an unfinished recording left."""
+    listing = listing or Listing()
     strangers = sorted(set(listing.sizes) - set(sums) - {ROOT, MANIFEST, JOURNAL})
     places = () if complete else ("layers/", "images/", "step/", "present/")
     foreign = [name for name in strangers if not name.startswith(places)]
     left = [name for name in strangers if name not in foreign and not name.endswith(f"/{ROOT}")]
-    return wrong + [Finding(name, "is not part of the trace; remove it") for name in foreign], sorted([*left, *listing.temporary])
+    return [Finding(name, "is not part of the trace; remove it") for name in foreign], sorted([*left, *listing.temporary])
 
 
-def _check_file(root: Path, name: str, expected: FileSum) -> list[Finding]:
+def _check_file(root: Storage, name: str, expected: FileSum) -> list[Finding]:
     try:
         actual = hash_file(root, name, expected.nbytes)
     except FileNotFoundError:
         return [Finding(name, "is missing; copy the trace again, whole")]
-    except OSError as error:
-        return [Finding(name, f"cannot be read ({error.strerror}); copy the trace again, whole")]
+    except (OSError, ValueError) as error:
+        return [Finding(name, f"cannot be read ({getattr(error, 'strerror', None) or error}); copy the trace again, whole")]
     if actual.nbytes != expected.nbytes:
         return [Finding(name, f"has {actual.nbytes} bytes where {expected.nbytes} were written; copy the trace again, whole")]
     same = actual.sha256 == expected.sha256
     return [] if same else [Finding(name, "was changed after the recording: its sha256 is another; copy the trace again")]
 
 
-def _check_numbers(trace: Trace, progress: bool) -> tuple[float, float, list[Finding]]:
+def _check_numbers(trace: Trace, found: list[CallSums]) -> tuple[float, float, list[Finding]]:
     """Worst row of P, worst column of G, and what lies outside the tolerance."""
     wrong: list[Finding] = []
     rows, columns = np.nan, np.nan
-    lost = trace.lost
-    total = sum(int((where >= 0).sum()) for where in trace.call_steps)
-    with _bar("verify numbers", total, progress, unit="call") as bar:
-        for sums in sum_calls(trace):
-            wrong += _check_sums(sums, trace.layers[sums.layer].partial_keys, lost[sums.layer])
-            if not trace.layers[sums.layer].partial_keys:
-                rows = float(np.fmax(rows, _distance(sums.rows)))
-            columns = float(np.fmax(columns, _distance(sums.columns)))
-            bar.update(1)
+    for sums in found:
+        layer = trace.layers[sums.layer]
+        wrong += _check_sums(sums, layer.partial_keys, trace.lost[sums.layer])
+        if not layer.partial_keys:
+            rows = float(np.fmax(rows, _distance(sums.rows)))
+        columns = float(np.fmax(columns, _distance(sums.columns)))
     return rows, columns, wrong
 
 
@@ -212,7 +259,3 @@ def _check_sums(sums: CallSums, partial_keys: bool, lost: float) -> list[Finding
 
 def _distance(ends: tuple[float, float]) -> float:
     return max(abs(ends[0] - 1), abs(ends[1] - 1))
-
-
-def _bar(what: str, total: int, progress: bool, unit: str) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", leave=False, disable=hidden() if progress else True)

@@ -106,7 +106,7 @@ def _attention(blocks: Sequence[Calls], at: tuple[int, int, int]) -> list[Values
         if calls.where[at] < 0:
             found.append(np.full(shape, np.nan))
             continue
-        found.append(calls.region("probability", at).mean(0, dtype=np.float64).reshape(shape))
+        found.append(calls.region("probability", at[:2], at[2:])[0].mean(0, dtype=np.float64).reshape(shape))
     return found
 
 

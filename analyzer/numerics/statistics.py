@@ -1,4 +1,4 @@
-"""Statistics: seeded bootstrap intervals of means, evenness (normalised entropy), and correlation of maps."""
+"""Statistics: intervals of means, by seeded bootstrap or as values come, evenness (normalised entropy), and correlation of maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import entr
+from scipy.special import entr, stdtrit
 
 LEVEL: Final = 0.95
 RESAMPLES: Final = 9_999
@@ -49,12 +49,52 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0, level
     return Interval(float(found.mean()), float(low), float(high), len(found))
 
 
+class RunningMean:
+    """Mean and variance of arrays of one shape that are added one by one and not kept; where one is NaN it does not count.
+
+    Source   Welford 1962
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.count = np.zeros(shape, np.int64)
+        self._mean, self._squares = np.zeros(shape), np.zeros(shape)
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Add one array."""
+        there = ~np.isnan(values)
+        self.count += there
+        off = np.where(there, values - self._mean, 0.0)
+        self._mean += off / np.maximum(self.count, 1)
+        self._squares += off * np.where(there, values - self._mean, 0.0)
+
+    def interval(self, level: float = LEVEL) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Mean, and lower and upper end of Student's interval around it.
+
+        Range    low <= mean <= high; NaN where there are too few values to say
+        """
+        count = np.where(self.count < FEWEST, np.nan, self.count)
+        half = stdtrit(count - 1, (1 + level) / 2) * np.sqrt(self._squares / (count - 1) / count)
+        mean = np.where(self.count > 0, self._mean, np.nan)
+        return mean, mean - half, mean + half
+
+
 def row_evenness(rows: NDArray[Any]) -> NDArray[np.float64]:
-    values = rows.astype(np.float64)
-    total = values.sum(-1, keepdims=True)
+    """How evenly each row is spread over its columns, in the precision of the rows: H = log Z - sum p log p / Z, over log n.
+
+    Dims     (..., column) -> (...)
+    Range    [0, 1]; 1 is even, 0 is one column; 1 for a row that is 0 everywhere, NaN for one with NaN
+    """
+    count = rows.shape[-1]
+    if count < FEWEST:
+        return np.ones(rows.shape[:-1])
+    # Far below any p that is not 0, and its logarithm is finite.
+    logs = rows + np.finfo(rows.dtype).tiny
+    np.log(logs, out=logs)
+    total, weighted = rows.sum(-1).astype(np.float64), np.vecdot(rows, logs).astype(np.float64)
     # A row that the model turned away from these tokens altogether prefers none of them.
-    even = np.where(np.isnan(total), np.nan, 1 / values.shape[-1])
-    return evenness(np.divide(values, total, out=np.broadcast_to(even, values.shape).copy(), where=total > 0))
+    there = total != 0
+    total[~there] = 1
+    return np.asarray(np.where(there, np.clip((np.log(total) - weighted / total) / np.log(count), 0, 1), 1.0))
 
 
 def evenness(shares: NDArray[np.float64]) -> NDArray[np.float64]:

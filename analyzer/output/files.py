@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO, StringIO
-from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -115,22 +114,15 @@ def save(output: Output, path: Path, *, overwrite: bool = False) -> None:
         raise
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value):
-        return list(value)
-    return value if isinstance(value, (str, Number)) else json.dumps(value)
-
-
 def _dataset(output: Output) -> xr.Dataset:
-    """The maps with attributes that netCDF and Zarr both hold: None goes, tuples become lists, records JSON text."""
+    """The maps with attributes that netCDF and Zarr both hold."""
     import xarray as xr
+
+    from ..facts import plain_attrs
 
     found = {}
     for name, map in output.maps.items():
-        attributes = {str(key): _plain(value) for key, value in map.attrs.items() if value is not None}
-        plain = map.load().drop_attrs(deep=False).assign_attrs(attributes)
+        plain = map.load().drop_attrs(deep=False).assign_attrs(plain_attrs(map.attrs))
         # Fixed-length unicode has no settled form in Zarr v3; strings of any length do.
         texts = {key: axis.astype(object) for key, axis in plain.coords.items() if axis.dtype.kind == "U"}
         found[name] = plain.assign_coords(texts).rename(name)

@@ -8,11 +8,10 @@ place is an error like a changed byte.
 
 from __future__ import annotations
 
-import io
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final, TypeAlias
 
 import google_crc32c
@@ -21,11 +20,11 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace
-from ...schema.layout import ArrayPlan
-from .files import open_file
-from .ledger import ArrayFiles, Crcs
+from ...schema.layout import STEP, ArrayPlan
+from ..storage.storage import Bytes, Part, Storage
+from .ledger import ArrayFiles
 
-Bytes: TypeAlias = NDArray[np.uint8]
+Index: TypeAlias = slice | NDArray[np.intp]
 
 CRC_BYTES: Final = 4
 BLOSC_HEADER_BYTES: Final = 16
@@ -39,14 +38,17 @@ ROWS: Final = 4
 class Blocks:
     """A recorded array that reads what is asked of it: NumPy's basic and orthogonal indexing, NaN where a call is absent."""
 
-    root: str
-    plan: ArrayPlan
+    storage: Storage
+    files: ArrayFiles
     where: NDArray[np.int32]
-    """Which block on disk serves each (sample, branch, step): a position on the stored step axis, -1 where absent."""
-    crcs: Crcs | None = None
-    """Dims (file, along each axis; chunk in the file): what the ledger says of each chunk, where it says it."""
+    """Which position on the stored step axis serves each (sample, branch, step), -1 where absent."""
     layer: str = ""
     """Name of the layer, for messages."""
+
+    @property
+    def plan(self) -> ArrayPlan:
+        """The array."""
+        return self.files.plan
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,47 +70,72 @@ class Blocks:
         out = np.empty([len(p) for p in picked], self.dtype)
         rows = np.ravel_multi_index(np.ix_(*picked[ROWS : self._after]), self.shape[ROWS : self._after]).ravel()
         cell = [picked[LEADING], rows, *picked[self._after :]]
-        for place in np.ndindex(*out.shape[:LEADING]):
-            sample, branch, step = (int(p[i]) for p, i in zip(picked, place, strict=False))
-            self._fill(out[place].reshape([len(p) for p in cell]), (sample, branch, step), cell)
+        steps = picked[STEP].tolist()
+        for i, sample in enumerate(picked[0].tolist()):
+            for j, branch in enumerate(picked[1].tolist()):
+                self._fill(out[i, j].reshape([len(steps), *(len(p) for p in cell)]), (sample, branch), steps, cell)
         result: NDArray[Any] = out[kept]
         return result
 
-    def part(self, at: tuple[int, int, int], *index: Any) -> NDArray[Any]:
-        """A part of one call, indexed as the array is, but with rows counted through the frames of a video.
+    def part(self, at: tuple[int, int], steps: Sequence[int], *index: Any) -> NDArray[Any]:
+        """A part of calls, indexed as the array is, but with rows counted through the frames of a video.
 
-        Dims     (head, row, ...)
+        Dims     (step, head, row, ...)
         """
         picked, kept = _orthogonal(index, self._cell(self.plan.shape))
-        out = np.empty([len(p) for p in picked], self.dtype)
-        self._fill(out, at, picked)
-        result: NDArray[Any] = out[kept]
+        out = np.empty([len(steps), *(len(p) for p in picked)], self.dtype)
+        self._fill(out, at, steps, picked)
+        result: NDArray[Any] = out[(slice(None), *kept)]
         return result
 
-    def chunks(self, at: tuple[int, int, int], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
-        """The inner chunks of one present call that hold rows `start` to `stop`, in order.
+    def groups(self, at: tuple[int, int], steps: Iterable[int]) -> list[tuple[int, ...]]:
+        """Steps of present calls, in order; those that follow each other and share their files stand together."""
+        size, where = self.plan.chunks[STEP], self.where[at]
+        return [tuple(group) for _, group in groupby((s for s in steps if where[s] >= 0), lambda step: int(where[step]) // size)]
 
-        Dims     (first row, (head, row, ...)), rows counted through the frames; the array is overwritten by the next one
+    def chunks(
+        self, at: tuple[int, int], steps: Sequence[int], start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, int, NDArray[Any]]]:
+        """The inner chunks that hold rows `start` to `stop` of present calls, each read and unpacked once for steps that share it.
+
+        Dims     (position in `steps`, first row, (head, row, ...)), rows counted through the frames; rows come in order, the array is
+                 overwritten by the next one
         Raises   CorruptTrace naming file, layer and step
         """
-        position = (at[0], at[1], int(self.where[at]))
+        buffer, size = np.empty(self._cell(self.plan.chunks), self.dtype), self.plan.chunks[STEP]
+        packed = np.empty((*buffer.shape, size), self.dtype) if self.plan.steps_last else buffer
+        where, done = self.where[at], 0
+        for group in self.groups(at, steps):
+            for first, chunk in self._unpack((*at, int(where[group[0]]) // size), group[0], start, stop, packed):
+                for i, step in enumerate(group, done):
+                    if size > 1:
+                        np.copyto(buffer, chunk[..., where[step] % size])
+                    yield i, first, buffer
+            done += len(group)
+
+    def _unpack(
+        self, block: tuple[int, int, int], step: int, start: int, stop: int | None, out: NDArray[Any]
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Fill `out` with one inner chunk of a block after the other, and say its first row."""
         rows, file_rows = self._cell(self.plan.shape)[1], self._cell(self.plan.file_shape)[1]
-        files = [n // m for n, m in zip(self.plan.shape[ROWS:], self.plan.file_shape[ROWS:], strict=True)]
-        stop = rows if stop is None else stop
-        buffer = np.empty(self._cell(self.plan.chunks), self.dtype)
-        chunk_rows = buffer.shape[1]
-        for part in range(start // file_rows, -(-stop // file_rows)):
-            place = (*position, 0, *(int(i) for i in np.unravel_index(part, files)))
-            name, crcs = self.plan.key(*place), None if self.crcs is None else self.crcs[place]
-            try:
-                with open_file(self.root, name) as file:
-                    first = part * file_rows
-                    low, high = max(start - first, 0) // chunk_rows, -(-min(stop - first, file_rows) // chunk_rows)
-                    for chunk, (offset, length) in enumerate(_extents(file, self.plan)[low:high], low):
-                        _decode(_read(file, offset, length), self.plan, buffer.reshape(-1), None if crcs is None else crcs[chunk])
-                        yield first + chunk * chunk_rows, buffer
-            except (OSError, ValueError, RuntimeError) as error:
-                raise self._corrupt(name, at[2], error) from error
+        grid = [n // m for n, m in zip(self.plan.shape[ROWS:], self.plan.file_shape[ROWS:], strict=True)]
+        stop, crcs = rows if stop is None else stop, self.files.crcs
+        wanted: list[tuple[Part, int | None, int]] = []
+        name = ""
+        try:
+            for file in range(start // file_rows, -(-stop // file_rows)):
+                place, first = (*block, 0, *(int(i) for i in np.unravel_index(file, grid))), file * file_rows
+                name = self.plan.key(*place)
+                low, high = max(start - first, 0) // self.chunk_rows, -(-min(stop - first, file_rows) // self.chunk_rows)
+                for chunk, found in enumerate(_parts(self.storage, self.files, place)[low:high], low):
+                    wanted.append((found, None if crcs is None else int(crcs[place][chunk]), first + chunk * self.chunk_rows))
+            data = self.storage.fetch([part for part, _, _ in wanted])
+            for part, crc, row in wanted:
+                name = part.name
+                _decode(next(data), self.plan, out.reshape(-1), crc)
+                yield row, out
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._corrupt(name, step, error) from error
 
     @property
     def _after(self) -> int:
@@ -119,98 +146,91 @@ class Blocks:
         """Lengths of (head, row, ...) of a call, a file or a chunk, with frame and y as one axis."""
         return (lengths[LEADING], math.prod(lengths[ROWS : self._after]), *lengths[self._after :])
 
-    def _fill(self, out: NDArray[Any], at: tuple[int, int, int], picked: list[NDArray[np.intp]]) -> None:
-        if self.where[at] < 0 or out.size == 0:
-            out[...] = self.plan.fill
+    def _fill(self, out: NDArray[Any], at: tuple[int, int], steps: Sequence[int], picked: list[NDArray[np.intp]]) -> None:
+        there = self.where[at][list(steps)] >= 0
+        out[~there] = self.plan.fill
+        present = np.flatnonzero(there)
+        if not present.size or out.size == 0:
             return
-        rows = picked[1]
-        for first, chunk in self.chunks(at, int(rows.min()), int(rows.max()) + 1):
-            inside = (rows >= first) & (rows < first + chunk.shape[1])
-            if inside.any():
-                out[:, inside] = chunk[np.ix_(picked[0], rows[inside] - first, *picked[2:])]
+        rows, heads, rest = picked[1], _stretch(picked[0]), [_stretch(p) for p in picked[2:]]
+        for i, first, chunk in self.chunks(at, [steps[i] for i in present.tolist()], int(rows.min()), int(rows.max()) + 1):
+            inside = np.flatnonzero((rows >= first) & (rows < first + chunk.shape[1]))
+            if inside.size:
+                taken = (heads, _stretch(rows[inside] - first), *rest)
+                plain = all(isinstance(index, slice) for index in taken)
+                out[present[i]][:, _stretch(inside)] = chunk[taken if plain else np.ix_(picked[0], rows[inside] - first, *picked[2:])]
 
     def _corrupt(self, name: str, step: int, error: Exception) -> CorruptTrace:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         return CorruptTrace(
-            f"{name} of the trace {self.root} {what}: layer {self.layer}, step {step}. It was written with a checksum, so it changed "
+            f"{name} of the trace {self.storage} {what}: layer {self.layer}, step {step}. It was written with a checksum, so it changed "
             f"after the recording; `i2am verify` lists all such files, another copy or a new recording brings them back"
         )
 
 
-def read_table(root: str, files: ArrayFiles) -> NDArray[Any]:
+def read_table(storage: Storage, files: ArrayFiles) -> NDArray[Any]:
     """An array that is one file, such as a coordinate or a picture; its fill value if there is no file.
 
     Raises   CorruptTrace naming the file
     """
-    plan = files.plan
-    out = np.full(plan.shape, plan.fill, plan.dtype)
-    name = plan.key(*([0] * len(plan.shape)))
-    if out.size == 0:
-        return out
+    plan, at = files.plan, (0,) * len(files.plan.shape)
+    if not files.sizes.size or files.sizes[at] < 0:
+        return np.full(plan.shape, plan.fill, plan.dtype)
+    flat = np.empty((plan.chunks_a_file, math.prod(plan.chunks)), plan.dtype)
     try:
-        with open_file(root, name) as file:
-            flat = np.empty((plan.chunks_a_file, math.prod(plan.chunks)), plan.dtype)
-            for i, (offset, length) in enumerate(_extents(file, plan)):
-                _decode(_read(file, offset, length), plan, flat[i], None if files.crcs is None else files.crcs[(0,) * len(plan.shape)][i])
-    except FileNotFoundError:
-        return out
+        for i, data in enumerate(storage.fetch(_parts(storage, files, at))):
+            _decode(data, plan, flat[i], None if files.crcs is None else files.crcs[at][i])
     except (OSError, ValueError, RuntimeError) as error:
-        raise _unreadable(root, name, error) from error
+        raise _unreadable(storage, plan.key(*at), error) from error
     table: NDArray[Any] = flat.reshape(plan.file_shape)
     return table
 
 
-def read_heads(root: str, files: ArrayFiles) -> NDArray[Any]:
+def read_heads(storage: Storage, files: ArrayFiles) -> NDArray[Any]:
     """An array of which every head is one chunk and one file, all of them there.
 
     Dims     (head, ...)
     Raises   CorruptTrace naming the file
     """
     plan = files.plan
-    out = np.empty(plan.shape, plan.dtype)
-    for head, (name, part) in enumerate(zip(plan.file_names, out, strict=True)):
-        try:
-            with open_file(root, name) as file:
-                ((offset, length),) = _extents(file, plan)
-                _decode(_read(file, offset, length), plan, part.reshape(-1), None if files.crcs is None else files.crcs[head].item())
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _unreadable(root, name, error) from error
+    out, name = np.empty(plan.shape, plan.dtype), ""
+    try:
+        places = [(head, *(0,) * (len(plan.shape) - 1)) for head in range(len(out))]
+        parts = [part for place in places for part in _parts(storage, files, place)]
+        data = storage.fetch(parts)
+        for head, part in enumerate(parts):
+            name = part.name
+            _decode(next(data), plan, out[head].reshape(-1), None if files.crcs is None else files.crcs[head].item())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(storage, name, error) from error
     return out
 
 
-def _unreadable(root: str, name: str, error: Exception) -> CorruptTrace:
-    return CorruptTrace(f"{name} of the trace {root} cannot be read ({error}); the file was changed after the recording")
+def _unreadable(storage: Storage, name: str, error: Exception) -> CorruptTrace:
+    return CorruptTrace(f"{name} of the trace {storage} cannot be read ({error}); the file was changed after the recording")
 
 
-def _extents(file: io.FileIO, plan: ArrayPlan) -> list[tuple[int, int]]:
-    """(offset, length) of each inner chunk of an open file; a file that is no shard is one chunk."""
-    size = os.fstat(file.fileno()).st_size
+def _parts(storage: Storage, files: ArrayFiles, place: tuple[int, ...]) -> list[Part]:
+    """Where the chunks of a file lie: as its index says if it is a shard, else the file is the chunk."""
+    plan, name, size = files.plan, files.plan.key(*place), int(files.sizes[place])
     most = math.prod(plan.chunks) * np.dtype(plan.dtype).itemsize + BLOSC_HEADER_BYTES + CRC_BYTES
     if plan.shards is None:
         if size > most:
             raise ValueError(f"it has {size} bytes where one chunk has at most {most}")
-        return [(0, size)]
-    count = math.prod(plan.shards) // math.prod(plan.chunks)
-    length = 16 * count + CRC_BYTES
+        return [Part(name, 0, size)]
+    length = 16 * plan.chunks_a_file + CRC_BYTES
     if size < length:
         raise ValueError(f"{size} bytes are too few for its index")
-    body = _checked(_read(file, size - length, length), "the index")[0]
-    extents = [(int(offset), int(n)) for offset, n in body.view("<u8").reshape(count, 2)]
-    if any(offset + n > size - length or n > most for offset, n in extents):
+    return _extents(name, size - length, most, storage.read(name, size - length, length))
+
+
+def _extents(name: str, end: int, most: int, index: Bytes) -> list[Part]:
+    """The chunks of a shard whose data ends at `end`, as its index says."""
+    body = _checked(index, "the index")[0]
+    extents = [(int(offset), int(n)) for offset, n in body.view("<u8").reshape(-1, 2)]
+    if any(offset + n > end or n > most for offset, n in extents):
         raise ValueError("the index points outside the file, or to more than a chunk")
-    return extents
-
-
-def _read(file: io.FileIO, offset: int, length: int) -> Bytes:
-    file.seek(offset)
-    data = np.empty(length, np.uint8)
-    done = 0
-    while done < length:
-        n = file.readinto(memoryview(data)[done:])  # type: ignore[arg-type]  # mypy does not see that arrays are buffers
-        if not n:
-            raise ValueError(f"it ends {length - done} bytes early")
-        done += n
-    return data
+    return [Part(name, offset, n) for offset, n in extents]
 
 
 def _checked(data: Bytes, what: str) -> tuple[Bytes, int]:
@@ -246,3 +266,10 @@ def _orthogonal(index: Any, shape: tuple[int, ...]) -> tuple[list[NDArray[np.int
     given = (*given, *[slice(None)] * (len(shape) - len(given)))
     picked = [np.atleast_1d(np.arange(n)[g]) for g, n in zip(given, shape, strict=True)]
     return picked, tuple(0 if np.ndim(g) == 0 and not isinstance(g, slice) else slice(None) for g in given)
+
+
+def _stretch(picked: NDArray[np.intp]) -> Index:
+    """A slice where positions follow each other: NumPy copies stretches several times faster than it gathers."""
+    first, count = int(picked[0]), len(picked)
+    whole = picked[-1] - first == count - 1 and (count < 3 or bool((np.diff(picked) == 1).all()))
+    return slice(first, first + count) if whole else picked

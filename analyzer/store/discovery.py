@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
-from ...schema.layout import ROOT
+from ...schema.layout import JOURNAL, MANIFEST, ROOT
+from ..storage.location import locate
 from .files import read_json
 
 Source: TypeAlias = str | os.PathLike[str]
 
 SUFFIX: Final = ".zarr"
+ARCHIVE: Final = ".zarr.zip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +26,15 @@ class Member:
     """One trace of a dataset, not yet opened."""
 
     name: str
-    """Its file name without .zarr; where two would have the same, the path below the folder that holds them all."""
+    """Its file name without .zarr or .zarr.zip; where two would have the same, the path below the folder that holds them all."""
     path: Path
 
 
 def find_traces(sources: Source | Iterable[Source]) -> list[Member]:
     """Traces in the order in which they are named, those of a folder or pattern sorted; each once.
 
-    A folder stands for the traces anywhere below it. What lies there and is something else, such as a saved map, is passed over; a
-    folder called .zarr that nothing can be read from is not: it may be what is left of a trace.
+    A folder stands for the traces anywhere below it, zip files called .zarr.zip among them. What lies there and is something else, such
+    as a saved map, is passed over; a folder called .zarr that nothing can be read from is not: it may be what is left of a trace.
 
     Raises   NotATrace if a path does not exist or no trace is found, InvalidInput for no paths
     """
@@ -43,9 +45,12 @@ def find_traces(sources: Source | Iterable[Source]) -> list[Member]:
     if not found:
         where = ", ".join(str(source) for source in given)
         raise NotATrace(f"there is no trace in {where}; expected folders made by `i2am record`, such as run.zarr")
-    once: dict[Path, Path] = {}
+    folders: dict[Path, str] = {}
+    once: dict[str, Path] = {}
     for path in found:
-        once.setdefault(path.resolve(), path)
+        parent = folders.get(path.parent) or folders.setdefault(path.parent, os.path.realpath(path.parent))
+        plain = path.name not in ("", "..") and not path.is_symlink()
+        once.setdefault(os.path.join(parent, path.name) if plain else os.path.realpath(path), path)
     paths = list(once.values())
     return [Member(name, path) for name, path in zip(_names(paths), paths, strict=True)]
 
@@ -71,24 +76,30 @@ def _expand(source: Source) -> list[Path]:
 
 def _below(folder: Path) -> Iterator[Path]:
     """Traces under a folder; what is inside a trace is not looked at."""
-    for name in os.listdir(folder):
-        path = folder / name
-        # A name with a dot in front is something half written, or somebody's own business.
-        if name.startswith(".") or not path.is_dir():
-            continue
-        if (path / ROOT).exists():
-            if _may_be_trace(path / ROOT):
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # A name with a dot in front is something half written, or somebody's own business.
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
+                if entry.name.endswith(ARCHIVE) and path.is_file():
+                    yield path
+            elif os.path.exists(os.path.join(path, ROOT)):
+                if _may_be_trace(path):
+                    yield path
+            elif path.suffix == SUFFIX:
                 yield path
-        elif path.suffix == SUFFIX:
-            yield path
-        elif not path.is_symlink():
-            yield from _below(path)
+            elif not entry.is_symlink():
+                yield from _below(path)
 
 
-def _may_be_trace(root: Path) -> bool:
-    """Whether a Zarr group is a trace, or too broken to say."""
+def _may_be_trace(path: Path) -> bool:
+    """Whether a Zarr group is a trace, or too broken to say; one that has a trace's ledger is not opened."""
+    if any(os.path.exists(os.path.join(path, ledger)) for ledger in (JOURNAL, MANIFEST)):
+        return True
     try:
-        return "i2am" in read_json(root.parent, root.name)["attributes"]
+        return "i2am" in read_json(locate(path), ROOT)["attributes"]
     except (KeyError, TypeError):
         return False
     except CorruptTrace:
@@ -96,9 +107,13 @@ def _may_be_trace(root: Path) -> bool:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    short = [path.name.removesuffix(SUFFIX) for path in paths]
+    short = [_stem(path.name) for path in paths]
     if max(Counter(short).values()) == 1:
         return short
     resolved = [path.resolve() for path in paths]
     top = os.path.commonpath([path.parent for path in resolved])
-    return [path.relative_to(top).as_posix().removesuffix(SUFFIX) for path in resolved]
+    return [_stem(path.relative_to(top).as_posix()) for path in resolved]
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".zip").removesuffix(SUFFIX)

@@ -27,10 +27,16 @@ class ArrayFiles:
     """The files of one array that a ledger lists."""
 
     plan: ArrayPlan
-    there: NDArray[np.bool_]
-    """Dims (grid of files): whether the file is listed."""
+    sizes: NDArray[np.int64]
+    """Dims (grid of files): bytes of the file, -1 where none is listed."""
     crcs: Crcs | None
     """Dims (grid of files, chunk in the file): crc32c of each chunk; None in traces older than ledgers of version 2."""
+
+    @property
+    def there(self) -> NDArray[np.bool_]:
+        """Dims (grid of files): whether the file is listed."""
+        listed: NDArray[np.bool_] = self.sizes >= 0
+        return listed
 
     def missing(self, *lead: int) -> str:
         """Name of the first file that is not listed among those whose first positions are `lead`."""
@@ -57,16 +63,16 @@ def index_array(plan: ArrayPlan, named: Named, ledger: str) -> ArrayFiles:
     Raises   CorruptTrace for a file that the layout does not plan, or a list of checksums that is not of its chunks
     """
     grid, count = file_grid(plan), plan.chunks_a_file
-    there = np.zeros(grid, bool)
+    sizes = np.full(grid, -1, np.int64)
     data = [(file, given) for file, given in named if file != "zarr.json"]
     crcs = np.zeros((*grid, count), np.uint32) if any(given.crcs for _, given in data) else None
     for file, given in data:
         at = tuple(int(part) if part.isdecimal() else -1 for part in file.split(".")[1:])
         if len(at) != len(grid) or not all(0 <= i < n for i, n in zip(at, grid, strict=True)) or plan.key(*at) != f"{plan.path}/{file}":
             raise CorruptTrace(f"{ledger} lists {plan.path}/{file}, which the layout does not plan; the trace was changed, copy it again")
-        there[at] = True
+        sizes[at] = given.nbytes
         if crcs is not None:
             if len(given.crcs) != 8 * count:
                 raise CorruptTrace(f"{ledger} lists {len(given.crcs) // 8} chunks of {plan.path}/{file}, which has {count}; it was changed")
             crcs[at] = np.frombuffer(bytes.fromhex(given.crcs), ">u4")
-    return ArrayFiles(plan, there, crcs)
+    return ArrayFiles(plan, sizes, crcs)

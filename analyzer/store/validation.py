@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace, IncompleteTrace, InvalidInput
-from ...schema.journal import FileSums, Step, bounds_of, decode_lines, decode_manifest, present_of, require_bounded, steps_of
+from ...schema.journal import FileSum, FileSums, Step, bounds_of, decode_lines, decode_manifest, present_of, require_bounded, steps_of
 from ...schema.layout import (
     JOURNAL,
     MANIFEST,
     ROOT,
+    STEP,
     ArrayPlan,
     data_plans,
     documents,
@@ -35,8 +35,10 @@ from ...schema.layout import (
 )
 from ...schema.messages import option, plain
 from ...schema.trace import TraceRecord
+from ..storage.location import Location, locate
+from ..storage.storage import Storage
 from .chunks import LEADING, Blocks, read_table
-from .files import list_files, read_file, read_json, read_root, require_equal, require_files, require_known, require_sums
+from .files import read_file, read_root, require_equal, require_files, require_known, require_sums
 from .ledger import ArrayFiles, group_files, index_array
 
 
@@ -44,8 +46,8 @@ from .ledger import ArrayFiles, group_files, index_array
 class Contents:
     """A trace that passed its checks: its record, which calls are there, and the arrays that hold them."""
 
-    path: Path
-    """Where it lies."""
+    storage: Storage
+    """Where its files lie."""
     record: TraceRecord
     """As on disk; for a partial trace its steps are the planned ones."""
     steps: dict[str, NDArray[Any]]
@@ -62,9 +64,14 @@ class Contents:
     """Per layer of encoding `factors`, (sample, branch, step): the step position whose key serves."""
 
     @property
+    def path(self) -> Path | str:
+        """Where it lies: a path, or an address."""
+        return self.storage.place
+
+    @property
     def token(self) -> str:
         """What tells this trace, as opened, from any other: names in task graphs are made of it."""
-        facts = f"{self.path.resolve()} {self.record.id} {self.record.status} {len(self.present)}"
+        facts = f"{self.storage.identity} {self.record.id} {self.record.status} {len(self.present)}"
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def blocks(self, layer: int, name: str) -> Blocks:
@@ -72,26 +79,26 @@ class Contents:
         where = self.key_steps[layer] if name == "key" else self.call_steps[layer]
         assert where is not None  # only layers with factors have keys, and inspect read their key_step
         files = self.arrays[f"{layer_path(layer)}/{name}"]
-        return Blocks(str(self.path), files.plan, where, files.crcs, self.record.layers[layer].name)
+        return Blocks(self.storage, files, where, self.record.layers[layer].name)
 
     def table(self, path: str) -> NDArray[Any]:
         """An array that is one file, such as a coordinate or a picture.
 
         Raises   CorruptTrace naming the file
         """
-        return read_table(str(self.path), self.arrays[path])
+        return read_table(self.storage, self.arrays[path])
 
 
-def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
+def inspect(location: Location | Storage, partial: bool = False) -> Contents:
     """Check a trace without reading its attention, and say what is in it.
 
     Raises   NotATrace, UnknownVersion, IncompleteTrace unless `partial`, CorruptTrace
     """
-    root = Path(path)
+    root = locate(location)
     document, record = _read_record(root)
     if record.status == "complete":
         return _complete(root, record, document)
-    entries = decode_lines(read_file(root, JOURNAL, bounds_of(record).nbytes), bounds_of(record)) if (root / JOURNAL).exists() else []
+    entries = decode_lines(read_file(root, JOURNAL, bounds_of(record).nbytes), bounds_of(record)) if root.has(JOURNAL) else []
     # A recorder may be at work: what the journal lists, the root that is read after it names.
     document, record = _read_record(root)
     if record.status == "complete":
@@ -105,7 +112,7 @@ def inspect(path: str | os.PathLike[str], partial: bool = False) -> Contents:
     return _partial(root, record, document, entries)
 
 
-def _read_record(root: Path) -> tuple[dict[str, Any], TraceRecord]:
+def _read_record(root: Storage) -> tuple[dict[str, Any], TraceRecord]:
     document = read_root(root)
     record = TraceRecord.from_json(document["attributes"]["i2am"])
     try:
@@ -115,9 +122,9 @@ def _read_record(root: Path) -> tuple[dict[str, Any], TraceRecord]:
     return document, record
 
 
-def _complete(root: Path, record: TraceRecord, document: dict[str, Any]) -> Contents:
-    listing = list_files(root)
-    if MANIFEST not in listing.sizes:
+def _complete(root: Storage, record: TraceRecord, document: dict[str, Any]) -> Contents:
+    listing = root.list_files()
+    if not (root.has(MANIFEST) if listing is None else MANIFEST in listing.sizes):
         raise CorruptTrace(
             f"{MANIFEST} of the trace {root} is missing, though the trace says it is complete; copy the trace again, all files of it"
         )
@@ -128,42 +135,45 @@ def _complete(root: Path, record: TraceRecord, document: dict[str, Any]) -> Cont
             f"{MANIFEST} of the trace {root} belongs to the trace {plain(trace_id[:99])}, not to {record.id}; two traces were mixed"
         )
     require_files(root, files, listing)
-    strangers = sorted(set(listing.sizes) - set(files) - {MANIFEST})
-    if strangers:
+    if listing is not None and (strangers := sorted(set(listing.sizes) - set(files) - {MANIFEST})):
         raise CorruptTrace(
             f"{plain(strangers[0])} in the trace {root} is not in its manifest (in all {len(strangers)}); remove it, or copy it again"
         )
     arrays = _index(record, files, MANIFEST)
     _require_planned(root, record, files, arrays)
     large = tuple(f"{plan.path}/" for plan in _large(record))
-    hub = {name for name, blob in listing.links.items() if name != MANIFEST and blob != files[name].sha256}
-    require_sums(root, {n: v for n, v in files.items() if n in hub or n.endswith(ROOT) or not n.startswith((*large, "images/"))})
+    links = {} if listing is None else listing.links
+    hub = {name for name, blob in links.items() if name != MANIFEST and blob != files[name].sha256}
+    small = {n: v for n, v in files.items() if n in hub or n.endswith(ROOT) or not n.startswith((*large, "images/"))}
+    found = require_sums(root, small)
     require_equal(root, ROOT, document, root_document(record))
     for folder, expected in documents(record).items():
-        require_equal(root, f"{folder}/{ROOT}", read_json(root, f"{folder}/{ROOT}"), expected)
-    *columns, present = (read_table(str(root), arrays[plan.path]) for plan in step_layout(record.steps, len(record.layers)))
+        require_equal(root, f"{folder}/{ROOT}", found[f"{folder}/{ROOT}"], expected)
+    *columns, present = (read_table(root, arrays[plan.path]) for plan in step_layout(record.steps, len(record.layers)))
     steps = dict(zip(("evaluation", "timestep", "sigma", "scheduler_step"), columns, strict=True))
     keys = tuple(
-        read_table(str(root), arrays[f"{layer_path(i)}/key_step"]) if layer.encoding == "factors" else None
+        read_table(root, arrays[f"{layer_path(i)}/key_step"]) if layer.encoding == "factors" else None
         for i, layer in enumerate(record.layers)
     )
     lost = tuple(layer.column_mass_lost for layer in record.layers)
     return _contents(root, record, steps, present, lost, arrays, keys)
 
 
-def _partial(root: Path, record: TraceRecord, document: dict[str, Any], entries: list[Step]) -> Contents:
+def _partial(root: Storage, record: TraceRecord, document: dict[str, Any], entries: list[Step]) -> Contents:
     """Nothing but the root, the journal and the files that it lists is believed, or needed: the plan says the rest."""
     attributes = document["attributes"]
     if attributes.get("i2am_sha256", record_sum(attributes["i2am"])) != record_sum(attributes["i2am"]):
         raise CorruptTrace(f"{ROOT} of the trace {root} does not match its own checksum; the file was changed after the recording")
     files: FileSums = {name: given for entry in entries for name, given in entry.files.items()}
-    listing = list_files(root)
-    if listing.links:
+    listing = root.list_files()
+    if listing is not None and listing.links:
         raise CorruptTrace(f"{next(iter(listing.links))} in the unfinished trace {root} is a link; copy it with its links resolved: cp -rL")
     require_files(root, files, listing)
     # The root names pictures, and layers with their probes, only once they are on disk.
     early = [*(image_layout(image) for image in record.images), *_probe_plans(record)]
-    require_known(root, [name for plan in early for name in plan.file_names if not (root / name).exists()])
+    for name in (name for plan in early for name in plan.file_names if name not in files):  # older journals do not list them
+        require_known(root, [] if root.has(name) else [name])
+        files[name] = FileSum(root.size(name), "")
     layers = len(record.layers)
     lost = tuple(max([0.0, *(entry.lost.get(str(index), 0.0) for entry in entries)]) for index in range(layers))
     keys = tuple(_journalled_keys(record, i, entries) for i in range(layers))
@@ -176,7 +186,7 @@ def _index(record: TraceRecord, files: FileSums, ledger: str) -> dict[str, Array
     return {plan.path: index_array(plan, folders.get(plan.path, ()), ledger) for plan in layout(record)}
 
 
-def _require_planned(root: Path, record: TraceRecord, files: FileSums, arrays: dict[str, ArrayFiles]) -> None:
+def _require_planned(root: Storage, record: TraceRecord, files: FileSums, arrays: dict[str, ArrayFiles]) -> None:
     """Refuse a manifest that lists less than the plan, or more; calls, which may be absent, are looked at one by one."""
     known = {f"{folder}/{ROOT}" for folder in documents(record)} | {ROOT}
     require_known(root, sorted(known - set(files)))
@@ -188,7 +198,7 @@ def _require_planned(root: Path, record: TraceRecord, files: FileSums, arrays: d
 
 
 def _contents(
-    root: Path,
+    root: Storage,
     record: TraceRecord,
     steps: dict[str, NDArray[Any]],
     present: NDArray[np.bool_],
@@ -201,9 +211,15 @@ def _contents(
 
 
 def _calls(
-    root: Path, record: TraceRecord, index: int, present: NDArray[np.bool_], keys: NDArray[np.int32] | None, arrays: dict[str, ArrayFiles]
+    root: Storage,
+    record: TraceRecord,
+    index: int,
+    present: NDArray[np.bool_],
+    keys: NDArray[np.int32] | None,
+    arrays: dict[str, ArrayFiles],
 ) -> NDArray[np.int32]:
-    """Where each call lies. A call has all of its files or none."""
+    """Where each call lies. A call has all of its files or none; where files hold several steps, a table says which were called."""
+    table = read_table(root, arrays[f"{layer_path(index)}/called"]) if record.chunk_steps > 1 else None
     name, steps = record.layers[index].name, len(present)
     if keys is not None and ((keys < -1) | (keys > np.arange(steps))).any():
         raise CorruptTrace(f"key_step of layer {name} points to a step that comes later; the trace was changed after the recording")
@@ -211,12 +227,15 @@ def _calls(
     some: dict[str, NDArray[np.bool_]] = {}
     every: dict[str, NDArray[np.bool_]] = {}
     for data, files in listed.items():
-        parts = files.there.reshape(*files.there.shape[:LEADING], -1)[:, :, :steps]
-        some[data], every[data] = np.logical_or.reduce(parts, -1), np.logical_and.reduce(parts, -1)
-    called: NDArray[np.bool_] = functools.reduce(np.logical_or, [some[data] for data in some if data != "key"])
+        parts = files.there.reshape(*files.there.shape[:LEADING], -1)
+        some[data], every[data] = (
+            _each_step(found, files.plan, steps) for found in (np.logical_or.reduce(parts, -1), np.logical_and.reduce(parts, -1))
+        )
+    called = functools.reduce(np.logical_or, [some[data] for data in some if data != "key"]) if table is None else table
     for data, files in listed.items():
         if data != "key" and (called & ~every[data]).any():
-            require_known(root, [files.missing(*map(int, np.argwhere(called & ~every[data])[0]))])
+            sample, branch, step = (int(i) for i in np.argwhere(called & ~every[data])[0])
+            require_known(root, [files.missing(sample, branch, step // files.plan.chunks[STEP])])
     if keys is not None:
         at = np.argwhere(called)
         served = keys[called]
@@ -224,7 +243,8 @@ def _calls(
         if not whole.all():
             sample, branch, step = (int(i) for i in at[np.argmin(whole)])
             key = listed["key"].plan
-            require_known(root, [key.key(sample, branch, int(keys[sample, branch, step]), *[0] * (len(key.shape) - LEADING))])
+            file = int(keys[sample, branch, step]) // key.chunks[STEP]
+            require_known(root, [key.key(sample, branch, file, *[0] * (len(key.shape) - LEADING))])
     if not np.array_equal(called.any((0, 1)), present):
         step = int(np.argmax(called.any((0, 1)) != present))
         raise CorruptTrace(
@@ -233,6 +253,15 @@ def _calls(
         )
     where: NDArray[np.int32] = np.where(called, np.arange(steps, dtype=np.int32), np.int32(-1))
     return where
+
+
+def _each_step(files: NDArray[np.bool_], plan: ArrayPlan, steps: int) -> NDArray[np.bool_]:
+    """What holds of files, for the steps that they hold.
+
+    Dims     (sample, branch, file) -> (sample, branch, step)
+    """
+    found: NDArray[np.bool_] = np.repeat(files, plan.chunks[STEP], 2)[:, :, :steps]
+    return found
 
 
 def _probe_plans(record: TraceRecord) -> list[ArrayPlan]:

@@ -5,13 +5,14 @@
 a is the logsumexp of S over all keys of the call, b over all generated positions. With probabilities, P, a and b are stored and
 the rest follows elementwise; with factors, all of it is computed from q and k, in rows, never a whole call at once.
 
-Positions and rows are counted through the frames of a video, one below the other.
+Positions and rows are counted through the frames of a video, one below the other. Steps that share files are asked for together, so
+that nothing is read or unpacked twice.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.codec import decode_bits, decode_probability
-from ...schema.layout import data_plans, layer_path
+from ...schema.layout import STEP, data_plans, layer_path
 from ...schema.trace import Layer
 from ..store.chunks import ROWS, Blocks, read_heads
 from ..store.ledger import ArrayFiles
@@ -27,11 +28,15 @@ from ..store.validation import Contents
 from .softmax import Columns, Values, generated_from, logsumexp, logsumexps, score_rows
 
 Kind: TypeAlias = Literal["probability", "score", "generated"]
-At: TypeAlias = tuple[int, int, int]
-Rows: TypeAlias = Iterator[tuple[int, slice, Values]]
-"""Position on the head axis, generated positions, softmax values (position, token)."""
-Sweep: TypeAlias = Iterator[tuple[int, slice, Values, float]]
-"""Head, positions, numbers in proportion to P (position, token), and the factor that makes them P. Overwritten by the next one."""
+At: TypeAlias = tuple[int, int]
+"""Sample and branch."""
+Steps: TypeAlias = Sequence[int]
+"""Steps at which the layer was called."""
+Rows: TypeAlias = Iterator[tuple[int, int, slice, Values]]
+"""Position among the steps, position on the head axis, generated positions, softmax values (position, token)."""
+Sweep: TypeAlias = Iterator[tuple[int, int, slice, Values, float]]
+"""Position among the steps, head, positions, numbers in proportion to P (position, token), and the factor that makes them P. Overwritten
+by the next one."""
 
 BLOCK_BYTES: Final = 2**19
 """Float32 values of P that are worked on at once, in bytes: they stay in the second-level cache."""
@@ -44,7 +49,7 @@ ALL: Final = slice(None)
 
 @dataclass(frozen=True, eq=False)
 class Calls(ABC):
-    """The calls of one layer, one (sample, branch, step) at a time."""
+    """The calls of one layer, some steps of one (sample, branch) at a time."""
 
     layer: Layer
     arrays: dict[str, Blocks]
@@ -64,22 +69,31 @@ class Calls(ABC):
         """(sample, branch, step): negative where the call is absent."""
         return next(iter(self.arrays.values())).where
 
-    def normalizers(self, at: At) -> tuple[Values, Values]:
-        """a and b of one call, stored or computed.
+    def groups(self, at: At, steps: Iterable[int]) -> list[tuple[int, ...]]:
+        """Those of the steps at which the layer was called; those that share files stand together."""
+        return next(iter(self.arrays.values())).groups(at, steps)
 
-        Dims     (head, position), (head, token), float64
+    @property
+    def file_steps(self) -> int:
+        """Steps that share files."""
+        return next(iter(self.arrays.values())).plan.chunks[STEP]
+
+    def normalizers(self, at: At, steps: Steps) -> tuple[Values, Values]:
+        """a and b of present calls, stored or computed.
+
+        Dims     (step, head, position), (step, head, token), float64
         """
-        return self.sweep(at)[:2]
+        return self.sweep(at, steps)[:2]
 
-    def patch(self, at: At, y: int, x: int, kind: Kind, among: tuple[int, ...] | None) -> Values:
+    def patch(self, at: At, steps: Steps, y: int, x: int, kind: Kind, among: tuple[int, ...] | None) -> Values:
         """Task: one generated position's attention, as if its softmax ran `among` some tokens alone if these are given.
 
         Reads one inner chunk of each file.
 
-        Dims     (head, token)
+        Dims     (step, head, token)
         """
-        values = self.region(kind, at, ALL, slice(y, y + 1), slice(x, x + 1))[:, 0, 0]
-        return values if among is None else values / values[:, list(among)].sum(1, dtype=np.float64, keepdims=True)
+        values = self.region(kind, at, steps, ALL, slice(y, y + 1), slice(x, x + 1))[:, :, 0, 0]
+        return values if among is None else values / values[..., list(among)].sum(-1, dtype=np.float64, keepdims=True)
 
     @property
     @abstractmethod
@@ -92,22 +106,22 @@ class Calls(ABC):
         """Rows that are unpacked together."""
 
     @abstractmethod
-    def region(self, kind: Kind, at: At, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
-        """A part of one present call, all tokens.
+    def region(self, kind: Kind, at: At, steps: Steps, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
+        """A part of present calls, all tokens.
 
-        Dims     (head, row, x, token)
+        Dims     (step, head, row, x, token)
         """
 
     @abstractmethod
-    def sweep(self, at: At) -> tuple[Values, Values, Sweep]:
-        """a and b of one present call, and its P in blocks that stay in cache.
+    def sweep(self, at: At, steps: Steps) -> tuple[Values, Values, Sweep]:
+        """a and b of present calls, and their P in blocks that stay in cache.
 
-        Dims     (head, position), (head, token), float64
+        Dims     (step, head, position), (step, head, token), float64
         """
 
     @abstractmethod
-    def softmax_rows(self, at: At, columns: Columns, heads: tuple[int, ...]) -> Rows:
-        """Softmax values of chosen keys of one present call, a few positions at a time.
+    def softmax_rows(self, at: At, steps: Steps, columns: Columns, heads: tuple[int, ...]) -> Rows:
+        """Softmax values of chosen keys of present calls, a few positions at a time.
 
         Raises   CorruptTrace if a file was changed
         """
@@ -124,47 +138,47 @@ class StoredCalls(Calls):
     def chunk_rows(self) -> int:
         return self.arrays["probability"].chunk_rows
 
-    def region(self, kind: Kind, at: At, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
-        probability = decode_probability(self.arrays["probability"].part(at, heads, rows, columns))
+    def region(self, kind: Kind, at: At, steps: Steps, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
+        probability = decode_probability(self.arrays["probability"].part(at, steps, heads, rows, columns))
         if kind == "probability":
             return probability
-        lse = self.arrays["query_lse"].part(at, heads, rows, columns)[..., None]
+        lse = self.arrays["query_lse"].part(at, steps, heads, rows, columns)[..., None]
         if kind == "score":
             with np.errstate(divide="ignore"):
                 scores: Values = np.log(probability) + lse
             return scores
-        return generated_from(probability, lse, self.arrays["token_lse"].part(at, heads)[:, None, None, :])
+        return generated_from(probability, lse, self.arrays["token_lse"].part(at, steps, heads)[:, :, None, None, :])
 
-    def sweep(self, at: At) -> tuple[Values, Values, Sweep]:
-        query_lse, token_lse = (self.arrays[name].part(at).astype(np.float64) for name in ("query_lse", "token_lse"))
-        return query_lse.reshape(self.layer.heads, -1), token_lse, self._blocks(at)
+    def sweep(self, at: At, steps: Steps) -> tuple[Values, Values, Sweep]:
+        query_lse, token_lse = (self.arrays[name].part(at, steps).astype(np.float64) for name in ("query_lse", "token_lse"))
+        return query_lse.reshape(len(steps), self.layer.heads, -1), token_lse, self._blocks(at, steps)
 
-    def _blocks(self, at: At) -> Sweep:
+    def _blocks(self, at: At, steps: Steps) -> Sweep:
         width, tokens = self.layer.grid[1], self.layer.tokens
         rows = max(1, BLOCK_BYTES // (4 * width * tokens))
         buffer = np.empty((rows * width, tokens), np.float32)
-        for first, chunk in self.arrays["probability"].chunks(at):
+        for i, first, chunk in self.arrays["probability"].chunks(at, steps):
             for head in range(self.layer.heads):
                 for start in range(0, chunk.shape[1], rows):
                     stored = chunk[head, start : start + rows].reshape(-1, tokens)
                     block = buffer[: len(stored)]
                     factor = decode_bits(stored, block)
                     begin = (first + start) * width
-                    yield head, slice(begin, begin + len(stored)), block, factor
+                    yield i, head, slice(begin, begin + len(stored)), block, factor
 
-    def softmax_rows(self, at: At, columns: Columns, heads: tuple[int, ...]) -> Rows:
+    def softmax_rows(self, at: At, steps: Steps, columns: Columns, heads: tuple[int, ...]) -> Rows:
         width, pick = self.layer.grid[1], _index(columns.tokens)
-        query_lse, token_lse = self.normalizers(at) if columns.softmax == "generated" else (None, None)
-        for first, chunk in self.arrays["probability"].chunks(at):
+        query_lse, token_lse = self.normalizers(at, steps) if columns.softmax == "generated" else (None, None)
+        for i, first, chunk in self.arrays["probability"].chunks(at, steps):
             positions = slice(first * width, (first + chunk.shape[1]) * width)
             for head in heads:
                 stored = chunk[head].reshape(-1, self.layer.tokens)
                 values: Values = decode_probability(stored[:, pick])
                 if query_lse is not None and token_lse is not None:
-                    values = generated_from(values, query_lse[head, positions, None], token_lse[head, pick])
+                    values = generated_from(values, query_lse[i, head, positions, None], token_lse[i, head, pick])
                 elif columns.among is not None:
                     values /= decode_probability(stored[:, _index(columns.among)]).sum(-1, dtype=np.float32, keepdims=True)
-                yield head, positions, values
+                yield i, head, positions, values
 
 
 class FactorCalls(Calls):
@@ -172,76 +186,82 @@ class FactorCalls(Calls):
 
     @property
     def file_rows(self) -> tuple[int, ...]:
-        row = self.layer.heads * self.layer.grid[1] * self.layer.tokens * 4
+        row = self.file_steps * self.layer.heads * self.layer.grid[1] * self.layer.tokens * 4
         return (*(1 for _ in self.layer.places[2:]), max(1, min(self.layer.grid[0], VIEW_BYTES // row)))
 
     @property
     def chunk_rows(self) -> int:
         return 1
 
-    def factors(self, at: At, key: Values | None = None) -> tuple[Values, Values]:
-        """q and k, or q and a probe's keys, with the scale folded into q, in a dtype that holds their products well enough.
+    def factors(self, at: At, steps: Steps, key: Values | None = None) -> list[tuple[Values, Values]]:
+        """q and k of each step, or q and a probe's keys, with the scale folded into q, in a dtype that holds their products well enough.
 
         Dims     key (head, token, channel) -> (head, position, channel), (head, token, channel)
         """
-        query = self.arrays["query"].part(at).astype(np.float32).reshape(self.layer.heads, -1, self.layer.head_dim)
-        key = (self.arrays["key"].part(at) if key is None else key).astype(np.float32)
+        query = self.arrays["query"].part(at, steps).reshape(len(steps), self.layer.heads, -1, self.layer.head_dim)
+        keys = self.arrays["key"].part(at, steps) if key is None else [key] * len(steps)
+        return [self._scaled(*each) for each in zip(query, keys, strict=True)]
+
+    def _scaled(self, query: Values, key: Values) -> tuple[Values, Values]:
+        query, key = query.astype(np.float32), key.astype(np.float32)
         lengths = [float(np.sqrt(np.einsum("hnc,hnc->hn", v, v, dtype=np.float64).max())) for v in (query, key)]
         if abs(self.layer.scale) * lengths[0] * lengths[1] > EXACT_SCORE:
             query, key = query.astype(np.float64), key.astype(np.float64)
         query *= self.layer.scale
         return query, key
 
-    def region(self, kind: Kind, at: At, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
-        query = self.arrays["query"].part(at, heads, rows, columns).astype(np.float64)
-        key = self.arrays["key"].part(at, heads).astype(np.float64)
-        scores: Values = np.matmul(query, key[:, None].swapaxes(2, 3)) * self.layer.scale
+    def region(self, kind: Kind, at: At, steps: Steps, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
+        query = self.arrays["query"].part(at, steps, heads, rows, columns).astype(np.float64)
+        key = self.arrays["key"].part(at, steps, heads).astype(np.float64)
+        scores: Values = np.matmul(query, key[:, :, None].swapaxes(3, 4)) * self.layer.scale
         if kind == "score":
             return scores
         if kind == "generated":
-            lse = self.normalizers(at)[1][heads][:, None, None, :]
+            lse = self.normalizers(at, steps)[1][:, heads][:, :, None, None, :]
         elif "query_lse" in self.arrays:
-            lse = self.arrays["query_lse"].part(at, heads, rows, columns)[..., None]
+            lse = self.arrays["query_lse"].part(at, steps, heads, rows, columns)[..., None]
         else:
             top = scores.max(-1, keepdims=True)
             lse = top + np.log(np.exp(scores - top).sum(-1, keepdims=True))
         softmax: Values = np.exp(scores - lse)
         return softmax
 
-    def sweep(self, at: At) -> tuple[Values, Values, Sweep]:
-        query, key = self.factors(at)
-        found = [logsumexps(*head) for head in zip(query, key, strict=True)]
-        stored = self._stored_lse(at)
-        query_lse = np.stack([a for a, _ in found]) if stored is None else stored
-        return query_lse, np.stack([b for _, b in found]), self._blocks(query, key, query_lse)
+    def sweep(self, at: At, steps: Steps) -> tuple[Values, Values, Sweep]:
+        factors = self.factors(at, steps)
+        found = [[logsumexps(*head) for head in zip(*each, strict=True)] for each in factors]
+        query_lse, token_lse = (np.stack([[head[axis] for head in step] for step in found]) for axis in (0, 1))
+        stored = self._stored_lse(at, steps)
+        query_lse = query_lse if stored is None else stored
+        return query_lse, token_lse, self._blocks(factors, query_lse)
 
-    def _stored_lse(self, at: At) -> Values | None:
-        """a over all keys of the call, where some were not kept."""
+    def _stored_lse(self, at: At, steps: Steps) -> Values | None:
+        """a over all keys of each call, where some were not kept."""
         if "query_lse" not in self.arrays:
             return None
-        return self.arrays["query_lse"].part(at).reshape(self.layer.heads, -1).astype(np.float64)
+        return self.arrays["query_lse"].part(at, steps).reshape(len(steps), self.layer.heads, -1).astype(np.float64)
 
-    def _blocks(self, query: Values, key: Values, query_lse: Values) -> Sweep:
-        for head in range(len(key)):
-            for positions, scores in score_rows(query[head], key[head]):
-                scores -= query_lse[head, positions, None].astype(scores.dtype)
-                yield head, positions, np.exp(scores, out=scores), 1.0
+    def _blocks(self, factors: list[tuple[Values, Values]], query_lse: Values) -> Sweep:
+        for i, (query, key) in enumerate(factors):
+            for head in range(len(key)):
+                for positions, scores in score_rows(query[head], key[head]):
+                    scores -= query_lse[i, head, positions, None].astype(scores.dtype)
+                    yield i, head, positions, np.exp(scores, out=scores), 1.0
 
-    def softmax_rows(self, at: At, columns: Columns, heads: tuple[int, ...]) -> Rows:
-        given = read_heads(self.arrays["query"].root, self.probe) if columns.probe and self.probe else None
-        query, key = self.factors(at, given)
+    def softmax_rows(self, at: At, steps: Steps, columns: Columns, heads: tuple[int, ...]) -> Rows:
+        given = read_heads(self.arrays["query"].storage, self.probe) if columns.probe and self.probe else None
         tokens = columns.tokens
         among = tokens if columns.probe and columns.among is None else columns.among
-        kept = self._stored_lse(at) if among is None else None
+        kept = self._stored_lse(at, steps) if among is None else None
         # Only what the result needs is multiplied: the tokens, and what their softmax runs over.
         needed = tokens if columns.softmax == "generated" or kept is not None else among
         pick = _index(tokens if needed is None else tuple(needed.index(t) for t in tokens))
-        for head in heads:
-            keys = key[head] if needed is None else key[head][_index(needed)]
-            lse = logsumexps(query[head], keys)[1] if columns.softmax == "generated" else None
-            for positions, scores in score_rows(query[head], keys):
-                normalizer = lse if lse is not None else logsumexp(scores)[:, None] if kept is None else kept[head, positions, None]
-                yield head, positions, np.exp(scores[:, pick] - np.asarray(normalizer, scores.dtype))
+        for i, (query, key) in enumerate(self.factors(at, steps, given)):
+            for head in heads:
+                keys = key[head] if needed is None else key[head][_index(needed)]
+                lse = logsumexps(query[head], keys)[1] if columns.softmax == "generated" else None
+                for positions, scores in score_rows(query[head], keys):
+                    normalizer = lse if lse is not None else logsumexp(scores)[:, None] if kept is None else kept[i, head, positions, None]
+                    yield i, head, positions, np.exp(scores[:, pick] - np.asarray(normalizer, scores.dtype))
 
 
 def _index(tokens: tuple[int, ...]) -> Any:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +14,19 @@ from ...schema.layout import layer_path
 from ...schema.messages import listed, option, plain
 from ...schema.selection import Layers, Selector, match_layers
 from ...schema.trace import Image, Layer
+from ..storage.location import Location
+from ..storage.storage import Storage
 from ..store.chunks import read_heads
 from ..store.validation import Contents, inspect
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
     from .calls import Kind
 
 
-def open_trace(path: str | os.PathLike[str], *, partial: bool = False) -> Trace:
+def open_trace(path: Location | Storage, *, partial: bool = False) -> Trace:
     """Open a trace, checked but unread: no attention is read before something is computed from it.
 
     `partial` also opens what an unfinished recording left: its committed steps.
@@ -125,37 +127,31 @@ class Trace(Contents):
         """
         return {image.name: self.image(image.name)[..., 0] for image in self.images if image.role in ("mask", "reference_mask")}
 
-    def layer_table(self) -> list[dict[str, Any]]:
-        """One row a layer."""
-        return [
-            {
-                "index": index,
-                "name": layer.name,
-                "grid": list(layer.grid),
-                "frames": layer.frames,
-                "heads": layer.heads,
-                "call_heads": layer.model_heads,
-                "head_numbers": list(layer.heads_kept),
-                "head_dim": layer.head_dim,
-                "tokens": layer.tokens,
-                "groups": [
-                    {"name": g.name, "role": g.role, "tokens": g.tokens, "specials": g.specials, "grid": list(g.grid) if g.grid else None}
-                    for g in layer.groups
-                ],
-                "encoding": layer.encoding,
-                "calls": int(self.present[:, index].sum()),
-                "column_mass_lost": layer.column_mass_lost,
-            }
-            for index, layer in enumerate(self.layers)
-        ]
+    def layer_table(self) -> pd.DataFrame:
+        """One row a layer: name, block, grid, heads, tokens and their groups, encoding, calls that were recorded.
 
-    def step_table(self) -> list[dict[str, Any]]:
-        """One row a step that counts, in execution order."""
-        columns = {name: column.tolist() for name, column in self.steps.items()}
-        return [
-            {"step": step, **{name: column[step] for name, column in columns.items()}, "layers": int(self.present[step].sum())}
-            for step in range(len(self.present))
-        ]
+        Units    bytes of its files
+        """
+        from .tables import layer_table  # pandas loads slowly
+
+        return layer_table(self)
+
+    def step_table(self) -> pd.DataFrame:
+        """One row a step that counts, in execution order: evaluation, timestep, sigma, scheduler_step, layers that took part."""
+        from .tables import step_table
+
+        return step_table(self)
+
+    def to_datatree(self) -> xr.DataTree:
+        """The trace as one tree, lazy, in chunks of dask: what `xr.open_datatree(path, engine="i2am", chunks={})` opens.
+
+            trace.to_datatree()["layers/000"]["probability"].sel(branch="cond").mean("head")
+
+        Raises   CorruptTrace where a file is read that was changed
+        """
+        from .backend import make_datatree
+
+        return make_datatree(self)
 
     def probe_key(self, layer: Selector, probe: str | None = None) -> NDArray[np.float32] | NDArray[np.float16]:
         """Keys of one probe in a layer, or of all of them one after another, exactly as the model makes them.
@@ -172,7 +168,7 @@ class Trace(Contents):
                 f"layer {self.layers[index].name} has no {wanted}; it has {listed(known)}; probes are made "
                 f"while recording, with {option('probes')}"
             )
-        keys = read_heads(str(self.path), files)
+        keys = read_heads(self.storage, files)
         return keys if probe is None else keys[:, known[probe].start : known[probe].stop]
 
     def probabilities(self, layer: Selector) -> xr.DataArray:

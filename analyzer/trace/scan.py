@@ -1,4 +1,4 @@
-"""One pass over one call: every sum that R2G and G2R need, while each chunk is in cache.
+"""One pass over the calls of some steps: every sum that R2G and G2R need, while each chunk is in cache.
 
     R2G  sum_r G[x,r] = exp(a[x]) * sum_r P[x,r] exp(-b[r])      one matrix-vector product a head and stretch of tokens
     G2R  sum_x w[x] P[x,r]                                       one a head and query weighting
@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.trace import Softmax
+from ...schema.trace import Layer, Softmax
 from ..numerics.products import row_products, weighted_sum
-from .calls import Calls
+from .calls import At, Calls, Steps
 from .softmax import Values
 
 SPREAD: Final = 60.0
@@ -42,29 +42,44 @@ def segments(calls: Calls) -> tuple[slice, ...]:
     return tuple(slice(a, b) for low, middle, high in cuts for a, b in ((low, middle), (middle, high)) if a < b)
 
 
-def scan(calls: Calls, sample: int, branch: int, step: int, r2g: Softmax, g2r: Softmax, weights: Values) -> Sums:
-    """All sums of one present call.
+def scan(calls: Calls, at: At, steps: Steps, r2g: Softmax, g2r: Softmax, weights: Values) -> list[Sums]:
+    """All sums of each of some present calls.
 
     Dims     weights (weighting, [frame,] y, x)
     Raises   CorruptTrace if a file was changed
     """
-    layer, parts = calls.layer, segments(calls)
-    query_lse, token_lse, blocks = calls.sweep((sample, branch, step))
-    right, per_position = _right(r2g, query_lse, token_lse)
-    left, per_token = _left(g2r, query_lse, token_lse, np.asarray(weights, np.float64).reshape(len(weights), -1))
-    wide = max(_spread(token_lse) if r2g == "generated" else 0, _spread(query_lse) if g2r == "generated" else 0) > SPREAD
-    generated = np.zeros((len(parts), layer.heads, query_lse.shape[1]))
-    token = np.zeros((len(weights), layer.heads, layer.tokens))
-    for head, positions, block, factor in blocks:
-        values = block.astype(np.float64) if wide else block
-        for i, part in enumerate(parts):
-            generated[i, head, positions] = row_products(values[:, part], (right[head, part] * factor).astype(values.dtype))
-        for i in range(len(weights)):
-            token[i, head] += weighted_sum((left[i, head, positions] * factor).astype(values.dtype), values)
-    with np.errstate(invalid="ignore"):
-        generated *= per_position
-        token *= per_token
-    return Sums(generated.reshape(-1, layer.heads, *layer.places).astype(np.float32), token.astype(np.float32))
+    query_lse, token_lse, blocks = calls.sweep(at, steps)
+    flat, parts = np.asarray(weights, np.float64).reshape(len(weights), -1), segments(calls)
+    sums = [_Accumulator(a, b, r2g, g2r, flat, parts) for a, b in zip(query_lse, token_lse, strict=True)]
+    for i, head, positions, block, factor in blocks:
+        sums[i].add(head, positions, block, factor)
+    return [each.finish(calls.layer) for each in sums]
+
+
+class _Accumulator:
+    """The sums of one call, to which blocks of its P are added."""
+
+    def __init__(self, query_lse: Values, token_lse: Values, r2g: Softmax, g2r: Softmax, weights: Values, parts: tuple[slice, ...]) -> None:
+        self.right, self.per_position = _right(r2g, query_lse, token_lse)
+        self.left, self.per_token = _left(g2r, query_lse, token_lse, weights)
+        self.wide = max(_spread(token_lse) if r2g == "generated" else 0, _spread(query_lse) if g2r == "generated" else 0) > SPREAD
+        self.parts = parts
+        self.generated = np.zeros((len(parts), *query_lse.shape))
+        self.token = np.zeros((len(weights), *token_lse.shape))
+
+    def add(self, head: int, positions: slice, block: Values, factor: float) -> None:
+        """Add a block of numbers which `factor` makes P."""
+        values = block.astype(np.float64) if self.wide else block
+        for i, part in enumerate(self.parts):
+            self.generated[i, head, positions] = row_products(values[:, part], (self.right[head, part] * factor).astype(values.dtype))
+        for i, left in enumerate(self.left):
+            self.token[i, head] += weighted_sum((left[head, positions] * factor).astype(values.dtype), values)
+
+    def finish(self, layer: Layer) -> Sums:
+        """The sums, once every block was added."""
+        with np.errstate(invalid="ignore"):
+            generated, token = self.generated * self.per_position, self.token * self.per_token
+        return Sums(generated.reshape(-1, layer.heads, *layer.places).astype(np.float32), token.astype(np.float32))
 
 
 def _right(softmax: Softmax, query_lse: Values, token_lse: Values) -> tuple[Values, Values]:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ...schema.trace import Layer
 from ..store.validation import Contents
 from .calls import Calls, Kind
 from .softmax import Values
@@ -40,17 +41,28 @@ class View:
         """Number of axes."""
         return len(self.shape)
 
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Lengths of the pieces that are read, or computed, at once."""
+        layer = self.calls.layer
+        return (1, 1, self.calls.file_steps, layer.heads, *self.calls.file_rows, layer.grid[1], layer.tokens)
+
     dtype = np.dtype(np.float32)
 
     def __getitem__(self, index: tuple[Any, ...]) -> Values:
         picked = [np.atleast_1d(np.arange(n)[i]) for i, n in zip(index, self.shape, strict=True)]
-        out = np.full([len(p) for p in picked], np.nan, np.float32)
-        heads, *places, columns, tokens = picked[3:]
+        out = np.empty([len(p) for p in picked], np.float32)
+        heads, *places, columns, _ = picked[3:]
+        tokens = index[-1] if isinstance(index[-1], slice) else picked[-1]  # a slice copies nothing
         rows = np.ravel_multi_index(np.ix_(*places), self.calls.layer.places[:-1]).ravel()
-        for cell in np.ndindex(out.shape[:3]):
-            at = (int(picked[0][cell[0]]), int(picked[1][cell[1]]), int(picked[2][cell[2]]))
-            if self.calls.where[at] >= 0 and out.size:
-                out[cell] = self.calls.region(self.kind, at, heads, rows, columns)[..., tokens].reshape(out.shape[3:])
+        for i, j in np.ndindex(out.shape[:2]):
+            at, done = (int(picked[0][i]), int(picked[1][j])), 0
+            called = self.calls.where[at][picked[2]] >= 0
+            there, out[i, j, ~called] = np.flatnonzero(called), np.nan
+            for steps in self.calls.groups(at, picked[2].tolist()) if out.size else ():
+                values = self.calls.region(self.kind, at, steps, heads, rows, columns)[..., tokens]
+                out[i, j, there[done : done + len(steps)]] = values.reshape(len(steps), *out.shape[3:])
+                done += len(steps)
         result: Values = out[tuple(0 if isinstance(i, (int, np.integer)) else slice(None) for i in index)]
         return result
 
@@ -61,22 +73,30 @@ def lazy_array(contents: Contents, index: int, kind: Kind) -> xr.DataArray:
     Dims     (sample, branch, step, head, [frame,] y, x, token), float32
     """
     view = View(Calls.of(contents, index), kind)
-    record, layer = contents.record, view.calls.layer
-    chunks = (1, 1, 1, layer.heads, *view.calls.file_rows, layer.grid[1], layer.tokens)
+    layer = view.calls.layer
     array = da.from_array(  # type: ignore[no-untyped-call]
-        view, chunks=chunks, name=f"i2am-{kind}-{contents.token}-{index}", asarray=False, meta=np.empty((0,) * view.ndim, np.float32)
+        view, chunks=view.chunks, name=f"i2am-{kind}-{contents.token}-{index}", asarray=False, meta=np.empty((0,) * view.ndim, np.float32)
     )
-    coords = {
-        "sample": np.arange(record.samples),
-        "branch": list(record.branches),
+    attrs = {"long_name": MEANING[kind], "layer": layer.name, "trace": contents.record.id}
+    return xr.DataArray(array, dims=view_dims(layer), coords=coordinates(contents, layer), attrs=attrs, name=kind)
+
+
+def view_dims(layer: Layer) -> tuple[str, ...]:
+    """Names of the axes of a layer's P, S and G."""
+    return (*LEADING, *place_dims(layer.places), "token")
+
+
+def coordinates(contents: Contents, layer: Layer) -> dict[str, Any]:
+    """Labels of those axes, in texts of any length: those of a fixed one have no settled form in Zarr v3."""
+    return {
+        "sample": np.arange(contents.record.samples),
+        "branch": np.array(contents.record.branches, object),
         "step": contents.steps["evaluation"],
         "timestep": ("step", contents.steps["timestep"]),
         "head": list(layer.heads_kept),
         **{dim: centres(length) for dim, length in zip(place_dims(layer.places), layer.places, strict=True)},
-        "group": ("token", [group.name for group in layer.groups for _ in range(group.tokens)]),
+        "group": ("token", np.array([group.name for group in layer.groups for _ in range(group.tokens)], object)),
     }
-    attrs = {"long_name": MEANING[kind], "layer": layer.name, "trace": record.id}
-    return xr.DataArray(array, dims=(*LEADING, *place_dims(layer.places), "token"), coords=coords, attrs=attrs, name=kind)
 
 
 def place_dims(places: tuple[int, ...]) -> tuple[str, ...]:

@@ -23,6 +23,20 @@ def test_the_schema_needs_numpy_alone() -> None:
 
 
 @pytest.mark.analyzer
+@pytest.mark.parametrize("arguments", [["--help"], ["map", "--help"], ["verify", "--help"], ["--version"]])
+def test_help_waits_for_no_numpy(arguments: list[str]) -> None:
+    asked = f"from io import StringIO\nwith redirect_stdout(StringIO()): assert run({arguments}) == 0"
+    found = modules_after(f"from contextlib import redirect_stdout\nfrom i2am.analyzer.cli.main import run\n{asked}")
+    assert "click" in found
+    assert not found & {"numpy", "dask", "xarray", "scipy", "PIL"}
+
+
+@pytest.mark.analyzer
+def test_verifying_needs_no_dask() -> None:
+    assert not modules_after("import i2am.analyzer.inspection.verify, i2am.analyzer.cli.main") & {"dask", "xarray", "scipy"}
+
+
+@pytest.mark.analyzer
 def test_the_writer_needs_neither_half() -> None:
     assert not modules_after("import i2am.recorder.store.writer") & {"torch", "dask", "xarray"}
 

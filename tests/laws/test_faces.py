@@ -39,3 +39,20 @@ def test_no_name_is_a_package_or_stands_twice(half: str) -> None:
     modules = {path.stem for path in (ROOT / half).glob("*.py")}
     assert len(names) == len(set(names))
     assert not set(names) & (packages | modules)
+
+
+@pytest.mark.parametrize("first", ["", "import i2am.schema.layout", "import i2am.analyzer.store.files"])
+def test_the_layout_of_the_schema_is_the_function_whatever_was_imported_before(first: str) -> None:
+    assert python(f"{first}\nfrom i2am.schema import layout\nprint(layout.__name__, callable(layout))") == "layout True\n"
+    assert python(f"{first}\nimport i2am.schema\nprint(callable(i2am.schema.layout))") == "True\n"
+
+
+def test_every_name_of_the_schema_is_there_once_it_is_asked_for() -> None:
+    tree = ast.parse((ROOT / "schema/__init__.py").read_text(encoding="utf-8"))
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    names = {alias.name: node.module for node in froms for alias in node.names}
+    assert len(names) > 20
+    for name, module in names.items():
+        code = f"import i2am.schema as face, i2am.schema.{module}, sys\nprint(face.{name} is sys.modules['i2am.schema.{module}'].{name})"
+        assert python(f"{code}\nassert '{name}' in dir(face)") == "True\n", name
+    assert python("import i2am.schema as face\nprint(hasattr(face, 'nothing'))") == "False\n"

@@ -17,7 +17,7 @@ from specs import PAINT_BY_EXAMPLE
 from i2am.analyzer import open_trace, r2g, token_map
 from i2am.analyzer.cli.group import i2am
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import cluster
+from i2am.analyzer.datasets import cluster
 from i2am.analyzer.output.files import Output, save
 from i2am.recorder.cli.record import record_command
 from i2am.schema import errors

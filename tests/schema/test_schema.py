@@ -86,6 +86,18 @@ def test_a_probability_survives_within_the_stated_error(value: float) -> None:
     assert error <= (2.0**-11 * value if value >= 2.0**-29 else 2.0**-40)
 
 
+@np.errstate(invalid="ignore")  # some bits are of a NaN that signals
+def test_every_number_that_can_be_stored_is_decoded_exactly() -> None:
+    stored = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    expected = (stored.astype(np.float64) * 2.0**-15).astype(np.float32)
+    parts = (slice(0, 0x7C00), slice(0, 0x7C01), slice(0x7C00, 0x8000), slice(0x8000, None), slice(None), slice(0, 0))
+    for part in parts:
+        found = decode_probability(stored[part])
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected[part])
+    np.testing.assert_array_equal(decode_probability(stored[:0x7C00:-1][::3].reshape(-1, 1).T), expected[:0x7C00:-1][::3][None])
+
+
 def test_zero_and_absent_keep_what_they_mean() -> None:
     back = decode_probability(encode_probability(np.array([0.0, np.nan, 1.0])))
     assert back[0] == 0 and np.isnan(back[1]) and back[2] == 1

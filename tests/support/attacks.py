@@ -68,8 +68,9 @@ def answers(path: Path, partial: bool = False) -> dict[str, np.ndarray]:
         found |= {name: np.asarray(ask().values) for name, ask in asked.items()}
     for layer in range(len(trace.layers)):
         found |= {f"{layer} {view.__name__}": view(layer).values for view in (trace.probabilities, trace.generated_softmax)}
-    for row in (*trace.layer_table(), *trace.step_table()):
-        json.dumps(row)
+    for table in (trace.layer_table(), trace.step_table()):
+        for row in table.to_dict("records"):
+            json.dumps(row)
     repr(trace), trace._repr_html_()
     return found
 

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from ...output.files import check_output
+from ....schema.errors import CorruptTrace
+from ....schema.messages import listed
+from ...output.files import check_output, endings
+from .evaluation import dataset_request, number
 from .options import (
     PATH,
     example,
     given,
     group_option,
     json_option,
-    maps_output_option,
     mask_options,
+    output_option,
     overwrite_option,
     partial_option,
     sample_option,
+    scheduler_option,
     selection_options,
     trace_argument,
     with_heads,
     words,
 )
-from .text import align, answer
+from .text import align, answer, write_skipped
+
+METRICS: Final = "Metrics, separated by commas.  [default: all that both have; of folders imacs_g,imacs_r]"
 
 
 @click.command(
@@ -36,20 +42,29 @@ from .text import align, answer
 @mask_options
 @group_option
 @sample_option
+@scheduler_option
 @json_option
 def diagnose_command(
-    trace: Path, partial: bool, mask: str | None, reference_mask: str | None, group: str | None, sample: int, as_json: bool
+    trace: Path,
+    partial: bool,
+    mask: str | None,
+    reference_mask: str | None,
+    group: str | None,
+    sample: int,
+    scheduler: str | None,
+    as_json: bool,
 ) -> None:
     """Look for the ways in which attention fails: uniform, outside the masks, unsteady, one-sided, sinks, lost in encoding.
 
     Each is a number (more is worse), the range it has on healthy recordings of the demo model and on failing ones, and a sentence.
     """
+    from ...datasets.cluster import computing
     from ...diagnosis.signatures import diagnose
     from ...progress import shown
     from ...trace.reader import open_trace
 
     opened = open_trace(trace, partial=partial)
-    with shown("diagnose"):
+    with computing(scheduler, trace), shown("diagnose"):
         facts = diagnose(opened, mask=mask, reference_mask=reference_mask, sample=sample, group=group)
     answer(facts, write_diagnosis(facts), as_json=as_json)
 
@@ -74,13 +89,14 @@ def write_diagnosis(facts: dict[str, Any]) -> str:
         "i2am diff guided.zarr unguided.zarr",
         "i2am diff step-100.zarr step-1000.zarr -o diff.png",
         "i2am diff a.zarr b.zarr --metric imacs_g,pck -o diff.nc --json",
+        "i2am diff step-100/ step-1000/ -o pairs.csv        traces of one name, pair by pair",
     ),
 )
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
 @partial_option
-@maps_output_option
-@click.option("--metric", "metrics", callback=words, metavar="NAMES", help="Metrics, separated by commas.  [default: all that both have]")
+@output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps; of folders {endings('table')}, a row a pair.")
+@click.option("--metric", "metrics", callback=words, metavar="NAMES", help=METRICS)
 @selection_options
 @overwrite_option
 @json_option
@@ -93,15 +109,24 @@ def diff_command(
     overwrite: bool,
     as_json: bool,
     **options: Any,
-) -> None:
+) -> int:
     """Show how two recordings of one shape differ: guidance on and off, two checkpoints, two seeds.
 
     For R2G and G2R, of all layers and of each: correlation, and mean change as a share of the first map's mean. Then every metric.
+
+    Of two folders, traces of one name are a pair: each metric's mean difference over pairs, second less first, with its 95% bootstrap
+    interval, and how many pairs went up and down. Traces that cannot be asked are listed and skipped, and the exit code is then 4.
     """
     from ...evaluation.difference import differ, save_difference
     from ...progress import shown
+    from ...store.discovery import is_dataset
     from ...trace.reader import open_trace
 
+    folders = [is_dataset([path]) for path in (first, second)]
+    if all(folders):
+        return differ_folders(first, second, partial, out, metrics, overwrite, as_json, options)
+    if any(folders):
+        raise click.UsageError(f"{(first, second)[folders.index(False)]} is one trace and the other a folder; give two of one kind")
     if out:
         check_output(out, "picture", "maps", overwrite=overwrite)
     one, other = (open_trace(path, partial=partial) for path in (first, second))
@@ -111,6 +136,43 @@ def diff_command(
         save_difference(found, out, overwrite=overwrite)
     facts = {**found.facts, "out": str(out) if out else None}
     answer(facts, write_difference(facts), as_json=as_json)
+    return 0
+
+
+def differ_folders(
+    first: Path,
+    second: Path,
+    partial: bool,
+    out: Path | None,
+    metrics: tuple[str, ...] | None,
+    overwrite: bool,
+    as_json: bool,
+    options: dict[str, Any],
+) -> int:
+    """Compare two folders pair by pair, print it, and return the exit code."""
+    from ...datasets.dataset import USUAL
+    from ...datasets.pairs import ask_pairs, facts_of, save_pairs
+    from ...store.discovery import find_traces
+
+    if out:
+        check_output(out, "table", overwrite=overwrite)
+    found = ask_pairs(find_traces(first), find_traces(second), dataset_request(USUAL if metrics is None else metrics, partial, options))
+    if out:
+        save_pairs(found, out, overwrite=overwrite)
+    facts = {**facts_of(found), "out": str(out) if out else None}
+    unpaired = [f"only the {side} has {listed(names)}" for side, names in found.unpaired.items() if names]
+    notes = [*write_skipped(found.skipped, 2 * len(found.pairs)), *unpaired, *filter(None, [found.note])]
+    answer(facts, write_pairs(facts), "\n".join(notes), as_json=as_json)
+    return CorruptTrace.exit_code if found.skipped else 0
+
+
+def write_pairs(facts: dict[str, Any]) -> str:
+    """The differences as text."""
+    rows = [["metric", "first", "second", "difference", f"{facts['level']:.0%} from", "to", "up", "down", "pairs", "better"]]
+    for each in facts["metrics"]:
+        values = [number(each[name]) for name in ("first", "second", "difference", "low", "high")]
+        rows.append([each["name"], *values, *(str(each[name]) for name in ("up", "down", "count")), each["better"]])
+    return align(rows, right=True)
 
 
 def write_difference(facts: dict[str, Any]) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ....schema.errors import CorruptTrace
-from ....schema.messages import SHOWN, plain
+from ....schema.messages import plain
 from ...output.files import check_output, endings
 from .options import (
     completing,
@@ -21,20 +22,44 @@ from .options import (
     metric_names,
     output_option,
     overwrite_option,
+    scheduler_option,
     selection_options,
     traces_argument,
     with_heads,
     words,
 )
-from .text import align, answer
+from .text import align, answer, write_skipped
 
 if TYPE_CHECKING:
-    from ...evaluation.dataset import DatasetScores
+    from ...datasets.dataset import DatasetScores
+    from ...datasets.rows import DatasetRequest
     from ...metrics.overlap import ImacsOptions
 
 
-SCHEDULER: Final = "Work on a dask cluster, such as tcp://10.0.0.1:8786.  [default: threads]"
-scheduler_option = click.option("--scheduler", metavar="ADDRESS", help=SCHEDULER)
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), metavar="N", help="Processes on this machine.  [default: one a core, from 4 traces on]"
+)
+
+
+def share(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """A share of a dataset, `3/16`: the third of sixteen."""
+    if text is None:
+        return None
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise click.BadParameter(f"{text!r} is no share; write I/N with I from 1 to N, such as 3/16", context, option)
+    return int(index), int(count)
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What becomes of rows as they are finished."""
+
+    out: Path | None = None
+    share: tuple[int, int] | None = None
+    resume: bool = False
+    overwrite: bool = False
+    after: str | None = None
 
 
 @click.command(
@@ -53,6 +78,7 @@ scheduler_option = click.option("--scheduler", metavar="ADDRESS", help=SCHEDULER
 @click.option("--pre-mask", is_flag=True, help="Hide what lies outside the reference mask before normalising, as i2am-official does.")
 @selection_options
 @scheduler_option
+@jobs_option
 @json_option
 def imacs_command(
     traces: tuple[Path, ...],
@@ -61,6 +87,7 @@ def imacs_command(
     threshold: float,
     pre_mask: bool,
     scheduler: str | None,
+    jobs: int | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -77,7 +104,7 @@ def imacs_command(
     if scheduler is None and not is_dataset(traces):
         _score_one(traces[0], partial, as_json, options, settings)
         return 0
-    evaluation = _evaluate(traces, IMACS, partial, scheduler, options, {"settings": settings, "optional": True})
+    evaluation, _ = _evaluate(traces, IMACS, partial, (scheduler, jobs), options, {"settings": settings, "optional": True})
     hidden = pre_mask or get_recipe(evaluation.request.recipe).pre_mask
     return _print(evaluation, as_json, {**settings, "pre_mask": hidden}, whole=True)
 
@@ -89,6 +116,10 @@ def imacs_command(
         "i2am evaluate traces/",
         "i2am evaluate traces/ --metric imacs_g,imacs_r -o table.csv",
         "i2am evaluate 'runs/*/pair-*.zarr' --recipe i2am-official -o table.parquet",
+        "i2am evaluate traces/ -o table.csv --resume        go on after a kill, or with new traces",
+        "i2am evaluate traces/ -o table.csv --rows $SLURM_ARRAY_TASK_ID/16    one share of a job array, from 1 to 16",
+        "i2am evaluate traces/ -o table.csv --resume        afterwards: the table of all shares",
+        "i2am evaluate traces/ -o table.csv --after 'rclone move {path} remote:traces/{trace}.zarr'",
         "i2am evaluate traces/ --scheduler tcp://10.0.0.1:8786 -o table.csv",
     ),
 )
@@ -103,7 +134,11 @@ def imacs_command(
 @mask_options
 @selection_options
 @scheduler_option
-@output_option(f"Table with a row a trace: {endings('table')}.")
+@jobs_option
+@output_option(f"Table with a row a trace: {endings('table')}. Rows are kept beside it as they come.")
+@click.option("--resume", is_flag=True, help="Keep the rows that are finished: of a run that ended early, or of all shares.")
+@click.option("--rows", "share", callback=share, metavar="I/N", help="Only the I-th of N shares of the traces, counted from 1.")
+@click.option("--after", metavar="COMMAND", help="Run this after each finished row; {path} and {trace} stand for the trace's.")
 @overwrite_option
 @json_option
 def evaluate_command(
@@ -111,7 +146,11 @@ def evaluate_command(
     partial: bool,
     metric: tuple[str, ...] | None,
     scheduler: str | None,
+    jobs: int | None,
     out: Path | None,
+    resume: bool,
+    share: tuple[int, int] | None,
+    after: str | None,
     overwrite: bool,
     as_json: bool,
     **options: Any,
@@ -120,15 +159,30 @@ def evaluate_command(
 
     TRACE is a trace, a folder that holds traces, or a quoted pattern. Traces that cannot be asked are listed and skipped, and the exit
     code is then 4.
-    """
-    from ...evaluation.dataset import USUAL, save_table
 
+    With -o, each finished row is kept at once in OUT.rows.jsonl, which goes when the table is whole and no trace was skipped.
+    --resume asks only for what is missing there. Shares (--rows) keep theirs side by side and write no table; --resume without --rows
+    makes it of all of them. --after runs without a shell; if it fails, that is listed at the end, with exit code 1.
+    """
+    from ...datasets.dataset import USUAL, save_table
+
+    if resume and out is None:
+        raise click.UsageError("--resume goes on with the rows kept beside a table; say which with -o FILE")
     if out is not None:
-        check_output(out, "table", overwrite=overwrite)
-    evaluation = _evaluate(traces, USUAL if metric is None else metric, partial, scheduler, options)
-    if out is not None:
-        save_table(evaluation, out, overwrite=overwrite)
-    return _print(evaluation, as_json, {"out": None if out is None else str(out)}, whole=out is None)
+        check_output(out, "table", overwrite=overwrite or resume or share is not None)
+    metrics = USUAL if metric is None else metric
+    evaluation, failures = _evaluate(
+        traces, metrics, partial, (scheduler, jobs), options, keeping=Keeping(out, share, resume, overwrite, after)
+    )
+    if out is not None and share is None:
+        from ...datasets.row_files import list_files
+
+        save_table(evaluation, out, overwrite=overwrite or resume)
+        for file in [] if evaluation.skipped or failures else list_files(out):
+            file.unlink()
+    facts = {"out": None if out is None else str(out), "failed_after": failures}
+    code = _print(evaluation, as_json, facts, whole=out is None)
+    return code or (1 if failures else 0)
 
 
 def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any], settings: ImacsOptions) -> None:
@@ -167,15 +221,42 @@ def _evaluate(
     traces: tuple[Path, ...],
     metrics: tuple[str, ...],
     partial: bool,
-    scheduler: str | None,
+    where: tuple[str | None, int | None],
     options: dict[str, Any],
     more: dict[str, Any] | None = None,
-) -> DatasetScores:
-    from ...aggregation.selection import Select
-    from ...evaluation.cluster import connected
-    from ...evaluation.dataset import ask
-    from ...evaluation.rows import DatasetRequest
+    keeping: Keeping | None = None,
+) -> tuple[DatasetScores, dict[str, str]]:
+    """The rows, and by trace the failures of the command after each; `where` is a scheduler or a number of processes."""
+    from ...datasets.processes import Crew, choose_jobs
     from ...store.discovery import find_traces
+
+    scheduler, jobs = where
+    if scheduler is not None and jobs is not None:
+        raise click.UsageError("--jobs is of this machine, and a cluster has workers of its own; give one of --scheduler and --jobs")
+    keep, members = keeping or Keeping(), find_traces(traces)
+    with ExitStack() as stack:
+        crew = None
+        if scheduler is None and (count := choose_jobs(jobs, len(members))) > 1:
+            crew = stack.enter_context(Crew(count))  # before this process loads what they load too
+        from ...datasets.cluster import connected
+        from ...datasets.commands import AfterEach
+        from ...datasets.dataset import ask
+        from ...datasets.row_files import open_rows, share_of
+
+        request = dataset_request(metrics, partial, options, more)
+        kept = None if keep.out is None else open_rows(keep.out, request, keep.share, resume=keep.resume, overwrite=keep.overwrite)
+        members += [] if kept is None else kept.gone(members)
+        members = members if keep.share is None else share_of(members, keep.share)
+        after = None if keep.after is None else stack.enter_context(AfterEach(keep.after, kept))
+        client = None if scheduler is None else stack.enter_context(connected(scheduler))
+        evaluation = ask(members, request, client, crew=crew, kept=kept, after=after)
+        return evaluation, {} if after is None else after.failures
+
+
+def dataset_request(metrics: tuple[str, ...], partial: bool, options: dict[str, Any], more: dict[str, Any] | None = None) -> DatasetRequest:
+    """What typed options ask of every trace of a dataset."""
+    from ...aggregation.selection import Select
+    from ...datasets.rows import DatasetRequest
 
     ranked = None
     if (scores := options.get("heads_from")) is not None:
@@ -187,17 +268,17 @@ def _evaluate(
     plain = {name: chosen.pop(name) for name in ("mask", "reference_mask", "recipe") if name in chosen}
     request = DatasetRequest(metrics=metrics, select=Select.of(chosen), partial=partial, ranked=ranked, **plain, **(more or {}))
     request.check()
-    members = find_traces(traces)
-    with nullcontext() if scheduler is None else connected(scheduler) as client:
-        return ask(members, request, client)
+    return request
 
 
 def _print(evaluation: DatasetScores, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
-    from ...evaluation.dataset import facts_of
+    from ...datasets.dataset import facts_of
 
     means = align([["", *evaluation.metrics], *mean_rows(evaluation)], right=True)
     text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{means}"
-    answer({**facts_of(evaluation), **more}, text, write_notes(evaluation), as_json=as_json)
+    failed = [plain(f"after {name}: {problem}") for name, problem in more.get("failed_after", {}).items()]
+    notes = "\n".join(filter(None, [write_notes(evaluation), *failed]))
+    answer({**facts_of(evaluation), **more}, text, notes, as_json=as_json)
     return CorruptTrace.exit_code if evaluation.skipped else 0
 
 
@@ -210,14 +291,10 @@ def write_table(evaluation: DatasetScores) -> str:
 
 def write_notes(evaluation: DatasetScores) -> str:
     """What to bear in mind: traces left out, copies of one recording, what an encoding lost."""
-    from ...evaluation.dataset import remarks
+    from ...datasets.dataset import remarks, skipped_facts
 
-    lines = [plain(f"skipped {member.name}: {row.error}") for member, row in evaluation.skipped[:SHOWN]]
-    if (more := len(evaluation.skipped) - SHOWN) > 0:
-        lines.append(f"skipped {more} more (--json lists all)")
-    if evaluation.skipped:
-        lines.append(f"{len(evaluation.skipped)} of {len(evaluation.rows)} traces were skipped")
-    return "\n".join([*lines, *remarks(evaluation)])
+    skipped = write_skipped([skipped_facts(*each) for each in evaluation.skipped], len(evaluation.rows))
+    return "\n".join([*skipped, *remarks(evaluation)])
 
 
 def mean_rows(evaluation: DatasetScores) -> list[list[str]]:

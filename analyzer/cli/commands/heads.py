@@ -20,6 +20,7 @@ from .options import (
     layers_option,
     output_option,
     overwrite_option,
+    scheduler_option,
     steps_option,
     traces_argument,
     words,
@@ -87,22 +88,33 @@ def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> No
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Words of each concept for each call.  [default: 1]")
 @click.option("--keep", callback=words, metavar="time", help="Count each step apart.")
 @click.option("--show", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Heads to print for each concept.")
+@scheduler_option
 @overwrite_option
 @json_option
 def heads_command(
-    traces: tuple[Path, ...], partial: bool, out: Path | None, by: str, show: int, overwrite: bool, as_json: bool, **options: Any
+    traces: tuple[Path, ...],
+    partial: bool,
+    out: Path | None,
+    by: str,
+    show: int,
+    scheduler: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Score every head of a model over any number of traces.
 
     By relevance, one word of each concept is drawn for each call, and the concept that the head attends to most is counted; traces need
     the words as a probe, and factors. By truth, it is the share of patches that the head sends to where they truly come from.
     """
+    from ...datasets.cluster import computing
     from ...heads.files import check_heads_path, save_heads
 
     if out is not None:
         check_heads_path(out, overwrite=overwrite)
     # Paths are opened a few at a time as they are counted; only the library's own default can be so frugal.
-    scores = score(open_paths(traces, partial) if partial else traces, by, **given(**options))
+    with computing(scheduler, *traces):
+        scores = score(open_paths(traces, partial) if partial else traces, by, **given(**options))
     if out is not None:
         save_heads(scores, out, overwrite=overwrite)
     facts = {"out": None if out is None else str(out), **scores.attrs, "first": first_heads(scores, show)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial as fix
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ....schema.errors import InvalidInput
+from ....schema.errors import CorruptTrace, InvalidInput
 from ...output.files import check_output, endings, suffixes
 from .options import (
     branch_option,
@@ -21,13 +22,15 @@ from .options import (
     output_option,
     overwrite_option,
     place,
+    scheduler_option,
     selection_options,
     style_option,
     trace_argument,
+    traces_argument,
     with_heads,
     words,
 )
-from .text import align, answer
+from .text import align, answer, write_skipped
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,6 +48,10 @@ ONLY_FOR: Final = {
     "frames": (("r2g", "g2r"), "--frames selects frames of --r2g and --g2r; --at names its own, F,Y,X"),
 }
 """Options that only some maps take, and what to say for the others."""
+POSITIONAL: Final = ("layers", "steps", "heads")
+"""Options that choose by position, which has to mean the same in all traces of a mean map."""
+ONE: Final = "note: one trace says nothing about how much traces differ, so the mean has no interval"
+APPROXIMATE: Final = "note: in one of the traces the encoding lost up to {:.0%} of one token's column, so R2G is approximate"
 
 
 @click.command(
@@ -61,9 +68,11 @@ ONLY_FOR: Final = {
         "i2am map run.zarr --r2g --recipe i2am-official --set resize=bilinear -o r2g.png",
         "i2am map run.zarr --g2r --recipe i2am-official --as-published --style plain -o figure.png",
         "i2am map run.zarr --r2g --heads-from hrv.nc --concept Animals --top 30",
+        "i2am map traces/ --mean --r2g -o mean.png       the mean of many traces, and where it lies",
     ),
 )
-@trace_argument
+@traces_argument
+@click.option("--mean", is_flag=True, help="The mean over traces, cell by cell, with its 95% interval (Student's t).")
 @click.option("--r2g", is_flag=True, help="Reference to generated: lies on the generated image.")
 @click.option("--g2r", is_flag=True, help="Generated to reference: lies on the reference.")
 @click.option("--at", callback=place, metavar="[F,]Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
@@ -87,62 +96,102 @@ ONLY_FOR: Final = {
 @click.option("--as-published", is_flag=True, help="Scale, invert and cut the map as its recipe does, at its image's size.")
 @style_option
 @click.option("--scale", type=click.Choice(["shared", "own"]), help="One scale of colours for all tiles, with a bar, or each tile's own.")
+@scheduler_option
 @overwrite_option
 @json_option
 def map_command(
-    trace: Path,
+    traces: tuple[Path, ...],
     partial: bool,
+    mean: bool,
     out: Path | None,
     patches: bool,
     as_published: bool,
     style: str,
     scale: Scale | None,
+    scheduler: str | None,
     overwrite: bool,
     as_json: bool,
     **options: Any,
-) -> None:
+) -> int:
     """Draw or save an attribution map.
 
     Exactly one of --r2g, --g2r, --at, --word and --tokens says which. A picture has one scale of colours, shown by a bar below it; in the
-    styles i2am and daam each tile has its own. Numbers are in .npy, .nc and .zarr.
+    styles i2am and daam each tile has its own. Numbers are in .npy, .nc and .zarr. With --mean, TRACE is a folder that holds traces, a
+    quoted pattern, or several; those that cannot be asked, or do not fit the first, are listed and skipped, and the exit code is then 4.
     """
-    from ...facts import PLACE
+    from ...datasets.cluster import computing
     from ...output.colours import find_style
-    from ...output.files import Output, save
-    from ...output.illustration import illustrate, provenance
-    from ...progress import shown
+    from ...store.discovery import is_dataset
     from ...trace.reader import open_trace
 
     direction, what = pick_direction(options)
     path = out or Path(f"{direction}.png")
     find_style(style)
-    check_output(path, "picture", "map", overwrite=overwrite)
-    opened = open_trace(trace, partial=partial)
+    check_output(path, "picture", "maps" if mean else "map", overwrite=overwrite)
     if options["changes"] and direction in ("word", "tokens"):
         options["recipe"] = options["recipe"] or ("ovam" if options["probe"] else "daam")
-    chosen = with_heads(given(**options), opened)
-    asked = ask(opened, direction, what, chosen)
-    if path.suffix in suffixes("picture") and not patches:
-        require_places(opened, asked)
-    with shown("map"):
-        map = refine(opened, asked.compute(), patches, as_published)
+
+    def make(trace: Trace, **_: Any) -> xr.DataArray:
+        asked = ask(trace, direction, what, with_heads(given(**options), trace))
+        if path.suffix in suffixes("picture") and not patches:
+            require_places(trace, asked)
+        return refine(trace, asked.compute(), patches, as_published)
+
+    if mean:
+        from ...datasets.means import mean_map, save_mean
+
+        positional = {name: options[name] for name in POSITIONAL if options[name] is not None}
+        with computing(scheduler, *traces):
+            found = mean_map(traces, make, partial=partial, **positional)
+        save_mean(found, path, style, scale, overwrite=overwrite)
+        return answer_mean(found, path, direction, as_json=as_json)
+    if is_dataset(traces):
+        raise click.UsageError("a map is of one trace; --mean makes the mean map of several")
+    from ...output.files import Output, save
+    from ...output.illustration import illustrate, provenance
+    from ...progress import shown
+
+    opened = open_trace(traces[0], partial=partial)
+    with computing(scheduler, *traces), shown("map"):
+        map = make(opened)
     at = what if direction == "sram" else None
     save(
         Output({str(map.name or "map"): map}, lambda: (illustrate(opened, map, style, at=at, scale=scale), provenance(map))),
         path,
         overwrite=overwrite,
     )
-    facts: dict[str, Any] = {
-        **dict.fromkeys((*PLACE, "pre_mask") if as_published else PLACE),
-        **map.attrs,
-        "out": str(path),
-        "dims": list(map.dims),
-        "shape": list(map.shape),
-    }
-    facts |= {"least": float(map.min()), "greatest": float(map.max())}
-    facts["note"] = note_of(opened, map, chosen)
-    text = f"{path}: {direction} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}"
-    answer(facts, text, facts["note"], as_json=as_json)
+    facts = facts_of(map, path, as_published=as_published)
+    facts["note"] = note_of(opened, map, with_heads(given(**options), opened))
+    answer(facts, summary(facts, direction, map), facts["note"], as_json=as_json)
+    return 0
+
+
+def facts_of(map: xr.DataArray, path: Path, *, as_published: bool = False) -> dict[str, Any]:
+    """What a map says of itself, and its range, as plain JSON."""
+    from ...facts import PLACE
+
+    facts = {**dict.fromkeys((*PLACE, "pre_mask") if as_published else PLACE), **map.attrs, "out": str(path)}
+    return {**facts, "dims": list(map.dims), "shape": list(map.shape), "least": float(map.min()), "greatest": float(map.max())}
+
+
+def summary(facts: Mapping[str, Any], direction: str, map: xr.DataArray) -> str:
+    """The line that says what was written."""
+    return f"{facts['out']}: {direction} {dict(map.sizes)}, {facts['least']:.3g} to {facts['greatest']:.3g}"
+
+
+def answer_mean(found: xr.Dataset, path: Path, direction: str, *, as_json: bool) -> int:
+    """Print what a mean map is of and which traces were skipped, and return the exit code."""
+    from ....schema.trace import LOSSY
+
+    skipped, count = json.loads(found.attrs["skipped"]), found.attrs["traces"]
+    half, lost = float((found["high"] - found["low"]).mean()) / 2, found["mean"].attrs.get("column_mass_lost") or 0.0
+    facts = {**facts_of(found["mean"], path), **found.attrs, "skipped": skipped, "half_width": half}
+    notes = [text for text, holds in ((ONE, count == 1), (APPROXIMATE.format(lost), lost > LOSSY)) if holds]
+    facts["note"] = "; ".join(notes) or None
+    of = f"mean of {count} traces, {found.attrs['level']:.0%} interval +- {half:.3g} on average" if count > 1 else "of 1 trace"
+    lines = [*write_skipped(skipped, count + len(skipped)), *notes]
+    answer(facts, f"{summary(facts, direction, found['mean'])}; {of}", "\n".join(lines), as_json=as_json)
+    return CorruptTrace.exit_code if skipped else 0
 
 
 def pick_direction(options: dict[str, Any]) -> tuple[str, Any]:

@@ -21,6 +21,7 @@ from .options import (
     overwrite_option,
     place,
     recipe_names,
+    scheduler_option,
     selection_options,
     style_option,
     trace_argument,
@@ -85,6 +86,7 @@ def recipes_command(names: tuple[str, ...], changes: tuple[str, ...], markdown: 
 @maps_output_option
 @selection_options
 @style_option
+@scheduler_option
 @overwrite_option
 @json_option
 def compare_command(
@@ -96,11 +98,13 @@ def compare_command(
     tokens: list[int] | slice | None,
     out: Path | None,
     style: str,
+    scheduler: str | None,
     overwrite: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Show several methods' maps of one recording side by side, and print every pair's correlation."""
+    from ...datasets.cluster import computing
     from ...maps.comparison import compare
     from ...output.files import Output, save
     from ...progress import shown
@@ -116,7 +120,7 @@ def compare_command(
     opened = open_trace(trace, partial=partial)
     chosen = with_heads(given(**options), opened)
     lazy = compare(opened, recipes, direction=wanted[0], at=at, tokens=tokens, **chosen)  # type: ignore[arg-type]
-    with shown("compare"):
+    with computing(scheduler, trace), shown("compare"):
         found = lazy.compute()
     if out is not None:
         maps = {str(name): values for name, values in found.data_vars.items()}

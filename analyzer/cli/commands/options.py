@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from ....schema.record import BRANCHES
-from ....schema.selection import read_positions
 from ...output.files import endings
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | slice | None:
     """Positions: `3`, `0,2,5`, or half-open ranges `0:10`, `::5`."""
+    from ....schema.selection import read_positions
+
     return None if text is None else read_positions(text, str(option.name).removesuffix("s"))
 
 
@@ -84,6 +85,8 @@ def output_option(text: str, **more: Any) -> Callable[[F], F]:
     return click.option("-o", "--out", type=PATH, metavar="FILE", help=text, **more)
 
 
+SCHEDULER: Final = "Work on a dask cluster, such as tcp://10.0.0.1:8786."
+scheduler_option = click.option("--scheduler", metavar="ADDRESS", help=f"{SCHEDULER}  [default: here]")
 partial_option = click.option("--partial", is_flag=True, help="Open recordings that did not finish; only committed steps count.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")

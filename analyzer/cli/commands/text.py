@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ....schema.messages import plain
+from ....schema.messages import SHOWN, plain
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -31,6 +31,14 @@ def align(rows: Iterable[Sequence[object]], *, right: bool = False) -> str:
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     sides = [str.ljust, *[str.rjust if right else str.ljust] * (len(widths) - 1)]
     return "\n".join("  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip() for row in texts)
+
+
+def write_skipped(skipped: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    """Lines on the traces of a dataset that were left out, and why."""
+    lines = [plain(f"skipped {row['trace']}: {row['message']}") for row in skipped[:SHOWN]]
+    if len(skipped) > SHOWN:
+        lines.append(f"skipped {len(skipped) - SHOWN} more (--json lists all)")
+    return [*lines, f"{len(skipped)} of {count} traces were skipped"] if skipped else []
 
 
 def document(value: Any) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import traces
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.inspection.verify import hash_file, verify
-from i2am.schema.codec import encode_probability
+from i2am.analyzer.inspection.verify import verify
+from i2am.analyzer.storage.location import locate
+from i2am.analyzer.store.files import hash_file
+from i2am.schema.codec import decode_probability, encode_probability
 from i2am.schema.errors import IncompleteTrace, NotATrace, TraceError
 from i2am.schema.journal import decode_manifest, encode_manifest
 from traces import reference_layer, synthetic_trace
@@ -148,10 +152,73 @@ def test_rows_that_do_not_sum_to_one_are_found(tmp_path: Path, monkeypatch: pyte
     assert report.row_error == pytest.approx(0.1, abs=1e-3)
 
 
+def hide(blocks: dict[str, np.ndarray], token: int) -> None:
+    """What a model stores that hides a token of the first head from every position."""
+    probability = decode_probability(blocks["probability"]).astype(np.float64)
+    kept = 1 - probability[0, ..., token]
+    probability[0] /= kept[..., None]
+    probability[0, ..., token] = 0
+    blocks["probability"] = encode_probability(probability)
+    blocks["query_lse"][0] += np.log(kept)
+    blocks["token_lse"][0, token] = -np.inf
+
+
+@pytest.mark.parametrize("grid", [(3, 2), (2, 3, 2)], ids=["image", "video"])
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (None, 0.0, None),
+        ("token_lse", -np.inf, "columns of G sum to"),
+        ("token_lse", -2000.0, "columns of G sum to"),
+        ("token_lse", 2000.0, "columns of G sum to"),
+        ("token_lse", np.nan, "columns of G sum to"),
+        ("query_lse", np.nan, "columns of G sum to"),
+        ("query_lse", np.inf, "columns of G sum to"),
+        ("probability", np.nan, "rows of P sum to"),
+        ("probability", np.inf, "rows of P sum to"),
+        ("probability", -300.0, "rows of P sum to"),
+    ],
+)
+def test_hidden_keys_pass_and_no_other_number_that_breaks_the_law(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: tuple[int, ...], name: str | None, value: float, says: str | None
+) -> None:
+    stored = traces._blocks
+
+    def planted(*given: Any) -> tuple[dict[str, np.ndarray], float]:
+        blocks, lost = stored(*given)
+        hide(blocks, 3)
+        if name is not None:
+            blocks[name][0].flat[5] = value
+        return blocks, lost
+
+    monkeypatch.setattr(traces, "_blocks", planted)
+    layer = reference_layer("a", grid[-2:], frames=grid[0] if len(grid) > 2 else 0)
+    made = synthetic_trace(tmp_path / "run.zarr", layers=[layer], steps=1, latent_grid=(3, 2), frames=layer.frames)
+    found = [finding.problem for finding in verify(made.path).findings]
+    assert not found if says is None else says in " ".join(found)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["query", "key"])
+def test_factors_that_are_no_numbers_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: float) -> None:
+    stored = traces._blocks
+
+    def planted(*given: Any) -> tuple[dict[str, np.ndarray], float]:
+        blocks, lost = stored(*given)
+        blocks[name][0].flat[5] = value
+        return blocks, lost
+
+    monkeypatch.setattr(traces, "_blocks", planted)
+    made = synthetic_trace(
+        tmp_path / "run.zarr", layers=[reference_layer("a", (3, 2))], steps=1, latent_grid=(3, 2), encoding="factors", static_keys=False
+    )
+    assert {"rows of P", "columns of G"} == {finding.problem.split(" sum")[0].split(": ")[1] for finding in verify(made.path).findings}
+
+
 def reseal(path: Path) -> None:
     """Write a manifest that agrees with the files as they are."""
     identity, sums = decode_manifest((path / "manifest.json").read_bytes())
-    (path / "manifest.json").write_text(encode_manifest(identity, {name: hash_file(path, name) for name in sums}))
+    (path / "manifest.json").write_text(encode_manifest(identity, {name: hash_file(locate(path), name) for name in sums}))
 
 
 def test_the_report_is_json(sound: Path) -> None:

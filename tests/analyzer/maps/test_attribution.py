@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from oracles import AT, DIRECTIONS, KEEPS, LATENT, LAYERS, ask, assert_close, attribution_trace, oracle
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
-from i2am.analyzer.store import chunks
+from i2am.analyzer.storage import folder
 from i2am.recorder.store.writer import Writer
 from i2am.schema.codec import encode_probability
 from i2am.schema.errors import CorruptTrace
@@ -214,10 +214,10 @@ def test_maps_computed_together_read_each_file_once(made: Synthetic, monkeypatch
         g2r(trace, query_mask=made.images["mask"]),
     ]
     reads: Counter[str] = Counter()
-    extents = chunks._extents
-    monkeypatch.setattr(chunks, "_extents", lambda file, plan: (reads.update([plan.key(0) + file.name]), extents(file, plan))[1])
+    read_part = folder.read_part
+    monkeypatch.setattr(folder, "read_part", lambda file, *part: (reads.update([file.name]), read_part(file, *part))[1])
     together = dask.compute(*lazy)
-    reads = Counter({name: n for name, n in reads.items() if not name.startswith("images/")})
+    reads = Counter({name: n for name, n in reads.items() if "/images/" not in name})
     keys = {name: n for name, n in reads.items() if "/key/" in name}
     assert max(n for name, n in reads.items() if name not in keys) == 1
     assert len(reads) == (3 if made.trace.layers[0].encoding == "probabilities" else 2) * 4 * 4

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from i2am.analyzer.numerics import statistics
-from i2am.analyzer.numerics.statistics import bootstrap_mean, correlation, correlations
+from i2am.analyzer.numerics.statistics import RunningMean, bootstrap_mean, correlation, correlations
 
 pytestmark = pytest.mark.analyzer
 
@@ -99,3 +100,29 @@ def test_what_does_not_vary_correlates_with_nothing() -> None:
     assert np.isnan(found[1]).all() and np.isnan(found[2]).all() and np.isnan(found[:, 1:3]).all()
     assert found[0, 3] == pytest.approx(1)
     assert np.isnan(correlations(np.ones((2, 1)))).all()
+
+
+@given(st.lists(st.lists(st.one_of(st.floats(-1e3, 1e3), st.just(np.nan)), min_size=3, max_size=3), min_size=1, max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_a_running_mean_is_that_of_all_at_once(rows: list[list[float]]) -> None:
+    running, values = RunningMean((3,)), np.array(rows)
+    for row in values:
+        running.add(row)
+    for cell, (mean, low, high) in enumerate(zip(*running.interval(), strict=True)):
+        there = values[~np.isnan(values[:, cell]), cell]
+        assert running.count[cell] == len(there)
+        assert mean == pytest.approx(there.mean() if len(there) else np.nan, abs=1e-9, nan_ok=True)
+        if len(there) < 2:
+            assert np.isnan(low) and np.isnan(high)
+            continue
+        half = stats.t.ppf(0.975, len(there) - 1) * there.std(ddof=1) / len(there) ** 0.5
+        np.testing.assert_allclose([low, high], [there.mean() - half, there.mean() + half], rtol=1e-9, atol=1e-8)
+
+
+def test_small_differences_of_large_values_are_kept() -> None:
+    running = RunningMean(())
+    for value in (1e9 + 1, 1e9 + 2, 1e9 + 3):
+        running.add(np.array(value))
+    mean, low, high = running.interval()
+    half = stats.t.ppf(0.975, 2) / 3**0.5
+    np.testing.assert_allclose([mean - 1e9, low - 1e9, high - 1e9], [2, 2 - half, 2 + half], rtol=1e-6)

@@ -110,7 +110,7 @@ def test_large_scores_are_computed_in_float64(tmp_path: Path) -> None:
     made = synthetic_trace(tmp_path / "t.zarr", layers=[reference_layer()], encoding="factors", steps=1, sharpness=40)
     assert np.abs(made.scores[0]).max() > EXACT_SCORE
     trace = open_trace(made.path)
-    assert Calls.of(trace, 0).factors((0, 0, 0))[0].dtype == np.float64
+    assert Calls.of(trace, 0).factors((0, 0), (0,))[0][0].dtype == np.float64
     np.testing.assert_allclose(trace.probabilities(0).values, made.probabilities[0], rtol=1e-5, atol=1e-30)
     np.testing.assert_allclose(trace.generated_softmax(0).values, made.generated[0], rtol=1e-5, atol=1e-30)
 
@@ -119,6 +119,6 @@ def test_normalizers_are_the_same_stored_and_computed(tmp_path: Path) -> None:
     found = []
     for encoding in ("probabilities", "factors"):
         made = synthetic_trace(tmp_path / f"{encoding}.zarr", layers=[LAYERS[0]], encoding=encoding, steps=1)
-        found.append(Calls.of(open_trace(made.path), 0).normalizers((0, 0, 0)))
+        found.append(Calls.of(open_trace(made.path), 0).normalizers((0, 0), (0,)))
     for stored, computed in zip(*found, strict=True):
         np.testing.assert_allclose(stored, computed, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import re
 import shlex
@@ -18,16 +19,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import xarray as xr
+from probed import CONCEPTS, trace_of
 from repository import ROOT
 
 from i2am.analyzer import evaluate
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import cluster
-from i2am.analyzer.evaluation.cluster import connected, evaluate_there, require_workers
-from i2am.analyzer.evaluation.rows import DatasetRequest, TraceScores, evaluate_trace
-from i2am.analyzer.store import chunks
+from i2am.analyzer.datasets import cluster
+from i2am.analyzer.datasets.cluster import connected, evaluate_there, require_workers
+from i2am.analyzer.datasets.rows import DatasetRequest, TraceScores, evaluate_trace
+from i2am.analyzer.storage import folder
+from i2am.analyzer.storage.folder import open_file
 from i2am.analyzer.store.discovery import find_traces
 from i2am.schema.errors import InvalidInput, NoCluster
 from traces import synthetic_trace
@@ -90,15 +94,16 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refuse(*_: object, **__: object) -> None:
-    raise AssertionError("attention was read in the client's process")
+def refuse_attention(root: Path, name: str) -> object:
+    assert not name.startswith("layers/"), "attention was read in the client's process"
+    return open_file(root, name)
 
 
 def test_a_cluster_gives_what_threads_give_bit_for_bit(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = ("imacs_g", "imacs_r", "imacs_r_plain", "iou_g", "entropy_r", "row_entropy")
     here = evaluate(traces, metrics=metrics, layers="*_blocks.*")
     with connected(address) as client, monkeypatch.context() as patch:
-        patch.setattr(chunks, "open", refuse, raising=False)
+        patch.setattr(folder, "open_file", refuse_attention)
         there = evaluate(traces, metrics=metrics, layers="*_blocks.*", client=client)
         assert len(client.scheduler_info()["workers"]) in (1, 2), "the second may still be on its way"
     assert there.sizes["trace"] == 4
@@ -149,7 +154,7 @@ def test_the_page_s_commands_work(
     shutil.copytree(traces / "pair-0.zarr", "run.zarr")
     lines = [line.split("#")[0] for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     asked = [shlex.split(line)[1:] for line in lines if re.match("i2am (imacs|evaluate) ", line)]
-    assert len(asked) == 3
+    assert len(asked) == 5
     for arguments in asked:
         assert run([*arguments, *(["--overwrite"] if "-o" in arguments else [])]) == 4, "one of the traces did not finish"
         assert "1 of 5 traces were skipped" in capsys.readouterr().err
@@ -264,9 +269,9 @@ def test_workers_that_cannot_do_the_work_are_named(traces: Path) -> None:
 
 
 def test_work_that_takes_long_is_waited_for(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(path: Path, request: DatasetRequest, scheduler: str) -> TraceScores:
+    def slow(path: str, request: DatasetRequest, **options: object) -> TraceScores:
         time.sleep(1)
-        return TraceScores(id=path.stem)
+        return TraceScores(id=Path(path).stem)
 
     members = find_traces(sorted(traces.glob("pair-*.zarr"))[:2])
     with connected(address) as client:
@@ -324,3 +329,126 @@ def test_a_trace_that_costs_its_worker_is_a_row_like_others(traces: Path) -> Non
 def test_addresses_are_checked_before_anything_is_asked() -> None:
     with pytest.raises(InvalidInput), connected("nonsense"):
         pass
+
+
+def refuse_calls(root: Path, name: str) -> object:
+    assert not re.match(r"layers/\d+/(probability|query|key|query_lse|token_lse|probe_key)/c", name), "attention was read by the client"
+    return open_file(root, name)
+
+
+def test_a_large_trace_is_spread_over_the_workers_bit_for_bit(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = ("imacs_g", "imacs_r", "iou_g", "row_entropy")
+    here = evaluate(traces, metrics=metrics)
+    computed: list[int] = []
+    computing_there = cluster.compute_there
+
+    def counted(client: Any, graph: Any, keys: Any, **options: Any) -> Any:
+        computed.append(len(dict(graph.__dask_graph__())))
+        return computing_there(client, graph, keys, **options)
+
+    with connected(address) as client, monkeypatch.context() as patch:
+        patch.setattr(cluster, "LARGE", 0)
+        patch.setattr(cluster, "compute_there", counted)
+        patch.setattr(folder, "open_file", refuse_calls)
+        there = evaluate(traces, metrics=metrics, client=client)
+    assert len(computed) == 4 and min(computed) >= 6, "a task a call and more"
+    xr.testing.assert_identical(here.drop_attrs(), there.drop_attrs())
+    assert [here[name].attrs for name in metrics] == [there[name].attrs for name in metrics]
+
+
+def test_a_large_trace_that_only_workers_see_is_one_worker_s(address: str, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = evaluate(traces, metrics="imacs_g")
+    with connected(address) as client, monkeypatch.context() as patch:
+        patch.setattr(cluster, "LARGE", 0)
+        patch.setattr(cluster, "_is_seen", lambda place: False)
+        xr.testing.assert_identical(here.drop_attrs(), evaluate(traces, metrics="imacs_g", client=client).drop_attrs())
+
+
+def test_a_broken_large_trace_is_a_row_and_a_scheduler_that_goes_away_is_not(
+    address: str, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pair-0.zarr", "pair-1.zarr"):
+        shutil.copytree(traces / name, tmp_path / name)
+    file = next((tmp_path / "pair-0.zarr").glob("layers/000/probability/c.*"))
+    file.write_bytes(file.read_bytes()[:-9] + bytes(9))
+    monkeypatch.setattr(cluster, "LARGE", 0)
+    with connected(address) as client:
+        table = evaluate(tmp_path, metrics="imacs_g", client=client)
+        (row,) = json.loads(table.attrs["skipped"])
+        assert (row["trace"], row["type"]) == ("pair-0", "CorruptTrace")
+
+        def away(*_: object, **__: object) -> None:
+            raise NoCluster("the dask scheduler went away")
+
+        monkeypatch.setattr(cluster, "compute_there", away)
+        with pytest.raises(NoCluster):
+            evaluate(tmp_path, metrics="imacs_g", client=client)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["map", "pair-1.zarr", "--g2r", "--query-mask", "mask.png", "-o", "map.npy"],
+        ["compare", "pair-0.zarr", "--recipes", "i2am,daam", "-o", "maps.zarr"],
+        ["diagnose", "pair-0.zarr"],
+        ["heads", "pair-0.zarr", "pair-1.zarr", "--by", "truth", "-o", "heads.zarr"],
+        ["heads", "probed.zarr", "-o", "heads.zarr", "--concepts", "own.toml"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_commands_compute_on_a_cluster_what_threads_compute(
+    address: str, traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    if "heads" in command:
+        for seed in range(2):
+            position = np.random.default_rng(seed).random((8, 6, 2)).tolist()
+            synthetic_trace(Path(f"pair-{seed}.zarr"), steps=2, seed=seed, facts={"demo": {"position": position}})
+        trace_of(Path("probed.zarr"))
+        words = [f"{name} = {json.dumps(list(each))}" for name, each in CONCEPTS.items()]
+        Path("own.toml").write_text("\n".join(["[concepts]", *words]))
+    else:
+        for name in ("pair-0.zarr", "pair-1.zarr"):
+            shutil.copytree(traces / name, name)
+    picture = Image.new("L", (48, 64))
+    picture.paste(255, (0, 0, 20, 64))
+    picture.save("mask.png")
+    found = []
+    for where in ([], ["--scheduler", address]):
+        with monkeypatch.context() as patch:
+            if where:
+                patch.setattr(folder, "open_file", refuse_calls)
+            assert run([*command, "--json", *where, *(["--overwrite"] if where and "-o" in command else [])]) == 0
+        found.append((json.loads(capsys.readouterr().out), Path("map.npy").read_bytes() if Path("map.npy").exists() else b""))
+    assert found[0] == found[1]
+
+
+def test_a_command_is_refused_in_words_as_a_dataset_is(hasty: None, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(traces / "pair-0.zarr")
+    for command in (["map", path, "--r2g", "-o", "x.npy"], ["compare", path], ["diagnose", path], ["heads", path, "--by", "truth"]):
+        assert run([*command, "--scheduler", "127.0.0.1:1"]) == 6
+        assert "no dask scheduler answered at 127.0.0.1:1 within 1 s" in capsys.readouterr().err
+        assert run([*command, "--scheduler", "nonsense"]) == 2
+        assert "no address of a scheduler" in capsys.readouterr().err
+
+
+def test_workers_of_a_nanny_keep_what_tasks_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import resource, sys, numpy as np
+from i2am.analyzer.datasets.cluster import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+for _ in range(1000):
+    np.ones(2**17)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", code, how], env=environment, capture_output=True, text=True, check=True).stdout)
+        for how in ("as it is", "kept")
+    }
+    if faults["as it is"] < 100_000:
+        pytest.skip("this system's malloc gives no pages back")
+    assert faults["kept"] < faults["as it is"] / 4

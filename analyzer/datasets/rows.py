@@ -5,24 +5,32 @@ A job and its row are plain values, so that either side of a cluster can make th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import math
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import xarray as xr
 from dask.base import compute
 
-from ...schema.errors import InvalidInput, TraceError
+from ...schema.errors import InvalidInput, NoCluster, TraceError
+from ...schema.journal import MOST_LEDGER_BYTES
+from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ...schema.messages import for_shell, is_for_shell, option
 from ...schema.selection import is_numbered
 from ..aggregation.selection import Select
+from ..evaluation.metric_table import find_metrics, plan_metrics
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.overlap import ImacsOptions
+from ..storage.location import Location, locate
+from ..store.files import read_file
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace, open_trace
-from .metric_table import find_metrics, plan_metrics
+
+LARGE: Final = 2**28
+"""Bytes of attention, as float16, from which a trace's layers and steps are worked on side by side; less is not worth the threads."""
 
 Shape: TypeAlias = dict[str, tuple[Any, ...]]
 """What positions on an axis stand for: by axis, the names or numbers there."""
@@ -75,16 +83,28 @@ class TraceScores:
     """Class of the error; empty if there was none."""
     error: str = ""
     code: int = 0
+    identity: str = ""
+    """What tells the trace as it was read from what may lie at its path later."""
 
 
-def evaluate_trace(path: Path, request: DatasetRequest, scheduler: str | None = None) -> TraceScores:
-    """Answer for one trace; `scheduler` is dask's, by default threads.
+DEFERRED: Final = TraceScores(kind="Deferred")
+"""The answer for a trace that is larger than the task may take on."""
 
+
+def evaluate_trace(
+    path: Location, request: DatasetRequest, scheduler: str | Callable[..., Any] | None = None, most: float = math.inf
+) -> TraceScores:
+    """Answer for one trace; `DEFERRED`, unread, if it holds more than `most` bytes of attention.
+
+    `scheduler` is dask's, by default threads within a large trace, and none within a small one.
     An error is an answer too: one trace must not cost those before and after it theirs.
     """
     try:
         with for_shell() if request.for_shell else nullcontext():
+            identity = identify(path)
             trace = open_trace(path, partial=request.partial)
+            if (size := attention_bytes(trace)) > most:
+                return DEFERRED
             if request.ranked is not None:
                 require_same_heads(request.ranked, trace)
             plan = plan_metrics(
@@ -97,13 +117,41 @@ def evaluate_trace(path: Path, request: DatasetRequest, scheduler: str | None = 
                 recipe=request.recipe,
                 **request.select.options(),
             )
-            (computed,) = compute(plan.maps, scheduler=scheduler)  # type: ignore[no-untyped-call]
+            where = scheduler or ("threads" if size > LARGE else "synchronous")
+            (computed,) = compute(plan.maps, scheduler=where)  # type: ignore[no-untyped-call]
             values = {name: float(value) for name, value in plan.scores(computed).items()}
-            return TraceScores(trace.id, values, shape_of(trace, request), plan.grounds.note if "r2g" in plan.maps else None)
-    except TraceError as error:
-        return TraceScores(kind=type(error).__name__, error=str(error), code=error.exit_code)
+            note = plan.grounds.note if "r2g" in plan.maps else None
+            return TraceScores(trace.id, values, shape_of(trace, request), note, identity=identity)
+    except NoCluster:  # is no fault of the trace
+        raise
     except Exception as error:
-        return TraceScores(kind=type(error).__name__, error=f"{type(error).__name__}: {error}", code=1)
+        return failed(error)
+
+
+def failed(error: Exception) -> TraceScores:
+    """The row of a trace that could not be asked."""
+    if isinstance(error, TraceError):
+        return TraceScores(kind=type(error).__name__, error=str(error), code=error.exit_code)
+    return TraceScores(kind=type(error).__name__, error=f"{type(error).__name__}: {error}", code=1)
+
+
+def identify(path: Location) -> str:
+    """What tells the trace at a path from another that may lie there later: the sum of its root and its ledger; empty if it has none."""
+    storage, digest = locate(path), hashlib.sha256()
+    for name in (ROOT, MANIFEST, JOURNAL):
+        try:
+            digest.update(read_file(storage, name, MOST_LEDGER_BYTES))
+        except TraceError:
+            continue
+        if name == MANIFEST:  # lists the journal too
+            break
+    return digest.hexdigest()
+
+
+def attention_bytes(trace: Trace) -> int:
+    """Size of the attention of all recorded calls, as float16."""
+    calls = [int((steps >= 0).sum()) for steps in trace.call_steps]
+    return sum(2 * n * layer.heads * math.prod(layer.places) * layer.tokens for n, layer in zip(calls, trace.layers, strict=True))
 
 
 def shape_of(trace: Trace, request: DatasetRequest) -> Shape:

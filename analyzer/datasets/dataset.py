@@ -9,12 +9,14 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 import xarray as xr
+from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -27,6 +29,9 @@ from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..output.files import Output, Table, save
 from ..progress import hidden
 from ..store.discovery import Member, Source, find_traces
+from .commands import AfterEach
+from .processes import Crew, choose_jobs
+from .row_files import RowFile
 from .rows import DatasetRequest, Shape, TraceScores, evaluate_trace
 
 if TYPE_CHECKING:
@@ -75,6 +80,7 @@ def evaluate(
     metrics: str | Sequence[str] = USUAL,
     client: Client | None = None,
     *,
+    jobs: int = 1,
     mask: str | None = None,
     reference_mask: str | None = None,
     partial: bool = False,
@@ -83,8 +89,9 @@ def evaluate(
 ) -> xr.Dataset:
     """Metrics of every trace of a dataset: paths, folders that hold traces, and patterns such as `runs/*.zarr`.
 
-    Work is done by threads of this process or, with a `client` of dask.distributed, by its workers, which read the traces
-    themselves. What else chooses calls (`layers`, `branch`, ...) is as for the map functions; `METRICS` has the names of metrics.
+    Work is done in this process, in as many others as `jobs` says, or with a `client` of dask.distributed by its workers, which read
+    the traces themselves. What else chooses calls (`layers`, `branch`, ...) is as for the map functions; `METRICS` has the names of
+    metrics.
 
     Dims     (trace,): one variable a metric, with attributes mean, interval, level, count; attribute `skipped` of the dataset is
              JSON that lists traces that could not be asked, and why
@@ -96,29 +103,65 @@ def evaluate(
     request = DatasetRequest(
         metrics=wanted, select=Select.of(options), recipe=recipe, mask=mask, reference_mask=reference_mask, partial=partial
     )
-    return tabulate(ask(find_traces(paths), request, client, seed))
+    if client is not None and jobs != 1:
+        raise InvalidInput(f"{option('jobs')} is of this machine, and a client has workers of its own; give one of them")
+    members = find_traces(paths)
+    count = choose_jobs(jobs, len(members))
+    with Crew(count) if count > 1 else nullcontext() as crew:
+        return tabulate(ask(members, request, client, seed, crew=crew))
 
 
-def ask(members: Sequence[Member], request: DatasetRequest, client: Client | None = None, seed: int = 0) -> DatasetScores:
-    """Ask every trace, as `evaluate` does; a progress bar on a terminal counts them."""
+def ask(
+    members: Sequence[Member],
+    request: DatasetRequest,
+    client: Client | None = None,
+    seed: int = 0,
+    *,
+    crew: Crew | None = None,
+    kept: RowFile | None = None,
+    after: AfterEach | None = None,
+) -> DatasetScores:
+    """Ask every trace, as `evaluate` does, but for those that have `kept` rows; a progress bar on a terminal counts them."""
     request.check()
-    answers: Iterator[tuple[int, TraceScores]]
-    if client is None:
-        answers = ((index, evaluate_trace(member.path, request)) for index, member in enumerate(members))
-    else:
-        from .cluster import evaluate_there
-
-        answers = evaluate_there(client, members, request)
-    rows: list[TraceScores | None] = [None] * len(members)
-    with tqdm(total=len(members), desc="traces", unit="trace", leave=False, disable=hidden()) as bar:
-        for index, row in answers:
-            rows[index] = row
-            bar.update()
-    answered = agree(members, [row for row in rows if row is not None], request)
+    rows: dict[int, TraceScores] = {}
+    try:
+        with tqdm(total=len(members), desc="traces", unit="trace", leave=False, disable=hidden()) as bar:
+            for index, member in enumerate(members):
+                if kept is not None and (known := kept.known(member)) is not None:
+                    rows[index] = known
+                    bar.update()
+                    if after is not None:
+                        after.run(member)
+            left = [index for index in range(len(members)) if index not in rows]
+            for place, row in _answers([members[index] for index in left], request, client, crew):
+                rows[left[place]] = row
+                bar.update()
+                if not row.error and kept is not None:
+                    kept.add(members[left[place]], row)
+                if not row.error and after is not None:
+                    after.run(members[left[place]])
+    except BaseException as error:
+        if kept is not None and kept.rows:
+            error.add_note(f"{len(kept.rows)} rows are kept in {kept.path}; {option('resume', True)} goes on from there")
+        raise
+    answered = agree(members, [rows[index] for index in range(len(members))], request)
     evaluation = DatasetScores(request, list(members), answered, seed)
-    if not evaluation.good:
+    if members and not evaluation.good:
         raise _nothing(evaluation)
     return evaluation
+
+
+def _answers(
+    members: Sequence[Member], request: DatasetRequest, client: Client | None, crew: Crew | None
+) -> Iterator[tuple[int, TraceScores]]:
+    """Rows and their positions, as they come, from where the work is done."""
+    if client is not None:
+        from .cluster import evaluate_there
+
+        return evaluate_there(client, members, request)
+    if crew is not None:
+        return crew.evaluate(members, request, CPU_COUNT)
+    return ((index, evaluate_trace(member.path, request)) for index, member in enumerate(members))
 
 
 def agree(members: Sequence[Member], rows: Sequence[TraceScores], request: DatasetRequest) -> list[TraceScores]:

@@ -18,16 +18,16 @@ from PIL import Image
 import traces
 from i2am.analyzer import evaluate, g2r, head_accuracy, imacs, open_trace, r2g, save_heads
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.evaluation import rows
-from i2am.analyzer.evaluation.dataset import ask
+from i2am.analyzer.datasets import rows
+from i2am.analyzer.datasets.dataset import ask
+from i2am.analyzer.datasets.rows import DatasetRequest
 from i2am.analyzer.evaluation.metric_table import METRICS, judge
-from i2am.analyzer.evaluation.rows import DatasetRequest
 from i2am.analyzer.maps.heatmap import heatmap
 from i2am.analyzer.methods.recipes import get_recipe
 from i2am.analyzer.numerics.statistics import bootstrap_mean
-from i2am.analyzer.store import chunks
+from i2am.analyzer.storage import folder
+from i2am.analyzer.storage.folder import open_file
 from i2am.analyzer.store.discovery import find_traces
-from i2am.analyzer.store.files import open_file
 from i2am.schema.errors import CorruptTrace, InvalidInput, NotATrace, UnknownSelection
 from traces import default_layers, reference_layer, synthetic_trace
 
@@ -160,7 +160,7 @@ def test_one_pass_serves_all_levels_of_both_directions(good: Path, monkeypatch: 
 
     levels = [(), ("time",), ("head",), ("layer",), ("time", "head", "layer")]
     alone = [ask(trace, keep=keep).compute() for ask in (r2g, g2r) for keep in levels]
-    monkeypatch.setattr(chunks, "open_file", counted)
+    monkeypatch.setattr(folder, "open_file", counted)
     together = dask.compute([ask(trace, keep=keep) for ask in (r2g, g2r) for keep in levels])[0]
     data = [path for path in read if "/layers/" in path]
     assert sorted(data) == sorted(
