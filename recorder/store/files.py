@@ -164,7 +164,8 @@ def encode_document(document: dict[str, Any]) -> bytes:
     Raises   InvalidInput if something in it is not JSON
     """
     try:
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
+        # Without indentation, which json does in Python, a hundred times a recording.
+        return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"what the trace should say of itself is not JSON: {error}; pass plain numbers, text, lists, dicts") from error
 
