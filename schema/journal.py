@@ -201,7 +201,7 @@ def disk_bytes(path: Path) -> int:
 
 def encode_manifest(trace_id: str, files: Mapping[str, FileSum], version: int = MANIFEST_VERSION) -> str:
     """The manifest: every file of the trace but itself."""
-    return json.dumps({"version": version, "trace": trace_id, "files": _plain(files)}, indent=1) + "\n"
+    return json.dumps({"version": version, "trace": trace_id, "files": _plain(files)}) + "\n"
 
 
 def decode_manifest(text: str | bytes, bounds: Bounds = UNBOUNDED) -> tuple[str, FileSums]:
