@@ -103,8 +103,7 @@ class Web(Server):
         session = await self._fs.set_session()
         asked = session.get(self._fs.encode_url(url), headers=headers, timeout=limits, max_redirects=REDIRECTS, **options)
         async with asked as answer:
-            if url.startswith("https:") and any(hop.url.scheme != "https" for hop in (*answer.history, answer)):
-                raise NoAnswer(f"{shown(address)} leads to an address that is not encrypted; open that one, if you trust it")
+            require_encrypted(address, url, [hop.url.scheme for hop in (*answer.history, answer)])
             _require_status(address, answer.status, answer.headers)
             most = WHOLE_BYTES if answer.status == 200 else length
             return answer.status, answer.headers, await _read(address, answer, most)
@@ -129,6 +128,12 @@ class Hub(Web):
 
     def expand(self, address: str) -> list[tuple[str, bool]]:
         return FileSystem(address).expand(address)
+
+
+def require_encrypted(address: str, url: str, schemes: list[str]) -> None:
+    """Refuse an encrypted address that leads, anywhere on the way, to one that is not."""
+    if url.lower().startswith("https:") and set(schemes) != {"https"}:
+        raise NoAnswer(f"{shown(address)} leads to an address that is not encrypted; open that one, if you trust it")
 
 
 def _require_status(address: str, status: int, headers: Any) -> None:

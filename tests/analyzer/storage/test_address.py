@@ -22,6 +22,7 @@ from i2am.analyzer.inspection.verify import verify
 from i2am.analyzer.storage import address
 from i2am.analyzer.storage.location import locate
 from i2am.analyzer.storage.storage import Part
+from i2am.analyzer.storage.web import require_encrypted
 from i2am.schema.errors import CorruptTrace, InvalidInput, MissingExtra, NoAnswer, NotATrace
 from traces import reference_layer, synthetic_trace
 
@@ -226,6 +227,14 @@ def test_redirects_are_followed_to_other_web_servers_only(where: str, code: int,
     web.reset("redirect", times=1 if code == 0 else 10**9, where=where)
     assert run(["info", f"{web.address}/moved.zip"]) == code
     assert capsys.readouterr().err.count("\n") == (code != 0)
+
+
+def test_an_encrypted_address_never_leads_to_one_that_is_not() -> None:
+    require_encrypted("https://a/x.zip", "https://a/x.zip", ["https", "https"])
+    require_encrypted("http://a/x.zip", "http://a/x.zip", ["http", "https"])
+    for schemes in (["https", "http"], ["https", "http", "https"]):
+        with pytest.raises(NoAnswer, match="leads to an address that is not encrypted"):
+            require_encrypted("https://a/x.zip", "https://a/x.zip", schemes)
 
 
 def test_a_circle_of_redirects_ends(web: Web) -> None:

@@ -144,6 +144,19 @@ def test_a_trace_on_the_hub_is_read_over_http_with_the_users_token(trace: Path, 
             open_trace("hf://datasets/who/what@other/run.zarr.zip")
 
 
+def test_a_folder_on_the_hub_is_listed_by_its_library(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {path.relative_to(trace).as_posix(): path.stat().st_size for path in trace.rglob("*") if path.is_file()}
+    listed = {f"datasets/who/what/run.zarr/{name}": {"size": size, "type": "file"} for name, size in {**files, "README.md": 5}.items()}
+    with serving(trace.parent) as hub:
+        be_the_hub(f"{hub.address}/{{filename}}", monkeypatch)
+        monkeypatch.setattr("huggingface_hub.HfFileSystem.find", lambda *_, **__: listed)
+        opened = open_trace("hf://datasets/who/what/run.zarr")
+        assert (r2g(opened).compute() == r2g(open_trace(trace)).compute()).all()
+        listed["datasets/who/what/run.zarr/present/c.0.0"]["size"] = 5
+        with pytest.raises(CorruptTrace, match=r"present/c\.0\.0 of the trace hf://.* has 5 bytes where"):
+            open_trace("hf://datasets/who/what/run.zarr")
+
+
 def test_the_token_does_not_follow_a_redirect_to_another_server(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(trace.parent) as hub, serving(trace.parent) as storage:
         be_the_hub(f"{hub.address}/{{filename}}", monkeypatch)
