@@ -201,5 +201,5 @@ def ordered(pool: ThreadPoolExecutor, function: Callable[[Given], Found], given:
         while waiting:
             yield waiting.popleft().result()
     finally:
-        for each in waiting:
-            each.cancel()
+        for late in waiting:
+            late.cancel()
