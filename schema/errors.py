@@ -11,7 +11,7 @@
     |-- AlreadyExists    FileExistsError    2   the output path is taken
     |-- MissingExtra     ImportError        5   a part of i2am that is not installed
     |-- NoCluster        ConnectionError    6   a dask scheduler that does not answer, or workers that cannot do the work
-    |-- NoAnswer         ConnectionError    6   a server or object store that does not answer, or not as it should
+    |-- NoAnswer         ConnectionError    6   an address that does not answer, or with other bytes than were asked for
     `-- NoSpace          OSError            7   the disk is full, or would be, or a limit on bytes would be passed
 
 Each message says what happened, what was expected, where, and the way out. The second base class serves callers who catch

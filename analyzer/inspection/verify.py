@@ -18,7 +18,6 @@ from ...schema.layout import JOURNAL, MANIFEST, ROOT, STEP, data_plans
 from ..progress import hidden
 from ..storage.location import Location, locate
 from ..storage.storage import Listing, Storage
-from ..store.chunks import LEADING
 from ..store.files import hash_file, read_file
 from ..trace.calls import At, Calls, Steps
 from ..trace.reader import Trace, open_trace
@@ -176,8 +175,9 @@ def _jobs(trace: Trace, sums: FileSums) -> list[Job]:
     for index in range(len(trace.layers)):
         calls, files = Calls.of(trace, index), defaultdict(list)
         for plan in data_plans(trace.record, index).values():
-            for place in np.argwhere(trace.arrays[plan.path].there).tolist():
-                files[tuple(place[:LEADING])].append(plan.key(*place))
+            for sample, branch, file, *rest in np.argwhere(trace.arrays[plan.path].there).tolist():
+                group = file * plan.chunks[STEP] // calls.file_steps
+                files[sample, branch, group].append(plan.key(sample, branch, file, *rest))
         for at in np.ndindex(*calls.where.shape[:STEP]):
             for steps in calls.groups(at, range(calls.where.shape[STEP])):
                 names = files[*at, int(calls.where[*at, steps[0]]) // calls.file_steps]

@@ -116,7 +116,7 @@ def require_folder(named: str) -> Path | None:
         return None
     folder = Path(named).expanduser() if named else default_folder()
     if folder.exists() and not folder.is_dir():
-        raise InvalidInput(f"the cache {folder} is a file; name a folder, or none, with --cache or the environment variable {VARIABLE}")
+        raise InvalidInput(f"the cache {folder} is a file; give a folder, or none, in its place or in the environment variable {VARIABLE}")
     return folder / "bytes-1"
 
 

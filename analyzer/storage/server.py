@@ -68,8 +68,12 @@ class FileSystem(Server):
     """Any file system of fsspec, such as an object store."""
 
     def __init__(self, address: str) -> None:
-        self._fs = open_file_system(address)
-        self._scheme = scheme_of(address)
+        self._address, self._scheme = address, scheme_of(address)
+        open_file_system(address)
+
+    @property
+    def _fs(self) -> Any:
+        return open_file_system(self._address)  # fsspec has one for each process
 
     def get(self, address: str, offset: int, length: int) -> Answer:
         data = self._ask("cat_file", address, start=offset, end=offset + length)

@@ -34,7 +34,12 @@ class Web(Server):
     """Files at http:// and https://."""
 
     def __init__(self, address: str) -> None:
-        self._fs = open_file_system("https://" if scheme_of(address) == "hf" else address)
+        self._address = "https://" if scheme_of(address) == "hf" else address
+        open_file_system(self._address)
+
+    @property
+    def _fs(self) -> Any:
+        return open_file_system(self._address)  # fsspec has one for each process
 
     def get(self, address: str, offset: int, length: int) -> Answer:
         return self._request(address, f"bytes={offset}-{offset + length - 1}", offset, length)

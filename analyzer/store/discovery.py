@@ -36,7 +36,7 @@ class Member:
     @property
     def place(self) -> str:
         """The same for messages and tables, without what may be a key."""
-        return describe_location(self.path)
+        return describe_location(self.path) if isinstance(self.path, str) else str(self.path)
 
 
 def find_traces(sources: Source | Iterable[Source]) -> list[Member]:

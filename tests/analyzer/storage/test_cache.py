@@ -138,7 +138,7 @@ def test_the_place_is_named_by_option_environment_or_platform(
     (tmp_path / "file").write_text("")
     capsys.readouterr()
     assert run(["info", at, "--cache", str(tmp_path / "file")]) == 2
-    assert "is a file; name a folder, or none" in capsys.readouterr().err
+    assert "is a file; give a folder, or none" in capsys.readouterr().err
     monkeypatch.setenv("I2AM_CACHE", str(tmp_path / "file"))
     with pytest.raises(InvalidInput):
         cache()

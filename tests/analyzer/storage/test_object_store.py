@@ -137,3 +137,15 @@ def test_a_trace_on_the_hub_is_read_over_http_with_the_users_token(trace: Path, 
         assert web.requests == 1
         with pytest.raises(NotATrace):
             open_trace("hf://datasets/who/what@other/run.zarr.zip")
+
+
+def test_the_token_does_not_follow_a_redirect_to_another_server(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(trace.parent) as hub, serving(trace.parent) as storage:
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.address}/{{filename}}")
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        hub.reset("redirect", where=f"{storage.address}/run.zarr.zip?signature=secret")
+        opened = open_trace("hf://datasets/who/what/run.zarr.zip")
+        assert opened.complete
+        assert [seen.get("authorization") for seen in hub.seen] == ["Bearer hf_secret"]
+        assert [seen.get("authorization") for seen in storage.seen] == [None]
+        assert "secret" not in repr(opened)
