@@ -187,6 +187,7 @@ def test_bad_outputs_are_refused_in_words(tmp_path: Path) -> None:
         (tmp_path / "p.tar", "end it in .zarr for a folder or .zip for one file"),
         (tmp_path / "no" / "p.zip", "does not exist; make it first"),
         ("s3://bucket/p.zip", "is an address; pack to a file"),
+        (tmp_path / "t.zarr" / "p.zip", "lies in the trace .* itself"),
     ):
         with pytest.raises(InvalidInput, match=words):
             pack(tmp_path / "t.zarr", out)
