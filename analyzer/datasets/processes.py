@@ -113,6 +113,7 @@ def _call(function: str, file: int, environment: dict[str, str] | None = None, *
 
 def serve(control: int) -> None:
     """The first process: load what the work needs, then make a process for each line that comes."""
+    sys.modules["pyarrow"] = None  # type: ignore[assignment]  # pandas would load it; nothing here needs it, and it starts a thread
     from . import rows  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
