@@ -46,5 +46,8 @@ from .metrics.pointing import attention_variation as attention_variation
 from .metrics.pointing import pck as pck
 from .metrics.pointing import pointing_error as pointing_error
 from .output.illustration import illustrate as illustrate
+from .sharing.copying import copy as copy
+from .sharing.packing import pack as pack
+from .sharing.packing import unpack as unpack
 from .trace.reader import Trace as Trace
 from .trace.reader import open_trace as open_trace

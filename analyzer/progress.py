@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-from tqdm.dask import TqdmCallback
+if TYPE_CHECKING:
+    from tqdm.dask import TqdmCallback
 
 
 def hidden() -> bool | None:
@@ -15,4 +16,7 @@ def hidden() -> bool | None:
 
 def shown(what: str) -> TqdmCallback:
     """Count the tasks of whatever dask computes in this block."""
+    from tqdm import tqdm
+    from tqdm.dask import TqdmCallback  # brings dask, which `verify` does without
+
     return TqdmCallback(tqdm_class=tqdm, desc=what, unit="task", leave=False, disable=hidden())

@@ -15,6 +15,7 @@ from .errors import CorruptTrace as CorruptTrace
 from .errors import IncompleteTrace as IncompleteTrace
 from .errors import InvalidInput as InvalidInput
 from .errors import MissingExtra as MissingExtra
+from .errors import NoAnswer as NoAnswer
 from .errors import NoCluster as NoCluster
 from .errors import NoSpace as NoSpace
 from .errors import NotATrace as NotATrace

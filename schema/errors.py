@@ -11,6 +11,7 @@
     |-- AlreadyExists    FileExistsError    2   the output path is taken
     |-- MissingExtra     ImportError        5   a part of i2am that is not installed
     |-- NoCluster        ConnectionError    6   a dask scheduler that does not answer, or workers that cannot do the work
+    |-- NoAnswer         ConnectionError    6   an address that does not answer, or with other bytes than were asked for
     `-- NoSpace          OSError            7   the disk is full, or would be, or a limit on bytes would be passed
 
 Each message says what happened, what was expected, where, and the way out. The second base class serves callers who catch
@@ -85,6 +86,12 @@ class MissingExtra(TraceError, ImportError):
 
 class NoCluster(TraceError, ConnectionError):
     """No dask scheduler answers, or its workers cannot do the work."""
+
+    exit_code = 6
+
+
+class NoAnswer(TraceError, ConnectionError):
+    """A server or object store does not answer, refuses, or answers with other bytes than it was asked for."""
 
     exit_code = 6
 

@@ -24,6 +24,7 @@ EXTRAS: Final = {
     "netcdf": ("h5netcdf", "h5py"),
     "parquet": ("pyarrow",),
     "cluster": ("distributed",),
+    "remote": ("aiohttp", "s3fs", "huggingface_hub"),
 }
 """Extra of the package -> the modules that it installs."""
 

@@ -1,5 +1,9 @@
-"""Where torch is not installed, only the files with tests of the analyzer are collected; Ctrl-C reaches tests that run behind a shell."""
+"""Where torch is not installed, only the files with tests of the analyzer are collected; Ctrl-C reaches tests that run behind a shell.
 
+What tests read at addresses is not kept in the user's cache.
+"""
+
+import os
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,3 +17,5 @@ collect_ignore = (
 # A shell hides Ctrl-C from what it runs in the background, and what is hidden is inherited; some tests are about Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+os.environ["I2AM_CACHE"] = "none"

@@ -19,6 +19,7 @@ from ...schema.selection import whole as whole
 from ...schema.trace import Layer, Role, TokenGroup
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.resize import middle
+from ..trace.heads import pick_heads
 from ..trace.reader import Trace
 
 Heads: TypeAlias = Positions | Mapping[Selector, Positions]
@@ -123,7 +124,7 @@ def choose(
     layers = tuple(i for i, _ in found)
     if by_layer is None:
         assert not isinstance(heads, Mapping)
-        wanted = _heads(heads, [trace.layers[i] for i in layers])
+        wanted = pick_heads(heads, [trace.layers[i] for i in layers])
     pairs = tuple(tuple(n for n in trace.layers[i].heads_kept if n in (wanted if by_layer is None else by_layer[i])) for i in layers)
     return Selection(
         layers,
@@ -223,7 +224,7 @@ def _by_layer(trace: Trace, heads: Mapping[Selector, Positions]) -> dict[int, se
     picked: dict[int, set[int]] = {}
     for selector, numbers in heads.items():
         for index in trace.select([selector]):
-            picked.setdefault(index, set()).update(_heads(numbers, [trace.layers[index]]))
+            picked.setdefault(index, set()).update(pick_heads(numbers, [trace.layers[index]]))
     return picked
 
 
@@ -258,16 +259,6 @@ def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[
         raise UnknownSelection(f"the latent grid has no patch ({', '.join(map(str, place))}); {', '.join(ranges)}")
     frame, row, column = (middle(n, m)[i] for i, n, m in zip((0, *place)[-3:], grid, (1, *latent)[-3:], strict=True))
     return int(frame), int(row), int(column)
-
-
-def _heads(wanted: Positions, layers: Sequence[Layer]) -> tuple[int, ...]:
-    """Selected heads by the model's numbers; those named one by one must have been kept, of a range those that were."""
-    kept = sorted({number for layer in layers for number in layer.heads_kept})
-    most = max(layer.model_heads for layer in layers)
-    found = pick_positions(wanted, most, "head", kept=kept)
-    if gone := [number for number in found if number not in kept]:
-        raise UnknownSelection(f"head {gone[0]} was not recorded; of {most} the trace has {listed(map(str, kept))}")
-    return found
 
 
 def _groups(trace: Trace, layers: Iterable[int]) -> list[str]:

@@ -12,12 +12,13 @@ from .commands.evaluation import evaluate_command, imacs_command
 from .commands.heads import concepts_command, heads_command, select_command, selective_command
 from .commands.maps import map_command, words_command
 from .commands.methods import compare_command, recipes_command
-from .commands.trace import info_command, report_command, verify_command
+from .commands.trace import copy_command, info_command, pack_command, report_command, unpack_command, verify_command
 from .failures import NobodyReads, missing
 
 COMMANDS: Final = (
     info_command, verify_command, map_command, imacs_command, evaluate_command, report_command, words_command, recipes_command,
     compare_command, diagnose_command, diff_command, concepts_command, heads_command, select_command, selective_command,
+    pack_command, unpack_command, copy_command,
 )  # fmt: skip
 """The analyzer's own, in the order of --help."""
 # What lives outside the analyzer says its one line here, so that --help need not load torch to ask.

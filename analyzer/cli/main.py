@@ -1,7 +1,7 @@
 """The command `i2am`.
 
     exit code   0 ok   1 unexpected   2 usage   3 not a trace or unknown version   4 corrupt or incomplete
-                5 an extra is missing   6 a cluster that does not answer   7 no space   130 interrupted
+                5 an extra is missing   6 a cluster or an address that does not answer   7 no space   130 interrupted
 
 A failure is one line on stderr or, with --json, one document {"error": {"type", "message", "exit_code"}} on stdout. I2AM_DEBUG=1
 shows the traceback too.

@@ -28,7 +28,7 @@ import dask.config
 from ...schema.errors import InvalidInput, NoCluster, TraceError
 from ...schema.layout import ROOT
 from ...schema.messages import option
-from ..storage.location import Location, locate
+from ..storage.location import Location, describe_location, settle
 from ..store.discovery import Member, Source, find_traces
 from .rows import DEFERRED, LARGE, DatasetRequest, TraceScores, evaluate_trace
 
@@ -244,19 +244,21 @@ def look(path: str) -> tuple[str, bool]:
 
 def _absolute(path: Location) -> Location:
     """A path as every worker takes it; an address is one already."""
-    place = locate(path).place
+    place = settle(path)
     return place.resolve() if isinstance(place, Path) else place
 
 
 def _is_seen(path: Location) -> bool:
-    return locate(path).has(ROOT)
+    """Whether a trace is there, without opening it; an address is the same everywhere."""
+    place = settle(path)
+    return isinstance(place, str) or place.is_file() or (place / ROOT).is_file()
 
 
 def _row(future: Any, path: Location) -> TraceScores:
     """What became of one trace; one that cost its workers, or that its worker does not see, is a row too."""
     if future.status == "error":
         error = future.exception()
-        text = f"{path} cost the cluster its workers ({_line(error)}); they may be short of memory: see their logs"
+        text = f"{describe_location(path)} cost the cluster its workers ({_line(error)}); they may be short of memory: see their logs"
         return TraceScores(kind=type(error).__name__, error=text, code=1)
     row: TraceScores = future.result()
     if row.kind == "NotATrace" and _is_seen(path):

@@ -45,7 +45,7 @@ class AfterEach:
 
     def run(self, member: Member) -> None:
         """Run it for a trace whose row is finished, unless it has been run for that row."""
-        if self._kept is None or self._kept.told.get(str(member.path)) != self.command:
+        if self._kept is None or self._kept.told.get(member.place) != self.command:
             self._running[member.name] = self._pool.submit(self._run, member)
 
     @property

@@ -185,7 +185,7 @@ def tabulate(evaluation: DatasetScores) -> xr.Dataset:
     coords = {
         "trace": _texts(member.name for member, _ in good),
         "id": ("trace", _texts(row.id for _, row in good)),
-        "path": ("trace", _texts(str(member.path) for member, _ in good)),
+        "path": ("trace", _texts(member.place for member, _ in good)),
     }
     variables = {}
     for name, found in evaluation.means().items():
@@ -202,7 +202,7 @@ def tabulate(evaluation: DatasetScores) -> xr.Dataset:
 
 def skipped_facts(member: Member, row: TraceScores) -> dict[str, Any]:
     """A trace that was left out, as plain values."""
-    return {"trace": member.name, "path": str(member.path), "type": row.kind, "message": row.error, "exit_code": row.code}
+    return {"trace": member.name, "path": member.place, "type": row.kind, "message": row.error, "exit_code": row.code}
 
 
 def facts_of(evaluation: DatasetScores) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def save_table(evaluation: DatasetScores, path: Path, *, overwrite: bool = False
 def records(evaluation: DatasetScores) -> list[dict[str, Any]]:
     """One row a trace."""
     return [
-        {"trace": member.name, "id": row.id, **{name: row.values.get(name) for name in evaluation.metrics}, "path": str(member.path)}
+        {"trace": member.name, "id": row.id, **{name: row.values.get(name) for name in evaluation.metrics}, "path": member.place}
         for member, row in evaluation.good
     ]
 
@@ -260,7 +260,7 @@ def _odd(member: Member, shape: Mapping[str, Any], model: Member, usual: Shape, 
         how = f"its layers and heads are not those of {model.name}; evaluate the two kinds apart"
     else:
         how = f"it has {here[0]} steps, {model.name} has {there[0]}; evaluate the two kinds apart"
-    text = f"{member.path} does not fit the other traces: {option(axis)} chooses by position, and {how}"
+    text = f"{member.place} does not fit the other traces: {option(axis)} chooses by position, and {how}"
     return TraceScores(kind="InvalidInput", error=text, code=InvalidInput.exit_code)
 
 

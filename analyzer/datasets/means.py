@@ -69,7 +69,7 @@ def mean_map(
             if usual is None:
                 usual, like, total = (member.name, fit), map.copy(), RunningMean(map.shape)
             elif found := unlike(fit, usual[1], usual[0]):
-                raise InvalidInput(f"{member.path} does not fit the other traces: {found}")
+                raise InvalidInput(f"{member.place} does not fit the other traces: {found}")
             _keep_common(like, map)
             total.add(map.values)
         except Exception as error:  # one trace must not cost the others theirs

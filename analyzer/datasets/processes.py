@@ -152,5 +152,5 @@ def _has_one_thread() -> bool:
 def _lost(member: Member) -> TraceScores:
     from .rows import TraceScores
 
-    text = f"{member.path} cost its process, which ended without a word; memory may be short: try fewer at a time with {option('jobs', 1)}"
+    text = f"{member.place} cost its process, which ended without a word; memory may be short: try fewer at a time with {option('jobs', 1)}"
     return TraceScores(kind="ProcessLost", error=text, code=1)

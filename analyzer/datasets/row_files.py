@@ -45,21 +45,21 @@ class RowFile:
     def add(self, member: Member, row: TraceScores) -> None:
         """Append a row."""
         facts = {name: value for name, value in dataclasses.asdict(row).items() if value}
-        self.rows[str(member.path)] = (member.name, row)
-        self._append({"trace": member.name, "path": str(member.path), "row": facts})
+        self.rows[member.place] = (member.name, row)
+        self._append({"trace": member.name, "path": member.place, "row": facts})
 
     def tell(self, member: Member, command: str) -> None:
         """Note that the command after a row was run."""
-        self._append({"after": command, "path": str(member.path)})
+        self._append({"after": command, "path": member.place})
 
     def known(self, member: Member) -> TraceScores | None:
         """The row of a trace that was finished before and has not changed since."""
-        _, row = self.rows.get(str(member.path), ("", None))
+        _, row = self.rows.get(member.place, ("", None))
         return row if row is not None and (is_gone(member) or identify(member.path) == row.identity) else None
 
     def gone(self, members: Iterable[Member]) -> list[Member]:
         """Traces that have a row, and are neither asked for now nor there any more."""
-        named = {str(member.path) for member in members}
+        named = {member.place for member in members}
         found = (Member(name, Path(path)) for path, (name, _) in self.rows.items() if path not in named and "://" not in path)
         return [member for member in found if is_gone(member)]
 
@@ -116,7 +116,7 @@ def describe(request: DatasetRequest) -> dict[str, str]:
 
 def share_of(members: Iterable[Member], share: Share) -> list[Member]:
     """The i-th of n shares: every n-th trace in the order of their paths, the same whoever asks."""
-    return sorted(members, key=lambda member: str(member.path))[share[0] - 1 :: share[1]]
+    return sorted(members, key=lambda member: member.place)[share[0] - 1 :: share[1]]
 
 
 def encode(line: dict[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import xarray as xr
 from dask.base import compute
 
-from ...schema.errors import InvalidInput, NoCluster, TraceError
+from ...schema.errors import InvalidInput, NoAnswer, NoCluster, TraceError
 from ...schema.journal import MOST_LEDGER_BYTES
 from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ...schema.messages import for_shell, is_for_shell, option
@@ -25,6 +25,7 @@ from ..evaluation.metric_table import find_metrics, plan_metrics
 from ..methods.recipes import Recipe, get_recipe
 from ..metrics.overlap import ImacsOptions
 from ..storage.location import Location, locate
+from ..storage.storage import Storage
 from ..store.files import read_file
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace, open_trace
@@ -101,8 +102,9 @@ def evaluate_trace(
     """
     try:
         with for_shell() if request.for_shell else nullcontext():
-            identity = identify(path)
-            trace = open_trace(path, partial=request.partial)
+            storage = locate(path)  # at an address, what identifies the trace is read once
+            identity = identify(storage)
+            trace = open_trace(storage, partial=request.partial)
             if (size := attention_bytes(trace)) > most:
                 return DEFERRED
             if request.ranked is not None:
@@ -135,12 +137,14 @@ def failed(error: Exception) -> TraceScores:
     return TraceScores(kind=type(error).__name__, error=f"{type(error).__name__}: {error}", code=1)
 
 
-def identify(path: Location) -> str:
+def identify(path: Location | Storage) -> str:
     """What tells the trace at a path from another that may lie there later: the sum of its root and its ledger; empty if it has none."""
     storage, digest = locate(path), hashlib.sha256()
     for name in (ROOT, MANIFEST, JOURNAL):
         try:
             digest.update(read_file(storage, name, MOST_LEDGER_BYTES))
+        except NoAnswer:
+            raise
         except TraceError:
             continue
         if name == MANIFEST:  # lists the journal too

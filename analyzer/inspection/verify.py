@@ -11,13 +11,13 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
+from ...schema.codec import MANTISSA
 from ...schema.errors import CorruptTrace, TraceError
 from ...schema.journal import MANIFEST_VERSIONS, Bounds, FileSum, FileSums, bounds_of, decode_lines, decode_manifest, encode_manifest
 from ...schema.layout import JOURNAL, MANIFEST, ROOT, STEP, data_plans
 from ..progress import hidden
 from ..storage.location import Location, locate
 from ..storage.storage import Listing, Storage
-from ..store.chunks import LEADING
 from ..store.files import hash_file, read_file
 from ..trace.calls import At, Calls, Steps
 from ..trace.reader import Trace, open_trace
@@ -25,7 +25,8 @@ from .info import caution
 from .sums import CallSums, sum_calls
 
 TOLERANCE: Final = 2e-3
-"""How far a sum of probabilities may be from 1: float16 rounds each by up to 2**-11, and the model may have worked in bfloat16."""
+"""How far a sum of probabilities may be from 1: float16 rounds each by up to 2**-11, and the model may have worked in bfloat16. Those that
+were rounded to fewer bits may be as far as that besides."""
 
 UNKNOWN: Final = Bounds(2**17, 2**20, 2**17)
 """What the ledger of a trace may hold whose record cannot be read."""
@@ -174,8 +175,9 @@ def _jobs(trace: Trace, sums: FileSums) -> list[Job]:
     for index in range(len(trace.layers)):
         calls, files = Calls.of(trace, index), defaultdict(list)
         for plan in data_plans(trace.record, index).values():
-            for place in np.argwhere(trace.arrays[plan.path].there).tolist():
-                files[tuple(place[:LEADING])].append(plan.key(*place))
+            for sample, branch, file, *rest in np.argwhere(trace.arrays[plan.path].there).tolist():
+                group = file * plan.chunks[STEP] // calls.file_steps
+                files[sample, branch, group].append(plan.key(sample, branch, file, *rest))
         for at in np.ndindex(*calls.where.shape[:STEP]):
             for steps in calls.groups(at, range(calls.where.shape[STEP])):
                 names = files[*at, int(calls.where[*at, steps[0]]) // calls.file_steps]
@@ -233,23 +235,25 @@ def _check_numbers(trace: Trace, found: list[CallSums]) -> tuple[float, float, l
     """Worst row of P, worst column of G, and what lies outside the tolerance."""
     wrong: list[Finding] = []
     rows, columns = np.nan, np.nan
+    bits = trace.record.codec.keep_bits
+    allowed = TOLERANCE + (2.0 ** -(bits + 1) if bits < MANTISSA else 0)
     for sums in found:
         layer = trace.layers[sums.layer]
-        wrong += _check_sums(sums, layer.partial_keys, trace.lost[sums.layer])
+        wrong += _check_sums(sums, layer.partial_keys, trace.lost[sums.layer], allowed)
         if not layer.partial_keys:
             rows = float(np.fmax(rows, _distance(sums.rows)))
         columns = float(np.fmax(columns, _distance(sums.columns)))
     return rows, columns, wrong
 
 
-def _check_sums(sums: CallSums, partial_keys: bool, lost: float) -> list[Finding]:
+def _check_sums(sums: CallSums, partial_keys: bool, lost: float, allowed: float) -> list[Finding]:
     where, step = f"layers/{sums.layer:03d}", f"step {sums.at[2]}"
     if sums.problem:
         return [Finding(where, sums.problem)]
     wrong = []
     below, above = 1 - sums.rows[0], sums.rows[1] - 1
     # Written so that NaN fails. Keys that were not kept take their part of a row.
-    if not (above <= TOLERANCE and (below <= TOLERANCE or (partial_keys and sums.rows[0] >= 0))):
+    if not (above <= allowed and (below <= allowed or (partial_keys and sums.rows[0] >= 0))):
         wrong.append(Finding(where, f"{step}: rows of P sum to {sums.rows[0]:.4f} to {sums.rows[1]:.4f}; expected 1"))
     if not _distance(sums.columns) <= lost + TOLERANCE:
         said = f"expected 1, give or take {lost:.2g} that the encoding changed"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...schema.errors import CorruptTrace
+from ...schema.errors import CorruptTrace, NoAnswer
 from ...schema.layout import ROOT
 from .directory import Directory, Member, NoZip, data_offset, read_directory
 from .storage import Bytes, Listing, Part, Storage, sort_name
@@ -80,7 +80,7 @@ class Archive(Storage):
         asked, answered = tee((part, member, self._reads(part, member)) for part, member in planned)
         data = self._inner.fetch(read for _, _, reads in asked for read in reads)
         for part, member, reads in answered:
-            yield self._cut(part, member, [next(data) for _ in reads])
+            yield self._cut(part, member, reads, [next(data) for _ in reads])
 
     def _reads(self, part: Part, member: Member) -> list[Part]:
         """What to read for a part: the header along with the beginning of the file, or because the data begins nobody knows where."""
@@ -89,19 +89,22 @@ class Archive(Storage):
         if not part.length:
             return []
         head = Part(self._file, member.header, member.begin + member.slack - member.header)
+        if member.size <= self._inner.small:
+            return [head._replace(length=head.length + member.size)]
         if not part.offset:
             return [head._replace(length=head.length + part.length)]
         data = Part(self._file, member.begin + part.offset, part.length + member.slack)
         return [head, data] if member.slack and part.name not in self._begins else [data]
 
-    def _cut(self, part: Part, member: Member, data: list[Bytes]) -> Bytes:
+    def _cut(self, part: Part, member: Member, reads: list[Part], data: list[Bytes]) -> Bytes:
         """The part out of what was read for it, the header checked if it was read."""
         if not data:
             return np.empty(0, np.uint8)
-        if not part.offset or len(data) > 1:
+        if reads[0].offset == member.header:
             self._begins[part.name] = data_offset(member, data[0][: member.begin + member.slack - member.header])
-        first = self._begins.get(part.name, member.begin) - (member.begin if part.offset else member.header)
-        return data[-1][first : first + part.length]
+        # What was read begins at the header, or so far after the first place where the data can begin.
+        before = self._begins.get(part.name, member.begin) - reads[-1].offset + part.offset
+        return data[-1][before : before + part.length]
 
     def _member(self, name: str) -> Member:
         contained = self._open()
@@ -114,7 +117,7 @@ class Archive(Storage):
             if self._contained is None:
                 try:
                     directory = read_directory(self._inner, self._file, str(self))
-                except FileNotFoundError:
+                except (FileNotFoundError, NoAnswer):
                     raise
                 except OSError as error:
                     raise CorruptTrace(f"the archive {self} cannot be read ({error.strerror or error})") from error

@@ -44,8 +44,12 @@ class Listing:
 class Storage(ABC):
     """The files of one trace. Equal to what is made of its address again, and pickled as no more than that.
 
-    What cannot be read raises OSError, and FileNotFoundError where there is no such file; the caller says which trace it was.
+    What cannot be read raises OSError, and FileNotFoundError where there is no such file; the caller says which trace it was. A server that
+    does not answer is NoAnswer, which says all of it.
     """
+
+    small: int = 0
+    """Files of up to so many bytes are read whole rather than in parts."""
 
     def __str__(self) -> str:
         return str(self.place)

@@ -19,7 +19,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from ...schema.errors import CorruptTrace
+from ...schema.errors import CorruptTrace, NoAnswer
 from ...schema.layout import STEP, ArrayPlan
 from ..storage.storage import Bytes, Part, Storage
 from .ledger import ArrayFiles
@@ -63,17 +63,18 @@ class Blocks:
     @property
     def chunk_rows(self) -> int:
         """Rows of an inner chunk, those of all its frames together."""
-        return self._cell(self.plan.chunks)[1]
+        return cell(self.plan, self.plan.chunks)[1]
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         picked, kept = _orthogonal(index, self.shape)
         out = np.empty([len(p) for p in picked], self.dtype)
-        rows = np.ravel_multi_index(np.ix_(*picked[ROWS : self._after]), self.shape[ROWS : self._after]).ravel()
-        cell = [picked[LEADING], rows, *picked[self._after :]]
+        after = after_rows(self.plan)
+        rows = np.ravel_multi_index(np.ix_(*picked[ROWS:after]), self.shape[ROWS:after]).ravel()
+        inner = [picked[LEADING], rows, *picked[after:]]
         steps = picked[STEP].tolist()
         for i, sample in enumerate(picked[0].tolist()):
             for j, branch in enumerate(picked[1].tolist()):
-                self._fill(out[i, j].reshape([len(steps), *(len(p) for p in cell)]), (sample, branch), steps, cell)
+                self._fill(out[i, j].reshape([len(steps), *(len(p) for p in inner)]), (sample, branch), steps, inner)
         result: NDArray[Any] = out[kept]
         return result
 
@@ -82,7 +83,7 @@ class Blocks:
 
         Dims     (step, head, row, ...)
         """
-        picked, kept = _orthogonal(index, self._cell(self.plan.shape))
+        picked, kept = _orthogonal(index, cell(self.plan, self.plan.shape))
         out = np.empty([len(steps), *(len(p) for p in picked)], self.dtype)
         self._fill(out, at, steps, picked)
         result: NDArray[Any] = out[(slice(None), *kept)]
@@ -102,7 +103,7 @@ class Blocks:
                  overwritten by the next one
         Raises   CorruptTrace naming file, layer and step
         """
-        buffer, size = np.empty(self._cell(self.plan.chunks), self.dtype), self.plan.chunks[STEP]
+        buffer, size = np.empty(cell(self.plan, self.plan.chunks), self.dtype), self.plan.chunks[STEP]
         packed = np.empty((*buffer.shape, size), self.dtype) if self.plan.steps_last else buffer
         where, done = self.where[at], 0
         for group in self.groups(at, steps):
@@ -117,7 +118,7 @@ class Blocks:
         self, block: tuple[int, int, int], step: int, start: int, stop: int | None, out: NDArray[Any]
     ) -> Iterator[tuple[int, NDArray[Any]]]:
         """Fill `out` with one inner chunk of a block after the other, and say its first row."""
-        rows, file_rows = self._cell(self.plan.shape)[1], self._cell(self.plan.file_shape)[1]
+        rows, file_rows = cell(self.plan, self.plan.shape)[1], cell(self.plan, self.plan.file_shape)[1]
         grid = [n // m for n, m in zip(self.plan.shape[ROWS:], self.plan.file_shape[ROWS:], strict=True)]
         stop, crcs = rows if stop is None else stop, self.files.crcs
         wanted: list[tuple[Part, int | None, int]] = []
@@ -134,17 +135,10 @@ class Blocks:
                 name = part.name
                 _decode(next(data), self.plan, out.reshape(-1), crc)
                 yield row, out
+        except NoAnswer:
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             raise self._corrupt(name, step, error) from error
-
-    @property
-    def _after(self) -> int:
-        """The first axis after frame and y: pieces of files are some whole frames, or some rows of one."""
-        return ROWS + 1 + (self.plan.dims[ROWS] == "frame")
-
-    def _cell(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        """Lengths of (head, row, ...) of a call, a file or a chunk, with frame and y as one axis."""
-        return (lengths[LEADING], math.prod(lengths[ROWS : self._after]), *lengths[self._after :])
 
     def _fill(self, out: NDArray[Any], at: tuple[int, int], steps: Sequence[int], picked: list[NDArray[np.intp]]) -> None:
         there = self.where[at][list(steps)] >= 0
@@ -168,6 +162,17 @@ class Blocks:
         )
 
 
+def after_rows(plan: ArrayPlan) -> int:
+    """The first axis after frame and y: pieces of files are some whole frames, or some rows of one."""
+    return ROWS + 1 + (plan.dims[ROWS] == "frame")
+
+
+def cell(plan: ArrayPlan, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Lengths of (head, row, ...) of a call, a file or a chunk, with frame and y as one axis."""
+    after = after_rows(plan)
+    return (lengths[LEADING], math.prod(lengths[ROWS:after]), *lengths[after:])
+
+
 def read_table(storage: Storage, files: ArrayFiles) -> NDArray[Any]:
     """An array that is one file, such as a coordinate or a picture; its fill value if there is no file.
 
@@ -180,6 +185,8 @@ def read_table(storage: Storage, files: ArrayFiles) -> NDArray[Any]:
     try:
         for i, data in enumerate(storage.fetch(_parts(storage, files, at))):
             _decode(data, plan, flat[i], None if files.crcs is None else files.crcs[at][i])
+    except NoAnswer:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(storage, plan.key(*at), error) from error
     table: NDArray[Any] = flat.reshape(plan.file_shape)
@@ -201,6 +208,8 @@ def read_heads(storage: Storage, files: ArrayFiles) -> NDArray[Any]:
         for head, part in enumerate(parts):
             name = part.name
             _decode(next(data), plan, out[head].reshape(-1), None if files.crcs is None else files.crcs[head].item())
+    except NoAnswer:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(storage, name, error) from error
     return out

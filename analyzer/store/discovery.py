@@ -5,20 +5,23 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
 from ...schema.layout import JOURNAL, MANIFEST, ROOT
-from ..storage.location import locate
+from ..storage.location import describe_location, is_archive, is_pattern, list_address, locate, settle
+from ..storage.server import scheme_of
 from .files import read_json
 
 Source: TypeAlias = str | os.PathLike[str]
 
 SUFFIX: Final = ".zarr"
 ARCHIVE: Final = ".zarr.zip"
+MOST_DEPTH: Final = 8
+"""Folders within folders at an address that are looked into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,13 @@ class Member:
 
     name: str
     """Its file name without .zarr or .zarr.zip; where two would have the same, the path below the folder that holds them all."""
-    path: Path
+    path: Path | str
+    """Where it lies; an address is text."""
+
+    @property
+    def place(self) -> str:
+        """The same for messages and tables, without what may be a key."""
+        return describe_location(self.path) if isinstance(self.path, str) else str(self.path)
 
 
 def find_traces(sources: Source | Iterable[Source]) -> list[Member]:
@@ -43,11 +52,14 @@ def find_traces(sources: Source | Iterable[Source]) -> list[Member]:
         raise InvalidInput("no traces were given; name some, or a folder that holds them")
     found = [path for source in given for path in _expand(source)]
     if not found:
-        where = ", ".join(str(source) for source in given)
+        where = ", ".join(describe_location(source) for source in given)
         raise NotATrace(f"there is no trace in {where}; expected folders made by `i2am record`, such as run.zarr")
     folders: dict[Path, str] = {}
-    once: dict[str, Path] = {}
+    once: dict[str, Path | str] = {}
     for path in found:
+        if isinstance(path, str):
+            once.setdefault(path, path)
+            continue
         parent = folders.get(path.parent) or folders.setdefault(path.parent, os.path.realpath(path.parent))
         plain = path.name not in ("", "..") and not path.is_symlink()
         once.setdefault(os.path.join(parent, path.name) if plain else os.path.realpath(path), path)
@@ -60,18 +72,39 @@ def is_dataset(sources: Iterable[Source]) -> bool:
     given = list(sources)
     if len(given) != 1:
         return True
-    path = Path(given[0])
+    path = settle(given[0])
+    if isinstance(path, str):
+        return _expand(path) != [path]
     return (path.is_dir() and not (path / ROOT).exists() and any(_below(path))) or (not path.exists() and glob.has_magic(str(path)))
 
 
-def _expand(source: Source) -> list[Path]:
-    path = Path(source)
+def _expand(source: Source) -> Sequence[Path | str]:
+    path = settle(source)
+    if isinstance(path, str):
+        return list(_at_address(path))
     if path.is_dir():
         return [path] if (path / ROOT).exists() or path.suffix == SUFFIX else sorted(_below(path))
     if path.exists() or not glob.has_magic(str(path)):
         # Opening it says what it is instead, or that it is not there.
         return [path]
     return [found for name in sorted(glob.glob(str(path), recursive=True)) for found in _expand(name)]
+
+
+def _at_address(address: str, depth: int = 0) -> Iterator[str]:
+    """Traces that an address stands for: itself, those below it, or those that match it."""
+    pattern = is_pattern(address)
+    if not pattern and (is_archive(address) or address.rstrip("/").endswith(SUFFIX) or scheme_of(address) in ("http", "https")):
+        yield address
+        return
+    found = list_address(address)
+    if not pattern and any(name.endswith(f"/{ROOT}") for name, _ in found):
+        yield address
+        return
+    for name, folder in found:
+        if name.endswith((SUFFIX, ARCHIVE)):
+            yield name
+        elif folder and depth < MOST_DEPTH and not name.rpartition("/")[2].startswith("."):
+            yield from _at_address(name, depth + 1)
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -106,13 +139,14 @@ def _may_be_trace(path: Path) -> bool:
         return True
 
 
-def _names(paths: list[Path]) -> list[str]:
-    short = [_stem(path.name) for path in paths]
+def _names(paths: Sequence[Path | str]) -> list[str]:
+    short = [_stem(path.name if isinstance(path, Path) else describe_location(path).rstrip("/").rpartition("/")[2]) for path in paths]
     if max(Counter(short).values()) == 1:
         return short
-    resolved = [path.resolve() for path in paths]
-    top = os.path.commonpath([path.parent for path in resolved])
-    return [_stem(path.relative_to(top).as_posix()) for path in resolved]
+    places = [describe_location(path if isinstance(path, str) else path.resolve()).rstrip("/").split("/") for path in paths]
+    differs = (i for i, column in enumerate(zip(*places, strict=False)) if len(set(column)) > 1)
+    top = next(differs, min(map(len, places)) - 1)
+    return [_stem("/".join(place[top:])) for place in places]
 
 
 def _stem(name: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ...schema.errors import CorruptTrace, NotATrace
+from ...schema.errors import CorruptTrace, NoAnswer, NotATrace
 from ...schema.journal import FileSum, FileSums
 from ...schema.layout import JOURNAL, MANIFEST, MOST_DOCUMENT_BYTES, MOST_ROOT_BYTES, ROOT
 from ...schema.messages import plain
@@ -43,6 +43,8 @@ def read_file(storage: Storage, name: str, most: int) -> bytes:
         if size > most:
             raise CorruptTrace(f"{name} of the trace {storage} has {size} bytes; expected at most {most}. The file was changed; {_AGAIN}")
         return storage.read(name, 0, size).tobytes()
+    except NoAnswer:
+        raise
     except (OSError, ValueError) as error:
         raise _unreadable(storage, name, error) from error
 
@@ -91,6 +93,8 @@ def require_files(storage: Storage, files: FileSums, listing: Listing | None) ->
         if size is None:  # a folder that is written to while it is listed may leave out a name
             try:
                 size = storage.size(name)
+            except NoAnswer:
+                raise
             except OSError:
                 raise CorruptTrace(f"{name} is missing from the trace {storage}; {_AGAIN}, or record again") from None
         if size != given.nbytes:
@@ -115,6 +119,8 @@ def require_sums(storage: Storage, files: FileSums) -> dict[str, dict[str, Any]]
                 digest.update(piece.data)
                 if name.endswith(ROOT):
                     pieces.append(piece.tobytes())
+        except NoAnswer:
+            raise
         except (OSError, ValueError) as error:
             raise _unreadable(storage, name, error) from error
         if digest.hexdigest() != given.sha256:

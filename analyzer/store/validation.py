@@ -122,14 +122,22 @@ def _read_record(root: Storage) -> tuple[dict[str, Any], TraceRecord]:
     return document, record
 
 
+def read_manifest(root: Storage, record: TraceRecord) -> tuple[str, FileSums]:
+    """The id that a complete trace's manifest names, and the files that it lists.
+
+    Raises   CorruptTrace
+    """
+    bounds = bounds_of(record)
+    return decode_manifest(read_file(root, MANIFEST, bounds.nbytes), bounds)
+
+
 def _complete(root: Storage, record: TraceRecord, document: dict[str, Any]) -> Contents:
     listing = root.list_files()
     if not (root.has(MANIFEST) if listing is None else MANIFEST in listing.sizes):
         raise CorruptTrace(
             f"{MANIFEST} of the trace {root} is missing, though the trace says it is complete; copy the trace again, all files of it"
         )
-    bounds = bounds_of(record)
-    trace_id, files = decode_manifest(read_file(root, MANIFEST, bounds.nbytes), bounds)
+    trace_id, files = read_manifest(root, record)
     if trace_id != record.id:
         raise CorruptTrace(
             f"{MANIFEST} of the trace {root} belongs to the trace {plain(trace_id[:99])}, not to {record.id}; two traces were mixed"

@@ -49,14 +49,17 @@ class TraceBackend(BackendEntrypoint):
     supports_groups = True
 
     def guess_can_open(self, filename_or_obj: object) -> bool:
-        """Whether it is a folder that says it is a trace; addresses are not asked."""
+        """Whether it is a folder, or a file that ends in .zip, and says that it is a trace; addresses are not asked."""
+        from ..storage.location import locate
+
         try:
-            root = Path(filename_or_obj, ROOT)  # type: ignore[arg-type]
-            if not root.is_file():  # a pipe would be waited for
+            place = Path(filename_or_obj)  # type: ignore[arg-type]
+            if not place.is_dir() and not (place.suffix == ".zip" and place.is_file()):
                 return False
-            with root.open("rb") as file:
-                return CONVENTION["uuid"].encode() in file.read(HEAD_BYTES)
-        except (OSError, TypeError, ValueError):
+            storage = locate(place)
+            head = storage.read(ROOT, 0, min(HEAD_BYTES, storage.size(ROOT)))
+            return CONVENTION["uuid"].encode() in head.tobytes()
+        except Exception:  # whatever is wrong with it, it is nothing to open here
             return False
 
     def open_dataset(
@@ -148,7 +151,7 @@ def layer_dataset(trace: Trace, index: int) -> xr.Dataset:
     facts |= {"call_heads": layer.model_heads, "call_tokens": layer.call_tokens or layer.tokens}
     array = LazyArray(view.shape, "float32", view.__getitem__, indexing.IndexingSupport.OUTER)
     attention = lazy_variable(view_dims(layer), array, view.chunks, {"long_name": MEANING["probability"]})
-    return xr.Dataset({"probability": attention}, coordinates(trace, layer), said(facts))
+    return xr.Dataset({"probability": attention}, coordinates(trace, layer), said(facts)).set_xindex("group")
 
 
 def image_dataset(trace: Trace) -> xr.Dataset:

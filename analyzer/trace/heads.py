@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
-from ...schema.errors import InvalidInput
+from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed
+from ...schema.selection import Positions, pick_positions
 from ...schema.trace import Layer
 from .reader import Trace
 
@@ -37,6 +38,19 @@ def head_coordinates(layers: list[Layer]) -> dict[str, Any]:
         "head_dim": ("layer", [layer.head_dim for layer in layers]),
         "position": (("layer", "head"), position),
     }
+
+
+def pick_heads(wanted: Positions, layers: Sequence[Layer]) -> tuple[int, ...]:
+    """Selected heads by the model's numbers; those named one by one must have been kept, of a range those that were.
+
+    Raises   UnknownSelection, InvalidInput
+    """
+    kept = sorted({number for layer in layers for number in layer.heads_kept})
+    most = max(layer.model_heads for layer in layers)
+    found = pick_positions(wanted, most, "head", kept=kept)
+    if gone := [number for number in found if number not in kept]:
+        raise UnknownSelection(f"head {gone[0]} was not recorded; of {most} the trace has {listed(map(str, kept))}")
+    return found
 
 
 def require_same_heads(relevance: xr.DataArray, trace: Trace) -> None:

@@ -132,7 +132,7 @@ class Trace(Contents):
 
         Units    bytes of its files
         """
-        from .tables import layer_table  # pandas loads slowly
+        from .tables import layer_table
 
         return layer_table(self)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Final
 
 from ...schema.layout import data_plans
 from ..store.validation import Contents
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BLOCK: Final = re.compile(r"[^.]*block[^.]*(?:\.\d+)?|[^.]+\.\d+")
 """The outermost block of a module path, such as `down_blocks.0` or `mid_block`; of paths without one, the first numbered part."""
@@ -41,6 +42,8 @@ def layer_rows(contents: Contents) -> list[dict[str, Any]]:
 
 def layer_table(contents: Contents) -> pd.DataFrame:
     """One row a layer, of numbers, texts and tuples of numbers, by which rows can be grouped."""
+    import pandas as pd  # loads slowly, and plain rows do without
+
     rows = [
         {
             "layer": row["index"],
@@ -65,5 +68,7 @@ def stored_bytes(contents: Contents, index: int) -> int:
 
 def step_table(contents: Contents) -> pd.DataFrame:
     """One row a step that counts, in execution order."""
+    import pandas as pd
+
     steps = pd.RangeIndex(len(contents.present), name="step")
     return pd.DataFrame({**contents.steps, "layers": contents.present.sum(axis=1)}, index=steps)

@@ -32,6 +32,13 @@ def test_help_waits_for_no_numpy(arguments: list[str]) -> None:
 
 
 @pytest.mark.analyzer
+@pytest.mark.parametrize("module", ["verify", "info"])
+def test_looking_at_a_trace_needs_neither_dask_nor_pandas(module: str) -> None:
+    found = modules_after(f"import i2am.analyzer.inspection.{module}, i2am.analyzer.cli.main")
+    assert not found & {"dask", "xarray", "pandas", "scipy"}
+
+
+@pytest.mark.analyzer
 def test_the_writer_needs_neither_half() -> None:
     assert not modules_after("import i2am.recorder.store.writer") & {"torch", "dask", "xarray"}
 

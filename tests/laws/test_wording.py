@@ -72,6 +72,8 @@ def connect(_: Path) -> None:
         pass
 
 
+NOBODY: Final = "http://127.0.0.1:1/run.zarr.zip"
+
 Door = Callable[[Path], object]
 DOORS: Final[tuple[tuple[str, Door, str], ...]] = (
     ("NotATrace", lambda d: open_trace(d / "none.zarr"), "info {d}/none.zarr"),
@@ -95,6 +97,7 @@ DOORS: Final[tuple[tuple[str, Door, str], ...]] = (
     ),
     ("MissingExtra", lambda d: save(Output({"r2g": r2g(open_trace(d / "good.zarr"))}), d / "m.nc"), "map {d}/good.zarr --r2g -o {d}/m.nc"),
     ("NoCluster", connect, "evaluate {d}/good.zarr --scheduler tcp://127.0.0.1:1"),
+    ("NoAnswer", lambda d: open_trace(NOBODY), f"info {NOBODY}"),
     ("NoSpace", lambda d: record(d, max_bytes="1kB"), "record {d}/spec.toml -o {d}/small.zarr --max-bytes 1kB"),
 )
 

@@ -12,7 +12,8 @@ from ....schema.messages import listed
 from ...output.files import check_output, endings
 from .evaluation import dataset_request, number
 from .options import (
-    PATH,
+    PLACE,
+    cache_option,
     example,
     given,
     group_option,
@@ -92,9 +93,10 @@ def write_diagnosis(facts: dict[str, Any]) -> str:
         "i2am diff step-100/ step-1000/ -o pairs.csv        traces of one name, pair by pair",
     ),
 )
-@click.argument("first", type=PATH)
-@click.argument("second", type=PATH)
+@click.argument("first", type=PLACE)
+@click.argument("second", type=PLACE)
 @partial_option
+@cache_option
 @output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps; of folders {endings('table')}, a row a pair.")
 @click.option("--metric", "metrics", callback=words, metavar="NAMES", help=METRICS)
 @selection_options

@@ -12,6 +12,7 @@ from ....schema.errors import InvalidInput
 from ...output.files import endings
 from .options import (
     PATH,
+    PLACE,
     branch_option,
     example,
     given,
@@ -135,7 +136,7 @@ def heads_command(
 @click.option("--concept", metavar="NAME", help="Concept to rank by.")
 @click.option("--top", type=int, metavar="N", help="The N best heads.")
 @click.option("--bottom", type=int, metavar="N", help="The N worst heads.")
-@click.option("--of", "trace", type=PATH, metavar="TRACE", help="Make sure that the scores are of this trace's model.")
+@click.option("--of", "trace", type=PLACE, metavar="TRACE", help="Make sure that the scores are of this trace's model.")
 @json_option
 def select_command(scores: Path, concept: str | None, top: int | None, bottom: int | None, trace: Path | None, as_json: bool) -> None:
     """Print which heads `--heads-from FILE` takes, by layer, layers in published order: down, mid, up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -18,6 +19,18 @@ RANKING: Final = ("concept", "top", "bottom")
 """What picks heads of a file that ranks them."""
 
 PATH: Final = click.Path(path_type=Path)
+
+
+class Place(click.Path):
+    """A path, or an address as it was typed: a `Path` would make one slash of two."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and "://" in value else super().convert(value, param, ctx)
+
+
+PLACE: Final = Place(path_type=Path)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,6 +93,17 @@ def metric_names() -> Iterable[str]:
     return METRICS
 
 
+def _keep_in(context: click.Context, option: click.Parameter, folder: str | None) -> None:
+    """Tell this process, and those that it starts, where to keep bytes."""
+    if folder is not None:
+        from ...storage.cache import VARIABLE, require_folder
+
+        require_folder(folder)
+        before = os.environ.get(VARIABLE, "")
+        context.call_on_close(lambda: os.environ.update({VARIABLE: before}))
+        os.environ[VARIABLE] = folder
+
+
 def output_option(text: str, **more: Any) -> Callable[[F], F]:
     """-o, with what it says of its file."""
     return click.option("-o", "--out", type=PATH, metavar="FILE", help=text, **more)
@@ -88,6 +112,13 @@ def output_option(text: str, **more: Any) -> Callable[[F], F]:
 SCHEDULER: Final = "Work on a dask cluster, such as tcp://10.0.0.1:8786."
 scheduler_option = click.option("--scheduler", metavar="ADDRESS", help=f"{SCHEDULER}  [default: here]")
 partial_option = click.option("--partial", is_flag=True, help="Open recordings that did not finish; only committed steps count.")
+cache_option = click.option(
+    "--cache",
+    metavar="DIR|none",
+    expose_value=False,
+    callback=_keep_in,
+    help="Where bytes of traces at addresses are kept.  [default: I2AM_CACHE, or the user's cache folder]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 maps_output_option = output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps.")
@@ -130,12 +161,12 @@ SELECTION: Final = (
 
 def trace_argument(command: F) -> F:
     """The trace, and whether an unfinished one will do."""
-    return click.argument("trace", type=PATH, metavar="TRACE")(partial_option(command))
+    return click.argument("trace", type=PLACE, metavar="TRACE")(partial_option(cache_option(command)))
 
 
 def traces_argument(command: F) -> F:
     """One trace or many, and whether unfinished ones will do."""
-    return click.argument("traces", type=PATH, metavar="TRACE...", nargs=-1, required=True)(partial_option(command))
+    return click.argument("traces", type=PLACE, metavar="TRACE...", nargs=-1, required=True)(partial_option(cache_option(command)))
 
 
 def mask_options(command: F) -> F:

@@ -1,4 +1,4 @@
-"""The commands `info`, `verify` and `report`."""
+"""The commands `info`, `verify` and `report`, and those that write traces: `pack`, `unpack` and `copy`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,25 @@ import click
 from ....schema.errors import CorruptTrace
 from ....schema.messages import listed, plain, size_text
 from ...output.files import endings
-from .options import example, group_option, json_option, output_option, overwrite_option, sample_option, trace_argument
+from .options import (
+    PATH,
+    example,
+    given,
+    group_option,
+    json_option,
+    layers_option,
+    numbers,
+    output_option,
+    overwrite_option,
+    sample_option,
+    steps_option,
+    trace_argument,
+)  # fmt: skip
 from .text import align, answer
 
 if TYPE_CHECKING:
     from ...inspection.verify import Report
+    from ...sharing.packing import Shared
 
 
 @click.command("info", epilog=example("i2am info run.zarr", "i2am info run.zarr --json | jq .layers", "i2am info --partial run.zarr"))
@@ -111,3 +125,79 @@ def report_command(trace: Path, partial: bool, out: Path, group: str | None, sam
 
     facts = report(trace, out, group=group, sample=sample, partial=partial, overwrite=overwrite, progress=True)
     answer(facts, write_report(facts), facts["note"], as_json=as_json)
+
+
+@click.command(
+    "pack",
+    short_help="Write a trace anew for sharing: smaller, in one file.",
+    epilog=example(
+        "i2am pack run.zarr -o run.zarr.zip",
+        "i2am pack run.zarr -o small.zarr.zip --steps ::5 --layers '*up_blocks*'",
+        "i2am pack run.zarr -o rows.zarr --encoding probabilities --keep-bits 5",
+    ),
+)
+@click.argument("trace", type=PATH, metavar="TRACE")
+@click.option("-o", "--out", required=True, metavar="FILE", help="Output: .zip for one file, .zarr for a folder.")
+@click.option("--chunk-steps", type=click.IntRange(min=1), default=8, show_default=True, help="Steps that a file holds.")
+@click.option("--level", type=click.IntRange(0, 9), default=5, show_default=True, help="Of zstd.")
+@layers_option
+@steps_option
+@click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0: the same in every layer.")
+@click.option("--keep-bits", type=click.IntRange(1, 10), help="Round probabilities to so many of float16's 10 mantissa bits.")
+@click.option("--encoding", type=click.Choice(["probabilities"]), help="Compute probabilities from factors.")
+@click.option("--factor-dtype", type=click.Choice(["float16"]), help="Round factors: half the size, R2G within 1e-3.")
+@overwrite_option
+@json_option
+def pack_command(trace: Path, out: str, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Write a trace anew for sharing: several steps a file, packed together, in one zip file or a folder.
+
+    Every number stays as it is, and so does the trace's id. With --layers, --steps, --heads, --keep-bits, --encoding or --factor-dtype
+    the new trace is a smaller one of its own, which says in its provenance what it was derived from.
+    """
+    from ...sharing.packing import pack
+
+    _answer_shared(pack(trace, out, overwrite=overwrite, progress=True, **given(**options)), as_json)
+
+
+@click.command(
+    "unpack", short_help="Write a packed trace as it was recorded.", epilog=example("i2am unpack run.zarr.zip -o run.zarr")
+)  # fmt: skip
+@click.argument("trace", type=PATH, metavar="TRACE")
+@click.option("-o", "--out", required=True, metavar="FILE", help="Output: .zarr for a folder, .zip for one file.")
+@overwrite_option
+@json_option
+def unpack_command(trace: Path, out: str, overwrite: bool, as_json: bool) -> None:
+    """Write a packed trace as it was recorded: one step a file, every number as it is."""
+    from ...sharing.packing import unpack
+
+    _answer_shared(unpack(trace, out, overwrite=overwrite, progress=True), as_json)
+
+
+@click.command(
+    "copy",
+    short_help="Copy a trace between folders, zip files and addresses, checked on the way.",
+    epilog=example("i2am copy run.zarr run.zarr.zip", "i2am copy run.zarr.zip run.zarr"),
+)
+@click.argument("trace", type=PATH, metavar="SRC")
+@click.argument("out", metavar="DST")
+@overwrite_option
+@json_option
+def copy_command(trace: Path, out: str, overwrite: bool, as_json: bool) -> None:
+    """Copy a trace as it is; every file is compared with the manifest on its way.
+
+    DST ends in .zarr for a folder, in .zip for one file. It has its name once it is whole; a copy that ended early is taken up
+    again by the same command, and keeps the files that agree with the manifest.
+    """
+    from ...sharing.copying import copy
+
+    done = copy(trace, out, overwrite=overwrite, progress=True)
+    facts = {"path": str(done.place), "trace": done.record.id, "bytes": done.nbytes, "files": done.files, "kept": done.kept}
+    kept = f", {done.kept} of them from an earlier copy" if done.kept else ""
+    answer(facts, f"{done.place}: {done.files} files ({size_text(done.nbytes)}) as recorded{kept}", as_json=as_json)
+
+
+def _answer_shared(made: Shared, as_json: bool) -> None:
+    record = made.record
+    facts = {"path": str(made.path), "trace": record.id, "steps": record.steps, "bytes": made.nbytes, "files": made.files}
+    where = "in one file" if made.path.is_file() else f"in {made.files} files"
+    answer(facts, f"{made.path}: {record.steps} steps of {len(record.layers)} layers, {size_text(made.nbytes)} {where}", as_json=as_json)

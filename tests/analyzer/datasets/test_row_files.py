@@ -13,6 +13,7 @@ import pytest
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.datasets import rows
 from i2am.analyzer.datasets.row_files import share_of
+from i2am.analyzer.storage.storage import Storage
 from i2am.analyzer.store.discovery import Member
 from traces import synthetic_trace
 
@@ -39,9 +40,9 @@ def opened(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Count
     count: Counter[str] = Counter()
     opening = rows.open_trace
 
-    def counted(path: Path, partial: bool) -> object:
-        count[path.stem] += 1
-        return opening(path, partial=partial)
+    def counted(storage: Storage, partial: bool) -> object:
+        count[Path(storage.place).stem] += 1
+        return opening(storage, partial=partial)
 
     monkeypatch.setattr(rows, "open_trace", counted)
     return count

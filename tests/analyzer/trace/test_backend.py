@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from repository import ROOT
 from xarray.backends import plugins
+from zips import zip_trace
 
 from i2am.analyzer import open_trace
 from i2am.analyzer.store.chunks import Blocks
@@ -68,6 +69,8 @@ def test_attention_equals_the_oracle_and_is_labelled(made: Synthetic) -> None:
         assert found.sel(branch="uncond", step=2).sel(y=0, method="nearest").dims == ("sample", "head", "x", "token")
     assert found.timestep.values.tolist() == [1000.0, 990.0, 980.0]
     assert found.group.values.tolist() == ["text"] * 2 + ["reference"] * 16
+    assert found.sel(group="text").sizes["token"] == 2
+    np.testing.assert_array_equal(found.sel(group="reference").values, found.values[..., 2:])
     layer = tree["layers/002"]
     assert layer.attrs["layer"] == "b.attn2" and layer.attrs["grid"] == [3, 2] and layer.attrs["call_tokens"] == 23
     assert [group["name"] for group in json.loads(layer.attrs["groups"])] == ["text", "reference"]
@@ -147,6 +150,11 @@ def test_unfinished_traces_are_opened_when_asked_for(tmp_path: Path) -> None:
     assert xr.open_dataset(none.path, engine=TraceBackend, group="layers/000", partial=True, chunks={})["probability"].values.size == 0
 
 
+def test_a_trace_in_a_zip_file_is_the_same_tree(made: Synthetic, tmp_path: Path) -> None:
+    packed = zip_trace(made.path, tmp_path / "run.zarr.zip")
+    xr.testing.assert_identical(xr.open_datatree(packed, engine=TraceBackend), open_trace(made.path).to_datatree())
+
+
 def test_a_changed_byte_is_an_error(tmp_path: Path) -> None:
     made = synthetic_trace(tmp_path / "t.zarr", steps=2)
     file = next(made.path.glob("layers/001/probability/c.0.0.1*"))
@@ -186,11 +194,14 @@ def test_a_tree_can_be_saved_as_it_is(made: Synthetic, tmp_path: Path, suffix: s
 def test_only_traces_are_taken_for_traces(made: Synthetic, tmp_path: Path) -> None:
     takes = TraceBackend().guess_can_open
     assert takes(made.path) and takes(str(made.path)) and takes(f"{made.path}/")
+    assert takes(zip_trace(made.path, tmp_path / "run.zarr.zip")) and takes(str(zip_trace(made.path, tmp_path / "in.zip", "run.zarr/")))
     xr.Dataset({"a": ("x", [1.0])}).to_zarr(tmp_path / "plain.zarr", zarr_format=3, consolidated=False)
     (tmp_path / "text.zarr").write_text("no folder")
     (tmp_path / "pipe.zarr").mkdir()
     os.mkfifo(tmp_path / "pipe.zarr" / "zarr.json")
-    for name in ("plain.zarr", "text.zarr", "pipe.zarr", "none.zarr", ""):
+    (tmp_path / "text.zip").write_text("no archive")
+    zip_trace(tmp_path / "plain.zarr", tmp_path / "plain.zip")
+    for name in ("plain.zarr", "text.zarr", "pipe.zarr", "none.zarr", "text.zip", "plain.zip", ""):
         assert not takes(tmp_path / name)
     for other in ("https://example.org/run.zarr", "s3://bucket/run.zarr", "a\0b", "x" * 5000, b"run.zarr", io.BytesIO(), {}, None):
         assert not takes(other)
