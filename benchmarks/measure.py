@@ -10,17 +10,23 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, float]:
+def interleave(
+    candidates: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True, prepare: Callable[[str], object] = lambda name: None
+) -> dict[str, float]:
     """Median wall seconds of each candidate, all run in turn so that a slow spell of the machine hits every one.
+
+    `prepare` is called with a candidate's name before each of its runs, outside of the clock.
 
     Units    seconds
     """
     if warm_up:
-        for run in candidates.values():
+        for name, run in candidates.items():
+            prepare(name)
             run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, run in candidates.items():
+            prepare(name)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

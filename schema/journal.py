@@ -199,9 +199,9 @@ def disk_bytes(path: Path) -> int:
     return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
-def encode_manifest(trace_id: str, files: Mapping[str, FileSum], version: int = MANIFEST_VERSION) -> str:
-    """The manifest: every file of the trace but itself."""
-    return json.dumps({"version": version, "trace": trace_id, "files": _plain(files)}, indent=1) + "\n"
+def encode_manifest(trace_id: str, files: Mapping[str, FileSum], version: int = MANIFEST_VERSION, indent: int | None = None) -> str:
+    """The manifest: every file of the trace but itself; the first releases indented it by 1."""
+    return json.dumps({"version": version, "trace": trace_id, "files": _plain(files)}, indent=indent) + "\n"
 
 
 def decode_manifest(text: str | bytes, bounds: Bounds = UNBOUNDED) -> tuple[str, FileSums]:

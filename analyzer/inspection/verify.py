@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -164,7 +165,8 @@ def _sums(root: Storage, complete: bool, bounds: Bounds = UNKNOWN) -> FileSums:
         raise CorruptTrace(f"{MANIFEST} is missing, and without it nothing can be checked; copy the trace again, whole")
     text = read_file(root, MANIFEST, bounds.nbytes)
     identity, sums = decode_manifest(text, bounds)
-    if text not in [encode_manifest(identity, sums, version).encode() for version in MANIFEST_VERSIONS]:
+    forms = itertools.product(MANIFEST_VERSIONS, (None, 1))
+    if text not in (encode_manifest(identity, sums, version, indent).encode() for version, indent in forms):
         raise CorruptTrace(f"{MANIFEST} is not as it was written; the file was changed after the recording")
     return sums
 

@@ -37,13 +37,36 @@ class Encoded:
     """float32 scalar: worst share by which float16 changed the sum of one token's G column, over heads and tokens. Range [0, 1]."""
 
 
+class Scratch:
+    """Host memory for two blocks of scores that every call uses again: fresh memory takes longer than the arithmetic in it."""
+
+    def __init__(self) -> None:
+        self._held = [torch.empty(0), torch.empty(0)]
+
+    def take(self, which: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Float32 of this shape with any content, until it is taken again; other devices have allocators that keep memory."""
+        if device.type != "cpu":
+            return torch.empty(shape, device=device)
+        size = math.prod(shape)
+        if self._held[which].numel() < size:
+            with torch.inference_mode(False):  # calls outside of that mode could not write into it
+                self._held[which] = torch.empty(size)
+        return self._held[which][:size].view(shape)
+
+
 def default_scale(head_dim: int) -> float:
     """The scale of scaled dot-product attention when a call names none."""
     return 1 / math.sqrt(head_dim)
 
 
 def encode_scores(
-    query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None, keep_bits: int = MANTISSA, columns: Sequence[slice] = ()
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    keep_bits: int = MANTISSA,
+    columns: Sequence[slice] = (),
+    scratch: Scratch | None = None,
 ) -> Encoded:
     """The model's own softmax of one row, with both log-sum-exps, so that scores and both softmaxes can be had back.
 
@@ -55,17 +78,18 @@ def encode_scores(
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         heads, positions, _ = query.shape
         keys, bias = _prepare(key, heads, positions, mask)
+        scratch = scratch or Scratch()
         tokens = sum(column.stop - column.start for column in columns) if columns else key.shape[1]
         probability = torch.empty(heads, positions, tokens, dtype=torch.float16, device=query.device)
         query_lse = torch.empty(heads, positions, dtype=torch.float32, device=query.device)
         token_lse = torch.full((heads, tokens), -math.inf, dtype=torch.float32, device=query.device)
         blocks = _blocks(positions, heads * key.shape[1] * 4)
         for rows in blocks:
-            scores = _scores(query, keys, bias, scale, rows)
+            scores = _scores(query, keys, bias, scale, rows, scratch)
             if columns:
                 query_lse[:, rows] = torch.logsumexp(scores, 2)
                 scores = take_keys(scores[..., None], columns)[..., 0].contiguous()
-            token_lse, top, weights = _add_columns(token_lse, scores)
+            token_lse, top, weights = _add_columns(token_lse, scores, scratch)
             if columns:
                 share = (top - query_lse[:, rows, None]).exp_()
             else:
@@ -74,7 +98,7 @@ def encode_scores(
                 share = total.reciprocal_()
             probability[:, rows] = weights.mul_(share.mul_(1 / PROBABILITY_SCALE))
         round_mantissa(probability, keep_bits)  # before its losses are measured
-        return Encoded(probability, query_lse, token_lse, _column_mass_lost(probability, query_lse, token_lse, blocks))
+        return Encoded(probability, query_lse, token_lse, _column_mass_lost(probability, query_lse, token_lse, blocks, scratch))
 
 
 def round_mantissa(stored: Tensor, keep_bits: int) -> None:
@@ -91,7 +115,7 @@ def round_mantissa(stored: Tensor, keep_bits: int) -> None:
     bits.add_(odd.add_((1 << (drop - 1)) - 1)).bitwise_and_(-(1 << drop))
 
 
-def sum_rows(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+def sum_rows(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None, scratch: Scratch | None = None) -> Tensor:
     """Logsumexp of one row's scores over all keys, float32.
 
     Dims     as encode_scores -> (head, x)
@@ -99,8 +123,8 @@ def sum_rows(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = Non
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         heads, positions, _ = query.shape
         keys, bias = _prepare(key, heads, positions, mask)
-        blocks = _blocks(positions, heads * key.shape[1] * 4)
-        return torch.cat([torch.logsumexp(_scores(query, keys, bias, scale, rows), 2) for rows in blocks], 1)
+        blocks, scratch = _blocks(positions, heads * key.shape[1] * 4), scratch or Scratch()
+        return torch.cat([torch.logsumexp(_scores(query, keys, bias, scale, rows, scratch), 2) for rows in blocks], 1)
 
 
 def take_keys(key: Tensor, columns: Sequence[slice]) -> Tensor:
@@ -118,12 +142,13 @@ def _prepare(key: Tensor, heads: int, positions: int, mask: Tensor | None) -> tu
     return keys, None if mask is None else additive(mask).expand(heads, positions, keys.shape[2])
 
 
-def _scores(query: Tensor, keys: Tensor, bias: Tensor | None, scale: float, rows: slice) -> Tensor:
-    scores = torch.matmul(query[:, rows].float() * scale, keys)  # (head, row, token)
+def _scores(query: Tensor, keys: Tensor, bias: Tensor | None, scale: float, rows: slice, scratch: Scratch) -> Tensor:
+    queries = query[:, rows].float() * scale
+    scores = torch.matmul(queries, keys, out=scratch.take(0, (*queries.shape[:2], keys.shape[2]), query.device))  # (head, row, token)
     return scores if bias is None else scores.add_(bias[:, rows])
 
 
-def _add_columns(token_lse: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _add_columns(token_lse: Tensor, scores: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
     """The column log-sum-exps with a block of scores added; each row's maximum; and the block's exp(score - maximum).
 
     A column is summed from the exponentials that P needs anyway, unless it is so far below the rest that they vanish.
@@ -134,13 +159,13 @@ def _add_columns(token_lse: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Ten
         # Looking at the sums would make the device wait; there an exponential more is cheap.
         columns = torch.logsumexp(scores, 1)
         return torch.logaddexp(token_lse, columns), top, scores.sub_(top).exp_()
-    weights = (scores - top).exp_()
+    weights = torch.sub(scores, top, out=scratch.take(1, tuple(scores.shape), scores.device)).exp_()
     sums = torch.matmul((top - peak[:, None]).exp_().transpose(1, 2), weights)[:, 0]  # (head, token)
     columns = sums.log() + peak if bool((sums > VANISHING).all()) else torch.logsumexp(scores, 1)
     return torch.logaddexp(token_lse, columns), top, weights
 
 
-def _column_mass_lost(probability: Tensor, query_lse: Tensor, token_lse: Tensor, blocks: list[slice]) -> Tensor:
+def _column_mass_lost(probability: Tensor, query_lse: Tensor, token_lse: Tensor, blocks: list[slice], scratch: Scratch) -> Tensor:
     """Worst |1 - sum over x of the decoded G|: what float16 took from one token's column, or, rounding up, gave it.
 
     Range    [0, 1]
@@ -149,7 +174,8 @@ def _column_mass_lost(probability: Tensor, query_lse: Tensor, token_lse: Tensor,
     peak = query_lse.amax(1, keepdim=True)
     quick = probability.device.type == "cpu" and bool((token_lse - peak > math.log(VANISHING)).all())
     for rows in blocks:
-        stored = probability[:, rows].float()
+        part = probability[:, rows]
+        stored = scratch.take(1, tuple(part.shape), part.device).copy_(part)
         if quick:
             kept += torch.matmul((query_lse[:, rows] - peak).exp_()[:, None], stored)[:, 0]
         else:

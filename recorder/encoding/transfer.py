@@ -12,15 +12,15 @@ from torch import Tensor
 class Block:
     """One array that leaves the device; calling it waits until it has arrived.
 
-    The copy is the block's own: the model may overwrite its tensor right away.
+    The copy is the block's own: the model may overwrite its tensor right away. A `fresh` tensor, which nobody else holds, needs none.
     """
 
     __slots__ = ("_event", "_host", "nbytes")
 
-    def __init__(self, tensor: Tensor, stream: torch.cuda.Stream | None = None) -> None:
+    def __init__(self, tensor: Tensor, stream: torch.cuda.Stream | None = None, fresh: bool = False) -> None:
         self._event: torch.cuda.Event | None = None
         if stream is None:
-            self._host = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            self._host = tensor.detach().to("cpu", copy=not fresh, memory_format=torch.contiguous_format)
         else:
             self._host, self._event = _send(tensor.detach(), stream)
         self.nbytes = self._host.numel() * self._host.element_size()
@@ -52,10 +52,10 @@ class Outbox:
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def block(self, tensor: Tensor) -> Block:
-        """A block of this tensor's present values."""
+    def block(self, tensor: Tensor, fresh: bool = False) -> Block:
+        """A block of this tensor's present values; nobody else holds a `fresh` one."""
         if tensor.device.type != "cuda":
-            return Block(tensor)
+            return Block(tensor, fresh=fresh)
         if tensor.device not in self._streams:
             self._streams[tensor.device] = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
         return Block(tensor, self._streams[tensor.device])

@@ -18,7 +18,7 @@ from ...schema.messages import option
 from ...schema.record import JSON
 from ...schema.trace import Codec, Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
-from ..encoding.scores import encode_scores, exact, heads_of, mask_of, share_heads, sum_rows, take_keys
+from ..encoding.scores import Scratch, encode_scores, exact, heads_of, mask_of, share_heads, sum_rows, take_keys
 from ..encoding.transfer import Block, Outbox
 from ..images.pictures import Picture
 from ..labels.frames import same_keys, uneven_keys
@@ -104,7 +104,7 @@ class Run:
         self.progress: Callable[[int, int], None] = lambda kept, planned: None
         self._pictures = list(labels.pictures)
         self._waiting: list[Evaluation] = []
-        self._outbox = Outbox()
+        self._outbox, self._scratch = Outbox(), Scratch()
         self._layers = 0
         self._chosen = self._plan() if labels.evaluations else frozenset()
 
@@ -146,7 +146,7 @@ class Run:
                 probes, keys = self.labels.probe_keys(call, site.layer, this)
                 self._open().add_layer(replace(site.layer, probes=probes), keys)
                 self._layers += 1
-            blocks, lost = _encode_row(arranged, index, site, self._options.keep_bits, self._outbox)
+            blocks, lost = _encode_row(arranged, index, site, self._options.keep_bits, self._outbox, self._scratch)
             self._open().put(site.index, row.sample, row.branch, self.evaluation.position, blocks, lost=lost)
 
     def end(self, root: str) -> None:
@@ -238,7 +238,9 @@ class Run:
         self._waiting.clear()
 
 
-def _encode_row(call: Call, row: int, site: Site, keep_bits: int, outbox: Outbox) -> tuple[Mapping[str, Block], Callable[[], float]]:
+def _encode_row(
+    call: Call, row: int, site: Site, keep_bits: int, outbox: Outbox, scratch: Scratch
+) -> tuple[Mapping[str, Block], Callable[[], float]]:
     """The blocks that a layer keeps of one row of a call, and what float16 loses of a token's column, once that is known."""
     layer, columns = site.layer, site.columns
     mask = part_of_mask(mask_of(call.mask, row), site.generated)
@@ -246,10 +248,10 @@ def _encode_row(call: Call, row: int, site: Site, keep_bits: int, outbox: Outbox
     own_key = call.key[row if call.key.shape[0] > 1 else 0]
     query, key, mask = heads_of(call.query[row][:, site.generated], own_key, mask, layer.head_numbers)
     if layer.encoding == "probabilities":
-        encoded = encode_scores(query, key, call.scale, mask, keep_bits, columns)
+        encoded = encode_scores(query, key, call.scale, mask, keep_bits, columns, scratch)
         laid_out = {"probability": _lay_out(encoded.probability, layer), "query_lse": _lay_out(encoded.query_lse, layer)}
-        blocks = {name: outbox.block(tensor) for name, tensor in {**laid_out, "token_lse": encoded.token_lse}.items()}
-        return blocks, _losses(call, outbox, outbox.block(encoded.lost))
+        blocks = {name: outbox.block(tensor, fresh=True) for name, tensor in {**laid_out, "token_lse": encoded.token_lse}.items()}
+        return blocks, _losses(call, outbox, outbox.block(encoded.lost, fresh=True))
     if call.mask is not None and hides(mask_of(call.mask, row), site.generated, columns):
         raise UnsupportedModel(
             f"{layer.name} is masked from here on, which factors cannot say; record it with {option('encoding', 'probabilities')}"
@@ -257,7 +259,7 @@ def _encode_row(call: Call, row: int, site: Site, keep_bits: int, outbox: Outbox
     kept = exact(share_heads(take_keys(key, columns), layer.heads))
     factors = {"query": outbox.block(_lay_out(query, layer)), "key": outbox.block(kept)}
     if layer.partial_keys:
-        factors["query_lse"] = outbox.block(_lay_out(sum_rows(query, key, call.scale, mask), layer))
+        factors["query_lse"] = outbox.block(_lay_out(sum_rows(query, key, call.scale, mask, scratch), layer))
     return factors, _losses(call, outbox, None)
 
 

@@ -31,8 +31,7 @@ def complete(storage: Storage, trace: TraceRecord, steps: Sequence[Step], pixels
     plans = [plan for plan in layout(trace) if plan.path in arrays]
     for plan in plans:
         check_block(plan, arrays[plan.path], plan.shape)
-    require_readable(trace)
-    root = encode_document(root_document(trace))
+    root = require_readable(trace)
     for folder, document in documents(trace).items():
         storage.write_document(folder, document)
     for plan in plans:
@@ -46,8 +45,8 @@ def complete(storage: Storage, trace: TraceRecord, steps: Sequence[Step], pixels
     return trace
 
 
-def require_readable(trace: TraceRecord) -> None:
-    """Raise InvalidInput unless readers will open the trace, now and once it is complete."""
+def require_readable(trace: TraceRecord) -> bytes:
+    """The root of a trace once it is complete; raises InvalidInput unless readers will open it, now and then."""
     require_bounded(trace)
     whole = encode_document(root_document(dataclasses.replace(trace, status="complete")))
     if len(whole) > MOST_ROOT_BYTES:
@@ -56,6 +55,7 @@ def require_readable(trace: TraceRecord) -> None:
         TraceRecord.from_json(parse_json(whole, ROOT)["attributes"]["i2am"])
     except CorruptTrace as error:
         raise InvalidInput(f"a trace cannot say of itself what it was given: {error}") from error
+    return whole
 
 
 def check_block(plan: ArrayPlan, data: NDArray[Any], shape: tuple[int, ...]) -> None:

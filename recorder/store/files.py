@@ -39,6 +39,9 @@ SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 LONGEST: Final = 255
 """Bytes of a file's name."""
 
+BINARY: Final = getattr(os, "O_BINARY", 0)
+"""Windows would write a carriage return before each line's end."""
+
 _OURS: Final = {ROOT, JOURNAL, MANIFEST, "layers", "step", "present", "images"}
 _sync = getattr(os, "fdatasync", os.fsync)
 
@@ -48,28 +51,34 @@ class Storage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._base = os.path.join(root, "")
         self.files: FileSums = {}
         self._lock = Lock()
+        self._folders: set[str] = set()
+        """Those that are known to be there."""
         self._unsettled: set[str] = set()
         self._appended: dict[str, tuple[int, Any]] = {}
 
     def write(self, name: str, pieces: Iterable[bytes], *, durable: bool = True, crcs: str = "") -> FileSum:
         """Write one file whole; without `durable` it is safe only after `settle`."""
-        path = self.root / name
-        temporary = path.with_name(path.name + TEMPORARY)
+        path = f"{self._base}{name}"
+        temporary = path + TEMPORARY
         size, digest = 0, hashlib.sha256()
         try:
-            with open(temporary, "wb", buffering=0) as file:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
+            try:
                 for piece in pieces:
-                    write_all(file.fileno(), piece)
+                    write_all(handle, piece)
                     digest.update(piece)
                     size += len(piece)
                 if durable:
-                    _sync(file.fileno())
+                    _sync(handle)
+            finally:
+                os.close(handle)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                Path(temporary).unlink()
             raise
         with self._lock:
             self.files[name] = FileSum(size, digest.hexdigest(), crcs)
@@ -86,13 +95,15 @@ class Storage:
 
         One that replaces another is durable before it does: the names of files can reach a disk before what is in them.
         """
-        (self.root / folder).mkdir(parents=True, exist_ok=True)
+        if folder not in self._folders:
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+            self._folders.add(folder)
         name, data = f"{folder}/{ROOT}" if folder else ROOT, encode_document(document)
         if len(data) > (MOST_DOCUMENT_BYTES if folder else MOST_ROOT_BYTES):
             raise InvalidInput(f"{name} would have {len(data)} bytes, more than readers accept; record fewer layers, texts or inputs")
         known = self.files.get(name)
         if known is None or known[:2] != (len(data), hashlib.sha256(data).hexdigest()):
-            self.write(name, [data], durable=durable or (self.root / name).exists())
+            self.write(name, [data], durable=durable or os.path.exists(self._base + name))
             with self._lock:
                 self._unsettled.add(name)  # its name is not yet durable
 
@@ -128,11 +139,10 @@ class Storage:
         with self._lock:
             unsettled, self._unsettled = self._unsettled, set()
         for name in sorted(unsettled):
-            with open(self.root / name, "rb") as file:
-                os.fsync(file.fileno())
-        touched = {parent for name in unsettled for parent in (self.root / name).parents if parent.is_relative_to(self.root)}
-        for folder in sorted(touched | {(self.root / name).parent for name in names}, reverse=True):
-            sync_folder(folder)
+            _sync_path(self._base + name)
+        touched = {above for name in unsettled for above in _folders_of(name)} | {name.rpartition("/")[0] for name in names}
+        for folder in sorted(touched, reverse=True):
+            sync_folder(self.root / folder)
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files that came to nothing."""
@@ -141,13 +151,21 @@ class Storage:
             self.files.pop(name, None)
 
 
+def _folders_of(name: str) -> Iterator[str]:
+    """The folders that a file lies in, up to the root, which is ""."""
+    while name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
 def encode_document(document: dict[str, Any]) -> bytes:
     """Strict JSON, the same bytes for the same document.
 
     Raises   InvalidInput if something in it is not JSON
     """
     try:
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
+        # Without indentation, which json does in Python, a hundred times a recording.
+        return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"what the trace should say of itself is not JSON: {error}; pass plain numbers, text, lists, dicts") from error
 
@@ -204,7 +222,11 @@ def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the system lets a folder be opened."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    _sync_path(folder)
+
+
+def _sync_path(path: str | Path) -> None:
+    handle = os.open(path, os.O_RDONLY | BINARY)
     try:
         os.fsync(handle)
     finally:

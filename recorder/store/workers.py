@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from threading import Condition, Thread
+from typing import Final
+
+WORTH_WAKING: Final = 2**20
+"""Bytes of small jobs that wait for more of their step: each time a thread wakes, the one that samples waits for it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +41,10 @@ class Workers:
         self._error: BaseException | None = None
         self._failed: int | None = None
         self._open = True
+        self._hurried = False
+        self._rest_until = 0.0
+        self._silent = 0
+        """Bytes submitted since the threads were last woken."""
         self._change = Condition()
         self._threads = [Thread(target=self._work, name=f"i2am-writer-{i}", daemon=True) for i in range(max(1, count))]
         for thread in self._threads:
@@ -47,13 +56,21 @@ class Workers:
         Raises   what a worker raised
         """
         with self._change:
-            self._change.wait_for(lambda: self._error is not None or not self._held or self._held + job.nbytes <= self._limit)
+            if not self._fits(job):
+                self._change.notify_all()
+                self._change.wait_for(lambda: self._fits(job))
             self.check()
             self._jobs.append(job)
             self._held += job.nbytes
             self.peak = max(self.peak, self._held)
             self._unfinished[job.step] += not job.closing
-            self._change.notify_all()
+            self._silent += job.nbytes
+            if job.closing or self._silent >= WORTH_WAKING:
+                self._silent = 0
+                self._change.notify_all()
+
+    def _fits(self, job: Job) -> bool:
+        return self._error is not None or not self._held or self._held + job.nbytes <= self._limit
 
     def check(self) -> None:
         """Raise what a worker raised, if one did."""
@@ -63,7 +80,14 @@ class Workers:
     def drain(self) -> None:
         """Wait until nothing is queued or running."""
         with self._change:
+            self._hurried = True
+            self._change.notify_all()
             self._change.wait_for(lambda: not self._jobs and not self._running)
+            self._hurried = False
+
+    def rest(self, seconds: float) -> None:
+        """Let closing jobs wait this long from now, or until `drain`, so that the next one closes several steps."""
+        self._rest_until = time.monotonic() + seconds
 
     def close(self) -> None:
         """Let the threads end once the queue is empty."""
@@ -93,12 +117,13 @@ class Workers:
                     return job
                 if not self._open and not self._jobs:
                     return None
-                self._change.wait()
+                self._change.wait(max(0.0, self._rest_until - time.monotonic()) or None)
 
     def _first_ready(self) -> Job | None:
         waiting = set(self._running)  # a job also waits for those of its order that came before it
+        rests = self._open and not self._hurried and time.monotonic() < self._rest_until
         for job in self._jobs:
-            if job.order not in waiting and not (job.closing and self._unfinished[job.step]):
+            if job.order not in waiting and not (job.closing and (rests or self._unfinished[job.step])):
                 return job
             if job.order is not None:
                 waiting.add(job.order)

@@ -1,7 +1,7 @@
 """Writes a trace step by step while sampling goes on; knows neither torch nor dask.
 
     put   blocks of one call          -> queue, bounded in bytes -> worker: encode, hash, write, sync, rename
-    commit  one step, asynchronous    -> once its blocks are on disk: sync folders, append one journal line, sync
+    commit  one step, asynchronous    -> once its blocks are on disk: sync folders, append one journal line, sync; each `PAUSE` at most
     finish                            -> coordinates, images, manifest, then the root, atomically and last (`completion`)
 
 Whatever kills it, every step in the journal is readable and the root says that the trace is not complete.
@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +63,9 @@ class DeferredBlock(Protocol):
 
 Block: TypeAlias = NDArray[Any] | DeferredBlock
 
+PAUSE: Final = 0.25
+"""Seconds between two rounds of commits: the most that a cut costs of what was on disk already."""
+
 
 @dataclass(slots=True)
 class _Written:
@@ -69,6 +74,8 @@ class _Written:
     files: FileSums = field(default_factory=dict)
     key_step: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
     lost: dict[int, float] = field(default_factory=dict)
+    calls: int = 0
+    """Put, and not yet written."""
 
 
 class Writer:
@@ -85,12 +92,13 @@ class Writer:
         self.path = Path(path)
         self._trace = trace
         self._plans: list[dict[str, ArrayPlan]] = []
-        self._steps: dict[int, _Written] = {}
+        self._steps: defaultdict[int, _Written] = defaultdict(_Written)
+        self._closed: list[Step] = []
+        """Steps that nothing more is put for."""
         self._committed: list[Step] = []
         self._early: FileSums = {}
         """Pictures and keys of probes that no line of the journal lists yet."""
         self._keys: dict[tuple[int, int, int], tuple[bytes, int]] = {}
-        self._next = 0
         self._stale = False
         self._completing = False
         self._process = os.getpid()
@@ -131,9 +139,8 @@ class Writer:
         try:
             for folder, document in layer_documents(trace, index).items():
                 self._storage.write_document(folder, document)
-            written = (
-                self._storage.write_block(probes, (), probe_key, durable=False) if probes is not None and probe_key is not None else {}
-            )
+            if probes is not None and probe_key is not None:
+                written = self._storage.write_block(probes, (), probe_key, durable=False)
         except OSError as error:
             self._raise(error)
         with self._lock:  # only now may the root name it
@@ -149,25 +156,26 @@ class Writer:
         plans = self._plans[layer]
         if set(blocks) != set(plans):
             raise InvalidInput(f"layer {layer} takes the blocks {', '.join(plans)}, got {', '.join(blocks)}")
-        if not self._next <= step < self._trace.steps or not 0 <= sample < self._trace.samples or branch not in self._trace.branches:
+        if not len(self._closed) <= step < self._trace.steps or not 0 <= sample < self._trace.samples or branch not in self._trace.branches:
             raise InvalidInput(
                 f"sample {sample}, branch {branch}, step {step} is not open: samples {self._trace.samples}, branches "
-                f"{', '.join(self._trace.branches)}, steps {self._next} to {self._trace.steps - 1}"
+                f"{', '.join(self._trace.branches)}, steps {len(self._closed)} to {self._trace.steps - 1}"
             )
         at = (layer, sample, self._trace.branches.index(branch))
         nbytes = sum(block.nbytes for block in blocks.values())
+        with self._lock:
+            self._steps[step].calls += 1
         # Whether a key is new depends on the step before, so calls that have keys go in order.
         order = at if "key" in blocks else None
         self._submit(Job(partial(self._store, at, step, dict(blocks), lost), nbytes, step, order))
 
     def commit(self, step: int, *, evaluation: int, timestep: float, sigma: float, scheduler_step: int) -> None:
         """Journal a step as soon as all that was put for it is on disk; steps are committed in order, from 0, without a gap."""
-        if step != self._next or step >= self._trace.steps:
-            raise InvalidInput(f"step {step} cannot be committed: step {self._next} of {self._trace.steps} is next")
+        if step != len(self._closed) or step >= self._trace.steps:
+            raise InvalidInput(f"step {step} cannot be committed: step {len(self._closed)} of {self._trace.steps} is next")
         time, noise = (float(value) if math.isfinite(value) else None for value in (timestep, sigma))
-        entry = Step(step, int(evaluation), time, noise, int(scheduler_step), (), {}, {})
-        self._next += 1
-        self._submit(Job(partial(self._journal, entry), 0, step, "journal", closing=True))
+        self._closed.append(Step(step, int(evaluation), time, noise, int(scheduler_step), (), {}, {}))
+        self._submit(Job(self._journal, 0, step, "journal", closing=True))
 
     def add_texts(self, texts: Sequence[Text]) -> None:
         """Say what tokens of text groups and probes mean; the next commit makes it durable."""
@@ -246,6 +254,8 @@ class Writer:
     def _raise(self, error: OSError) -> NoReturn:
         if isinstance(error, TraceError) or error.errno not in FULL:
             raise error
+        if self._plans:
+            self._workers.drain()  # steps that are whole still count
         done = f"{self.committed} of {self._trace.steps} steps are recorded and readable with {option('partial', True)}"
         packed = all(layer.encoding == "factors" for layer in self._trace.layers)
         smaller = "" if packed else f", or with {option('encoding', 'factors')}"
@@ -269,7 +279,8 @@ class Writer:
         share = float(lost() if callable(lost) else lost)
         share = share if math.isfinite(share) else 1.0  # attention that is no number lost all it had
         with self._lock:
-            record = self._steps.setdefault(step, _Written())
+            record = self._steps[step]
+            record.calls -= 1
             record.files |= files
             record.key_step.setdefault(at[0], {})[at[1:]] = position
             record.lost[at[0]] = max(share, record.lost.get(at[0], 0.0))
@@ -282,27 +293,27 @@ class Writer:
             self._keys[at] = last = (digest, step)
         return last[1]
 
-    def _journal(self, entry: Step) -> None:
-        """In a worker: everything the line names is durable before the line is."""
+    def _journal(self) -> None:
+        """In a worker: journal all steps that are on disk by now; everything a line names is durable before the line is."""
         with self._lock:
-            record = self._steps.get(entry.step) or _Written()
+            ready = [*itertools.takewhile(lambda step: not self._steps[step.step].calls, self._closed[self.committed :])]
+            if not ready:  # an earlier job had them all
+                return
             (stale, self._stale), (early, self._early) = (self._stale, False), (self._early, {})
         self._trace_lock.check()
         if stale:
             self._storage.settle()  # the root never names a layer that a power cut could still take
             self._write_root()
-        self._storage.settle(record.files)
-        entry = dataclasses.replace(
-            entry,
-            present=tuple(sorted(record.key_step)),
-            key_step={str(layer): self._table(at) for layer, at in sorted(record.key_step.items()) if "key" in self._plans[layer]},
-            lost={str(layer): share for layer, share in sorted(record.lost.items())},
-            files={**early, **record.files},
-        )
-        self._storage.append(JOURNAL, encode_line(entry))
-        self._committed.append(entry)
-        with self._lock:
-            self._steps.pop(entry.step, None)
+        self._storage.settle(name for entry in ready for name in self._steps[entry.step].files)
+        for closed in ready:
+            record = self._steps.pop(closed.step)
+            keys = {str(layer): self._table(at) for layer, at in sorted(record.key_step.items()) if "key" in self._plans[layer]}
+            present, lost = tuple(sorted(record.key_step)), {str(layer): share for layer, share in sorted(record.lost.items())}
+            entry = dataclasses.replace(closed, present=present, key_step=keys, lost=lost, files={**early, **record.files})
+            self._storage.append(JOURNAL, encode_line(entry))
+            self._committed.append(entry)
+            early = {}
+        self._workers.rest(PAUSE)
 
     def _table(self, at: dict[tuple[int, int], int]) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(at.get((s, b), -1) for b in range(len(self._trace.branches))) for s in range(self._trace.samples))

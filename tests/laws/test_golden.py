@@ -8,6 +8,7 @@ import xarray as xr
 from golden import BRIGHT_PATCH, BRIGHT_TOKEN, EXPECTED, GOLDEN, GRIDS, REFERENCE
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
+from i2am.analyzer.inspection.verify import verify
 
 pytestmark = pytest.mark.analyzer
 
@@ -52,3 +53,7 @@ def test_plain_xarray_reads_it_without_our_code() -> None:
     np.testing.assert_array_equal(decoded, layer.probability)
     np.testing.assert_allclose(decoded.sum("token"), 1, atol=1e-3)
     np.testing.assert_array_equal(decoded.compute(), open_trace(GOLDEN).probabilities(0).compute())
+
+
+def test_verify_knows_what_the_first_release_wrote() -> None:
+    assert verify(GOLDEN).ok
