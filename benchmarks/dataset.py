@@ -209,7 +209,7 @@ def compare_places(small: Path, large: Path, repeats: int) -> str:
     from i2am.analyzer import evaluate
 
     def started(workers: int) -> Any:
-        return LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
+        return LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0")
 
     with started(1) as one, started(2) as two, Client(one) as single, Client(two) as double:
         seconds = interleave(

@@ -66,7 +66,7 @@ class AfterEach:
             return f"{words[0]} could not be run ({error.strerror})"
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()
-            return f"{shlex.join(words)} ended with exit code {done.returncode}{': ' if said else ''}{said[-1] if said else ''}"
+            return f"{words[0]} ended with exit code {done.returncode}{': ' if said else ''}{said[-1] if said else ''}"
         if self._kept is not None:
             self._kept.tell(member, self.command)
         return ""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 FEW: Final = 3
 """Traces that are not worth starting processes for, unless their number is asked for."""
 
+ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Environment in which what the work needs starts no thread when it is loaded: a fork takes none with it. pandas loads pyarrow."""
+
 
 def choose_jobs(jobs: int | None, traces: int) -> int:
     """How many processes work on so many traces: the number asked for, by default one a core; 1 is this process.
@@ -88,7 +91,7 @@ class Crew:
     def _start(self) -> None:
         """The first process, in a group of its own: Ctrl-C reaches only this one, which then ends the group."""
         self._control, theirs = socket.socketpair()
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # its threads would wait for each other, and be missing in a fork
+        environment = {**os.environ, **ONE_THREAD}
         with theirs:
             self._first = _call("serve", theirs.fileno(), environment, apart=True)
 

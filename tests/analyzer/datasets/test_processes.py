@@ -98,6 +98,15 @@ def test_processes_are_started_where_they_pay(monkeypatch: pytest.MonkeyPatch) -
         choose_jobs(0, 5)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_the_process_that_is_forked_has_one_thread(traces: Path) -> None:
+    with Crew(2) as crew:
+        ask(find_traces(traces)[:4], DatasetRequest(metrics=("imacs_g",)), crew=crew)
+        first = crew._first
+        assert first is not None
+        assert len(os.listdir(f"/proc/{first.pid}/task")) == 1
+
+
 def test_a_client_takes_no_processes(traces: Path) -> None:
     with pytest.raises(InvalidInput, match="jobs= is of this machine"):
         evaluate(traces, client=object(), jobs=2)
