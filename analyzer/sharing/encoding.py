@@ -83,7 +83,7 @@ def encode_document(name: str, document: dict[str, Any], most: int) -> File:
 
     Raises   InvalidInput for one that is larger than readers accept
     """
-    data = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    data = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     if len(data) > most:
         raise InvalidInput(f"{name} would have {len(data)} bytes, and readers take {most}; keep fewer layers")
     return File(name, data)

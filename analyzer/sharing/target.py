@@ -182,6 +182,7 @@ def _rename(place: Path, path: Path) -> None:
     """Give what was written its name; a trace that has it is put aside first, and removed after."""
     aside = path.with_name(f".{path.name}.replaced")
     if path.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)  # which a run that was killed right here left
         os.rename(path, aside)
     os.replace(place, path)
     sync(path.parent)
@@ -201,11 +202,13 @@ def _lock(handle: int, place: Path) -> None:
         return
     import fcntl  # POSIX alone has it
 
+    taken = AlreadyExists(f"{place} is being written by another process; wait until it ends, stop it, or choose another path")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             os.close(handle)
-            raise AlreadyExists(
-                f"{place} is being written by another process; wait until it ends, stop it, or choose another path"
-            ) from error
+            raise taken from error
+    if not place.exists() or not os.path.samestat(os.stat(place), os.fstat(handle)):  # renamed since it was opened
+        os.close(handle)
+        raise taken

@@ -180,7 +180,11 @@ def _record_rows(spec: Spec, path: Path, to: Output | None, dry_run: bool, as_js
         click.echo(f"{share}; the others are for the other processes", err=True)
     check_jobs(jobs, WAITING + 1 if to.address else len(jobs))
     copies = Copies(to, overwrite, lambda outcome: click.echo(str(outcome), err=True))
-    mine = [dataclasses.asdict(outcome) for outcome in copies.finish(run_jobs(jobs, place, copies.say, copies.look))]
+    try:
+        mine = [dataclasses.asdict(outcome) for outcome in copies.finish(run_jobs(jobs, place, copies.say, copies.look))]
+    except BaseException:
+        copies.abandon()
+        raise
     gathered = gather(place, mine)
     rows, order = mine if gathered is None else gathered, [job.row.name for job in jobs]
     rows.sort(key=lambda row: order.index(row["name"]))
@@ -225,6 +229,11 @@ class Copies:
             else dataclasses.replace(row, result="failed", error=found[address])
             for row, address in moved
         ]  # fmt: skip
+
+    def abandon(self) -> None:
+        """Begin no further copy."""
+        if self._uploads is not None:
+            self._uploads.abandon()
 
     def _address(self, local: Path) -> str:
         return f"{self._to.address}/{local.name}"

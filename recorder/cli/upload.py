@@ -81,6 +81,10 @@ class Uploads:
         self._pool.shutdown()
         return found
 
+    def abandon(self) -> None:
+        """Begin no further copy; what is here stays."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def _copy(self, local: Path, address: str) -> str:
         arguments = ["copy", str(local), address, *(["--overwrite"] if self._overwrite else [])]
         try:

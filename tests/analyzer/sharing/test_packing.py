@@ -74,7 +74,7 @@ def require_same_arrays(one: Trace, other: Trace) -> None:
             np.testing.assert_array_equal(one.table(plan.path), other.table(plan.path))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(arguments=recordings(), chunk_steps=st.integers(2, 9), ending=st.sampled_from([".zarr", ".zip"]))
 def test_every_array_is_the_same_bit_for_bit_there_and_back(arguments: dict[str, Any], chunk_steps: int, ending: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -276,3 +276,26 @@ def test_killed_on_the_way_it_leaves_the_source_and_no_file_of_the_name(tmp_path
     pack(made.path, out)  # what the killed one left is in nobody's way
     require_same_arrays(open_trace(made.path), open_trace(out))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["t.zarr", out.name])
+
+
+@pytest.mark.parametrize("encoding", ["probabilities", "factors"])
+def test_damage_and_files_of_other_places_are_told(tmp_path: Path, encoding: str) -> None:
+    synthetic_trace(tmp_path / "t.zarr", steps=6, encoding=encoding, codec=Codec(level=0))
+    path = pack(tmp_path / "t.zarr", tmp_path / "p.zarr", chunk_steps=3, level=0).path
+    folder = path / "layers/001" / ("query" if encoding == "factors" else "probability")
+    one, two = folder / "c.0.0.0.0.0.0.0", folder / "c.0.0.1.0.0.0.0"
+    whole = one.read_bytes()
+    for damaged, words in (
+        (bytes([*whole[:50], whole[50] ^ 1, *whole[51:]]), "does not match its checksum"),
+        (two.read_bytes(), "whole but not the one that was recorded here"),
+        (whole[:-1], "bytes where"),
+    ):
+        one.write_bytes(damaged)
+        with pytest.raises(CorruptTrace, match=words):
+            r2g(open_trace(path)).compute()
+        assert [finding.where for finding in verify(path).findings] == [f"layers/001/{folder.name}/{one.name}"]
+    one.write_bytes(whole)
+    assert verify(path).ok
+    (path / "layers/001/called/c.0.0.0").unlink()
+    with pytest.raises(CorruptTrace, match="layers/001/called"):
+        open_trace(path)
