@@ -13,12 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ...schema.codec import MANTISSA
-from ...schema.errors import CorruptTrace, TraceError
+from ...schema.errors import CorruptTrace, NoAnswer, TraceError
 from ...schema.journal import MANIFEST_VERSIONS, Bounds, FileSum, FileSums, bounds_of, decode_lines, decode_manifest, encode_manifest
 from ...schema.layout import JOURNAL, MANIFEST, ROOT, STEP, data_plans
 from ..progress import hidden
 from ..storage.location import Location, locate
 from ..storage.storage import Listing, Storage
+from ..store.chunks import read_heads, read_table
 from ..store.files import hash_file, read_file
 from ..trace.calls import At, Calls, Steps
 from ..trace.reader import Trace, open_trace
@@ -112,7 +113,7 @@ def verify(path: Location | Storage, *, partial: bool = False, progress: bool = 
     wrong, found = _read(root, _jobs(trace, sums) if trace else [], sums, progress)
     foreign, leftovers = _check_beside(sums, listing, complete)
     # What keeps it from opening is said only where no file says it better.
-    findings = wrong + foreign or findings
+    findings = wrong + foreign or findings or (_check_tables(trace) if trace else [])
     rows = columns = np.nan
     if trace and not findings:
         rows, columns, findings = _check_numbers(trace, found)
@@ -225,12 +226,27 @@ def _check_file(root: Storage, name: str, expected: FileSum) -> list[Finding]:
         actual = hash_file(root, name, expected.nbytes)
     except FileNotFoundError:
         return [Finding(name, "is missing; copy the trace again, whole")]
+    except NoAnswer:
+        raise
     except (OSError, ValueError) as error:
         return [Finding(name, f"cannot be read ({getattr(error, 'strerror', None) or error}); copy the trace again, whole")]
     if actual.nbytes != expected.nbytes:
         return [Finding(name, f"has {actual.nbytes} bytes where {expected.nbytes} were written; copy the trace again, whole")]
     same = actual.sha256 == expected.sha256
     return [] if same else [Finding(name, "was changed after the recording: its sha256 is another; copy the trace again")]
+
+
+def _check_tables(trace: Trace) -> list[Finding]:
+    """Chunks of arrays other than calls, which the ledger sums too."""
+    calls = {plan.path for index in range(len(trace.layers)) for plan in data_plans(trace.record, index).values()}
+    wrong = []
+    for path, files in trace.arrays.items():
+        try:
+            if path not in calls:
+                (read_heads if path.endswith("/probe_key") else read_table)(trace.storage, files)
+        except CorruptTrace as error:
+            wrong.append(Finding(path, str(error)))
+    return wrong
 
 
 def _check_numbers(trace: Trace, found: list[CallSums]) -> tuple[float, float, list[Finding]]:

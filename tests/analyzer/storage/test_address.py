@@ -158,6 +158,12 @@ def test_a_map_that_is_cut_short_by_the_server_is_no_corrupt_trace(mode: str, we
     assert (r2g(opened).compute() == r2g(open_trace(web.root / "run.zarr")).compute()).all()
 
 
+def test_a_server_that_fails_is_no_finding(web: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    web.reset("503", after=1)
+    assert run(["verify", f"{web.address}/run.zarr.zip"]) == 6
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 ONCE: dict[str, tuple[int, str]] = {
     "401": (6, "is not for everybody"),
     "403": (6, "is not for everybody"),
