@@ -61,18 +61,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(LAPTOP)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LAPTOP)
-	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary '.[netcdf,parquet,cluster,remote]' pytest pytest-xdist hypothesis
+	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary '.[netcdf,parquet,cluster,remote]' pytest pytest-xdist hypothesis 'moto[s3]' flask flask-cors
 	@touch $@
 
 $(LOWEST)/installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary --constraint constraints-lowest.txt \
-		--editable '.[netcdf,parquet,cluster,remote]' pytest pytest-xdist hypothesis
+		--editable '.[netcdf,parquet,cluster,remote]' pytest pytest-xdist hypothesis 'moto[s3]' flask flask-cors
 	@touch $@
 
 $(NEXT)/installed: pyproject.toml constraints.txt
 	$(NEXT_PYTHON) -m venv $(NEXT)
-	$(NEXT)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf,parquet,cluster,remote]' pytest pytest-xdist hypothesis
+	$(NEXT)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf,parquet,cluster,remote]' pytest pytest-xdist hypothesis 'moto[s3]' flask flask-cors
 	@touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """Where torch is not installed, only the files with tests of the analyzer are collected; Ctrl-C reaches tests that run behind a shell.
 
-What tests read at addresses is not kept in the user's cache.
+What tests read at addresses is not kept in the user's cache, and their own servers are asked directly.
 """
 
 import os
@@ -19,3 +19,4 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["I2AM_CACHE"] = "none"
+os.environ["no_proxy"] = "127.0.0.1,localhost"

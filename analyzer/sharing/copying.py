@@ -22,7 +22,7 @@ from ..store.files import read_file
 from ..store.validation import read_manifest
 from ..trace.reader import open_trace
 from .encoding import File
-from .target import Target, new_trace
+from .target import Target, new_trace, require_outside
 from .upload import new_upload
 
 
@@ -46,6 +46,8 @@ def copy(path: Location | Storage, out: Location, *, overwrite: bool = False, pr
     Raises   NotATrace, UnknownVersion, IncompleteTrace, CorruptTrace for a file that was changed, AlreadyExists, InvalidInput
     """
     source, place = open_trace(path), settle(out)
+    if isinstance(place, Path):
+        require_outside(place, source.storage)
     sums = read_manifest(source.storage, source.record)[1]
     ledger = read_file(source.storage, MANIFEST, source.storage.size(MANIFEST))
     sums[MANIFEST] = FileSum(len(ledger), hashlib.sha256(ledger).hexdigest())

@@ -13,7 +13,7 @@ from ...schema.errors import InvalidInput
 from ...schema.layout import MANIFEST
 from ...schema.messages import option
 from ...schema.record import canonical
-from ...schema.selection import Layers, Positions, pick_positions, write_positions
+from ...schema.selection import Layers, Positions, pick_positions
 from ...schema.trace import Encoding, Layer, TraceRecord
 from ..store.files import hash_file
 from ..trace.heads import pick_heads
@@ -61,7 +61,7 @@ def derive(trace: Trace, wanted: Wanted) -> tuple[TraceRecord, list[Origin]]:
         "i2am": version("i2am"),
         "trace": record.id,
         "manifest_sha256": hash_file(trace.storage, MANIFEST).sha256,
-        "options": _options(wanted, [origin.layer.name for origin in origins], steps),
+        "options": _options(wanted, [origin.layer.name for origin in origins], steps, heads),
     }
     before = record.provenance.get("derived")
     return dataclasses.replace(
@@ -112,10 +112,10 @@ def _require_sense(trace: Trace, wanted: Wanted, origins: list[Origin]) -> None:
         raise InvalidInput(f"{option('factor_dtype', wanted.factor_dtype)} is of factors, and the trace has probabilities; leave it out")
 
 
-def _options(wanted: Wanted, names: list[str], steps: tuple[int, ...]) -> dict[str, Any]:
-    """What was asked for as plain JSON: layers by name, steps by the positions that they had."""
+def _options(wanted: Wanted, names: list[str], steps: tuple[int, ...], heads: tuple[int, ...] | None) -> dict[str, Any]:
+    """What was asked for as plain JSON: layers by name, steps by the positions that they had, heads by the model's numbers."""
     given: dict[str, Any] = {name: getattr(wanted, name) for name in ("keep_bits", "encoding", "factor_dtype")}
-    given["heads"] = write_positions(wanted.heads, "head")
+    given["heads"] = None if heads is None else list(heads)
     given["layers"] = None if wanted.layers is None else names
     given["steps"] = None if wanted.steps is None else list(steps)
     return {name: value for name, value in given.items() if value is not None}

@@ -23,7 +23,7 @@ from ..trace.reader import Trace, open_trace
 from .derivation import Wanted, derive
 from .origin import Origin
 from .rewriting import data_bytes, rewrite
-from .target import check_target, new_trace
+from .target import check_target, new_trace, require_outside
 
 CHUNK_STEPS: Final = 8
 LEVEL: Final = 5
@@ -104,6 +104,7 @@ def _place(out: Location, overwrite: bool) -> Path:
 
 
 def _write(source: Trace, place: Path, record: TraceRecord, origins: list[Origin], overwrite: bool, progress: bool) -> Shared:
+    require_outside(place, source.storage)
     _require_tied(source)
     total = data_bytes(record, origins)
     bar: tqdm[Any] = tqdm(total=total, desc=place.name, unit="B", unit_scale=True, leave=False, disable=hidden() if progress else True)

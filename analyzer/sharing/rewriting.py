@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +43,8 @@ from .target import Target
 
 WORKERS: Final = os.cpu_count() or 1
 AHEAD: Final = 2
-"""Jobs that are held beside those that run."""
-
-Given = TypeVar("Given")
-Found = TypeVar("Found")
+AHEAD_BYTES: Final = 2**28
+"""Jobs that are held beside those that run, and bytes of all, if more than one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,26 +84,31 @@ def rewrite(target: Target, source: Contents, record: TraceRecord, origins: Sequ
             target.add(file)
             sums[file.name] = file.sum
 
+    def whole(plan: ArrayPlan, values: NDArray[Any]) -> list[File]:
+        # Not in the main thread, where blosc packs with several, which write their blocks in the order in which they end.
+        return pool.submit(lambda: list(encode_array(plan, values))).result()
+
     lost = []
     with ThreadPoolExecutor(WORKERS) as pool:
         for index, origin in enumerate(origins):
             columns: dict[tuple[At, int], NDArray[np.float64]] = {}
-            for done in ordered(pool, run_job, layer_jobs(record, index, origin)):
+            for done in run_jobs(pool, layer_jobs(record, index, origin)):
                 add(done.files)
                 _add_columns(columns, done)
                 tell(job_bytes(done.job))
             worst = max((float(np.abs(1 - column).max()) for column in columns.values()), default=origin.layer.column_mass_lost)
             lost.append(min(1.0, worst) if math.isfinite(worst) else 1.0)
-            probes = [plan for plan in layer_layout(record, index) if plan.path.endswith("/probe_key")]
-            add(file for plan in probes for file in encode_array(plan, origin.probe_key()))
-    layers = tuple(dataclasses.replace(layer, column_mass_lost=share) for layer, share in zip(record.layers, lost, strict=True))
-    record = dataclasses.replace(record, layers=layers)
-    plans = {plan.path: plan for plan in layout(record)}
-    pictures = [plan for path, plan in plans.items() if path.startswith("images/")]
-    for plan in pictures:
-        add(encode_array(plan, source.table(plan.path)))
-    for path, values in tables(source, record, origins).items():
-        add(encode_array(plans[path], values.astype(plans[path].dtype)))
+            for plan in layer_layout(record, index):
+                if plan.path.endswith("/probe_key"):
+                    add(whole(plan, origin.probe_key()))
+        layers = tuple(dataclasses.replace(layer, column_mass_lost=share) for layer, share in zip(record.layers, lost, strict=True))
+        record = dataclasses.replace(record, layers=layers)
+        plans = {plan.path: plan for plan in layout(record)}
+        for path, plan in plans.items():
+            if path.startswith("images/"):
+                add(whole(plan, source.table(path)))
+        for path, values in tables(source, record, origins).items():
+            add(whole(plans[path], values.astype(plans[path].dtype)))
     add(encode_document(f"{folder}/{ROOT}", found, MOST_DOCUMENT_BYTES) for folder, found in documents(record).items())
     root = encode_document(ROOT, root_document(record), MOST_ROOT_BYTES)
     target.add(File(MANIFEST, encode_manifest(record.id, sums | {ROOT: root.sum}).encode()))
@@ -148,7 +151,7 @@ def run_job(job: Job) -> Done:
             if stored[group.start : group.stop].any():
                 place = ((job.steps.start + group.start) // size, (top + first) // height)
                 chunks.setdefault(place, []).append(encode_steps(plan, whole[group.start : group.stop, :, first : first + step]))
-    files = [join_chunks(plan, _name(plan, job.at, *place), found) for place, found in sorted(chunks.items())]
+    files = [join_chunks(plan, _name(plan, job.at, *place), chunks.pop(place)) for place in sorted(chunks)]
     return Done(job, files, np.sum(columns, axis=0) if columns else None)
 
 
@@ -190,16 +193,17 @@ def tables(source: Contents, record: TraceRecord, origins: Sequence[Origin]) -> 
     return found | {"present": source.present[steps][:, [origin.index for origin in origins]]}
 
 
-def ordered(pool: ThreadPoolExecutor, function: Callable[[Given], Found], given: Iterable[Given]) -> Iterator[Found]:
-    """The function of each, in order, worked out by threads that are never more than a few ahead."""
-    waiting: deque[Future[Found]] = deque()
+def run_jobs(pool: ThreadPoolExecutor, jobs: Iterable[Job]) -> Iterator[Done]:
+    """What becomes of each job, in order, worked out by threads that are never far ahead."""
+    waiting: deque[tuple[Future[Done], int]] = deque()
     try:
-        for each in given:
-            waiting.append(pool.submit(function, each))
-            if len(waiting) >= WORKERS + AHEAD:
-                yield waiting.popleft().result()
+        for job in jobs:
+            size = job_bytes(job)
+            while waiting and (len(waiting) >= WORKERS + AHEAD or sum(held for _, held in waiting) + size > AHEAD_BYTES):
+                yield waiting.popleft()[0].result()
+            waiting.append((pool.submit(run_job, job), size))
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[0].result()
     finally:
-        for each in waiting:
-            each.cancel()
+        for late, _ in waiting:
+            late.cancel()

@@ -17,7 +17,7 @@ from ...schema.errors import AlreadyExists, InvalidInput
 from ...schema.journal import FileSum
 from ...schema.layout import ROOT
 from ...schema.messages import refuse_taken
-from ..storage.storage import TEMPORARY
+from ..storage.storage import TEMPORARY, Storage
 from .archive import Archive
 from .encoding import File
 
@@ -159,6 +159,12 @@ def check_target(path: Path, overwrite: bool) -> None:
     refuse_taken(path, overwrite)
     if path.is_symlink() or (path.exists() and path.is_dir() != (path.suffix == FOLDER)) or (path.is_dir() and not _is_trace(path)):
         raise AlreadyExists(f"{path} is not a trace, so it is not overwritten; remove it yourself or choose another path")
+
+
+def require_outside(path: Path, source: Storage) -> None:
+    """Raise InvalidInput for an output inside the folder of the trace that is read, where it would be a foreign file."""
+    if isinstance(source.place, Path) and path.resolve().parent.is_relative_to(source.place.resolve()):
+        raise InvalidInput(f"{path} lies in the trace {source} itself; choose a path beside it")
 
 
 def sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 from typing import Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -33,7 +34,9 @@ AHEAD_BYTES: Final = 2**24
 THREADS: Final = 16
 """Requests that a process makes at a time."""
 SMALL: Final = 2**18
-"""Files of up to so many bytes are read whole, and kept in memory for a while."""
+"""Files of up to so many bytes are read whole."""
+KEPT: Final = 2**20
+"""Parts of up to so many bytes are kept in memory for a while."""
 MEMORY_BYTES: Final = 2**26
 ATTEMPTS: Final = 4
 BACKOFF_SECONDS: Final = 0.5
@@ -75,6 +78,7 @@ class Memory:
 
 
 MEMORY: Final = Memory(MEMORY_BYTES)
+_NUMBERS: Final = count()
 
 
 @dataclass(slots=True)
@@ -118,6 +122,7 @@ class Address(Storage):
         self._server = serve(address)
         self._known: dict[str, tuple[int, str]] = {}
         self._sizes: dict[str, int] = {}
+        self._number = next(_NUMBERS)
 
     @property
     def place(self) -> str:
@@ -152,10 +157,13 @@ class Address(Storage):
 
     def read_tail(self, name: str, most: int) -> tuple[int, Bytes]:
         tail = MEMORY.get(self._tail_key(name))
-        if tail is None or len(tail) < min(most, self._sizes[name]):
+        if tail is None:
             answer = attempt(self._at(name), lambda: self._server.get_tail(self._at(name), most))
             self._learn(name, answer)
             tail = answer.data
+            MEMORY.put(self._tail_key(name), tail)
+        elif len(tail) < min(most, self._sizes[name]):
+            tail = self.read(name, max(self._sizes[name] - most, 0), min(most, self._sizes[name]))
             MEMORY.put(self._tail_key(name), tail)
         return self._sizes[name], tail[max(len(tail) - most, 0) :]
 
@@ -233,7 +241,7 @@ class Address(Storage):
     def _keep(self, request: _Request, whole: Bytes) -> None:
         for _, part, kept in request.parts:
             data = whole[part.offset - request.start :][: part.length]
-            if kept is None and part.length <= SMALL:
+            if kept is None and part.length <= KEPT:
                 MEMORY.put(self._key(part), data.copy())
             if kept is None and (disk := cache()) is not None and (key := self._disk_key(part)):
                 disk.put(key, data)
@@ -244,7 +252,7 @@ class Address(Storage):
 
     def _tail_key(self, name: str) -> tuple[object, ...]:
         version = self._known.get(name, (-1, ""))[1]
-        return self._at(name), version or id(self._known)
+        return self._at(name), version or self._number
 
     def _disk_key(self, part: Part) -> str:
         """Under which a part is kept on disk; empty for a file of which nobody can say whether it changed."""
@@ -256,6 +264,8 @@ class Address(Storage):
         total, version = self._known.setdefault(name, (answer.total, answer.version))
         other_size = -1 not in (total, answer.total) and total != answer.total
         if other_size or ("" not in (version, answer.version) and version != answer.version):
+            self._known.pop(name)
+            self._sizes.pop(name, None)
             raise NoAnswer(f"{shown(self._at(name))} was replaced while it was read; open it again")
         if answer.total >= 0:
             self._known[name] = answer.total, version or answer.version

@@ -78,7 +78,10 @@ def read_directory(storage: Storage, file: str, shown: str) -> Directory:
         if length > MOST_DIRECTORY or count > MOST_FILES or count * _ENTRY.size > length:
             raise ValueError(f"its directory claims {count} members in {size_text(length)}, more than a trace has")
         first = total - len(data)
-        directory = data[offset - first : offset - first + length] if offset >= first else storage.read(file, offset, length).tobytes()
+        if offset < first:  # as large as the directory are the documents and tables before it, which are needed next
+            data = storage.read_tail(file, min(total - offset + length, total))[1].tobytes()
+            first = total - len(data)
+        directory = data[offset - first : offset - first + length]
         members = _members(directory, count, offset)
     except NoZip:
         if total < 4 or storage.read(file, 0, 4).tobytes() != b"PK\3\4":

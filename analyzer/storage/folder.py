@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import os
@@ -85,7 +86,7 @@ class Folder(Storage):
                 raise CorruptTrace(
                     f"{plain(folder[:99])} in the trace {self} cannot be listed ({error.strerror}); copy the trace again, all files of it"
                 ) from error
-        return found
+        return dataclasses.replace(found, sizes=dict(sorted(found.sizes.items())))
 
     def _list(self, folder: str, entry: os.DirEntry[str], found: Listing, folders: list[str]) -> None:
         name = f"{folder}{entry.name}"

@@ -96,7 +96,7 @@ class FileSystem(Server):
         for path, facts in self._ask("find", address, detail=True).items():
             name = str(path).removeprefix(root).lstrip("/")
             if name and sort_name(name, found):
-                found.sizes[name] = int(facts["size"])
+                found.sizes[name] = facts["size"] if isinstance(facts.get("size"), int) else -1
         return found
 
     def expand(self, address: str) -> list[tuple[str, bool]]:
@@ -139,8 +139,11 @@ def open_file_system(address: str) -> Any:
     need = _NEEDS.get(scheme, "fsspec")
     if importlib.util.find_spec(need) is None:
         raise missing_extra(need, f"an address such as {scheme}://", "") or MissingExtra(f"{scheme}:// needs {need}")
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme in ("http", "https") and "client_kwargs" not in fsspec.config.conf.get(scheme, {}):
+        options["client_kwargs"] = {"trust_env": True}  # proxies, and keys in ~/.netrc
     try:
-        return fsspec.filesystem(scheme, use_listings_cache=False)
+        return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise MissingExtra(f"the address {shown(address)} needs another package: {why(error)}", name=error.name) from error
     except Exception as error:

@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a trace, but for what desktops and repositories leave beside them."""
+    """The files of a trace, in the order in which they lie, but for what desktops and repositories leave beside them."""
 
     sizes: dict[str, int] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)

@@ -152,7 +152,8 @@ def _complete(root: Storage, record: TraceRecord, document: dict[str, Any]) -> C
     large = tuple(f"{plan.path}/" for plan in _large(record))
     links = {} if listing is None else listing.links
     hub = {name for name, blob in links.items() if name != MANIFEST and blob != files[name].sha256}
-    small = {n: v for n, v in files.items() if n in hub or n.endswith(ROOT) or not n.startswith((*large, "images/"))}
+    order = files if listing is None else [n for n in listing.sizes if n in files]  # as they lie, so that neighbours are read together
+    small = {n: files[n] for n in order if n in hub or n.endswith(ROOT) or not n.startswith((*large, "images/"))}
     found = require_sums(root, small)
     require_equal(root, ROOT, document, root_document(record))
     for folder, expected in documents(record).items():

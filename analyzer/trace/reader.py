@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 def open_trace(path: Location | Storage, *, partial: bool = False) -> Trace:
     """Open a trace, checked but unread: no attention is read before something is computed from it.
 
-    `partial` also opens what an unfinished recording left: its committed steps.
+    It is a folder or a zip file, by its path or its address, such as `https://host/run.zarr.zip` or `s3://bucket/run.zarr`. `partial`
+    also opens what an unfinished recording left: its committed steps.
 
-    Raises   NotATrace, UnknownVersion, IncompleteTrace unless `partial`, CorruptTrace naming the file
+    Raises   NotATrace, UnknownVersion, IncompleteTrace unless `partial`, CorruptTrace naming the file, NoAnswer
     """
     return Trace(**vars(inspect(path, partial)))
 

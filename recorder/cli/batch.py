@@ -111,8 +111,8 @@ def plan_jobs(spec: Spec, manifest: Manifest, output: Path, overwrite: bool) -> 
     return jobs
 
 
-def check_jobs(jobs: Iterable[Job]) -> None:
-    """Hold what is still to be recorded against the limit for each trace and the free disk for all of them.
+def check_jobs(jobs: Iterable[Job], at_once: int = sys.maxsize) -> None:
+    """Hold what is still to be recorded against the limit for each trace and the free disk for as many as lie there at once.
 
     Raises   NoSpace naming the first trace that is too much; a pipeline whose shapes cannot be foretold is held to its limit later
     """
@@ -125,9 +125,9 @@ def check_jobs(jobs: Iterable[Job]) -> None:
                 found[key] = foretell(job.spec)
             if (made := found[key]) is not None:
                 planned.append((job, made, weigh(encoded(made.trace, job.spec.encoding)).nbytes))
-    total = sum(size for _, _, size in planned)
+    total, largest = sum(size for _, _, size in planned), max([0, *(size for _, _, size in planned)])
     for job, made, size in planned:
-        check_estimate(made, job.spec, job.path, total - size)
+        check_estimate(made, job.spec, job.path, min(total - size, (at_once - 1) * largest))
 
 
 def check_estimate(found: Estimate, spec: Spec, output: Path | None, others: int = 0) -> None:
@@ -148,14 +148,18 @@ def foretell(spec: Spec) -> Estimate | None:
         return None
 
 
-def run_jobs(jobs: Sequence[Job], place: Place, say: Callable[[Outcome], None]) -> list[Outcome]:
+def run_jobs(
+    jobs: Sequence[Job], place: Place, say: Callable[[Outcome], None], look: Callable[[Job], Job] = lambda job: job
+) -> list[Outcome]:
     """Record this process's share of the jobs; one that fails does not stop the rest, but a full disk does.
 
-    The share is a fixed one, of done rows too: processes that look at different moments must not divide differently.
+    `look` sees a job once more before it is recorded, and may find it done. The share is a fixed one, of done rows too: processes that
+    look at different moments must not divide differently.
     """
     pipeline: Any = None
     full, outcomes = "", []
-    for job in jobs[place.rank :: place.world]:
+    for planned in jobs[place.rank :: place.world]:
+        job = planned if planned.error or planned.done or full else look(planned)
         if job.error:
             outcome = _outcome(job, "failed", error=job.error)
         elif job.done:
@@ -187,7 +191,12 @@ def record_spec(pipeline: Any, spec: Spec, path: Path, *, overwrite: bool, facts
 def _looked_up(job: Job, overwrite: bool) -> Job:
     """The job, done if its trace is complete."""
     record = read_record(job.path)
-    if overwrite or record is None or record.get("status") != "complete":
+    return job if overwrite or record is None else compare(job, record)
+
+
+def compare(job: Job, record: Mapping[str, Any]) -> Job:
+    """The job, done if this is the record of a complete trace, with a note if that was made of something else."""
+    if record.get("status") != "complete":
         return job
     provenance = record.get("provenance") or {}
     wanted = Options(**job.spec.options).to_json()

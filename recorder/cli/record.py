@@ -6,12 +6,13 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...schema.errors import InvalidInput, NoAnswer
 from ...schema.journal import disk_bytes
 from ...schema.messages import require_extra, size_text
 from ..plan.budget import free_bytes
@@ -20,17 +21,26 @@ from ..specs.files import named_files, note_outside
 from ..specs.hub import reachable
 from ..specs.manifest import read_manifest
 from ..specs.spec import OPTIONS, Spec, read_probe_file, read_spec
-from ..store.files import check_local, check_output
+from ..store.files import check_output
+from .upload import WAITING, Output, Uploads, find_output, look_up, require_free
 
 if TYPE_CHECKING:
     from ..dryrun.estimate import Estimate
-    from .batch import Job
+    from .batch import Job, Outcome
 
 
 @click.command("record", short_help="Run a pipeline described in a TOML file and record its attention.")
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The trace to write, as run.zarr; with --manifest, a folder for all.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The trace to write, as run.zarr or s3://bucket/run.zarr; with --manifest, a folder.",
+)
 @click.option("--manifest", type=click.Path(path_type=Path), help="A CSV file: one recording for each row, named by its column `name`.")
+@click.option(
+    "--scratch", type=click.Path(path_type=Path), help="Folder of traces until they are copied to an address.  [default: a new one]"
+)
 @click.option("--dry-run", is_flag=True, help="From shapes alone, print layers, bytes for each encoding and files; load and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--overwrite", is_flag=True, help="Replace the trace at the output path, if there is one.")
@@ -47,8 +57,9 @@ if TYPE_CHECKING:
 @click.option("--level", type=int, help="Of the codec, 0 to 9.")
 @click.option("--queue-mb", type=float, help="Most that waits to be written, in MiB.")
 def record_command(
-    spec: Path, output: Path | None, manifest: Path | None, dry_run: bool, as_json: bool, overwrite: bool, **options: Any
-) -> None:
+    spec: Path, output: Path | None, manifest: Path | None, scratch: Path | None, dry_run: bool, as_json: bool, overwrite: bool,
+    **options: Any,
+) -> None:  # fmt: skip
     """Run the pipeline of SPEC once and record its attention.
 
     SPEC is a TOML file that names the pipeline's class, its weights, adapters, scheduler, call arguments, images and seed;
@@ -60,6 +71,9 @@ def record_command(
     are listed at the end, with exit code 1. Under torchrun, accelerate launch or srun the processes share the rows; a row that another
     process records or has recorded meanwhile is skipped.
 
+    Where OUTPUT is an address, each trace is made in the folder --scratch, and copied while the next one is sampled; the local one is
+    removed once the other is whole.
+
     \b
     Examples:
       i2am record examples/demo.toml --dry-run
@@ -67,21 +81,23 @@ def record_command(
       i2am record examples/demo.toml -o run.zarr --max-bytes 5GB --heads ::2 --layers "*up_blocks*"
       i2am record examples/demo.toml -o run.zarr --encoding factors --probes probes.toml
       i2am record examples/demo.toml --manifest pairs/pairs.csv -o traces
+      i2am record examples/demo.toml --manifest pairs/pairs.csv -o s3://bucket/traces --scratch /local/disk
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o'; say where the trace goes, or ask for --dry-run.")
-    if output is not None:
-        check_local(output)
+    place = None if output is None else find_output(output, scratch, one=manifest is None, dry=dry_run)
+    if place is not None and place.address and not dry_run:
+        _tell(f"recorded in {place.local.parent if manifest is None else place.local}, then copied to {place.address}")
     chosen = with_options(read_spec(spec), options)
     for named in (spec, options["probes"]):
         _tell(note_outside(named.name, named_files(named), [named.parent]) if named else "")
     if manifest is not None:
-        _record_rows(chosen, manifest, output, dry_run, as_json, overwrite)
+        _record_rows(chosen, manifest, place, dry_run, as_json, overwrite)
     elif dry_run:
-        click.echo(_dry_run(chosen, output, as_json))
+        click.echo(_dry_run(chosen, None if place is None else place.local, as_json))
     else:
-        assert output is not None
-        click.echo(_record(chosen, output, overwrite, as_json))
+        assert place is not None
+        click.echo(_record(chosen, place, overwrite, as_json))
 
 
 def with_options(spec: Spec, options: dict[str, Any]) -> Spec:
@@ -107,8 +123,11 @@ def require_recorder() -> None:
     require_extra(("torch", "diffusers", "transformers"), "recording")
 
 
-def _record(spec: Spec, output: Path, overwrite: bool, as_json: bool) -> str:
+def _record(spec: Spec, place: Output, overwrite: bool, as_json: bool) -> str:
+    output = place.local
     check_output(output, overwrite)  # before minutes go into loading a model
+    if place.address:
+        require_free(place.address, overwrite)
     require_recorder()
     from ..specs.loading import load_pipeline
     from .batch import check_estimate, foretell, record_spec
@@ -118,9 +137,16 @@ def _record(spec: Spec, output: Path, overwrite: bool, as_json: bool) -> str:
         check_estimate(found, spec, output)
     trace = record_spec(load_pipeline(spec), spec, output, overwrite=overwrite, facts={"spec": spec.path.read_text(encoding="utf-8")})
     nbytes = disk_bytes(output)
+    if place.address:
+        copies = Uploads(overwrite)
+        copies.submit(output, place.address)
+        if error := copies.finish()[place.address]:
+            raise NoAnswer(error)
     if as_json:
-        return json.dumps({"path": str(output), "id": trace.id, "steps": trace.steps, "layers": len(trace.layers), "bytes": nbytes})
-    return f"{output}: {trace.steps} steps of {len(trace.layers)} layers, {size_text(nbytes)}"
+        return json.dumps(
+            {"path": place.address or str(output), "id": trace.id, "steps": trace.steps, "layers": len(trace.layers), "bytes": nbytes}
+        )
+    return f"{place.address or output}: {trace.steps} steps of {len(trace.layers)} layers, {size_text(nbytes)}"
 
 
 def _dry_run(spec: Spec, output: Path | None, as_json: bool) -> str:
@@ -136,34 +162,75 @@ def _dry_run(spec: Spec, output: Path | None, as_json: bool) -> str:
     return render(found, wanted, free)
 
 
-def _record_rows(spec: Spec, path: Path, output: Path | None, dry_run: bool, as_json: bool, overwrite: bool) -> None:
+def _record_rows(spec: Spec, path: Path, to: Output | None, dry_run: bool, as_json: bool, overwrite: bool) -> None:
     """Record the rows of a manifest, or say what that would weigh; ends with exit code 1 if one failed."""
     manifest = read_manifest(path)
     require_recorder()
     from .batch import check_jobs, find_place, gather, plan_jobs, run_jobs
 
-    place = find_place()
+    place, output = find_place(), None if to is None else to.local
     jobs = plan_jobs(reachable(spec), manifest, output or Path(), overwrite)
     _tell(note_outside(path.name, [file for job in jobs for file in job.spec.picture_files], [path.parent, spec.path.parent]))
     if dry_run:
         click.echo(_dry_rows(jobs, output, as_json))
         return
-    assert output is not None
+    assert to is not None and output is not None
     if place.world > 1:
         share = f"process {place.rank} of {place.world} ({place.said}) records {len(jobs[place.rank :: place.world])} of {len(jobs)} rows"
         click.echo(f"{share}; the others are for the other processes", err=True)
-    check_jobs(jobs)
-    mine = [dataclasses.asdict(outcome) for outcome in run_jobs(jobs, place, lambda outcome: click.echo(str(outcome), err=True))]
+    check_jobs(jobs, WAITING + 1 if to.address else len(jobs))
+    copies = Copies(to, overwrite, lambda outcome: click.echo(str(outcome), err=True))
+    mine = [dataclasses.asdict(outcome) for outcome in copies.finish(run_jobs(jobs, place, copies.say, copies.look))]
     gathered = gather(place, mine)
     rows, order = mine if gathered is None else gathered, [job.row.name for job in jobs]
     rows.sort(key=lambda row: order.index(row["name"]))
     if place.rank == 0 or gathered is None:
-        click.echo(render_rows(output, rows, as_json))
+        click.echo(render_rows(to.address or output, rows, as_json))
     if any(row["result"] in ("failed", "not tried") for row in rows):
         click.get_current_context().exit(1)
 
 
-def render_rows(output: Path, rows: Sequence[dict[str, Any]], as_json: bool) -> str:
+class Copies:
+    """The rows of a manifest on their way to an address; of a folder there is nothing to copy."""
+
+    def __init__(self, to: Output, overwrite: bool, say: Callable[[Outcome], None]) -> None:
+        self._to, self._overwrite, self._say = to, overwrite, say
+        self._uploads = Uploads(overwrite) if to.address else None
+
+    def look(self, job: Job) -> Job:
+        """The job, done if its trace is at the address."""
+        from .batch import compare
+
+        try:
+            record = None if self._uploads is None or self._overwrite else look_up(self._address(job.path))
+        except InvalidInput as error:
+            return dataclasses.replace(job, error=str(error))
+        return job if record is None else compare(job, record)
+
+    def say(self, outcome: Outcome) -> None:
+        """Tell what became of a row, and copy what it left, be it of an earlier run."""
+        self._say(outcome)
+        local = Path(outcome.path)
+        if self._uploads is not None and outcome.result in ("recorded", "skipped") and not outcome.note and local.exists():
+            self._uploads.submit(local, self._address(local))
+
+    def finish(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """The outcomes, once all copies ended: those that could not be copied have failed."""
+        rows, found = list(outcomes), {} if self._uploads is None else self._uploads.finish()
+        if self._uploads is None:
+            return rows
+        moved = [(row, self._address(Path(row.path))) for row in rows]
+        return [
+            dataclasses.replace(row, path=address) if not found.get(address)
+            else dataclasses.replace(row, result="failed", error=found[address])
+            for row, address in moved
+        ]  # fmt: skip
+
+    def _address(self, local: Path) -> str:
+        return f"{self._to.address}/{local.name}"
+
+
+def render_rows(output: Path | str, rows: Sequence[dict[str, Any]], as_json: bool) -> str:
     """A batch as JSON, or for people: how many rows came to what, then those that somebody should look at."""
     counts = Counter(row["result"] for row in rows)
     if as_json:

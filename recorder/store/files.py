@@ -241,10 +241,14 @@ def check_output(path: Path, overwrite: bool) -> None:
         _check_ours(path)
 
 
+def address_of(path: Path) -> str:
+    """The address, such as s3://bucket/run.zarr, of which `Path` made a folder `s3:`; empty for a path."""
+    return str(path).replace(":/", "://", 1) if SCHEME.fullmatch(next(iter(path.parts), "")) else ""
+
+
 def check_local(path: Path) -> None:
-    """Raise InvalidInput for an address such as s3://, of which `Path` makes a folder `s3:`, and for names that no file system takes."""
-    if SCHEME.fullmatch(next(iter(path.parts), "")):
-        address = str(path).replace(":/", "://", 1)
+    """Raise InvalidInput for an address, and for names that no file system takes."""
+    if address := address_of(path):
         raise InvalidInput(f"{address} is an address, and traces are written to local folders only; record to a folder, then copy it there")
     if "\0" in str(path):
         raise InvalidInput(f"the path {str(path)!r} has a character that no file name can have; choose another")

@@ -164,6 +164,11 @@ def trace_argument(command: F) -> F:
     return click.argument("trace", type=PLACE, metavar="TRACE")(partial_option(cache_option(command)))
 
 
+def source_argument(command: F) -> F:
+    """The complete trace that another is made of."""
+    return click.argument("trace", type=PLACE, metavar="TRACE")(cache_option(command))
+
+
 def traces_argument(command: F) -> F:
     """One trace or many, and whether unfinished ones will do."""
     return click.argument("traces", type=PLACE, metavar="TRACE...", nargs=-1, required=True)(partial_option(cache_option(command)))

@@ -11,7 +11,6 @@ from ....schema.errors import CorruptTrace
 from ....schema.messages import listed, plain, size_text
 from ...output.files import endings
 from .options import (
-    PATH,
     example,
     given,
     group_option,
@@ -21,9 +20,10 @@ from .options import (
     output_option,
     overwrite_option,
     sample_option,
+    source_argument,
     steps_option,
     trace_argument,
-)  # fmt: skip
+)
 from .text import align, answer
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def report_command(trace: Path, partial: bool, out: Path, group: str | None, sam
         "i2am pack run.zarr -o rows.zarr --encoding probabilities --keep-bits 5",
     ),
 )
-@click.argument("trace", type=PATH, metavar="TRACE")
+@source_argument
 @click.option("-o", "--out", required=True, metavar="FILE", help="Output: .zip for one file, .zarr for a folder.")
 @click.option("--chunk-steps", type=click.IntRange(min=1), default=8, show_default=True, help="Steps that a file holds.")
 @click.option("--level", type=click.IntRange(0, 9), default=5, show_default=True, help="Of zstd.")
@@ -145,7 +145,7 @@ def report_command(trace: Path, partial: bool, out: Path, group: str | None, sam
 @click.option("--heads", callback=numbers, metavar="N,N|A:B", help="Heads, from 0: the same in every layer.")
 @click.option("--keep-bits", type=click.IntRange(1, 10), help="Round probabilities to so many of float16's 10 mantissa bits.")
 @click.option("--encoding", type=click.Choice(["probabilities"]), help="Compute probabilities from factors.")
-@click.option("--factor-dtype", type=click.Choice(["float16"]), help="Round factors: half the size, R2G within 1e-3.")
+@click.option("--factor-dtype", type=click.Choice(["float16"]), help="Round q and k of a run in float32: half the size.")
 @overwrite_option
 @json_option
 def pack_command(trace: Path, out: str, overwrite: bool, as_json: bool, **options: Any) -> None:
@@ -159,10 +159,8 @@ def pack_command(trace: Path, out: str, overwrite: bool, as_json: bool, **option
     _answer_shared(pack(trace, out, overwrite=overwrite, progress=True, **given(**options)), as_json)
 
 
-@click.command(
-    "unpack", short_help="Write a packed trace as it was recorded.", epilog=example("i2am unpack run.zarr.zip -o run.zarr")
-)  # fmt: skip
-@click.argument("trace", type=PATH, metavar="TRACE")
+@click.command("unpack", short_help="Write a packed trace as it was recorded.", epilog=example("i2am unpack run.zarr.zip -o run.zarr"))
+@source_argument
 @click.option("-o", "--out", required=True, metavar="FILE", help="Output: .zarr for a folder, .zip for one file.")
 @overwrite_option
 @json_option
@@ -176,17 +174,21 @@ def unpack_command(trace: Path, out: str, overwrite: bool, as_json: bool) -> Non
 @click.command(
     "copy",
     short_help="Copy a trace between folders, zip files and addresses, checked on the way.",
-    epilog=example("i2am copy run.zarr run.zarr.zip", "i2am copy run.zarr.zip run.zarr"),
+    epilog=example(
+        "i2am copy run.zarr run.zarr.zip",
+        "i2am copy run.zarr.zip s3://bucket/runs/run.zarr.zip",
+        "i2am copy https://host/run.zarr.zip run.zarr",
+    ),
 )
-@click.argument("trace", type=PATH, metavar="SRC")
+@source_argument
 @click.argument("out", metavar="DST")
 @overwrite_option
 @json_option
 def copy_command(trace: Path, out: str, overwrite: bool, as_json: bool) -> None:
     """Copy a trace as it is; every file is compared with the manifest on its way.
 
-    DST ends in .zarr for a folder, in .zip for one file. It has its name once it is whole; a copy that ended early is taken up
-    again by the same command, and keeps the files that agree with the manifest.
+    TRACE and DST are folders (.zarr), zip files (.zip) or addresses. DST has its name once it is whole; a copy that ended early is
+    taken up again by the same command, and keeps the files that agree with the manifest.
     """
     from ...sharing.copying import copy
 

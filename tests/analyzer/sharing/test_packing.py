@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile
@@ -21,6 +22,7 @@ from zarr.storage import ZipStore
 
 from i2am.analyzer import Trace, diagnose, g2r, open_trace, pack, r2g, sram, unpack
 from i2am.analyzer.inspection.verify import verify
+from i2am.analyzer.sharing import encoding
 from i2am.schema import AlreadyExists, Codec, CorruptTrace, IncompleteTrace, InvalidInput, TokenGroup
 from i2am.schema.layout import data_plans, image_layout, layout
 from traces import reference_layer, synthetic_trace
@@ -101,6 +103,16 @@ def test_packing_is_the_same_bytes_again_and_does_not_add_up(arguments: dict[str
         for source, out in ((path, one), (path, two), (one, three)):
             pack(source, out, chunk_steps=chunk_steps)
         assert one.read_bytes() == two.read_bytes() == three.read_bytes()
+
+
+def test_nothing_is_packed_in_the_main_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # There blosc has threads of its own, which write their blocks in the order in which they end: a large picture would have other bytes
+    # each time.
+    seen, encode = set(), encoding.Blosc.encode
+    synthetic_trace(tmp_path / "t.zarr", layers=LAYERS, steps=2, encoding=None)
+    monkeypatch.setattr(encoding.Blosc, "encode", lambda self, data: seen.add(threading.current_thread()) or encode(self, data))
+    pack(tmp_path / "t.zarr", tmp_path / "p.zip")
+    assert seen and threading.main_thread() not in seen
 
 
 def test_a_chunk_is_cut_along_rows_where_it_would_be_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +199,7 @@ def test_bad_outputs_are_refused_in_words(tmp_path: Path) -> None:
         (tmp_path / "p.tar", "end it in .zarr for a folder or .zip for one file"),
         (tmp_path / "no" / "p.zip", "does not exist; make it first"),
         ("s3://bucket/p.zip", "is an address; pack to a file"),
+        (tmp_path / "t.zarr" / "p.zip", "lies in the trace .* itself"),
     ):
         with pytest.raises(InvalidInput, match=words):
             pack(tmp_path / "t.zarr", out)

@@ -74,6 +74,17 @@ def test_opening_a_zip_is_one_request_a_patch_four_and_a_map_reads_no_byte_twice
     assert web.nbytes <= (web.root / "run.zarr.zip").stat().st_size
 
 
+def test_a_trace_of_many_layers_opens_in_four_requests(web: Web) -> None:
+    layers = [reference_layer(f"unet.block_{number}.attn2", (2, 2), heads=2, reference=(2, 2)) for number in range(60)]
+    trace = synthetic_trace(web.root / "many.zarr", layers=layers, steps=40).path
+    zip_trace(trace, web.root / "many.zarr.zip")
+    opened = open_trace(f"{web.address}/many.zarr.zip")
+    assert len(opened.layers) == 60
+    assert web.requests <= 4
+    assert web.nbytes < 4 * 2**20
+    assert web.twice() == 0
+
+
 def test_nothing_is_fetched_again_from_a_small_trace(web: Web) -> None:
     opened = open_trace(f"{web.address}/small.zarr.zip")
     compute(r2g(opened), g2r(opened))
@@ -247,6 +258,14 @@ def test_an_opened_trace_travels_without_its_bytes(web: Web) -> None:
     assert (again.read("zarr.json", 0, 9) == opened.storage.read("zarr.json", 0, 9)).all()
 
 
+def test_other_processes_read_it_themselves(web: Web) -> None:
+    opened = open_trace(f"{web.address}/small.zarr.zip")
+    web.reset()
+    found = r2g(opened).compute(scheduler="processes", num_workers=1)
+    assert (found == r2g(open_trace(web.root / "small.zarr")).compute()).all()
+    assert web.requests == 1
+
+
 def test_a_replaced_zip_is_refused_in_the_process_that_opens_it_again(web: Web) -> None:
     sent = pickle.dumps(open_trace(f"{web.address}/small.zarr.zip?once").storage)
     kept = (web.root / "small.zarr.zip").read_bytes()
@@ -255,6 +274,10 @@ def test_a_replaced_zip_is_refused_in_the_process_that_opens_it_again(web: Web) 
         address.MEMORY.clear()
         with pytest.raises(CorruptTrace, match="is not the one that was opened before"):
             pickle.loads(sent).size("zarr.json")
+        with pytest.raises(CorruptTrace, match="is not the one that was opened before"):
+            pickle.loads(sent).size("zarr.json")
+        again = pickle.dumps(open_trace(f"{web.address}/small.zarr.zip?once").storage)
+        assert pickle.loads(again).size("zarr.json") > 0, "a process that has read the old one can read the new one"
     finally:
         (web.root / "small.zarr.zip").write_bytes(kept)
 
