@@ -164,17 +164,15 @@ def evaluate_command(
     --resume asks only for what is missing there. Shares (--rows) keep theirs side by side and write no table; --resume without --rows
     makes it of all of them. --after runs without a shell; if it fails, that is listed at the end, with exit code 1.
     """
-    from ...datasets.dataset import USUAL, save_table
-
     if resume and out is None:
         raise click.UsageError("--resume goes on with the rows kept beside a table; say which with -o FILE")
     if out is not None:
         check_output(out, "table", overwrite=overwrite or resume or share is not None)
-    metrics = USUAL if metric is None else metric
     evaluation, failures = _evaluate(
-        traces, metrics, partial, (scheduler, jobs), options, keeping=Keeping(out, share, resume, overwrite, after)
+        traces, metric, partial, (scheduler, jobs), options, keeping=Keeping(out, share, resume, overwrite, after)
     )
     if out is not None and share is None:
+        from ...datasets.dataset import save_table
         from ...datasets.row_files import list_files
 
         save_table(evaluation, out, overwrite=overwrite or resume)
@@ -219,7 +217,7 @@ def _score_one(path: Path, partial: bool, as_json: bool, options: dict[str, Any]
 
 def _evaluate(
     traces: tuple[Path, ...],
-    metrics: tuple[str, ...],
+    metrics: tuple[str, ...] | None,
     partial: bool,
     where: tuple[str | None, int | None],
     options: dict[str, Any],
@@ -240,10 +238,10 @@ def _evaluate(
             crew = stack.enter_context(Crew(count))  # before this process loads what they load too
         from ...datasets.cluster import connected
         from ...datasets.commands import AfterEach
-        from ...datasets.dataset import ask
+        from ...datasets.dataset import USUAL, ask
         from ...datasets.row_files import open_rows, share_of
 
-        request = dataset_request(metrics, partial, options, more)
+        request = dataset_request(USUAL if metrics is None else metrics, partial, options, more)
         kept = None if keep.out is None else open_rows(keep.out, request, keep.share, resume=keep.resume, overwrite=keep.overwrite)
         members += [] if kept is None else kept.gone(members)
         members = members if keep.share is None else share_of(members, keep.share)
