@@ -4,8 +4,8 @@
     python benchmarks/dataset.py --gigabytes 20 --folder /somewhere/roomy --traces 32
 
 Writes a trace of the shape of SD 1.5 with an image adapter (16 layers, 257 keys), reads all of it, and removes it. Each run is a
-fresh process of two threads; times are over zarr's own reading and decoding of the same files, run in turn. Files that are opened
-are counted where the reader opens them. With --traces so many runs of the demo model, of 10 steps, are recorded too, and `evaluate`
+fresh process of two threads; times are over zarr's own reading and decoding of the same files, run in turn. Bytes are
+counted where the reader reads them. With --traces so many runs of the demo model, of 10 steps, are recorded too, and `evaluate`
 asks them, and the large trace, in one process, in several, and on clusters whose workers have one thread and a nanny.
 """
 
@@ -151,7 +151,7 @@ def lazy_means(path: Path) -> None:
 
 
 def measured(path: Path, what: str) -> dict[str, Any]:
-    """Seconds, peak GB and opened files of a fresh process that does `what`."""
+    """Seconds, peak GB and files read by a fresh process that does `what`."""
     here = str(Path(__file__).parent)
     code = f"import sys; sys.path.insert(0, {here!r}); import dataset; dataset.report({str(path)!r}, {what!r})"
     return dict(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
@@ -161,19 +161,21 @@ def report(path: str, what: str) -> None:
     """Do it in this process and print what it took as JSON."""
     from i2am.analyzer.storage import folder
 
-    opened: collections.Counter[str] = collections.Counter()
+    read: collections.Counter[str] = collections.Counter()
 
-    def counted(root: Path, name: str) -> Any:
-        opened[f"{root}/{name}"] += 1
-        return open_file(root, name)
+    def counted(file: Any, offset: int, length: int) -> Any:
+        read[file.name] += length
+        return read_part(file, offset, length)
 
-    open_file, folder.open_file = folder.open_file, counted
+    read_part, folder.read_part = folder.read_part, counted
     begin, worked = time.perf_counter(), time.process_time()
     globals()[what](Path(path))
     seconds, processor = time.perf_counter() - begin, time.process_time() - worked
-    times = [count for name, count in opened.items() if "/probability/" in name]
+    shares = [count / Path(name).stat().st_size for name, count in read.items() if "/probability/c." in name]
     print(
-        json.dumps({"seconds": seconds, "processor": processor, "peak": peak_memory(), "files": len(times), "most": max(times, default=0)})
+        json.dumps(
+            {"seconds": seconds, "processor": processor, "peak": peak_memory(), "files": len(shares), "most": max(shares, default=0)}
+        )
     )
 
 
@@ -278,7 +280,7 @@ def main(traces: int, gigabytes: float, repeats: int, folder: Path | None) -> No
             table(title, ("what", "time ratio", "processor time ratio", "peak GB", f"peak GB of a trace of {gigabytes / 20:.1f} GB"), rows)
         )
         last = runs[-1]["all_levels"]
-        click.echo(f"All eight maps opened {last['files']} files of attention of {files}, each {last['most']} time(s).")
+        click.echo(f"All eight maps read {last['files']} files of attention of {files}, each byte {last['most']:.2f} times at most.")
         if traces:
             click.echo(compare_places(record_small(Path(scratch), traces), path, repeats))
 
