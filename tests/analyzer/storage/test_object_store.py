@@ -46,10 +46,10 @@ def store(trace: Path) -> Iterator[str]:
         import fsspec
 
         fs = fsspec.filesystem("s3", skip_instance_cache=True)
-        fs.mkdir("bucket")
-        fs.put(str(trace), "bucket/traces/run.zarr", recursive=True)
-        fs.put(str(trace.with_name("run.zarr.zip")), "bucket/traces/deep/zipped.zarr.zip")
-        yield "s3://bucket/traces"
+        fs.mkdir("shelf")  # moto keeps one state for all servers of a process: other tests have other buckets
+        fs.put(str(trace), "shelf/traces/run.zarr", recursive=True)
+        fs.put(str(trace.with_name("run.zarr.zip")), "shelf/traces/deep/zipped.zarr.zip")
+        yield "s3://shelf/traces"
     server.stop()
 
 
@@ -77,17 +77,17 @@ def test_files_that_are_missing_or_strange_are_said(store: str, trace: Path, cap
     import fsspec
 
     fs = fsspec.filesystem("s3", skip_instance_cache=True)
-    fs.put(str(trace), "bucket/broken.zarr", recursive=True)
+    fs.put(str(trace), "shelf/broken.zarr", recursive=True)
     name = next(name for name in json.loads((trace / "manifest.json").read_text())["files"] if "/probability/c" in name)
-    fs.rm(f"bucket/broken.zarr/{name}")
-    with pytest.raises(CorruptTrace, match="is missing from the trace s3://bucket/broken"):
-        open_trace("s3://bucket/broken.zarr")
-    fs.pipe(f"bucket/broken.zarr/{name}", (trace / name).read_bytes())
-    fs.pipe("bucket/broken.zarr/stranger", b"x")
-    with pytest.raises(CorruptTrace, match="stranger in the trace s3://bucket/broken"):
-        open_trace("s3://bucket/broken.zarr")
-    assert run(["info", "s3://bucket/nothing.zarr"]) == 3
-    assert run(["info", "s3://bucket/nothing.zarr.zip"]) == 3
+    fs.rm(f"shelf/broken.zarr/{name}")
+    with pytest.raises(CorruptTrace, match="is missing from the trace s3://shelf/broken"):
+        open_trace("s3://shelf/broken.zarr")
+    fs.pipe(f"shelf/broken.zarr/{name}", (trace / name).read_bytes())
+    fs.pipe("shelf/broken.zarr/stranger", b"x")
+    with pytest.raises(CorruptTrace, match="stranger in the trace s3://shelf/broken"):
+        open_trace("s3://shelf/broken.zarr")
+    assert run(["info", "s3://shelf/nothing.zarr"]) == 3
+    assert run(["info", "s3://shelf/nothing.zarr.zip"]) == 3
     assert run(["info", "s3://nobucket/run.zarr"]) == 3
     assert capsys.readouterr().err.count("\n") == 3
 
