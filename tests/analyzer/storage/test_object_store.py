@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from buckets import serving_bucket
 from webserver import free_port, serving
 from zips import zip_trace
 
@@ -33,24 +34,13 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(trace: Path) -> Iterator[str]:
     """A bucket with the trace as a folder and as a zip file."""
-    from moto.server import ThreadedMotoServer
+    import fsspec
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import fsspec
-
+    with serving_bucket("shelf") as place:
         fs = fsspec.filesystem("s3", skip_instance_cache=True)
-        fs.mkdir("shelf")  # moto keeps one state for all servers of a process: other tests have other buckets
         fs.put(str(trace), "shelf/traces/run.zarr", recursive=True)
         fs.put(str(trace.with_name("run.zarr.zip")), "shelf/traces/deep/zipped.zarr.zip")
-        yield "s3://shelf/traces"
-    server.stop()
+        yield f"{place}/traces"
 
 
 @pytest.mark.parametrize("name", ["run.zarr", "deep/zipped.zarr.zip"])

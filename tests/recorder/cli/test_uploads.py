@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from buckets import serving_bucket
 from click.testing import CliRunner, Result
 from specs import PAINT_BY_EXAMPLE
 
@@ -42,22 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
-        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import s3fs
-
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("records")
-        yield "s3://records"
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    with serving_bucket("records") as place:
+        yield place
 
 
 def run(folder: Path, *arguments: object) -> Result:
