@@ -42,9 +42,10 @@ laptop: $(LAPTOP)/installed wheel
 	cd build && ../$(LAPTOP)/bin/python -c "import i2am; assert 'site-packages' in i2am.__path__[0].split('/'), i2am.__path__"
 	$(LAPTOP)/bin/pytest -q -n auto -m analyzer
 
-# The analyzer's tests with the lowest versions that pyproject.toml allows. Slow ones about clusters and attacks are left to `make test`.
+# The analyzer's tests with the lowest versions that pyproject.toml allows. Slow ones about attacks, packing and processes are left to `make test`.
 lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/pytest -q -n auto -m analyzer --ignore tests/analyzer/store/test_attacks.py
+	$(LOWEST)/bin/pytest -q -n auto -m analyzer --ignore tests/analyzer/store/test_attacks.py --ignore tests/analyzer/sharing \
+		--ignore tests/analyzer/datasets/test_processes.py
 
 # The same with another Python: `make next NEXT_PYTHON=python3.13`. What differs is the language, so a part of the tests will do.
 next: $(NEXT)/installed
