@@ -1,17 +1,22 @@
-"""The codec of stored attention: encode and decode pairs, each with its greatest error."""
+"""The codec of stored attention: encode and decode pairs, each with its greatest error, and the codecs of chunks as Zarr names them."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .trace import Codec
 
 PROBABILITY_SCALE: Final = 2.0**-15
 """Stored float16 = P * 2**15: exact to scale by, and as far from fp16's subnormals as [0, 1] goes."""
 MANTISSA: Final = 10
 """Mantissa bits of float16."""
 
+_LITTLE: Final = {"name": "bytes", "configuration": {"endian": "little"}}
 _INFINITY: Final = 0x7C00
 """Bits of float16's infinity; above are NaN and all that is negative."""
 _REBIAS: Final = 2.0**112
@@ -55,3 +60,20 @@ def decode_bits(stored: NDArray[np.float16], out: NDArray[np.float32]) -> float:
 def factor_dtype(model_dtype: str) -> str:
     """The dtype that keeps q and k of `model_dtype` exactly: float16 stays, bfloat16 and float32 go as float32."""
     return "float16" if model_dtype == "float16" else "float32"
+
+
+def chunk_codecs(codec: Codec | None, itemsize: int, order: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """The codecs of a chunk in Zarr's metadata: axes brought into an order, bytes, packing if there is any, a checksum."""
+    found: list[dict[str, Any]] = [] if order is None else [{"name": "transpose", "configuration": {"order": list(order)}}]
+    found.append(_LITTLE if itemsize > 1 else {"name": "bytes"})
+    if codec is not None:
+        settings = {"typesize": itemsize, "cname": codec.name, "clevel": codec.level, "shuffle": "bitshuffle", "blocksize": 0}
+        found.append({"name": "blosc", "configuration": settings})
+    return [*found, {"name": "crc32c"}]
+
+
+def shard_codec(chunks: tuple[int, ...], inner: list[dict[str, Any]]) -> dict[str, Any]:
+    """The codec of a shard in Zarr's metadata: its chunks, then an index with a checksum."""
+    index = [_LITTLE, {"name": "crc32c"}]
+    settings = {"chunk_shape": list(chunks), "codecs": inner, "index_codecs": index, "index_location": "end"}
+    return {"name": "sharding_indexed", "configuration": settings}

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .codec import PROBABILITY_SCALE
+from .codec import PROBABILITY_SCALE, chunk_codecs, shard_codec
 from .record import BRANCHES, canonical
 from .trace import Codec, Image, Layer, TraceRecord
 
@@ -41,7 +41,6 @@ STEP: Final = 2
 """The step axis of recorded arrays: after sample and branch."""
 
 _ITEMSIZE: Final = {"float16": 2, "float32": 4, "float64": 8, "int8": 1, "int32": 4, "uint8": 1, "bool": 1}
-_LITTLE: Final = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +95,9 @@ class ArrayPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The array's `zarr.json`."""
-        order = [axis for axis in range(len(self.shape)) if axis != STEP] + [STEP]
-        inner: list[dict[str, Any]] = [{"name": "transpose", "configuration": {"order": order}}] if self.steps_last else []
-        inner.append(_LITTLE if _ITEMSIZE[self.dtype] > 1 else {"name": "bytes"})
-        if self.codec is not None:
-            inner.append(_blosc(self.codec, _ITEMSIZE[self.dtype]))
-        inner.append({"name": "crc32c"})
-        codecs = inner if self.shards is None else [_sharding(self.chunks, inner)]
+        order = [*(axis for axis in range(len(self.shape)) if axis != STEP), STEP] if self.steps_last else None
+        inner = chunk_codecs(self.codec, _ITEMSIZE[self.dtype], order)
+        codecs = inner if self.shards is None else [shard_codec(self.chunks, inner)]
         return {
             "zarr_format": 3,
             "node_type": "array",
@@ -116,21 +111,6 @@ class ArrayPlan:
             "attributes": self.attributes,
             "storage_transformers": [],
         }
-
-
-def _blosc(codec: Codec, typesize: int) -> dict[str, Any]:
-    settings = {"typesize": typesize, "cname": codec.name, "clevel": codec.level, "shuffle": "bitshuffle", "blocksize": 0}
-    return {"name": "blosc", "configuration": settings}
-
-
-def _sharding(chunks: tuple[int, ...], inner: list[dict[str, Any]]) -> dict[str, Any]:
-    settings = {
-        "chunk_shape": list(chunks),
-        "codecs": inner,
-        "index_codecs": [_LITTLE, {"name": "crc32c"}],
-        "index_location": "end",
-    }
-    return {"name": "sharding_indexed", "configuration": settings}
 
 
 def layer_path(index: int) -> str:

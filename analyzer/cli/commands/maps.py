@@ -131,12 +131,8 @@ def map_command(
     if options["changes"] and direction in ("word", "tokens"):
         options["recipe"] = options["recipe"] or ("ovam" if options["probe"] else "daam")
 
-    def make(trace: Trace, **_: Any) -> xr.DataArray:
-        asked = ask(trace, direction, what, with_heads(given(**options), trace))
-        if path.suffix in suffixes("picture") and not patches:
-            require_places(trace, asked)
-        return refine(trace, asked.compute(), patches, as_published)
-
+    drawn = path.suffix in suffixes("picture") and not patches
+    make = fix(make_map, direction=direction, what=what, options=options, drawn=drawn, patches=patches, as_published=as_published)
     if mean:
         from ...datasets.means import mean_map, save_mean
 
@@ -147,23 +143,37 @@ def map_command(
         return answer_mean(found, path, direction, as_json=as_json)
     if is_dataset(traces):
         raise click.UsageError("a map is of one trace; --mean makes the mean map of several")
-    from ...output.files import Output, save
-    from ...output.illustration import illustrate, provenance
     from ...progress import shown
 
     opened = open_trace(traces[0], partial=partial)
     with computing(scheduler, *traces), shown("map"):
         map = make(opened)
-    at = what if direction == "sram" else None
-    save(
-        Output({str(map.name or "map"): map}, lambda: (illustrate(opened, map, style, at=at, scale=scale), provenance(map))),
-        path,
-        overwrite=overwrite,
-    )
+    save_map(opened, map, path, what if direction == "sram" else None, style, scale, overwrite=overwrite)
     facts = facts_of(map, path, as_published=as_published)
     facts["note"] = note_of(opened, map, with_heads(given(**options), opened))
     answer(facts, summary(facts, direction, map), facts["note"], as_json=as_json)
     return 0
+
+
+def make_map(
+    trace: Trace, *, direction: str, what: Any, options: dict[str, Any], drawn: bool, patches: bool, as_published: bool, **_: Any
+) -> xr.DataArray:
+    """The map that typed options ask of a trace; one that is to be drawn needs places."""
+    asked = ask(trace, direction, what, with_heads(given(**options), trace))
+    if drawn:
+        require_places(trace, asked)
+    return refine(trace, asked.compute(), patches, as_published)
+
+
+def save_map(trace: Trace, map: xr.DataArray, path: Path, at: Any, style: str, scale: Scale | None, *, overwrite: bool) -> None:
+    """Write a map as the file's ending says; in a picture of SRAM the patch `at` is marked."""
+    from ...output.files import Output, save
+    from ...output.illustration import illustrate, provenance
+
+    def draw() -> Any:
+        return illustrate(trace, map, style, at=at, scale=scale), provenance(map)
+
+    save(Output({str(map.name or "map"): map}, draw), path, overwrite=overwrite)
 
 
 def facts_of(map: xr.DataArray, path: Path, *, as_published: bool = False) -> dict[str, Any]:
