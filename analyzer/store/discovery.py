@@ -53,7 +53,7 @@ def find_traces(sources: Source | Iterable[Source]) -> list[Member]:
     found = [path for source in given for path in _expand(source)]
     if not found:
         where = ", ".join(describe_location(source) for source in given)
-        raise NotATrace(f"there is no trace in {where}; expected folders made by `i2am record`, such as run.zarr")
+        raise NotATrace(f"there is no trace in {where}; expected what `i2am record` or `i2am pack` wrote, such as run.zarr or run.zarr.zip")
     folders: dict[Path, str] = {}
     once: dict[str, Path | str] = {}
     for path in found:

@@ -64,7 +64,7 @@ def read_root(storage: Storage) -> dict[str, Any]:
     Raises   NotATrace, CorruptTrace if a ledger beside it says that it was one
     """
     if not storage.has(ROOT):
-        raise NotATrace(f"{storage.describe()}; a trace is a folder that `i2am record` or `i2am demo` wrote")
+        raise NotATrace(f"{storage.describe()}; a trace is a folder that `i2am record` wrote, or a zip file of one")
     try:
         document = read_json(storage, ROOT)
     except CorruptTrace as error:

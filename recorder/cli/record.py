@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from ..specs.hub import reachable
 from ..specs.manifest import read_manifest
 from ..specs.spec import OPTIONS, Spec, read_probe_file, read_spec
 from ..store.files import check_output
-from .upload import WAITING, Output, Uploads, find_output, look_up, require_free
+from .upload import WAITING, Output, Uploads, find_output, look_up, remove_empty, require_free
 
 if TYPE_CHECKING:
     from ..dryrun.estimate import Estimate
@@ -87,7 +88,10 @@ def record_command(
         raise click.UsageError("Missing option '-o'; say where the trace goes, or ask for --dry-run.")
     place = None if output is None else find_output(output, scratch, one=manifest is None, dry=dry_run)
     if place is not None and place.address and not dry_run:
-        _tell(f"recorded in {place.local.parent if manifest is None else place.local}, then copied to {place.address}")
+        folder = place.local.parent if manifest is None else place.local
+        _tell(f"recorded in {folder}, then copied to {place.address}")
+        if scratch is None:
+            click.get_current_context().call_on_close(partial(remove_empty, folder))
     chosen = with_options(read_spec(spec), options)
     for named in (spec, options["probes"]):
         _tell(note_outside(named.name, named_files(named), [named.parent]) if named else "")

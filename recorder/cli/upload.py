@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Semaphore
@@ -59,6 +60,12 @@ def find_output(given: Path, scratch: Path | None, *, one: bool, dry: bool) -> O
         raise InvalidInput(f"cannot tell from {address} what to write; end it in .zarr for a folder or .zarr.zip for one file")
     folder = scratch or Path(tempfile.gettempdir() if dry else tempfile.mkdtemp(prefix="i2am-record-"))
     return Output(folder / address.rpartition("/")[2].removesuffix(".zip") if one else folder, address)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder in which no recording stayed."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 class Uploads:

@@ -71,6 +71,16 @@ def test_one_recording(folder: Path, server: str, tmp_path: Path, name: str) -> 
         run(folder, "-o", out, "--scratch", scratch)
 
 
+def test_a_folder_of_its_own_goes_again(folder: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "made"
+    monkeypatch.setattr(upload.tempfile, "mkdtemp", lambda prefix: made.mkdir() or str(made))
+    run(folder, "-o", f"{server}/{tmp_path.name}/run.zarr")
+    assert not made.exists()
+    with pytest.raises(AlreadyExists):
+        run(folder, "-o", f"{server}/{tmp_path.name}/run.zarr")
+    assert not made.exists()
+
+
 def test_what_could_not_be_copied_stays_and_the_message_says_how(folder: Path, server: str, tmp_path: Path) -> None:
     import s3fs
 
