@@ -16,6 +16,7 @@ from ..storage.storage import Listing, Part, Storage
 PIECE_BYTES: Final = 2**22
 """What is hashed at once."""
 _AGAIN: Final = "copy the trace again, all files of it"
+_TRIES: Final = 100
 
 
 def hash_file(storage: Storage, name: str, expected: int | None = None) -> FileSum:
@@ -34,15 +35,26 @@ def _pieces(name: str, size: int) -> Iterator[Part]:
 
 
 def read_file(storage: Storage, name: str, most: int) -> bytes:
-    """A document or ledger of at most `most` bytes, whole.
+    """A document or ledger of at most `most` bytes, whole, also where the recorder replaces it meanwhile by one of another size.
 
     Raises   CorruptTrace if it cannot be read, or is larger
     """
     try:
-        size = storage.size(name)
-        if size > most:
-            raise CorruptTrace(f"{name} of the trace {storage} has {size} bytes; expected at most {most}. The file was changed; {_AGAIN}")
-        return storage.read(name, 0, size).tobytes()
+        for _ in range(_TRIES):
+            size = storage.size(name)
+            if size > most:
+                raise CorruptTrace(
+                    f"{name} of the trace {storage} has {size} bytes; expected at most {most}. The file was changed; {_AGAIN}"
+                )
+            try:
+                data = storage.read(name, 0, size).tobytes()
+            except ValueError:  # it ends before its size, unless the recorder has put a shorter one in its place
+                if storage.size(name) == size:
+                    raise
+                continue
+            if storage.size(name) == size:
+                return data
+        raise ValueError("it changes while it is read")
     except NoAnswer:
         raise
     except (OSError, ValueError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ import pytest
 
 from i2am.analyzer import open_trace
 from i2am.analyzer.inspection.verify import verify
-from i2am.schema.errors import TraceError
+from i2am.analyzer.storage.folder import Folder
+from i2am.analyzer.storage.storage import Bytes, Part
+from i2am.analyzer.store.files import read_file
+from i2am.schema.errors import CorruptTrace, TraceError
 from traces import Synthetic, default_layers, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -44,3 +49,25 @@ def test_a_reader_beside_the_writer(tmp_path: Path) -> None:
     assert opened
     assert not [text for text in refused if "there is no" not in text and "zarr.json, not a trace" not in text], refused
     assert len(open_trace(tmp_path / "t.zarr").present) == 40
+
+
+@pytest.mark.parametrize("other", [b"{}", b'{"a": [1, 2, 3, 4, 5, 6, 7, 8]}'])
+def test_a_document_replaced_while_it_is_read_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bytes) -> None:
+    """The size is asked first and the file opened after it, so the recorder may put another document in its place in between."""
+    (tmp_path / "zarr.json").write_bytes(b'{"first": 1}')
+    storage, fetch = Folder(tmp_path), Folder.fetch
+
+    def replace_first(self: Folder, parts: Iterable[Part]) -> Iterator[Bytes]:
+        (tmp_path / "zarr.json").write_bytes(other)
+        return fetch(self, parts)
+
+    monkeypatch.setattr(Folder, "fetch", replace_first)
+    assert read_file(storage, "zarr.json", 1000) == other
+
+
+def test_a_document_that_never_keeps_its_size_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zarr.json").write_bytes(b"{}")
+    sizes = itertools.count(1)
+    monkeypatch.setattr(Folder, "size", lambda self, name: 1 + next(sizes) % 2)
+    with pytest.raises(CorruptTrace, match="changes while it is read"):
+        read_file(Folder(tmp_path), "zarr.json", 1000)
