@@ -130,7 +130,7 @@ def _dataset(output: Output) -> xr.Dataset:
 
 
 def _png(output: Output, path: Path) -> None:
-    from .figures import encode_png
+    from .sheets import encode_png
 
     assert output.draw is not None
     path.write_bytes(encode_png(*output.draw()))

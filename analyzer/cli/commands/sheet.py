@@ -27,9 +27,9 @@ from ...maps.attribution import g2r, r2g, sram
 from ...metrics.placement import normalize
 from ...metrics.pointing import Truth
 from ...numerics.resize import middle
-from ...output.figures import Mark, compose, patch_mark, show, stack
 from ...output.files import Output, check_output, save
 from ...output.illustration import illustrate, provenance
+from ...output.sheets import Mark, compose, patch_mark, show, stack
 from ...trace.reader import Trace, open_trace
 
 TIME_GROUPS: Final = 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from i2am.analyzer.output.colours import BAR, STYLES, colour, colour_bar, mix
-from i2am.analyzer.output.figures import (
+from i2am.analyzer.output.sheets import (
     ABSENT,
     MARGIN,
     TILE,
