@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from ...schema.errors import InvalidInput
 from ..facts import MapFacts
 from ..metrics.placement import place, place_signed, tells_apart
-from .colours import INK, PAPER, Pixels, Scale, colour_bar, find_style, mix
+from .colours import INK, PAPER, Pixels, Scale, Style, colour_bar, find_style, mix
 
 Limits: TypeAlias = tuple[float, float]
 """Values that are drawn as heat 0 and heat 1."""
@@ -66,12 +66,24 @@ def overlay(
     if picture is not None:
         pixels = _rgb(picture)
         size = (pixels.shape[0], pixels.shape[1])
-    factor, window = _factor(size), MapFacts.of(map).window
-    # The window grows with the picture.
-    map = map if window is None else map.assign_attrs(window=tuple(factor * edge for edge in window))
+    factor = _factor(size)
+    large = (size[0] * factor, size[1] * factor)
+    return draw_marks(Image.fromarray(blend(map, None if pixels is None else _enlarge(pixels, factor), large, size, style, limits)), marks)
+
+
+def blend(
+    map: xr.DataArray, pixels: Pixels | None, size: tuple[int, int], shape: tuple[int, int], style: str | Style, limits: Limits | None
+) -> Pixels:
+    """A map in colours over its picture, which was brought to `size` and is of `shape` in the trace.
+
+    Cells are joined by straight lines: a bicubic kernel draws rings around peaks, where there is nothing.
+
+    Dims     map (row, column), pixels (*size, channel) -> (*size, channel)
+    """
+    if window := MapFacts.of(map).window:
+        map = map.assign_attrs(window=tuple(edge * size[i % 2] / shape[i % 2] for i, edge in enumerate(window)))
     lay = place_signed if find_style(style).signed else place
-    heat = lay(map, (size[0] * factor, size[1] * factor), limits=limits).values
-    return draw_marks(Image.fromarray(mix(heat, None if pixels is None else _enlarge(pixels, factor), style)), marks)
+    return mix(lay(map, size, "bilinear", limits).values, pixels, style)
 
 
 def show(picture: Pixels, marks: Sequence[Mark] = ()) -> Image.Image:
