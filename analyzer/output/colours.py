@@ -20,7 +20,7 @@ LUMA: Final = (0.299, 0.587, 0.114)
 """Red, green and blue in the grey of a picture (ITU-R BT.601)."""
 Ground: TypeAlias = Literal["picture", "dim", "pale"]
 """How a picture is shown below heat: as it is, in dim grey for bright heat, or in pale grey for dark heat."""
-GREYS: Final[dict[Ground, tuple[int, float]]] = {"dim": (48, 0.5), "pale": (150, 0.41)}
+GREYS: Final[dict[Ground, tuple[int, float]]] = {"dim": (48, 0.5), "pale": (178, 0.3)}
 """Black of a picture in grey, and its contrast: heat shows on white clothes and on dark ones."""
 BAR: Final = (10, 26)
 """Height of a bar's colours, and with its numbers."""

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -64,7 +65,7 @@ def overlay(
     """
     size, pixels = _shape(map), None
     if picture is not None:
-        pixels = _rgb(picture)
+        pixels = three_channels(picture)
         size = (pixels.shape[0], pixels.shape[1])
     factor = _factor(size)
     large = (size[0] * factor, size[1] * factor)
@@ -76,19 +77,22 @@ def blend(
 ) -> Pixels:
     """A map in colours over its picture, which was brought to `size` and is of `shape` in the trace.
 
-    Cells are joined by straight lines: a bicubic kernel draws rings around peaks, where there is nothing.
+    Between cells it is bicubic, and nowhere outside what the cells around hold: left alone, that kernel draws rings around peaks.
 
     Dims     map (row, column), pixels (*size, channel) -> (*size, channel)
     """
     if window := MapFacts.of(map).window:
         map = map.assign_attrs(window=tuple(edge * size[i % 2] / shape[i % 2] for i, edge in enumerate(window)))
     lay = place_signed if find_style(style).signed else place
-    return mix(lay(map, size, "bilinear", limits).values, pixels, style)
+    limits = limits_of(map, style) if limits is None else limits
+    around = sliding_window_view(np.pad(np.asarray(map, np.float64), 1, mode="edge"), (3, 3))
+    low, high = (lay(map.copy(data=edge), size, "nearest", limits).values for edge in (around.min((-2, -1)), around.max((-2, -1))))
+    return mix(np.clip(lay(map, size, "bicubic", limits).values, low, high), pixels, style)
 
 
 def show(picture: Pixels, marks: Sequence[Mark] = ()) -> Image.Image:
     """A picture, of a video the middle frame, at the size that overlays of it have, with marks."""
-    pixels = _rgb(picture)
+    pixels = three_channels(picture)
     return draw_marks(Image.fromarray(_enlarge(pixels, _factor(pixels.shape[:2]))), marks)
 
 
@@ -162,7 +166,7 @@ def explain(drawing: Image.Image, map: xr.DataArray, style: str, on_picture: boo
     return sheet
 
 
-def limits_of(map: xr.DataArray, style: str = "viridis") -> Limits:
+def limits_of(map: xr.DataArray, style: str | Style = "viridis") -> Limits:
     """The values at the ends of a shared scale; equal where all is constant up to rounding."""
     values = map.values[np.isfinite(map.values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
@@ -235,7 +239,7 @@ def _factor(size: tuple[int, ...]) -> int:
     return max(1, -(-TILE // min(size)))
 
 
-def _rgb(picture: Pixels) -> Pixels:
+def three_channels(picture: Pixels) -> Pixels:
     """A picture, of a video the middle frame, with three channels."""
     pixels = np.asarray(picture[len(picture) // 2] if picture.ndim > 3 else picture)
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or pixels.dtype != np.uint8:
