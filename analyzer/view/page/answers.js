@@ -1,6 +1,6 @@
 // Numbers of the selection in sight, kept once they are worked out. Every panel asks here; nothing here draws.
 import * as maths from "./maths.js";
-import { agreement, evenness, imacs, mean, peak } from "./scores.js";
+import { agreement, imacs, mean, peak } from "./scores.js";
 import { page } from "./state.js";
 import { pictureFrame } from "./data.js";
 
@@ -66,33 +66,31 @@ export function scoresOf(view, sel, now = false) {
 
 /** The scores of one frame of a selection, as the analyzer defines them; NaN where something that they need is not known. */
 export function workOutScores(view, sel) {
-  const out = { imacs_g: NaN, imacs_r: NaN, inside: NaN, leak: NaN, copy: NaN, evenness: NaN };
+  const out = { imacs_g: NaN, imacs_r: NaN, inside: NaN, leak: NaN, copy: NaN, evenness: meanMeasure(view, sel, "evenness") };
   const { mask, reference_mask: reference } = view.images, r2g = mapOf(view, "r2g", sel), g2r = mask && mapOf(view, "g2r_masked", sel);
-  const inside = view.inside(view.latent, sel.frame);
   if (mask && r2g) {
-    const bits = view.bits("mask", pictureFrame(page.run, mask, sel.frame));
-    out.imacs_g = imacs(r2g, view.latent, bits, [mask.height, mask.width]);
+    const inside = view.inside(view.latent, sel.frame);
+    out.imacs_g = imacs(r2g, view.latent, view.bits("mask", pictureFrame(page.run, mask, sel.frame)), [mask.height, mask.width]);
     out.inside = r2g.reduce((total, value, i) => total + (inside[i] ? value : 0), 0) / r2g.reduce((total, value) => total + value, 0);
   }
-  if (reference && g2r && view.ref_grid) out.imacs_r = imacs(g2r, view.ref_grid, view.bits("reference_mask"), [reference.height, reference.width], view.window);
-  if (view.ready) Object.assign(out, rowScores(view, sel));
+  if (!view.ref_grid) return out;
+  if (reference && g2r) out.imacs_r = imacs(g2r, view.ref_grid, view.bits("reference_mask"), [reference.height, reference.width], view.window);
+  if (reference && g2r) out.leak = maths.leaked(view, sel);
+  const finest = maths.weighedLayers(view, sel).reduce((best, { layer }) => (!best || layer.row_grid[0] * layer.row_grid[1] > best.row_grid[0] * best.row_grid[1] ? layer : best), null);
+  const copied = finest && view.colours && maths.copy(view, sel, finest.row_grid);
+  if (copied) out.copy = agreement(copied.rgb, view.painted(finest, sel.frame), view.patches(finest, sel.frame));
   return out;
 }
 
-/** Evenness, leak and the match of copied colours, over the rows of the masked patches that are kept. */
-function rowScores(view, sel) {
-  const inside = view.inside(view.cells, sel.frame), cells = inside ? [...inside.keys()].filter((i) => inside[i]) : [...Array(view.cells[0] * view.cells[1]).keys()];
-  const rows = cells.map((i) => maths.look(view, sel, [Math.floor(i / view.cells[1]), i % view.cells[1]].map((c, axis) => Math.floor(((c + 0.5) * view.latent[axis]) / view.cells[axis]))));
-  if (!rows.length || !rows[0]) return {};
-  const shares = view.insideReference(), out = { evenness: mean(rows.map(evenness)) };
-  if (shares && inside) {
-    let off = 0, total = 0;
-    for (const row of rows) row.forEach((value, k) => { total += value; off += value * (1 - shares[k]); });
-    out.leak = off / total;
+/** The mean of a measure over the recorded calls of a selection. */
+function meanMeasure(view, sel, measure) {
+  const { facts, timeOf } = page.run, k = facts.measures.indexOf(measure), values = [];
+  for (const [l, h] of maths.pairs(view, sel)) {
+    const { stats, heads } = view.layers[l];
+    for (let s = 0; stats && s < facts.steps; s++) if (sel.time === null || timeOf[s] === sel.time) values.push(stats[(s * heads + h) * facts.measures.length + k]);
   }
-  const copied = inside && view.colours && maths.copy(view, sel, view.cells);
-  if (copied) out.copy = agreement(copied.rgb, view.painted(view.cells, sel.frame), inside);
-  return out;
+  const known = values.filter(Number.isFinite);
+  return known.length ? mean(known) : NaN;
 }
 
 /** One measure of every recorded step of a layer: the mean over heads that have it, or one head. */

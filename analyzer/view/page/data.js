@@ -54,21 +54,31 @@ export async function openRun(text) {
 function prepareView(run, facts, number) {
   const own = (role) => (facts.images[role] ? run.images[facts.images[role]] : null);
   const view = { ...facts, number, latent: run.latent, images: { generated: own("generated"), reference: own("reference"), mask: own("mask"), reference_mask: own("reference_mask") } };
-  view.layers = facts.layers.map((layer) => ({ ...layer }));
+  const shorter = facts.layers.map(({ short }) => short.replace(/_blocks?\b/g, "").replace(/\b(attentions|transformer)\./g, "")), apart = new Set(shorter).size === shorter.length;
+  view.words = facts.words?.length ? facts.words : null;
+  view.layers = facts.layers.map((layer, l) => ({ ...layer, short: apart ? shorter[l] : layer.short }));
   view.window = facts.window ?? [0, 0, 1, 1];
   view.tokens = facts.ref_grid ? product(facts.ref_grid) : Math.min(...facts.layers.map((layer) => layer.keys));
   const placeless = () => Array.from({ length: view.tokens }, (_, k) => ({ text: String(k + 1), tokens: [k], kind: "token" }));
-  view.terms = facts.words ?? (facts.ref_grid ? null : placeless());
+  view.terms = view.words ?? (facts.ref_grid ? null : placeless());
   view.cells = facts.layers.reduce((best, { row_grid: grid }) => (grid && product(grid) > product(best) ? grid : best), [0, 0]);
   if (!product(view.cells)) view.cells = run.latent;
   const reference = view.images.reference, kept = new Map();
   const once = (key, make) => { if (!kept.has(key)) kept.set(key, make()); return kept.get(key); };
   view.colours = reference && view.ref_grid ? (grid) => once(`colours ${grid}`, () => cellColours(reference, grid, 0, view.window)) : null;
-  view.painted = (grid, frame) => once(`painted ${grid} ${frame}`, () => cellColours(view.images.generated, grid, pictureFrame(run, view.images.generated, frame)));
+  view.painted = ({ grid, row_grid: kept }, frame) => once(`painted ${grid} ${kept} ${frame}`, () => sample(cellColours(view.images.generated, grid, pictureFrame(run, view.images.generated, frame)), grid, kept, 3));
+  view.patches = ({ grid, row_grid: kept }, frame) => once(`patches ${grid} ${kept} ${frame}`, () => sample(view.inside(grid, frame) ?? Array(product(grid)).fill(true), grid, kept, 1));
   view.inside = (grid, frame = 0) => view.images.mask && once(`inside ${grid} ${frame}`, () => Array.from(cellShares(view.images.mask, grid, pictureFrame(run, view.images.mask, frame)), (share) => share > 0.5));
-  view.insideReference = () => view.images.reference_mask && view.ref_grid && once("reference", () => cellShares(view.images.reference_mask, view.ref_grid, 0, view.window));
+  view.outside = (grid) => once(`outside ${grid}`, () => Array.from(cellShares(view.images.reference_mask, grid, 0, view.window), (share) => share <= 0.5));
   view.bits = (role, frame = 0) => once(`bits ${role} ${frame}`, () => maskBits(view.images[role], pictureFrame(run, view.images[role], frame)));
   return view;
+}
+
+/** What the patches have whose rows are kept: every n-th of a layer's. */
+function sample(values, [h, w], [n, m], channels) {
+  const at = (i, all, some) => Math.floor((i * all) / some) + Math.floor(Math.floor(all / some) / 2), out = [];
+  for (let y = 0; y < n; y++) for (let x = 0; x < m; x++) for (let c = 0; c < channels; c++) out.push(values[channels * (at(y, h, n) * w + at(x, w, m)) + c]);
+  return out;
 }
 
 /** Which frame of a picture goes with a shown frame: a picture of one frame goes with all. */

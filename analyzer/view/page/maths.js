@@ -163,6 +163,21 @@ function addMap({ data, max, cells }, block, frame, grid, target, share, out) {
   resize(own.length > out.length && grid[0] === 1 ? own.subarray(0, out.length) : own, grid, target, true).forEach((value, i) => { out[i] += value; });
 }
 
+/** Share of what masked patches give the reference that falls outside its mask. */
+export function leaked(view, sel) {
+  let off = 0, whole = 0;
+  for (const l of chosenLayers(view, sel)) {
+    const layer = view.layers[l], kept = layer.g2r_masked, outside = layer.key_grid && view.outside(layer.key_grid);
+    if (!kept || !outside || (kept.heads < layer.heads && sel.head !== null)) return NaN;
+    for (const t of timesOf(layer, sel.time)) for (let h = 0; h < kept.heads; h++) {
+      if (sel.head !== null && h !== sel.head) continue;
+      const block = t * kept.heads + h, scale = (kept.max[block] * layer.heads) / kept.heads;
+      for (let k = 0; k < kept.cells; k++) { const value = scale * kept.data[block * kept.cells + k]; whole += value; if (outside[k]) off += value; }
+    }
+  }
+  return off / whole;
+}
+
 /** Where a word is attended to, mean over heads, on the latent grid; of one head from the kept rows, on their grid. */
 export function wordMap(view, sel, word) {
   const { tokens, kind } = view.terms[word];

@@ -18,14 +18,6 @@ export const greatest = (values) => values.reduce((top, value) => Math.max(top, 
 export const strongest = (values) => values.reduce((top, value) => Math.max(top, Math.abs(value)), 1e-30);
 export const span = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 
-/** Entropy over that of an even row: 1 for an even row, 0 for all on one token. */
-export function evenness(values) {
-  let total = 0, entropy = 0;
-  for (const value of values) total += value;
-  for (const value of values) if (value > 0) entropy -= (value / total) * Math.log(value / total);
-  return entropy / Math.log(values.length);
-}
-
 /** IMACS of one map against a mask (0 or 1, at the picture's size), over the part of the picture that the map covers. */
 export function imacs(map, grid, mask, [H, W], window = [0, 0, 1, 1], penalty = 3, threshold = 0.4) {
   const placed = place(map, grid, [H, W], window);
