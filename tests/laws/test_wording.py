@@ -19,6 +19,7 @@ from i2am.analyzer.cli.group import i2am
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.datasets import cluster
 from i2am.analyzer.output.files import Output, save
+from i2am.analyzer.storage import address
 from i2am.recorder.cli.record import record_command
 from i2am.schema import errors
 from i2am.schema.errors import TraceError
@@ -142,6 +143,7 @@ def test_a_message_names_options_as_its_reader_types_them(
     if name == "MissingExtra":
         monkeypatch.setattr("i2am.schema.messages.find_spec", lambda name: None)
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(address, "BACKOFF_SECONDS", 0.01)
     with pytest.raises(CLASSES[name]) as caught:
         door(folder)
     assert for_command_line(str(caught.value)) == []
