@@ -26,7 +26,7 @@ from i2am.schema.errors import TraceError
 from i2am.schema.messages import for_shell, option
 from traces import synthetic_trace
 
-pytestmark = [pytest.mark.analyzer, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+pytestmark = [pytest.mark.analyzer, pytest.mark.torch, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 CLASSES: Final = {name: found for name, found in vars(errors).items() if isinstance(found, type) and found is not TraceError}
 SPEC: Final = f'{PAINT_BY_EXAMPLE}example_image = "reference.png"\n'
