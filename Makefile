@@ -8,12 +8,12 @@ NEXT := .venv-next
 BIN := $(VENV)/bin
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint unit wheel laptop lowest next bench clean
+.PHONY: demo test lint docs unit wheel laptop lowest next bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/i2am demo -o demo --overwrite
 
-test: lint unit wheel laptop
+test: lint docs unit wheel laptop
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -22,6 +22,10 @@ lint: $(VENV)/installed
 	@mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/i2am
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p i2am.schema -p i2am.recorder -p i2am.analyzer
 	$(BIN)/lint-imports
+
+# The site, from the pages where they lie: build/docs/index.html. A link, an anchor or a parameter that is not there is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --doctree-dir build/doctrees -c docs . build/docs
 
 # All that `laptop` does not run. One process a core, one thread each: torch with threads of its own beside other work is many times slower.
 unit: $(VENV)/installed
