@@ -41,7 +41,7 @@ class Kind:
 KINDS: Final = {
     "runs": Kind("a row a run: input, reference, generated, R2G, G2R, SRAM of patches", runs, ("at", "recipe"), True),
     "patches": Kind("the generated image with patches framed, and where each looked", patches, ("at", "recipe", "columns")),
-    "layers": Kind("layers by time; --keep layer,head and others", layers, ("direction", "at", "keep", "time_groups", "recipe", "columns")),
+    "layers": Kind("layers by time, or other axes that are kept", layers, ("direction", "at", "keep", "time_groups", "recipe", "columns")),
     "time": Kind("R2G, G2R and SRAM of a patch from noise to picture", time, ("at", "time_groups", "recipe")),
     "methods": Kind("one map by several methods", methods, ("direction", "at", "recipes", "columns")),
     "words": Kind("a tile a word of the prompt", words, ("words", "recipe", "columns")),

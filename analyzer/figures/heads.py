@@ -21,7 +21,7 @@ def heads(asked: Asked) -> Charts:
     """Scores of a file of `i2am heads`, or of the trace itself: by its known truth, or else for the concepts of its probe."""
     scores = _scores(asked)
     if "time" in scores.dims:
-        raise InvalidInput("the scores count each step apart, which bars cannot show; make them without keep='time'")
+        raise InvalidInput(f"the scores count each step apart, which bars cannot show; make them without {option('keep', 'time')}")
     there = scores.coords["concept"].values.tolist() if "concept" in scores.dims else []
     if unknown := [name for name in asked.words if name not in there]:
         raise UnknownSelection(f"the scores have no concept {unknown[0]!r}; {guess(unknown[0], there)}there are {listed(there)}")
