@@ -18,7 +18,7 @@ from ..trace.reader import Trace
 from .group import encode_maps, encode_rows, pack
 from .measures import Grounds, Targets, Totals, add_totals
 from .pictures import cell_means
-from .plan import Packed, Plan, Sampling, cell_starts, sampled, sampled_places
+from .plan import Packed, Plan, Sampling, cell_starts, measured_grid, sampled_places
 from .scan import Look, Part
 from .views import LayerView, View
 
@@ -26,8 +26,6 @@ Values: TypeAlias = NDArray[Any]
 Array: TypeAlias = tuple[str, Values, tuple[str, ...]]
 """Name without the layer's number, values, and axes."""
 
-MEASURED: Final = 16
-"""Patches a side whose rows are measured where none are kept."""
 PACKED_LAYERS: Final = 8
 PACKED_SIDE: Final = 16
 """Layers in which packing is tried, and patches a side."""
@@ -59,7 +57,7 @@ def make_grounds(trace: Trace, view: View, recipe: Recipe) -> Grounds:
 def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Recipe) -> Look:
     """What is collected of one layer."""
     sampling, group = Sampling.of(plan, one), one.group
-    rows = (sampled(one.layer.grid[0], MEASURED), sampled(one.layer.grid[1], MEASURED)) if sampling is None else sampling.rows
+    rows = measured_grid(plan, one)
     down, across = (sampled_places(n, m) for n, m in zip(one.layer.grid, rows, strict=True))
     places = one.places
     samples = np.ravel_multi_index(np.ix_(np.array(one.frames), down, across), places).ravel()
@@ -67,7 +65,7 @@ def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Reci
     if sampling is not None and sampling.keys is not None and group.grid is not None and sampling.keys != group.grid:
         cells = (cell_starts(group.grid[0], sampling.keys[0]), cell_starts(group.grid[1], sampling.keys[1]))
     sizes = [len(word.tokens) for word in view.words]
-    tokens = np.array([group.start + token for word in view.words for token in word.tokens], np.intp)
+    tokens = np.array([token for word in view.words for token in word.tokens], np.intp)
     return Look(
         group=slice(group.start, group.stop),
         kept=one.kept,
@@ -162,7 +160,7 @@ def finish_layer(
     parts = [scan[which] for scan in scans]
     stats = np.full((count, *parts[0].stats.shape[1:]), np.nan, np.float32)
     stats[[step for steps in called for step in steps]] = np.concatenate([part.stats for part in parts])
-    timed = [*_maps(one, plan, parts), *(_rows(one, plan, look, parts) if look.keys else ()), *_words(one, look, parts)]
+    timed = [*_maps(one, plan, parts), *(_rows(one, plan, look, parts) if look.keys else ()), *_words(look, parts)]
     absent = [not steps for steps in called]
     for _, values, dims in timed:
         if dims[0] == "time" and values.dtype == np.float32:
@@ -207,14 +205,14 @@ def _rows(one: LayerView, plan: Plan, look: Look, parts: Sequence[Part]) -> list
     return found
 
 
-def _words(one: LayerView, look: Look, parts: Sequence[Part]) -> list[Array]:
+def _words(look: Look, parts: Sequence[Part]) -> list[Array]:
     if look.words is None:
         return []
     sizes = np.diff([*look.words[1], len(look.words[0])])
-    means = np.stack([part.words / max(part.calls, 1) for part in parts]) / sizes[:, None]
-    maps = means.reshape(*means.shape[:2], *one.places)[:, :, list(one.frames)]
-    codes, top = encode_rows(maps.reshape(*means.shape[:2], -1))
-    return [("words", codes.reshape(maps.shape), ("time", "word", "frame", "y", "x")), ("words_max", top, ("time", "word"))]
+    means = np.stack([part.words.mean(0).T / max(part.calls, 1) for part in parts]) / sizes[:, None]
+    codes, top = encode_rows(means)
+    shape = (*codes.shape[:2], *look.targets.rows)
+    return [("words", codes.reshape(shape), ("time", "word", "frame", "y", "x")), ("words_max", top, ("time", "word"))]
 
 
 def _totals(look: Look, parts: Sequence[Part]) -> Totals:

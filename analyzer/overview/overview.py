@@ -29,7 +29,7 @@ from .group import VERSION, GroupWriter, Overview
 from .layers import LayerResult, finish_layer, make_grounds, make_look, pack_rows
 from .measures import MEASURES, SCORES, add_totals
 from .pictures import write_images
-from .plan import BUDGET, TIMES, Packed, Plan, Sampling, expect_bytes, ladder
+from .plan import BUDGET, TIMES, Packed, Plan, Sampling, expect_bytes, ladder, measured_grid
 from .scan import scan_calls
 from .views import LayerView, View, known_truth, list_views, shown_frames
 
@@ -213,6 +213,7 @@ class _Making:
             "key_grid": None if sampling is None or sampling.keys is None else list(sampling.keys),
             "keys": 0 if sampling is None else sampling.count,
             "row_heads": kept,
+            "word_grid": list(measured_grid(self.plan, one)) if view.words else None,
             "calls": [int((where[list(steps)] >= 0).sum()) for steps in times],
         }
 

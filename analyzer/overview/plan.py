@@ -21,6 +21,8 @@ FEW_HEADS: Final = 32
 SPARE: Final = 1.05
 """How much more rows of means may take than rows of single calls, which are packed before the plan is made."""
 MAPS_PACKED: Final = 0.9
+MEASURED_SIDE: Final = 16
+"""Most patches a side that are measured where no rows are kept."""
 ARRAYS: Final = 12
 MEASURED: Final = 6
 """Arrays of a layer and numbers of a call."""
@@ -105,8 +107,7 @@ class Sampling:
         most = math.inf if plan.keys is None else plan.keys**2
         if plan.rows == "none" or (one.group.grid is None and one.keys > most):
             return None
-        (rows, columns), patches = one.layer.grid, plan.patches
-        grid = (rows, columns) if patches is None else (sampled(rows, patches), sampled(columns, patches))
+        grid = measured_grid(plan, one)
         if one.group.grid is None:
             return Sampling(grid, None, one.keys)
         keys = one.group.grid if plan.keys is None else (summed(one.group.grid[0], plan.keys), summed(one.group.grid[1], plan.keys))
@@ -116,6 +117,13 @@ class Sampling:
     def patches(self) -> int:
         """How many patches of a frame have rows."""
         return self.rows[0] * self.rows[1]
+
+
+def measured_grid(plan: Plan, one: LayerView) -> tuple[int, int]:
+    """Rows and columns of the patches of a layer that are measured, and that words are mapped on: those with rows, or as many as would."""
+    most = MEASURED_SIDE if plan.rows == "none" and plan.patches is None else plan.patches
+    rows, columns = one.layer.grid
+    return (rows, columns) if most is None else (sampled(rows, most), sampled(columns, most))
 
 
 def sampled(length: int, most: int) -> int:
@@ -161,7 +169,7 @@ def expect_bytes(plan: Plan, views: Sequence[View], steps: int, other: int, pack
         heads = sum(one.layer.heads for one in view.layers)
         kept = 1.0 if plan.heads is None else min(1.0, plan.heads / heads)
         total += sum(_layer_bytes(plan, one, steps, times) + _row_bytes(plan, one, times, kept, packed) for one in view.layers)
-        total += sum(2 * times * len(view.words) * len(one.frames) * math.prod(one.layer.grid) * MAPS_PACKED for one in view.layers)
+        total += sum(times * len(view.words) * len(one.frames) * math.prod(measured_grid(plan, one)) * MAPS_PACKED for one in view.layers)
     return int(total)
 
 

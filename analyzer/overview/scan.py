@@ -47,7 +47,7 @@ class Look:
     """Keys of a row that is kept; 0 where rows are only measured."""
     targets: Targets
     words: tuple[Values, Values] | None
-    """Tokens of all words, and where those of each begin."""
+    """Tokens of all words in the group, and where those of each begin."""
     latent: tuple[int, int, int]
     """Common grid of R2G."""
     reference: tuple[int, int, int] | None
@@ -78,7 +78,7 @@ class Part:
     copied: Values
     """(head, patch, 4): colours of the keys times attention to them, and all such attention, summed."""
     words: Values
-    """(word, position): mean over heads, summed over steps."""
+    """(head, patch, word): attention to the tokens of each word, summed."""
 
     @classmethod
     def empty(cls, calls: Calls, look: Look, steps: int, weightings: int) -> Part:
@@ -94,7 +94,7 @@ class Part:
             rows=np.zeros((heads, len(look.samples), look.keys), np.float32),
             special=np.zeros((heads, len(look.samples))),
             copied=np.zeros((heads, len(look.samples), 4 if look.targets.colours is not None else 0)),
-            words=np.zeros((0 if look.words is None else len(look.words[1]), math.prod(places)), np.float32),
+            words=np.zeros((heads, len(look.samples), 0 if look.words is None else len(look.words[1])), np.float32),
         )
 
 
@@ -102,7 +102,7 @@ class Gatherer:
     """Rows of sampled patches of one call, collected from the blocks of a scan and worked on many at a time."""
 
     def __init__(self, heads: int, look: Look, part: Part) -> None:
-        self.look, self.part, self.heads, self.patches = look, part, heads, len(look.samples)
+        self.look, self.part, self.patches = look, part, len(look.samples)
         width, rows = look.group.stop - look.group.start, heads * self.patches
         count = min(max(1, PENDING_BYTES // (4 * width)), rows)
         self.pending, self.where, self.used = np.empty((count, width), np.float32), np.empty(count, np.intp), 0
@@ -110,7 +110,7 @@ class Gatherer:
         self.asked = np.tile(look.targets.patches, heads)
 
     def add(self, head: int, positions: slice, block: Values, factor: float) -> None:
-        """Take the sampled rows of a block, and the columns of words."""
+        """Take the sampled rows of a block."""
         look = self.look
         low, high = (int(i) for i in np.searchsorted(look.samples, (positions.start, positions.stop)))
         while low < high:
@@ -122,9 +122,6 @@ class Gatherer:
             self.used, low = self.used + take, low + take
             if self.used == len(self.pending):
                 self.flush()
-        if look.words is not None:
-            sums = np.add.reduceat(block[:, look.words[0]], look.words[1], axis=1)
-            self.part.words[:, positions] += sums.T * np.float32(factor / self.heads)
 
     def flush(self) -> None:
         """Work on the rows that were gathered."""
@@ -143,6 +140,9 @@ class Gatherer:
             part.special.reshape(-1)[at] += rows[:, :first].sum(1)
         if look.targets.colours is not None:
             self.copied[at] = product(kept, look.targets.colours)
+        if look.words is not None:
+            tokens, starts = look.words
+            part.words.reshape(-1, len(starts))[at] += np.add.reduceat(rows[:, tokens], starts, axis=1)
         if look.keys:
             part.rows.reshape(-1, look.keys)[at] += kept if look.cells is None else sum_cells(kept, look.grid, look.cells)
 
