@@ -133,7 +133,7 @@ def add_totals(parts: Sequence[Totals]) -> Totals:
 
 
 def _sum(parts: Sequence[Values]) -> Values:
-    return np.concatenate(parts).sum(0, keepdims=True)
+    return np.asarray(np.concatenate(parts).sum(0, keepdims=True))
 
 
 def _sum_known(parts: Sequence[Values | None]) -> Values | None:

@@ -67,7 +67,7 @@ class Part:
     """The same on the common grid."""
     g2r: Values
     """(weighting, head, token)"""
-    reference: Values | None
+    reference: Values
     """(head, y, x): the last of these on the common grid of the reference."""
     stats: Values
     """(step, head, measure)"""
@@ -89,7 +89,7 @@ class Part:
             r2g=np.zeros((heads, *places)),
             latent=np.zeros((heads, *look.latent)),
             g2r=np.zeros((weightings, heads, look.kept.stop - look.kept.start)),
-            reference=None if look.reference is None else np.zeros((heads, *look.reference[1:])),
+            reference=np.zeros((heads, *(look.reference or (1, 0, 0))[1:])),
             stats=np.full((steps, heads, len(MEASURES)), np.nan),
             rows=np.zeros((heads, len(look.samples), look.keys), np.float32),
             special=np.zeros((heads, len(look.samples))),
@@ -200,7 +200,7 @@ def _finish(calls: Calls, gatherer: Gatherer, sums: Sums, step: int) -> None:
     part.r2g += r2g
     part.latent += bring(r2g, look.latent, look.resize, look.clamp)
     part.g2r += g2r
-    if part.reference is not None and look.grid is not None and look.reference is not None:
+    if look.grid is not None and look.reference is not None:
         part.reference += bring(g2r[-1].reshape(-1, 1, *look.grid), look.reference, look.resize, look.clamp)[:, 0]
     share = sums.token[0][:, look.group].sum(1, dtype=np.float64) / positions
     shape = (layer.heads, len(look.samples))
