@@ -87,7 +87,8 @@ def check_output(path: Path, *kinds: Kind, overwrite: bool = False) -> Format:
              not installed; AlreadyExists if the path is taken, or is a trace
     """
     if path.suffix not in suffixes(*kinds):
-        raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {endings(*kinds)}")
+        more = "; `i2am figure` writes .pdf and .svg" if path.suffix in (".pdf", ".svg") and "picture" in kinds else ""
+        raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {endings(*kinds)}{more}")
     require_library(path.suffix)
     if not path.parent.is_dir():
         raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or choose another path")
