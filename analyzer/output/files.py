@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+    from .latex import Cell
+
 Kind: TypeAlias = Literal["picture", "figure", "map", "maps", "table"]
 Draw: TypeAlias = "Callable[[], tuple[Image, Mapping[str, str]]]"
 """Draws the picture, and says where it comes from."""
@@ -37,6 +39,9 @@ class Table:
     rows: Sequence[Mapping[str, str | float | None]]
     facts: Mapping[str, Any]
     """What all rows have in common, as plain JSON."""
+    caption: str
+    paper: Sequence[Mapping[str, Cell]] = ()
+    """What a paper prints of it, such as means with intervals; none is the rows themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +194,15 @@ def _parquet(output: Output, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
+def _tex(output: Output, path: Path) -> None:
+    from .latex import write_latex
+
+    assert output.table is not None
+    table = output.table
+    shown = table.paper or [{name: row.get(name) for name in table.columns} for row in table.rows]
+    path.write_text(write_latex(shown, table.caption, path.stem.partition("-")[2]), encoding="utf-8")
+
+
 def _is_map(path: Path) -> bool:
     """Whether a folder is a Zarr group that is no trace: the only folder that may be overwritten."""
     try:
@@ -207,5 +221,6 @@ FORMATS: Final = {
     ".zarr": Format(("map", "maps"), _zarr),
     ".csv": Format(("table",), _csv),
     ".parquet": Format(("table",), _parquet, ("pyarrow",), ", or write .csv"),
+    ".tex": Format(("table",), _tex),
 }
 """By suffix, in the order in which they are named. A new format is a row here."""
