@@ -28,7 +28,7 @@ TINY: Final = 5e-4
 """A share of the greatest value that is written as 0."""
 STRIP: Final = 256
 """Colours of a bar."""
-OWN: Final = "Each panel has a scale of its own, which stands above it."
+OWN: Final = "Each panel has the scale that stands above it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ def draw(grid: Grid, layout: Layout, look: Look) -> PaperFigure:
                 known = Range.of([panel]) if look.scale == "own" and panel.map is not None else ranges.get(panel.scale)
                 page.panel(panel, layout.box(i, j, aspect(panel)), layout.heads[i], known)
     if look.scale == "own" and grid.scales:
-        page.text(OWN, EDGE + layout.gutter, layout.bottom + GAP + SMALL_LINE / 2, SMALL, color=QUIET)
+        counted = next(iter(grid.scales.values()))[0]
+            page.text(f"{OWN}: {label_of(counted, look)}.", EDGE + layout.gutter, layout.bottom + GAP + SMALL_LINE / 2, SMALL, color=QUIET)
     elif grid.bars == "right":
         for scale, (row_of, _) in grid.spans("row").items():
             page.bar_beside(row_of, grid, ranges[scale], label_of(grid.scales[scale][0], look))
