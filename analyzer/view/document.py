@@ -24,7 +24,7 @@ SERVED_POLICY: Final = POLICY.format(script="'self'", style="'self'", image="'se
 _STYLE: Final = re.compile(r'<link rel="stylesheet" href="([\w-]+\.css)">')
 _SCRIPT: Final = re.compile(r'<script type="module" src="([\w-]+)\.js"></script>')
 _IMPORT: Final = re.compile(r'^import (?:\* as (\w+)|\{([^}]*)\}) from "\./([\w-]+)\.js";', re.MULTILINE)
-_EXPORT: Final = re.compile(r"^export ((?:async )?(?:function|const|class)\*? (\w+))", re.MULTILINE)
+_EXPORT: Final = re.compile(r"^export ((?:async )?(?:function|const|class)\*? ([\w$]+))", re.MULTILINE)
 
 
 @cache

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...schema.messages import parse_bytes
 from ...schema.selection import pick_positions
-from ..overview.overview import Overview
-from ..overview.overview import make_overview as load_overview
+from ..overview.cache import load_overview
+from ..overview.group import Overview
 from ..trace.reader import Trace
 
 

@@ -77,7 +77,6 @@ def test_no_file_of_the_page_ends_the_element_that_it_stands_in() -> None:
     for name, content in page_files().items():
         if not name.endswith(".html"):
             assert not re.search(rb"</script|</style|<!--", content, re.IGNORECASE), name
-    assert sum(map(len, page_files().values())) < 140_000
 
 
 def test_data_cannot_end_the_element_that_it_stands_in() -> None:
@@ -99,8 +98,8 @@ def test_carried_files_lie_one_after_another() -> None:
 MODULES = {
     "main.js": 'import { two, Three as Four } from "./part.js";\nimport * as deep from "./deep.js";\n'
     "console.log(two, new Four().name, deep.one, await deep.later());\n",
-    "part.js": 'import { one } from "./deep.js";\nexport const two = one + 1;\nexport class Three { name = "three"; }\n',
-    "deep.js": "export const one = 1;\nconst hidden = 4;\nexport async function later() { return hidden; }\n",
+    "part.js": 'import { $, one } from "./deep.js";\nexport const two = one + $();\nexport class Three { name = "three"; }\n',
+    "deep.js": "export const $ = () => 1;\nexport const one = $();\nconst hidden = 4;\nexport async function later() { return hidden; }\n",
 }
 
 

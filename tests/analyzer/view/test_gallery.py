@@ -82,7 +82,7 @@ def test_an_unfinished_recording_is_a_card_when_asked(tmp_path: Path) -> None:
     (member,) = find_traces(path)
     assert "partial" in make_card(member).row.error
     card = make_card(member, partial=True)
-    assert "2 steps of 5 planned, interrupted" in card.facts and "generated" not in card.images
+    assert "2 of 5 steps, interrupted" in card.facts and "generated" not in card.images
 
 
 def test_the_file_holds_all_and_names_stay_text(tmp_path: Path) -> None:
