@@ -162,7 +162,7 @@ class Trace(Contents):
         trace.view().save("run.html")     # one file to send
         """
         # What is shown stands on maps and scores, floors above a trace, which therefore finds it by name.
-        return import_module("...view.notebook", __package__).show(self, other, **options)
+        return import_module("..view.notebook", __package__).show(self, other, **options)
 
     def probe_key(self, layer: Selector, probe: str | None = None) -> NDArray[np.float32] | NDArray[np.float16]:
         """Keys of one probe in a layer, or of all of them one after another, exactly as the model makes them.

@@ -24,6 +24,8 @@ SERVED_POLICY: Final = POLICY.format(script="'self'", style="'self'", image="'se
 _STYLE: Final = re.compile(r'<link rel="stylesheet" href="([\w-]+\.css)">')
 _SCRIPT: Final = re.compile(r'<script type="module" src="([\w-]+)\.js"></script>')
 _IMPORT: Final = re.compile(r'^import (?:\* as (\w+)|\{([^}]*)\}) from "\./([\w-]+)\.js";', re.MULTILINE)
+_ASIDE: Final = re.compile(r"^[ \t]*(?://[^\n]*\n|/\*.*?\*/[ \t]*\n|\n)|^[ \t]+", re.MULTILINE | re.DOTALL)
+"""Lines that are comments alone or empty, and what lines are set in by; no text of the page spans lines."""
 _EXPORT: Final = re.compile(r"^export ((?:async )?(?:function|const|class)\*? ([\w$]+))", re.MULTILINE)
 
 
@@ -52,7 +54,7 @@ def joined_document(page: Page, data: Mapping[str, str]) -> bytes:
     text = sources[f"{page}.html"]
     style, entry = _STYLE.search(text), _SCRIPT.search(text)
     assert style and entry, f"{page}.html names no style sheet or no module"
-    css, script = sources[style[1]], join_modules(sources, entry[1])
+    css, script = _ASIDE.sub("", sources[style[1]]), _ASIDE.sub("", join_modules(sources, entry[1]))
     policy = POLICY.format(script=_sum(script), style=_sum(css), image="")
     elements = (f'<script type="application/json" id="{name}">{written}</script>' for name, written in data.items())
     parts = {
