@@ -59,7 +59,7 @@ class Run:
             "path": str(self.trace.path),
             **facts["plan"],
             "bytes": self.overview.nbytes,
-            "notes": facts["notes"],
+            "notes": [*facts["notes"], *filter(None, [self.overview.note])],
         }
 
 
