@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ...output.files import check_output
-from .options import (
+from ..options import (
     changes_option,
     completing,
     example,
@@ -27,7 +27,7 @@ from .options import (
     trace_argument,
     with_heads,
 )
-from .text import align, answer, document, say
+from ..text import align, answer, document, say
 
 if TYPE_CHECKING:
     import xarray as xr
