@@ -63,7 +63,7 @@ def ask(run: Run, asked: Mapping[str, str]) -> xr.DataArray:
             return token_map(run.trace, _numbers("token", token), recipe=get_recipe("i2am", r2g="keys"), **options)
         case [("map", name)] if name in MAPS:
             return MAPS[name](run.trace, **options)
-    raise InvalidInput("a question asks for one of at=Y,X, token=N, map=r2g and map=g2r")
+    raise InvalidInput(f"a question is of one patch (at), one token, or one map ({listed(MAPS)})")
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -12,8 +12,8 @@ import click
 from ....schema.errors import CorruptTrace
 from ....schema.messages import parse_bytes, size_text
 from ...output.files import check_output, endings
-from .options import branch_option, example, group_option, json_option, output_option, overwrite_option, traces_argument
-from .text import answer, say, write_skipped
+from ..options import branch_option, example, group_option, json_option, output_option, overwrite_option, traces_argument
+from ..text import answer, say, write_skipped
 
 if TYPE_CHECKING:
     from ...view.server import Find, Server
