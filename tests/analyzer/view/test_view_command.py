@@ -59,12 +59,14 @@ def test_a_file_says_what_it_holds(made: Synthetic, tmp_path: Path, capsys: pyte
 
 
 def test_what_was_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = synthetic_trace(tmp_path / "run.zarr", layers=[reference_layer(grid=(16, 12), reference=(9, 9))], latent_grid=(16, 12)).path
-    facts = answer(capsys, path, "-o", tmp_path / "a.html", "--budget", "40kB")
+    path = synthetic_trace(
+        tmp_path / "run.zarr", layers=[reference_layer(grid=(16, 12), reference=(9, 9))], latent_grid=(16, 12), steps=8
+    ).path
+    facts = answer(capsys, path, "-o", tmp_path / "a.html", "--budget", "120kB")
     (row,) = facts["runs"]
-    assert row["dropped"] and row["bytes"] <= 40_000
-    assert run(["view", str(path), "-o", str(tmp_path / "b.html"), "--budget", "40kB"]) == 0
-    assert f"left out of {path} to stay within 40kB: {row['dropped'][0]}" in capsys.readouterr().out
+    assert row["dropped"] and row["bytes"] <= 120_000
+    assert run(["view", str(path), "-o", str(tmp_path / "b.html"), "--budget", "120kB"]) == 0
+    assert f"left out of {path} to stay within 120kB: {row['dropped'][0]}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
