@@ -156,7 +156,7 @@ class Trace(Contents):
         return make_datatree(self)
 
     def view(self, other: Trace | None = None, **options: Any) -> Any:
-        """The run as a page to look at, beside another run if one is given; arguments and value as of `i2am.analyzer.show`.
+        """The run as a page to look at, beside another run if one is given; arguments and value as of `show`.
 
         trace.view()                      # in a notebook, shown below the cell
         trace.view().save("run.html")     # one file to send

@@ -43,8 +43,12 @@ class View:
 def show(trace: Trace, other: Trace | None = None, **options: Unpack[ViewOptions]) -> View:
     """The page of a run, or of two side by side: where each patch looked, which heads know, what came from the reference.
 
-    `budget` is the size of a run's overview, such as "8MB"; `time_groups` splits its steps; `group`, `sample` and `branch` are all if
-    None. In a notebook the value shows itself, and `show(trace).save("run.html")` writes a file that works anywhere.
+        show(open_trace("run.zarr")).save("run.html")
+
+    `other`    a second run, beside the first
+    `options`  `budget`, bytes of a run's overview such as "8MB"; `time_groups` of its steps; `group`, `sample` and `branch`, all if None
+
+    In a notebook the value shows itself; the file that it saves works anywhere.
 
     Raises   InvalidInput, UnknownSelection, CorruptTrace
     """
