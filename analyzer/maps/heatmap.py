@@ -12,7 +12,7 @@ from ...schema.errors import InvalidInput
 from ..facts import MapFacts
 from ..methods.recipes import Recipe, Scaling, get_recipe
 from ..metrics.masks import one_channel, shares
-from ..metrics.placement import hide, normalize, tells_apart, threshold, upsample
+from ..metrics.placement import hide, keep_where, normalize, tells_apart, threshold, upsample
 from ..numerics.window import Window
 from ..trace.images import own_reference_mask
 from ..trace.reader import Trace
@@ -73,7 +73,7 @@ def scored_picture(map: xr.DataArray, mask: NDArray[Any], *, pre_mask: bool = Fa
     found = hide(map, mask) if facts.on_reference and (pre_mask or row.pre_mask) else map
     shown = upsample(found, Window.of(facts.window, mask.shape).size, row.upsample)
     turned = -shown.values if row.invert and not facts.on_reference else shown.values
-    picture = shown.copy(data=np.where(tells_apart(np.asarray(found, np.float64)), turned, 0.0))
+    picture = shown.copy(data=keep_where(tells_apart(np.asarray(found, np.float64)), turned))
     return threshold(normalize(picture), row.threshold) if cut else picture
 
 

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from ..methods.recipes import Recipe
 from ..numerics.resize import middle
 from ..numerics.window import Window
+from ..trace.calls import Calls
 from ..trace.reader import Trace
-from .group import encode_maps, encode_rows
+from .group import encode_maps, encode_rows, pack
 from .measures import Grounds, Targets, Totals, add_totals
 from .pictures import cell_means
-from .plan import Plan, Sampling, cell_starts, sampled, sampled_places
+from .plan import Packed, Plan, Sampling, cell_starts, measured_grid, sampled_places
 from .scan import Look, Part
 from .views import LayerView, View
 
@@ -25,8 +26,9 @@ Values: TypeAlias = NDArray[Any]
 Array: TypeAlias = tuple[str, Values, tuple[str, ...]]
 """Name without the layer's number, values, and axes."""
 
-MEASURED: Final = 16
-"""Patches a side whose rows are measured where none are kept."""
+PACKED_LAYERS: Final = 8
+PACKED_SIDE: Final = 16
+"""Layers in which packing is tried, and patches a side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def make_grounds(trace: Trace, view: View, recipe: Recipe) -> Grounds:
 def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Recipe) -> Look:
     """What is collected of one layer."""
     sampling, group = Sampling.of(plan, one), one.group
-    rows = (sampled(one.layer.grid[0], MEASURED), sampled(one.layer.grid[1], MEASURED)) if sampling is None else sampling.rows
+    rows = measured_grid(plan, one)
     down, across = (sampled_places(n, m) for n, m in zip(one.layer.grid, rows, strict=True))
     places = one.places
     samples = np.ravel_multi_index(np.ix_(np.array(one.frames), down, across), places).ravel()
@@ -63,7 +65,7 @@ def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Reci
     if sampling is not None and sampling.keys is not None and group.grid is not None and sampling.keys != group.grid:
         cells = (cell_starts(group.grid[0], sampling.keys[0]), cell_starts(group.grid[1], sampling.keys[1]))
     sizes = [len(word.tokens) for word in view.words]
-    tokens = np.array([group.start + token for word in view.words for token in word.tokens], np.intp)
+    tokens = np.array([token for word in view.words for token in word.tokens], np.intp)
     return Look(
         group=slice(group.start, group.stop),
         kept=one.kept,
@@ -126,6 +128,21 @@ def _covered(mask: Values, window: Window, grid: tuple[int, int]) -> Values:
     return np.asarray(cell_means((mask >= 128)[..., None], window, grid)[..., 0] > 0.5)
 
 
+def pack_rows(trace: Trace, views: Sequence[View]) -> Packed:
+    """How well rows pack, tried on some patches of one call in a few layers."""
+    sizes = np.zeros((2, 2))
+    called = [(view, one) for view in views for one in view.layers]
+    for view, one in called[:: -(-len(called) // PACKED_LAYERS)]:
+        calls, at = Calls.of(trace, one.index), (view.sample, view.branch)
+        steps = np.flatnonzero(calls.where[at] >= 0)
+        down, across = (sampled_places(n, min(n, PACKED_SIDE)) for n in one.layer.grid)
+        rows = calls.region("probability", at, (int(steps[len(steps) // 2]),), rows=down, columns=across)[0][..., one.kept]
+        for i, each in enumerate((rows, rows.mean(0))):
+            codes = encode_rows(each)[0]
+            sizes[i] += len(pack(codes.tobytes())), codes.size
+    return Packed(*(sizes[:, 0] / sizes[:, 1]).tolist())
+
+
 def finish_layer(
     one: LayerView,
     plan: Plan,
@@ -143,14 +160,14 @@ def finish_layer(
     parts = [scan[which] for scan in scans]
     stats = np.full((count, *parts[0].stats.shape[1:]), np.nan, np.float32)
     stats[[step for steps in called for step in steps]] = np.concatenate([part.stats for part in parts])
-    timed = [*_maps(one, plan, parts), *(_rows(one, plan, look, parts) if look.keys else ()), *_words(one, look, parts)]
+    timed = [*_maps(one, plan, parts), *(_rows(one, plan, look, parts) if look.keys else ()), *_words(look, parts)]
     absent = [not steps for steps in called]
     for _, values, dims in timed:
         if dims[0] == "time" and values.dtype == np.float32:
             values[absent] = np.nan
-    heads = [_totals(look, parts, head) for head in range(one.layer.heads)]
-    whole = add_totals(heads)
-    scores = np.array([grounds.score(each) for each in (*heads, whole)], np.float32)
+    heads = _totals(look, parts)
+    whole = add_totals([heads])
+    scores = np.concatenate([grounds.score(heads, plan.single), grounds.score(whole)])
     return LayerResult((("stats", stats, ("step", "head", "measure")), *timed), scores, whole)
 
 
@@ -188,28 +205,28 @@ def _rows(one: LayerView, plan: Plan, look: Look, parts: Sequence[Part]) -> list
     return found
 
 
-def _words(one: LayerView, look: Look, parts: Sequence[Part]) -> list[Array]:
+def _words(look: Look, parts: Sequence[Part]) -> list[Array]:
     if look.words is None:
         return []
     sizes = np.diff([*look.words[1], len(look.words[0])])
-    means = np.stack([part.words / max(part.calls, 1) for part in parts]) / sizes[:, None]
-    maps = means.reshape(*means.shape[:2], *one.places)[:, :, list(one.frames)]
-    codes, top = encode_rows(maps.reshape(*means.shape[:2], -1))
-    return [("words", codes.reshape(maps.shape), ("time", "word", "frame", "y", "x")), ("words_max", top, ("time", "word"))]
+    means = np.stack([part.words.mean(0).T / max(part.calls, 1) for part in parts]) / sizes[:, None]
+    codes, top = encode_rows(means)
+    shape = (*codes.shape[:2], *look.targets.rows)
+    return [("words", codes.reshape(shape), ("time", "word", "frame", "y", "x")), ("words_max", top, ("time", "word"))]
 
 
-def _totals(look: Look, parts: Sequence[Part], head: int) -> Totals:
-    """What one head adds up to over all of time."""
-    targets = look.targets
-    masked = sum(part.g2r[-1, head] for part in parts)
-    outside = targets.outside
+def _totals(look: Look, parts: Sequence[Part]) -> Totals:
+    """What each head adds up to over all of time."""
+    targets, g2r = look.targets, np.sum([part.g2r[-1] for part in parts], 0)
+    even = np.concatenate([part.stats[..., 0] for part in parts])
+    leaked = None
+    if targets.outside is not None and len(parts[0].g2r) > 1:
+        leaked = np.stack([g2r[:, targets.outside].sum(1), g2r.sum(1)], 1)
     return Totals(
-        r2g=np.asarray(sum(part.latent[head] for part in parts)),
-        g2r=None if parts[0].reference is None else np.sum([part.reference[head] for part in parts if part.reference is not None], 0),
-        leaked=None if outside is None or len(parts[0].g2r) < 2 else np.array([np.sum(masked[outside]), np.sum(masked)]),
-        copied=None if targets.colours is None else np.asarray(sum(part.copied[head] for part in parts)),
-        rows=targets.rows,
-        painted=targets.painted,
-        patches=targets.patches,
-        evenness=np.concatenate([part.stats[:, head, 0] for part in parts]),
+        r2g=np.sum([part.latent for part in parts], 0),
+        g2r=None if look.reference is None else np.sum([part.reference for part in parts], 0),
+        leaked=leaked,
+        copied=None if targets.colours is None else np.sum([part.copied for part in parts], 0),
+        evenness=np.stack([np.nansum(even, 0), np.isfinite(even).sum(0)], 1),
+        targets=targets,
     )

@@ -26,10 +26,10 @@ from ..trace.calls import Calls
 from ..trace.images import masks
 from ..trace.reader import Trace
 from .group import VERSION, GroupWriter, Overview
-from .layers import LayerResult, finish_layer, make_grounds, make_look
+from .layers import LayerResult, finish_layer, make_grounds, make_look, pack_rows
 from .measures import MEASURES, SCORES, add_totals
 from .pictures import write_images
-from .plan import BUDGET, ROWS_PACKED, TIMES, Plan, Sampling, expect_bytes, ladder
+from .plan import BUDGET, TIMES, Packed, Plan, Sampling, expect_bytes, ladder, measured_grid
 from .scan import scan_calls
 from .views import LayerView, View, known_truth, list_views, shown_frames
 
@@ -63,7 +63,7 @@ def make_overview(
     other = sum(map(len, pictures.chunks.values()))
     times = min(time_groups, count)
     split(range(count), times)
-    plans, packed = ladder(budget, times), ROWS_PACKED
+    plans, packed = ladder(budget, times), pack_rows(trace, views)
     while plans:
         while len(plans) > 1 and expect_bytes(plans[0], views, count, other, packed) > budget:
             plans.pop(0)
@@ -71,7 +71,8 @@ def make_overview(
         made = _Making(trace, row, views, plan, count).make(pictures, images, notes, smaller)
         if made.nbytes <= budget:
             return made
-        packed *= made.nbytes / max(expect_bytes(plan, views, count, other, packed), 1)
+        off = made.nbytes / max(expect_bytes(plan, views, count, other, packed), 1)
+        packed = Packed(packed.single * off, packed.mean * off)
     raise InvalidInput(
         f"an overview of {trace.path} takes {size_text(made.nbytes)} at least, and {option('budget')} is {size_text(budget)}; "
         f"give it more, or fewer views with {option('group')}, {option('sample')} or {option('branch')}"
@@ -174,7 +175,7 @@ class _Making:
                     writer.add(f"{view.path}/{stem}_{i:03d}{end}", found, dims)
         totals = add_totals([result.totals for result in results])
         last = make_grounds(self.trace, view, self.row).score(totals)
-        parts = [*(result.scores[:-1] for result in results), *(result.scores[-1:] for result in results), np.array([last], np.float32)]
+        parts = [*(result.scores[:-1] for result in results), *(result.scores[-1:] for result in results), last]
         writer.add(f"{view.path}/scores", np.concatenate(parts), ("selection", "score"))
 
     def _view_facts(self, view: View, heads: Sequence[list[int] | None], times: Sequence[Sequence[int]], truth: bool) -> dict[str, Any]:
@@ -212,6 +213,7 @@ class _Making:
             "key_grid": None if sampling is None or sampling.keys is None else list(sampling.keys),
             "keys": 0 if sampling is None else sampling.count,
             "row_heads": kept,
+            "word_grid": list(measured_grid(self.plan, one)) if view.words else None,
             "calls": [int((where[list(steps)] >= 0).sum()) for steps in times],
         }
 

@@ -173,7 +173,7 @@ def _view(trace: Trace, number: int, at: tuple[int, int], layers: tuple[LayerVie
         mask=mask,
         reference_mask=reference_mask,
         ref_grid=max(whole, key=lambda grid: (grid[0] * grid[1], grid)) if len(whole) == len(grids) else None,
-        words=_words(trace, group, at),
+        words=_words(trace, group.name, min(one.group.tokens for one in layers), at),
     )
 
 
@@ -188,13 +188,13 @@ def _usable(trace: Trace, image: Image | None, find: Callable[[], str | None], n
         return None
 
 
-def _words(trace: Trace, group: TokenGroup, at: tuple[int, int]) -> tuple[ShownWord, ...]:
+def _words(trace: Trace, group: str, most: int, at: tuple[int, int]) -> tuple[ShownWord, ...]:
     """What the tokens of a text say: every one is part of a word, or stands for itself."""
     found: list[ShownWord] = []
     branch = trace.record.branches[at[1]]
     for text in trace.record.texts:
-        if text.group == group.name and text.sample in (None, at[0]) and text.branch in (None, branch):
-            found += _spell(text, group.tokens)
+        if text.group == group and text.sample in (None, at[0]) and text.branch in (None, branch):
+            found += _spell(text, most)
     return tuple(found)
 
 
@@ -203,7 +203,7 @@ def _spell(text: Text, most: int) -> list[ShownWord]:
     found: list[ShownWord] = []
     token = 0
     while token < min(len(text.tokens), most - text.start):
-        if word := spans.get(token):
+        if (word := spans.get(token)) and text.start + word.stop <= most:
             found.append(ShownWord(word.text, tuple(range(text.start + token, text.start + word.stop)), "word"))
             token = word.stop
             continue
