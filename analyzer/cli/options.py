@@ -127,7 +127,7 @@ style_option = click.option(
     default="viridis",
     show_default=True,
     metavar="NAME",
-    help="Look of the picture: viridis, i2am, daam, plain.",
+    help="Look of the picture: viridis, mako, i2am, daam, plain.",
     shell_complete=completing(style_names),
 )
 CHANGE: Final = "Change a field of the recipe, such as resize=bilinear; may be given several times."

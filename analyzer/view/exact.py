@@ -16,8 +16,8 @@ from ...schema.selection import pick_positions
 from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g, sram, token_map
 from ..methods.recipes import get_recipe
-from ..output.figures import encode_png
 from ..output.illustration import illustrate, provenance
+from ..output.sheets import encode_png
 from .runs import Run
 
 T = TypeVar("T")

@@ -22,8 +22,8 @@ from ..datasets.dataset import DatasetScores, remarks
 from ..datasets.rows import DatasetRequest, TraceScores, failed
 from ..evaluation.metric_table import IMACS, METRICS, available, plan_metrics
 from ..numerics.resize import middle
-from ..output.figures import overlay, show
 from ..output.illustration import picture
+from ..output.sheets import overlay, show
 from ..progress import hidden
 from ..store.discovery import Member
 from ..trace.reader import Trace, open_trace

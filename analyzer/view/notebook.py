@@ -36,8 +36,10 @@ class View:
 
     def _repr_html_(self) -> str:
         # A frame of its own origin: its scripts cannot reach the notebook, nor the notebook's the frame.
-        inside, size = html.escape(self.page.decode(), quote=True), f'width="100%" height="{self.height}"'
-        return f'<iframe srcdoc="{inside}" title="i2am" {size} sandbox="allow-scripts allow-downloads"></iframe>'
+        inside = html.escape(self.page.decode(), quote=True)
+        return (
+            f'<iframe srcdoc="{inside}" title="i2am" width="100%" height="{self.height}" sandbox="allow-scripts allow-downloads"></iframe>'
+        )
 
 
 def show(trace: Trace, other: Trace | None = None, **options: Unpack[ViewOptions]) -> View:

@@ -135,8 +135,8 @@ def draw_comparison(trace: Trace, found: xr.Dataset, style: str) -> tuple[Image,
     import xarray as xr
 
     from ...facts import MapFacts
-    from ...output.figures import compose, draw, limits_of
     from ...output.illustration import picture, provenance
+    from ...output.sheets import compose, draw, limits_of
 
     maps, names = found["map"], found["recipe"].values.tolist()
     below = picture(trace, MapFacts.of(maps).image)
