@@ -23,6 +23,8 @@ Values: TypeAlias = NDArray[np.float64]
 THRESHOLD = 0.4
 ROUNDING = 1e-6
 """A map whose values differ by no more than this share of the greatest is constant: float32 sums differ by as much."""
+SCALED = "share of its range"
+"""Units of a map that was scaled by its own least and greatest value."""
 
 
 def normalize(map: Map) -> xr.DataArray:
@@ -32,7 +34,7 @@ def normalize(map: Map) -> xr.DataArray:
     Range    [0, 1]; a map that is constant up to rounding tells nothing apart and becomes 0
     Raises   InvalidInput if a value is not finite
     """
-    return _like(map, _normalize(_values(map)))
+    return _like(map, _normalize(_values(map))).assign_attrs(units=SCALED)
 
 
 def threshold(map: Map, above: float = THRESHOLD) -> xr.DataArray:
@@ -142,7 +144,7 @@ def _lay(map: Map, size: tuple[int, int], mode: str, limits: tuple[float, float]
         return _like(map, placed)
     whole = upsample(map, size, mode).copy(data=placed)
     whole.attrs.pop("window", None)
-    return whole
+    return whole.assign_attrs(units=SCALED)
 
 
 def _values(map: Map) -> Values:
