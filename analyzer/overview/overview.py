@@ -75,8 +75,8 @@ def make_overview(
     digit = 10 ** (len(str(made.nbytes)) - 2)
     least = size_text((made.nbytes // digit + 1) * digit).replace(" ", "")
     raise InvalidInput(
-        f"an overview of {trace.path} does not fit in {size_text(most)}, even maps of layers alone; give it {option('budget', least)}, "
-        f"or fewer views with {option('group')}, {option('sample')} or {option('branch')}"
+        f"{trace.path} does not fit, even as maps of whole layers: {option('budget')} is {size_text(most)}; "
+        f"give it more, {option('budget', least)}, or show less with {option('group')}, {option('sample')} or {option('branch')}"
     )
 
 
