@@ -99,7 +99,7 @@ function spaced(ends, chosen, top, bottom) {
 /** Measures of the view in sight, the most telling first. */
 export const measuresIn = (view) => [...measuresOf(view)].sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
 
-let drawn = "";
+let chartDrawn = "";
 export function drawTime(now) {
   const { view, sel, word, token } = now, { facts } = view.run, width = $("time").clientWidth, measures = now.ready ? measuresIn(view) : [], chart = $("chart");
   page.measures = measures;
@@ -110,7 +110,7 @@ export function drawTime(now) {
   const plan = stripPlan(view, width), key = [view.id, width, look.name, state.measure, sel.time, sel.layer, sel.head, now.ready, devicePixelRatio].join();
   if (view.maps && facts.times > 1) paintStrip(fit($("strip"), width, plan.height), now, plan);
   chart.hidden = $("measure").hidden = now.ready && !measures.length;
-  if (drawn !== key) { drawn = key; const pen = fit(chart, width, CHART.height); if (measures.length) paintChart(pen, now, width, 0); }
+  if (chartDrawn !== key) { chartDrawn = key; const pen = fit(chart, width, CHART.height); if (measures.length) paintChart(pen, now, width, 0); }
   refill($("measure"), measures.join(), () => measures.map((name) => el("option", { value: name }, MEASURES[name]?.[0] ?? name)));
   $("measure").value = state.measure;
   setText($("timehint"), facts.times < 2 ? "" : word !== null ? "who looked at the word" : token !== null ? "who looked at the token" : plan.right ? "R2G, and where the patch looked" : "R2G");

@@ -78,10 +78,11 @@ function draw() {
   const theme = state.theme ?? (darkness.matches ? "dark" : "light");
   if (look.name !== theme) { document.documentElement.dataset.theme = theme; setLook(theme); }
   now = inSight();
-  for (const each of [drawPanels, drawHeader, drawFrames, drawStage, drawWords, drawLattice, drawTime, drawNumbers, say]) each(now);
+  for (const each of [drawPanels, drawHeader, drawFrames, say]) each(now);
+  for (const [name, each] of Object.entries({ stage: drawStage, words: drawWords, heads: drawLattice, time: drawTime, numbers: drawNumbers })) if (!state.panel || state.panel === name) each(now);
   drawFoot(now, isExact(now));
   for (const input of document.querySelectorAll("[data-choice] input")) input.checked = state[input.name] === input.value;
-  if (!Object.keys(hover).length) writeAddress();
+  if (now.ready && !Object.keys(hover).length) writeAddress();
   workWhenIdle();
   askWhenResting(now);
 }
