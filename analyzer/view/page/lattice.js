@@ -22,7 +22,7 @@ function rowsOf(layers) {
 function layout({ layers }, available) {
   const rows = rowsOf(layers), folded = rows.some((row) => row.kind !== "layer"), names = layers.map(({ short, block }) => (folded ? `▸ ${block} (00)` : short).length), most = Math.max(...layers.map((layer) => layer.heads));
   const label = Math.min(150, 18 + 6.3 * Math.max(8, ...names)), room = Math.floor((available - label - 8 + GAP) / (most + 1)) - GAP, small = room < SMALLEST || layers.length > 40;
-  const size = small ? Math.max(5, room + 3) : Math.min(LARGEST, room), gap = small ? 1 : GAP;
+  const size = small ? Math.max(5, room + 3) : Math.min(room, state.panel === "heads" ? Math.max(LARGEST, (innerHeight - 260) / rows.length - GAP - BAR) : LARGEST), gap = small ? 1 : GAP;
   let y = TOP;
   for (const row of rows) { row.y = y; row.height = row.kind === "title" ? 16 : small ? 12 : size; y += row.height + (small || row.kind === "title" ? 1 : GAP + BAR); }
   const across = (h) => label + (h < 0 ? 0 : 8 + (h + 1) * (size + gap));
@@ -132,7 +132,7 @@ let place = null, drawn = { key: null };
 export const tileAt = (layer, head) => tileBox(layer, head, place);
 
 export function drawLattice(now) {
-  const { view, sel, at, token, word, ready } = now, key = [view.id, sel.time, sel.frame, at, token, word, ready, state.tiles, state.cells, state.own, state.run, page.apart, state.layer, [...open], look.name, $("heads").clientWidth, devicePixelRatio].join();
+  const { view, sel, at, token, word, ready } = now, key = [view.id, sel.time, sel.frame, at, token, word, ready, state.tiles, state.cells, state.own, state.run, page.apart, state.layer, [...open], look.name, $("heads").clientWidth, innerHeight, state.panel, devicePixelRatio].join();
   if (drawn.key !== key) {
     place = layout(view, $("heads").clientWidth);
     drawn = { key, canvas: sheet(1, 1) };
