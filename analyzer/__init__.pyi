@@ -55,3 +55,6 @@ from .sharing.packing import pack as pack
 from .sharing.packing import unpack as unpack
 from .trace.reader import Trace as Trace
 from .trace.reader import open_trace as open_trace
+from .view.notebook import View as View
+from .view.notebook import show as show
+from .view.notebook import show_gallery as show_gallery

@@ -63,7 +63,7 @@ def draw(grid: Grid, layout: Layout, look: Look) -> PaperFigure:
                 page.panel(panel, layout.box(i, j, aspect(panel)), layout.heads[i], known)
     if look.scale == "own" and grid.scales:
         counted = next(iter(grid.scales.values()))[0]
-            page.text(f"{OWN}: {label_of(counted, look)}.", EDGE + layout.gutter, layout.bottom + GAP + SMALL_LINE / 2, SMALL, color=QUIET)
+        page.text(f"{OWN}: {label_of(counted, look)}.", EDGE + layout.gutter, layout.bottom + GAP + SMALL_LINE / 2, SMALL, color=QUIET)
     elif grid.bars == "right":
         for scale, (row_of, _) in grid.spans("row").items():
             page.bar_beside(row_of, grid, ranges[scale], label_of(grid.scales[scale][0], look))

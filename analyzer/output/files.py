@@ -1,4 +1,4 @@
-"""Output files by suffix, in one table: pictures, maps and tables; written whole or not at all, and never over something silently.
+"""Output files by suffix, in one table: pictures, maps, tables and pages; written whole or not at all, and never over something silently.
 
 The command line makes its help from the table, so what a format needs is imported when it is written.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .latex import Cell
 
-Kind: TypeAlias = Literal["picture", "figure", "map", "maps", "table"]
+Kind: TypeAlias = Literal["picture", "figure", "map", "maps", "table", "page"]
 Draw: TypeAlias = "Callable[[], tuple[Image, Mapping[str, str]]]"
 """Draws the picture, and says where it comes from."""
 
@@ -52,12 +52,14 @@ class Output:
     draw: Draw | None = None
     table: Table | None = None
     figure: Figure | None = None
+    page: bytes | None = None
+    """A whole HTML document."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The forms there are."""
         kinds: list[tuple[Kind, bool]] = [("picture", self.draw is not None), ("figure", self.figure is not None)]
-        kinds += [("table", self.table is not None)]
+        kinds += [("table", self.table is not None), ("page", self.page is not None)]
         kinds += [("map", len(self.maps) == 1), ("maps", len(self.maps) > 1)]
         return tuple(kind for kind, there in kinds if there)
 
@@ -203,6 +205,11 @@ def _tex(output: Output, path: Path) -> None:
     path.write_text(write_latex(shown, table.caption, path.stem.partition("-")[2]), encoding="utf-8")
 
 
+def _html(output: Output, path: Path) -> None:
+    assert output.page is not None
+    path.write_bytes(output.page)
+
+
 def _is_map(path: Path) -> bool:
     """Whether a folder is a Zarr group that is no trace: the only folder that may be overwritten."""
     try:
@@ -222,5 +229,6 @@ FORMATS: Final = {
     ".csv": Format(("table",), _csv),
     ".parquet": Format(("table",), _parquet, ("pyarrow",), ", or write .csv"),
     ".tex": Format(("table",), _tex),
+    ".html": Format(("page",), _html),
 }
 """By suffix, in the order in which they are named. A new format is a row here."""

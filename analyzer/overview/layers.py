@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from .group import encode_maps, encode_rows, pack
 from .measures import Grounds, Targets, Totals, add_totals
 from .pictures import cell_means
 from .plan import Packed, Plan, Sampling, cell_starts, measured_grid, sampled_places
-from .scan import Look, Part
+from .scan import Look, Part, Probed
 from .views import LayerView, View
 
 Values: TypeAlias = NDArray[Any]
@@ -64,8 +65,9 @@ def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Reci
     cells = None
     if sampling is not None and sampling.keys is not None and group.grid is not None and sampling.keys != group.grid:
         cells = (cell_starts(group.grid[0], sampling.keys[0]), cell_starts(group.grid[1], sampling.keys[1]))
-    sizes = [len(word.tokens) for word in view.words]
-    tokens = np.array([token for word in view.words for token in word.tokens], np.intp)
+    said = [word for word in view.words if not word.probe]
+    probes = _probed(view, one, len(said))
+    known = {*range(len(said)), *(n for probed in probes for n in range(probed.first, probed.first + len(probed.starts)))}
     return Look(
         group=slice(group.start, group.stop),
         kept=one.kept,
@@ -75,12 +77,32 @@ def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Reci
         samples=samples,
         keys=0 if sampling is None else sampling.count,
         targets=_targets(trace, view, one, samples, (len(one.frames), *rows)),
-        words=(tokens, np.cumsum([0, *sizes[:-1]])) if sizes else None,
+        words=_columns([word.tokens for word in said]) if said else None,
+        probes=probes,
+        word_sizes=np.array([len(word.tokens) if n in known else np.nan for n, word in enumerate(view.words)]),
         latent=(max(trace.latent_frames, 1), *trace.latent_grid),
         reference=None if view.ref_grid is None else (1, *view.ref_grid),
         resize=recipe.resize,
         clamp=recipe.clamp,
     )
+
+
+def _columns(words: Sequence[Sequence[int]]) -> tuple[Values, Values]:
+    """Tokens of all words, and where those of each begin."""
+    return np.array([token for tokens in words for token in tokens], np.intp), np.cumsum([0, *map(len, words[:-1])])
+
+
+def _probed(view: View, one: LayerView, first: int) -> tuple[Probed, ...]:
+    """The texts of probes whose words a view shows, as far as this layer has their keys."""
+    starts = {group.name: group.start for group in one.layer.probes} if one.layer.encoding == "factors" else {}
+    found = []
+    for (probe, among), words in itertools.groupby(view.words[first:], lambda word: (word.probe, word.among)):
+        mine = list(words)
+        if probe in starts:
+            own = _columns([[token - among[0] for token in word.tokens] for word in mine])
+            found.append(Probed(tuple(starts[probe] + token for token in among), *own, first))
+        first += len(mine)
+    return tuple(found)
 
 
 def _targets(trace: Trace, view: View, one: LayerView, samples: Values, rows: tuple[int, int, int]) -> Targets:
@@ -206,13 +228,13 @@ def _rows(one: LayerView, plan: Plan, look: Look, parts: Sequence[Part]) -> list
 
 
 def _words(look: Look, parts: Sequence[Part]) -> list[Array]:
-    if look.words is None:
+    if not len(look.word_sizes):
         return []
-    sizes = np.diff([*look.words[1], len(look.words[0])])
-    means = np.stack([part.words.mean(0).T / max(part.calls, 1) for part in parts]) / sizes[:, None]
+    means = np.stack([part.words.mean(0).T / max(part.calls, 1) for part in parts])
     codes, top = encode_rows(means)
-    shape = (*codes.shape[:2], *look.targets.rows)
-    return [("words", codes.reshape(shape), ("time", "word", "frame", "y", "x")), ("words_max", top, ("time", "word"))]
+    maps = codes.reshape(*codes.shape[:2], *look.targets.rows)
+    peaks = (top / look.word_sizes).astype(np.float32)
+    return [("words", maps, ("time", "word", "frame", "y", "x")), ("words_max", peaks, ("time", "word"))]
 
 
 def _totals(look: Look, parts: Sequence[Part]) -> Totals:

@@ -19,12 +19,27 @@ from ..numerics.resize import bring
 from ..numerics.statistics import row_evenness
 from ..trace.calls import At, Calls
 from ..trace.scan import Sums, scan, segments
+from ..trace.softmax import Columns
 from .measures import MEASURES, Targets, copy_score, measure_call
 
 Values: TypeAlias = NDArray[Any]
 
 PENDING_BYTES: Final = 2**21
 """Rows that are gathered before they are worked on, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Words of one text of a probe, which the queries of the run meet only here."""
+
+    among: tuple[int, ...]
+    """The text's tokens on the axis of the probes."""
+    own: Values
+    """Those of all its words, among them."""
+    starts: Values
+    """Where those of each word begin."""
+    first: int
+    """The first word's number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +63,9 @@ class Look:
     targets: Targets
     words: tuple[Values, Values] | None
     """Tokens of all words in the group, and where those of each begin."""
+    probes: tuple[Probed, ...]
+    word_sizes: Values
+    """Tokens of each word, those of probes behind the others; NaN for what this layer does not know."""
     latent: tuple[int, int, int]
     """Common grid of R2G."""
     reference: tuple[int, int, int] | None
@@ -94,7 +112,7 @@ class Part:
             rows=np.zeros((heads, len(look.samples), look.keys), np.float32),
             special=np.zeros((heads, len(look.samples))),
             copied=np.zeros((heads, len(look.samples), 4 if look.targets.colours is not None else 0)),
-            words=np.zeros((heads, len(look.samples), 0 if look.words is None else len(look.words[1])), np.float32),
+            words=np.zeros((heads, len(look.samples), len(look.word_sizes)), np.float32),
         )
 
 
@@ -142,7 +160,7 @@ class Gatherer:
             self.copied[at] = product(kept, look.targets.colours)
         if look.words is not None:
             tokens, starts = look.words
-            part.words.reshape(-1, len(starts))[at] += np.add.reduceat(rows[:, tokens], starts, axis=1)
+            part.words.reshape(-1, part.words.shape[-1])[at, : len(starts)] += np.add.reduceat(rows[:, tokens], starts, axis=1)
         if look.keys:
             part.rows.reshape(-1, look.keys)[at] += kept if look.cells is None else sum_cells(kept, look.grid, look.cells)
 
@@ -184,8 +202,21 @@ def scan_calls(
             for gatherer in gatherers[i]:
                 gatherer.flush()
                 _finish(calls, gatherer, sums, done + i)
+        for look, part in zip(looks, parts, strict=True):
+            for probed in look.probes:
+                _ask(calls, at, group, look, part, probed)
         done += len(group)
     return parts
+
+
+def _ask(calls: Calls, at: At, steps: tuple[int, ...], look: Look, part: Part, probed: Probed) -> None:
+    """Add the attention that sampled patches give the words of a probe's text."""
+    columns, words = Columns("keys", probed.among, None, True), slice(probed.first, probed.first + len(probed.starts))
+    for _, head, positions, values in calls.softmax_rows(at, steps, columns, tuple(range(calls.layer.heads))):
+        low, high = np.searchsorted(look.samples, (positions.start, positions.stop))
+        rows = values[look.samples[low:high] - positions.start][:, probed.own]
+        if len(rows):
+            part.words[head, low:high, words] += np.add.reduceat(rows, probed.starts, axis=1)
 
 
 def _finish(calls: Calls, gatherer: Gatherer, sums: Sums, step: int) -> None:
