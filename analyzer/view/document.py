@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -26,6 +27,9 @@ _SCRIPT: Final = re.compile(r'<script type="module" src="([\w-]+)\.js"></script>
 _IMPORT: Final = re.compile(r'^import (?:\* as (\w+)|\{([^}]*)\}) from "\./([\w-]+)\.js";', re.MULTILINE)
 _ASIDE: Final = re.compile(r"^[ \t]*(?://[^\n]*\n|/\*.*?\*/[ \t]*\n|\n)|^[ \t]+", re.MULTILINE | re.DOTALL)
 """Lines that are comments alone or empty, and what lines are set in by; no text of the page spans lines."""
+_SPACE: Final = re.compile(r"\s*([{};,]|:(?= ))\s*")
+"""Blanks around the marks of a style sheet."""
+_DECLARED: Final = re.compile(r"^(?:async )?(?:function\*?|const|let|class) ([\w$]+)", re.MULTILINE)
 _EXPORT: Final = re.compile(r"^export ((?:async )?(?:function|const|class)\*? ([\w$]+))", re.MULTILINE)
 
 
@@ -54,7 +58,7 @@ def joined_document(page: Page, data: Mapping[str, str]) -> bytes:
     text = sources[f"{page}.html"]
     style, entry = _STYLE.search(text), _SCRIPT.search(text)
     assert style and entry, f"{page}.html names no style sheet or no module"
-    css, script = _ASIDE.sub("", sources[style[1]]), _ASIDE.sub("", join_modules(sources, entry[1]))
+    css, script = _SPACE.sub(r"\1", _ASIDE.sub("", sources[style[1]])), _ASIDE.sub("", join_modules(sources, entry[1]))
     policy = POLICY.format(script=_sum(script), style=_sum(css), image="")
     elements = (f'<script type="application/json" id="{name}">{written}</script>' for name, written in data.items())
     parts = {
@@ -64,11 +68,11 @@ def joined_document(page: Page, data: Mapping[str, str]) -> bytes:
         entry[0]: f'<script type="module">{script}</script>',
     }
     pattern = "|".join(map(re.escape, parts))
-    return re.sub(pattern, lambda found: parts[found[0]], text).encode()
+    return re.sub(pattern, lambda found: parts[found[0]], _ASIDE.sub("", text)).encode()
 
 
 def join_modules(sources: Mapping[str, str], entry: str) -> str:
-    """One script of a module and all that it imports: each of those becomes a closure that returns its exports.
+    """One script of a module and all that it imports, those first: what modules declare shares one scope.
 
     Modules have static imports of their neighbours, and exports where a function, a constant or a class is declared.
     """
@@ -79,26 +83,21 @@ def join_modules(sources: Mapping[str, str], entry: str) -> str:
         source = sources[f"{name}.js"]
         for found in _IMPORT.finditer(source):
             add(found[3], (*above, name))
-        order.setdefault(name, _closure(name, source, whole=not above))
+        order.setdefault(name, _EXPORT.sub(r"\1", _IMPORT.sub(lambda found: _renamed(found, sources), source)))
 
     add(entry, ())
-    return "\n".join(order.values())
+    script = "\n".join(order.values())
+    declared = Counter(_DECLARED.findall(script))
+    assert max(declared.values(), default=1) == 1, f"two modules of the page declare {declared.most_common(1)[0][0]}"
+    return script
 
 
-def _closure(name: str, source: str, *, whole: bool) -> str:
-    names = [found[2] for found in _EXPORT.finditer(source)]
-    body = _EXPORT.sub(r"\1", _IMPORT.sub(lambda found: f"const {found[1] or _renamed(found[2])} = {_variable(found[3])};", source))
-    if whole:
-        return f"{{\n{body}\n}}"
-    return f"const {_variable(name)} = (() => {{\n{body}\nreturn {{ {', '.join(names)} }};\n}})();"
-
-
-def _renamed(names: str) -> str:
-    return f"{{ {', '.join(part.strip().replace(' as ', ': ') for part in names.split(',') if part.strip())} }}"
-
-
-def _variable(name: str) -> str:
-    return f"module_{name.replace('-', '_')}"
+def _renamed(found: re.Match[str], sources: Mapping[str, str]) -> str:
+    """What an import leaves to say: names that are other here than where they are declared."""
+    if found[1]:
+        return f"const {found[1]} = {{ {', '.join(name for _, name in _EXPORT.findall(sources[f'{found[3]}.js']))} }};"
+    pairs = (part.split(" as ") for part in found[2].split(",") if " as " in part)
+    return " ".join(f"const {new.strip()} = {old.strip()};" for old, new in pairs)
 
 
 def json_text(value: Any) -> str:

@@ -92,7 +92,9 @@ function show(gallery) {
   document.title = `i2am · ${gallery.title}`;
   $("what").textContent = gallery.title;
   const runs = (count) => `${count} ${count === 1 ? "run" : "runs"}`;
-  $("sentence").textContent = [`${runs(cards.length)}.`, broken ? `${runs(broken)} could not be read.` : "", gallery.note ?? ""].join(" ").trim();
+  $("sentence").textContent = [`${runs(cards.length)}.`, broken ? `${runs(broken)} could not be read.` : ""].join(" ").trim();
+  $("note").textContent = gallery.note ?? "";
+  $("note").hidden = !gallery.note;
   showMeans(metrics, cards);
   for (const name of ["name", ...metrics.map((metric) => metric.name)]) $("sort").append(element("option", name, { value: name }));
   $("sort").value = state.get("sort");

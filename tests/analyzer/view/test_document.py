@@ -103,10 +103,10 @@ MODULES = {
 }
 
 
-def test_modules_become_closures_in_the_order_of_their_imports() -> None:
+def test_modules_become_one_script_in_the_order_of_their_imports() -> None:
     script = join_modules(MODULES, "main")
-    assert script.index("const module_deep") < script.index("const module_part") < script.index("console.log")
-    assert script.count("const module_deep") == 1
+    assert script.index("const one") < script.index("const two") < script.index("console.log")
+    assert script.count("const one") == 1
     assert "import " not in script and "export " not in script
     node = shutil.which("node")
     if node:
@@ -125,6 +125,13 @@ def test_every_name_that_a_module_imports_is_exported(page: str, entry: str) -> 
     sources = {name: content.decode() for name, content in page_files().items()}
     script = join_modules(sources, entry)
     assert not re.search(r"^\s*(?:import|export)\b", script, re.MULTILINE), "an import or export in a form that cannot be joined"
-    for names, module in re.findall(r"^const \{ ([^}]*) \} = module_(\w+);", script, re.MULTILINE):
-        (handed,) = re.findall(rf"^const module_{module} = .*?^return \{{ ([^}}]*) \}};$", script, re.MULTILINE | re.DOTALL)[:1]
-        assert {name.partition(":")[0].strip() for name in names.split(",")} <= {name.strip() for name in handed.split(",")}, module
+    for source in sources.values():
+        for names, module in re.findall(r'^import \{ ([^}]*) \} from "\./(\w+)\.js";', source, re.MULTILINE):
+            declared = set(re.findall(r"^export (?:async )?(?:function|const|class) ([\w$]+)", sources[f"{module}.js"], re.MULTILINE))
+            assert {name.partition(" as ")[0] for name in names.split(", ")} <= declared, module
+
+
+def test_modules_that_declare_the_same_name_are_said() -> None:
+    twice = {"a.js": 'import { b } from "./b.js";\nconst same = 1;', "b.js": "const same = 2;\nexport const b = same;"}
+    with pytest.raises(AssertionError, match="two modules of the page declare same"):
+        join_modules(twice, "a")
