@@ -218,7 +218,7 @@ class _Making:
             "key_grid": None if sampling is None or sampling.keys is None else list(sampling.keys),
             "keys": 0 if sampling is None else sampling.count,
             "row_heads": kept,
-            "word_grid": list(measured_grid(self.plan, one)) if view.words else None,
+            "word_grid": list(measured_grid(self.plan, one)) if view.words and self.plan.words else None,
             "calls": [int((where[list(steps)] >= 0).sum()) for steps in times],
         }
 
