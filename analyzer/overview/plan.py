@@ -91,6 +91,25 @@ def ladder(budget: int, times: int) -> list[Plan]:
         *(none, replace(none, times=few), replace(none, times=few, single=False)),
         *(replace(none, times=few, single=False, words=False), replace(none, times=1, single=False, words=False)),
     ]
+    return found
+
+
+def distinct(plans: Sequence[Plan], views: Sequence[View]) -> list[Plan]:
+    """The plans that differ for these views, without what leaves nothing out of them."""
+    layers = [one for view in views for one in view.layers]
+    heads = max(sum(one.layer.heads for one in view.layers) for view in views)
+    sides = [(one.layer.grid, one.group.grid or (1, one.keys)) for one in layers]
+    patches, keys = (max(max(grid) for grid in grids) for grids in zip(*sides, strict=True))
+    found = [
+        replace(
+            plan,
+            patches=None if plan.patches is None or plan.patches >= patches else plan.patches,
+            keys=None if plan.keys is None or plan.keys >= keys else plan.keys,
+            heads=None if plan.heads is None or plan.heads >= heads else plan.heads,
+            words=plan.words or not any(view.words for view in views),
+        )
+        for plan in plans
+    ]
     return list(dict.fromkeys(found))
 
 
