@@ -52,8 +52,8 @@ class Intervention:
         for name, what in (("heads", "head"), ("tokens", "token"), ("steps", "step")):
             object.__setattr__(self, name, write_positions(getattr(self, name), what))
         if self.layers is not None:
-            several = isinstance(self.layers, Iterable) and not isinstance(self.layers, str)
-            object.__setattr__(self, "layers", list(self.layers) if several else [self.layers])
+            one = isinstance(self.layers, str) or not isinstance(self.layers, Iterable)
+            object.__setattr__(self, "layers", [self.layers] if one else list(self.layers))  # type: ignore[arg-type]
         if self.lattice is not None:
             object.__setattr__(self, "lattice", _pair(self.lattice, "lattice", 1))
         object.__setattr__(self, "cells", tuple(_pair(cell, "cells", 0) for cell in self.cells))
