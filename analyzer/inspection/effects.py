@@ -10,8 +10,8 @@ import google_crc32c
 import numpy as np
 import xarray as xr
 
-from ...schema.effects import EffectRecord
 from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
+from ...schema.experiments.effects import EffectRecord
 from ...schema.layout import MOST_DOCUMENT_BYTES, MOST_ROOT_BYTES, ROOT
 from ...schema.record import parse_json
 from ..storage.location import Location, locate

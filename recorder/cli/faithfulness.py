@@ -65,7 +65,7 @@ def faithfulness_command(
     run, chosen = read_run(trace), read_spec(spec)
     recorded = read_generated(trace, run, asked["sample"])
     require_recorder()
-    from ...schema.effects import EffectRecord
+    from ...schema.experiments.effects import EffectRecord
     from ..intervention.effects import distance, float_arguments, measure_cells, patch_grid, reference_group, run_baseline
     from ..session.provenance import versions
     from ..specs.hub import reachable

@@ -12,8 +12,8 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
-from ...schema.effects import EffectRecord
 from ...schema.errors import InvalidInput, UnsupportedModel
+from ...schema.experiments.effects import EffectRecord
 from ...schema.messages import listed, option
 from ...schema.trace import TraceRecord
 from ..specs.arguments import arguments_of

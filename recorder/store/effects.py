@@ -13,8 +13,8 @@ import numpy as np
 from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 
-from ...schema.effects import EffectRecord
 from ...schema.errors import AlreadyExists, CorruptTrace, InvalidInput, NotATrace, TraceError
+from ...schema.experiments.effects import EffectRecord
 from ...schema.layout import MOST_ROOT_BYTES, ROOT, image_layout
 from ...schema.messages import option
 from ...schema.record import parse_json

@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
-from .errors import NotATrace
-from .layout import ArrayPlan
-from .record import decode, require
+from ..errors import NotATrace
+from ..layout import ArrayPlan
+from ..record import decode, require
 
 Leaving: TypeAlias = Literal["drop", "zero"]
 """How the keys of a cell are left out: with their share of the softmax, or without."""
