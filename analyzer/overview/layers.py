@@ -202,13 +202,14 @@ def _maps(one: LayerView, plan: Plan, parts: Sequence[Part]) -> list[Array]:
     found: list[Array] = []
     for name, (values, places) in maps.items():
         codes, top = encode_maps(values, len(places))
-        found += [(name, codes, ("time", "head", *places)), (f"{name}_max", top, ("time", "head"))]
+        lead = ("time", "head" if plan.single else "all_heads")
+        found += [(name, codes, (*lead, *places)), (f"{name}_max", top, lead)]
     return found
 
 
 def _rows(one: LayerView, plan: Plan, look: Look, parts: Sequence[Part]) -> list[Array]:
     """Rows of P as the plan keeps them, and what of the softmax goes to the specials."""
-    places, axes = look.targets.rows, ("frame", "y", "x")
+    places, axes = look.targets.rows, ("frame", "row_y", "row_x")
     means = [(part.rows, max(part.calls, 1)) for part in parts]
     kept: dict[str, tuple[Values, tuple[str, ...]]] = {}
     if plan.rows == "full":
@@ -216,11 +217,11 @@ def _rows(one: LayerView, plan: Plan, look: Look, parts: Sequence[Part]) -> list
     else:
         over_time = np.sum([rows for rows, _ in means], 0, dtype=np.float64) / max(sum(part.calls for part in parts), 1)
         by_time = np.stack([rows.mean(0, dtype=np.float64) / count for rows, count in means])
-        kept |= {"rows_heads": (np.asarray(over_time), ("head",)), "rows_times": (by_time, ("time",))}
+        kept |= {"rows_heads": (np.asarray(over_time), ("row_head",)), "rows_times": (by_time, ("time",))}
     found: list[Array] = []
     for name, (values, lead) in kept.items():
         codes, top = encode_rows(values.reshape(*values.shape[: len(lead)], *places, look.keys))
-        found += [(name, codes, (*lead, *axes, "token")), (f"{name}_max", top, (*lead, *axes))]
+        found += [(name, codes, (*lead, *axes, "key")), (f"{name}_max", top, (*lead, *axes))]
     if one.kept.start > one.group.start:
         special = np.stack([part.special / max(part.calls, 1) for part in parts])
         found.append(("special", special.reshape(*special.shape[:2], *places).astype(np.float32), ("time", "head", *axes)))
@@ -234,7 +235,7 @@ def _words(look: Look, parts: Sequence[Part]) -> list[Array]:
     codes, top = encode_rows(means)
     maps = codes.reshape(*codes.shape[:2], *look.targets.rows)
     peaks = (top / look.word_sizes).astype(np.float32)
-    return [("words", maps, ("time", "word", "frame", "y", "x")), ("words_max", peaks, ("time", "word"))]
+    return [("words", maps, ("time", "word", "frame", "row_y", "row_x")), ("words_max", peaks, ("time", "word"))]
 
 
 def _totals(look: Look, parts: Sequence[Part]) -> Totals:

@@ -45,6 +45,8 @@ class Plan:
     """Most heads whose rows are kept; None is all."""
     times: int
     """Time groups."""
+    asked: int
+    """Time groups that were asked for."""
     single: bool
     """Whether each head has R2G and G2R of its own."""
 
@@ -56,26 +58,24 @@ class Plan:
     @property
     def dropped(self) -> tuple[str, ...]:
         """What was left out, in words."""
+        rows = self.rows != "none"
         said = {
-            "which head looked where at which time; where each head looked over all of time, and where all did at each time, are kept": (
+            "no rows of attention, only maps": not rows,
+            "which head looked where at which time: rows are of each head over all of time, and of each time over all heads": (
                 self.rows == "marginal"
             ),
-            "where single patches looked; only maps are kept": self.rows == "none",
-            f"rows of patches beyond {self.patches} x {self.patches} of a layer: they are those of every n-th patch": (
-                self.patches is not None and self.rows != "none"
-            ),
-            f"places finer than {self.keys} x {self.keys} cells of the reference, in rows; maps keep them": (
-                self.keys is not None and self.rows != "none"
-            ),
-            f"rows of all heads but {self.heads}, those with the highest scores": self.heads is not None and self.rows != "none",
-            "maps of single heads; those of layers are kept": not self.single,
+            f"patches between every n-th, of which rows have at most {self.patches} a side": rows and self.patches is not None,
+            f"places on the reference finer than {self.keys} x {self.keys} cells, in rows; maps have them": rows and self.keys is not None,
+            f"rows of single heads but for the {self.heads} with the highest scores": rows and self.heads is not None,
+            "maps of single heads; there is one of each layer": not self.single,
+            f"time groups: {self.times} in place of {self.asked}": self.times < self.asked,
         }
         return tuple(sentence for sentence, holds in said.items() if holds)
 
 
 def ladder(budget: int, times: int) -> list[Plan]:
     """Plans from the richest to the poorest."""
-    full = Plan(budget=budget, rows="full", patches=None, keys=None, heads=None, times=times, single=True)
+    full = Plan(budget=budget, rows="full", patches=None, keys=None, heads=None, times=times, asked=times, single=True)
     marginal, none = replace(full, rows="marginal"), replace(full, rows="none")
     few = min(times, FEW_TIMES)
     summed = replace(marginal, patches=16, keys=16)
