@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...schema.errors import UnsupportedModel
 from ...schema.messages import option
 from ..encoding.scores import default_scale
-from .call import Call, Listener
+from .call import Call, Change, Listener
 from .mode import Census, Mode
 from .modules import is_muted, is_self_attention, is_single_stream, other_attention, strip
 from .origins import FollowingMode
@@ -147,7 +147,7 @@ class Capture:
     def _watch_resampler(self, path: str, adapter: int, module: nn.Module) -> None:
         def tell(query: Tensor, key: Tensor, scale: float) -> None:
             call = Call(path=path, projection="to_v", query=query, key=key, scale=scale, grid=(1, query.shape[2]), resampler=adapter)
-            self._listener.hear(call)
+            self._tell(call)
 
         self._handles += watch_resampler(module, self._is_wanted, tell)
 
@@ -194,8 +194,16 @@ class Capture:
         grid, around = self._grid(query.shape[2])
         own = self._projections.own
         call = Call(path=self._path, projection="", query=query, key=key, scale=scale, mask=mask, grid=grid, around=around, own=own)
-        self._listener.hear(call)
+        self._tell(call)
         return True
+
+    def _tell(self, call: Call) -> None:
+        """Tell of attention that was read off projections, which nothing can change."""
+        if self._listener.hear(call) is not None:
+            raise UnsupportedModel(
+                f"{call.path} is read at its projections, not where it attends, so nothing can be changed there; choose other modules "
+                f"through {option('layers')}"
+            )
 
     def _take_softmax(self, scores: Tensor) -> None:
         if not self._calls:
@@ -215,7 +223,7 @@ class Capture:
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
-    ) -> None:
+    ) -> Callable[[Tensor], Tensor] | None:
         if is_causal:
             out = f"leave it out through {option('layers')}"
             raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; {out}")
@@ -235,7 +243,7 @@ class Capture:
         module = self._modules[self._path]
         joined = self._joins and is_self_attention(module)
         if (not self._outside and is_muted(module, projection, repeat)) or (joined and key.shape[2] == query.shape[2]):
-            return
+            return None
         grid, around = self._grid(query.shape[2])
         call = Call(
             path=self._path,
@@ -253,7 +261,8 @@ class Capture:
             joined=joined,
             context=self._projections.input(projection),
         )
-        self._listener.hear(call)
+        change = self._listener.hear(call)
+        return None if change is None else lambda output: _changed(change, call, value, output)
 
     def _grid(self, positions: int, path: str = "") -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
@@ -265,6 +274,14 @@ class Capture:
 
 def _has_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return kwargs.get("encoder_hidden_states") is not None or (len(args) > 1 and args[1] is not None)
+
+
+def _changed(change: Change, call: Call, value: Tensor, output: Tensor) -> Tensor:
+    """What a call gives once it is changed, laid out as it was: outside diffusers its rows and heads may share an axis."""
+    rows, heads = call.query.shape[:2]
+    values = value.reshape(rows, -1, *value.shape[-2:]) if value.ndim == 3 else value
+    changed = change(values, output.reshape(rows, heads, *output.shape[-2:]))
+    return output.clone().copy_(changed.reshape(output.shape))
 
 
 def _size(tensor: Tensor) -> tuple[int, int]:

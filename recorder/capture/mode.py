@@ -1,9 +1,9 @@
-"""Torch-function modes that show attention and softmax calls to a function, then run them."""
+"""Torch-function modes that show attention and softmax calls to a function, then run them, and let it change what attention gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,14 @@ ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
 PRODUCTS: Final = frozenset({"linear", "matmul", "__matmul__", "bmm", "baddbmm", "einsum", "softmax"})
 """What no module can attend without, under the names of torch's functions."""
 
+Attend: TypeAlias = Callable[..., Callable[[Tensor], Tensor] | None]
+"""Takes the arguments of an attention call; gives what makes another output of its output, or None to leave it."""
+
 
 class Mode(TorchFunctionMode):
     """Shows each attention call, and what a softmax is taken of, to a function, then runs it."""
 
-    def __init__(self, attend: Callable[..., None], soften: Callable[[Tensor], None] | None = None) -> None:
+    def __init__(self, attend: Attend, soften: Callable[[Tensor], None] | None = None) -> None:
         super().__init__()
         self._attend, self._soften = attend, soften
         self.worked = False
@@ -28,8 +31,10 @@ class Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is ATTENTION:
-            self._attend(*args, **kwargs)
-        elif self._soften is not None and (name := getattr(func, "__name__", "")) in PRODUCTS:
+            change = self._attend(*args, **kwargs)
+            output = func(*args, **kwargs)
+            return output if change is None else change(output)
+        if self._soften is not None and (name := getattr(func, "__name__", "")) in PRODUCTS:
             self.worked = True
             if name == "softmax":
                 self._soften(args[0] if args else kwargs["input"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from planted import planted_trace
 from i2am.analyzer import Trace, g2r, imacs, open_trace, r2g, sram, token_map
 from i2am.analyzer.view.export import export_runs
 from i2am.analyzer.view.runs import Run
+from traces import reference_layer, synthetic_trace
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
@@ -21,6 +23,7 @@ ROW = 0.00392
 """Most that a value of a row is off, of the row's greatest."""
 MAP = 4 / 131_070
 """Most that a map is off, of its greatest value: what its bytes are, and what bicubic resampling makes of that."""
+LAYERS = (("up_blocks.0", (16, 12), (16, 20)), ("up_blocks.1", (8, 6), (16, 20)))
 GOLDEN = Path(__file__).parents[1] / "data" / "golden-1.zarr"
 
 ASK = """([selection, at]) => {
@@ -103,3 +106,19 @@ def test_who_looked_at_a_token_is_its_map(trace: Trace, visit: Callable[..., Any
     )
     peaks = page.evaluate(f"Array.from(i2am.page.view.layers[{layer}].rows.max)")
     np.testing.assert_allclose(said["column"], found.ravel(), rtol=0, atol=ROW * max(peaks))
+
+
+def test_maps_are_whole_where_rows_are_of_fewer_keys(visit: Callable[..., Any], tmp_path: Path) -> None:
+    """In a small file keys of rows are summed to cells; G2R keeps the layer's own."""
+    layers = [reference_layer(f"unet.{name}.attn2", grid, reference=reference) for name, grid, reference in LAYERS]
+    synthetic_trace(tmp_path / "run.zarr", layers=layers, latent_grid=(16, 12))
+    trace = open_trace(tmp_path / "run.zarr")
+    run = Run.of(trace, budget=150_000)
+    assert tuple(run.overview.facts["views"][0]["layers"][0]["key_grid"]) != LAYERS[0][2]
+    file = tmp_path / "run.html"
+    file.write_bytes(export_runs([run]))
+    page = visit(file).page
+    for chosen in (None, 0, 1):
+        found = g2r(trace, layers=None if chosen is None else [chosen]).compute().values
+        ask = f"Array.from(i2am.mapOf(i2am.page.view, 'g2r', {{ time: null, layer: {json.dumps(chosen)}, head: null, frame: 0 }}))"
+        np.testing.assert_allclose(page.evaluate(ask), found.ravel(), rtol=0, atol=MAP * found.max())

@@ -58,8 +58,9 @@ function prepareView(run, facts, number) {
   view.tokens = facts.ref_grid ? product(facts.ref_grid) : Math.min(...facts.layers.map((layer) => layer.keys));
   view.terms = view.words ?? (facts.ref_grid ? null : range(view.tokens).map((k) => ({ text: String(k + 1), tokens: [k], kind: "word" })));
   view.cells = facts.layers.reduce((best, { row_grid: grid }) => (grid && product(grid) > product(best) ? grid : best), [0, 0]);
-  if (!product(view.cells)) view.cells = latent;
-  view.colours = reference && view.ref_grid ? (grid) => once(`colours ${grid}`, () => cellColours(reference, grid, 0, view.window)) : null;
+  view.rows = product(view.cells) > 0;
+  if (!view.rows) view.cells = latent;
+  view.colours = reference && view.ref_grid && view.rows ? (grid) => once(`colours ${grid}`, () => cellColours(reference, grid, 0, view.window)) : null;
   view.inside = (grid, frame = 0) => mask && once(`inside ${grid} ${frame}`, () => cellsIn(mask, grid, frameOf(run, mask, frame)));
   view.outside = (grid) => once(`outside ${grid}`, () => cellsIn(outline, grid, 0, view.window).map((is) => !is));
   view.painted = ({ grid, row_grid: rows }, frame) => once(`painted ${grid} ${rows} ${frame}`, () => sample(cellColours(generated, grid, frameOf(run, generated, frame)), grid, rows, 3));

@@ -144,6 +144,7 @@ export function drawLattice(now) {
   $("lattice").style.width = `${place.width}px`;
   $("tilekinds").hidden = place.small;
   document.querySelector("[name=tiles][value=copy]").disabled = !view.colours;
+  document.querySelector("[name=tiles][value=look]").disabled = !view.rows;
   if (!score) return;
   const scale = !made || made.own ? "" : state.own ? ", each on its own scale" : `, one scale${made.dots && now.row && !made.signed ? ` to ${times(lift(now.row, made.high))} an even share` : ""}, as square roots`;
   const says = made ? made.says + scale : `Colour: ${score.says}. Point at a cell to see where it looked`, dots = made?.dots && now.top;
