@@ -64,8 +64,6 @@ class GroupWriter:
             "fill_value": 0,
             "codecs": [endian, {"name": "gzip", "configuration": {"level": LEVEL}}],
             "dimension_names": list(dims),
-            "attributes": {},
-            "storage_transformers": [],
         }
         self._chunks[chunk_name(path, values.ndim)] = data.tobytes()
 

@@ -30,7 +30,7 @@ from .group import VERSION, GroupWriter, Overview
 from .layers import LayerResult, finish_layer, make_grounds, make_look, pack_rows
 from .measures import MEASURES, SCORES, add_totals
 from .pictures import SHARE, Pictures, write_images
-from .plan import BUDGET, TIMES, Packed, Plan, Sampling, expect_bytes, ladder, measured_grid
+from .plan import BUDGET, TIMES, Packed, Plan, Sampling, distinct, expect_bytes, ladder, measured_grid
 from .scan import scan_calls
 from .views import LayerView, View, known_truth, list_views, shown_frames
 
@@ -65,7 +65,7 @@ def make_overview(
     times = len(split(range(count), min(whole(time_groups, "a number of time groups"), count)))
     most = parse_bytes("budget", budget) or 0
     pictures = write_images(trace, views, SHARE * most)
-    plans, packed = ladder(most, times), pack_rows(trace, views)
+    plans, packed = distinct(ladder(most, times), views), pack_rows(trace, views)
     while plans:
         while len(plans) > 1 and expect_bytes(plans[0], views, count, pictures.nbytes, packed) > most:
             plans.pop(0)
@@ -218,7 +218,7 @@ class _Making:
             "key_grid": None if sampling is None or sampling.keys is None else list(sampling.keys),
             "keys": 0 if sampling is None else sampling.count,
             "row_heads": kept,
-            "word_grid": list(measured_grid(self.plan, one)) if view.words else None,
+            "word_grid": list(measured_grid(self.plan, one)) if view.words and self.plan.words else None,
             "calls": [int((where[list(steps)] >= 0).sum()) for steps in times],
         }
 
