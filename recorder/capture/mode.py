@@ -17,11 +17,13 @@ PRODUCTS: Final = frozenset({"linear", "matmul", "__matmul__", "bmm", "baddbmm",
 
 
 class Mode(TorchFunctionMode):
-    """Shows each attention call, and what a softmax is taken of, to a function, then runs it."""
+    """Shows each attention call, and what a softmax is taken of, to a function, then runs it; what attention gave, to another."""
 
-    def __init__(self, attend: Callable[..., None], soften: Callable[[Tensor], None] | None = None) -> None:
+    def __init__(
+        self, attend: Callable[..., None], soften: Callable[[Tensor], None] | None = None, give: Callable[[Tensor], None] | None = None
+    ) -> None:
         super().__init__()
-        self._attend, self._soften = attend, soften
+        self._attend, self._soften, self._give = attend, soften, give
         self.worked = False
         """Whether anything was multiplied since this was last set."""
 
@@ -33,7 +35,10 @@ class Mode(TorchFunctionMode):
             self.worked = True
             if name == "softmax":
                 self._soften(args[0] if args else kwargs["input"])
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func is ATTENTION and self._give is not None:
+            self._give(result)
+        return result
 
 
 class Census:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--branches", help="cond, uncond or both.")
 @click.option("--encoding", help="probabilities, factors or auto.")
 @click.option("--keys", help="auto, all, reference or text.")
+@click.option("--values", help="Kept of the values: none, norms, full, or auto (norms where they add 2 % at most).")
 @click.option("--max-bytes", help="Most that a trace may hold before compression, such as 5GB; refused beforehand if it would hold more.")
 @click.option("--keep-bits", type=int, help="Round probabilities to so many of float16's 10 mantissa bits, to pack better.")
 @click.option("--probes", type=click.Path(path_type=Path), help="A TOML file with a table [probes]: texts and images to keep keys of.")

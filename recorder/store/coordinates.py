@@ -28,7 +28,7 @@ def columns(trace: TraceRecord, entries: Sequence[Step]) -> Columns:
     return arrays
 
 
-def serving_steps(trace: TraceRecord, called: Called) -> dict[str, dict[str, tuple[tuple[int, ...], ...]]]:
+def serving_steps(trace: TraceRecord, called: Called) -> dict[str, Any]:
     """The tables of one step, `key_step` and `value_step`, as its line in the journal has them."""
     samples, branches = range(trace.samples), range(len(trace.branches))
     return {
