@@ -223,19 +223,29 @@ def _place_of(given: Any, calls: list[tuple[CallKey, float, Tensor]], width: int
     the last; None if none do. Tensors without numbers agree."""
     if not isinstance(given, Tensor) or given.ndim < 2 or (given.shape[-1] != width if whole else given.shape[-1] < width):
         return None
-    rows, most = calls[0][2].shape[0], max(one.shape[2] for _, _, one in calls)
+    rows, counts = calls[0][2].shape[0], [one.shape[2] for _, _, one in calls]
+    most, least = max(counts), min(counts)
     if any(one.shape[0] != rows or one.shape[1] * one.shape[3] != width for _, _, one in calls) or given.numel() % (rows * given.shape[-1]):
         return None
     taken = given.detach().reshape(rows, -1, given.shape[-1])[..., :width]
     count = taken.shape[1]
-    if count > min(one.shape[2] for _, _, one in calls):
-        return None
     if given.is_meta:
-        return None, False
-    for last in (False, True):
+        return (None, False) if count <= least else None
+    for last in (False, True) if count <= least else ():
         parts = [(gain, one[:, :, one.shape[2] - count :] if last else one[:, :, :count]) for _, gain, one in calls]
         if _agree(taken, parts):
             return (None if count == most else count), last
+    return _overlap(taken, calls[0][2]) if len(calls) == 1 else None
+
+
+def _overlap(taken: Tensor, one: Tensor) -> tuple[int, bool] | None:
+    """How many of a call's first, or last, queries stand first, or last, in what is put together of several calls; None if none do."""
+    most = min(taken.shape[1], one.shape[2])
+    for last in (True, False):
+        part, seen = (one[:, :, -most:], taken[:, -most:]) if last else (one[:, :, :most], taken[:, :most])
+        same = (part.transpose(1, 2).flatten(2) == seen).all(2).all(0).long()
+        if count := int((same.flip(0) if last else same).cumprod(0).sum()):
+            return count, last
     return None
 
 

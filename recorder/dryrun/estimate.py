@@ -95,7 +95,7 @@ def estimate(spec: Spec) -> Estimate:
     )
     made = {choice: choose_values(encoded(trace, choice), options.values) for choice in ENCODINGS_WANTED}
     layers = tuple({choice: layer_bytes(made[choice], index) for choice in ENCODINGS} for index in range(len(trace.layers)))
-    return Estimate(trace, evaluations, {choice: weigh(made[choice]) for choice in made}, layers)
+    return Estimate(made["probabilities"], evaluations, {choice: weigh(made[choice]) for choice in made}, layers)
 
 
 def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[Layer]:

@@ -136,7 +136,8 @@ class Writer:
         plans = fixed_layout(trace, index)
         given = {name: values for name, values in (("probe_key", probe_key), ("output", output)) if values is not None}
         if set(given) != set(plans):
-            raise InvalidInput(f"layer {layer.name} comes with {', '.join(plans) or 'no fixed arrays'}, got {', '.join(given) or 'none'}")
+            keys = f"layer {layer.name} has {layer.probe_tokens} tokens of probes; their keys come with it, and only then"
+            raise InvalidInput(f"{keys}, as its output projection does with values in full (here {layer.values})")
         for name, values in given.items():
             check_block(plans[name], values, plans[name].shape)
         written: FileSums = {}
