@@ -8,12 +8,12 @@ NEXT := .venv-next
 BIN := $(VENV)/bin
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint unit wheel laptop lowest next bench clean
+.PHONY: demo test lint docs unit wheel laptop lowest next bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/i2am demo -o demo --overwrite
 
-test: lint unit wheel laptop
+test: lint docs unit wheel laptop
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -23,13 +23,17 @@ lint: $(VENV)/installed
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p i2am.schema -p i2am.recorder -p i2am.analyzer
 	$(BIN)/lint-imports
 
-# One process a core, one thread each: torch with threads of its own beside other work is many times slower.
+# The site, from the pages where they lie: build/docs/index.html. A link, an anchor or a parameter that is not there is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --doctree-dir build/doctrees -c docs . build/docs
+
+# All that `laptop` does not run. One process a core, one thread each: torch with threads of its own beside other work is many times slower.
 unit: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup -m "not analyzer or torch"
 
 # What users install. Its own folder, because an editable install would hide a file that the wheel lacks.
 wheel: $(VENV)/installed
-	rm -rf build
+	rm -rf build/lib build/bdist* build/*.whl build/site build/demo
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build .
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/site build/*.whl
 	cd build && PYTHONPATH=site $(CURDIR)/$(BIN)/python -P -c "import i2am; assert 'site' in i2am.__path__[0].split('/'), i2am.__path__"
@@ -42,10 +46,10 @@ laptop: $(LAPTOP)/installed wheel
 	cd build && ../$(LAPTOP)/bin/python -c "import i2am; assert 'site-packages' in i2am.__path__[0].split('/'), i2am.__path__"
 	$(LAPTOP)/bin/pytest -q -n auto -m analyzer
 
-# The analyzer's tests with the lowest versions that pyproject.toml allows. Slow ones about attacks, packing and processes are left to `make test`.
+# The lowest versions that pyproject.toml allows: the tests of what calls other packages, one or more for each of them.
 lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/pytest -q -n auto -m analyzer --ignore tests/analyzer/store/test_attacks.py --ignore tests/analyzer/sharing \
-		--ignore tests/analyzer/datasets/test_processes.py
+	$(LOWEST)/bin/pytest -q -n auto -m analyzer tests/schema $(addprefix tests/analyzer/, aggregation cli/test_cli.py cli/test_terminal.py \
+		datasets/test_cluster.py evaluation maps metrics numerics output storage/test_address.py storage/test_object_store.py trace)
 
 # The same with another Python: `make next NEXT_PYTHON=python3.13`. What differs is the language, so a part of the tests will do.
 next: $(NEXT)/installed

@@ -46,6 +46,9 @@ from .metrics.pointing import attention_variation as attention_variation
 from .metrics.pointing import pck as pck
 from .metrics.pointing import pointing_error as pointing_error
 from .output.illustration import illustrate as illustrate
+from .overview.cache import load_overview as load_overview
+from .overview.group import Overview as Overview
+from .overview.overview import make_overview as make_overview
 from .sharing.copying import copy as copy
 from .sharing.packing import pack as pack
 from .sharing.packing import unpack as unpack

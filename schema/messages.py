@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from .errors import AlreadyExists, MissingExtra
+from .errors import AlreadyExists, InvalidInput, MissingExtra
 
 Reader: TypeAlias = Literal["python", "shell", "toml"]
 """Who set the options that a message speaks of: a caller from Python, a command line, or a TOML file."""
@@ -27,6 +28,8 @@ EXTRAS: Final = {
     "remote": ("aiohttp", "s3fs", "huggingface_hub"),
 }
 """Extra of the package -> the modules that it installs."""
+
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgt])(i?))?b?\s*", re.IGNORECASE)
 
 _reader: ContextVar[Reader] = ContextVar("reader", default="python")
 
@@ -88,6 +91,20 @@ def size_text(nbytes: float) -> str:
             return f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:.3g} TB"
+
+
+def parse_bytes(name: str, written: int | str | None) -> int | None:
+    """What an option of this name says: `5GB`, `500 MB`, `1.5GiB` or a number of bytes; None stays None.
+
+    Raises   InvalidInput for what is no size above 0
+    """
+    if written is None:
+        return None
+    match = None if isinstance(written, bool) else _SIZE.fullmatch(str(written))
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index((match[2] or " ").lower())) if match else 0
+    if size <= 0:
+        raise InvalidInput(f"{option(name, written)} is no size; use a number with a unit, such as 5GB or 500MB")
+    return size
 
 
 def refuse_taken(path: Path, overwrite: bool) -> None:

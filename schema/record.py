@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Never, TypeAlias, TypeVar, Union, cast, 
 from .errors import CorruptTrace, InvalidInput
 
 FORMAT_VERSION: Final = 1
+"""The version of the trace format that is written; `schema/README.md` is its norm."""
 
 JSON: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 

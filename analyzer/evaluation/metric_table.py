@@ -94,6 +94,7 @@ METRICS: Final = {
         Metric("row_entropy", "rows", "", lambda rows: rows, "", "evenness of single patches' attention over the reference"),
     )
 }
+"""Metrics that `judge` and `evaluate` know, by name."""
 
 
 def find_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
@@ -271,7 +272,11 @@ def judge(
     settings: ImacsOptions | None = None,
     **options: Unpack[MapOptions],
 ) -> dict[str, xr.DataArray]:
-    """Metrics of a trace, all from one pass; arguments and errors as of `plan_metrics`."""
+    """Metrics of a trace, all from one pass.
+
+    Raises   InvalidInput for an unknown metric, a metric whose mask or truth the trace does not have, masks of another size;
+             UnknownSelection
+    """
     plan = plan_metrics(trace, names, mask=mask, reference_mask=reference_mask, settings=settings, **options)
     computed = compute(plan.maps)[0]  # type: ignore[no-untyped-call]
     return plan.scores(computed)

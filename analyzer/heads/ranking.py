@@ -47,9 +47,9 @@ def select_heads(
 ) -> HeadMap:
     """The heads that rank first, or last, by layer: what `r2g(trace, heads=...)` and every other map takes.
 
-    `scores` are head relevance vectors (`heads`) with the name of a concept, or one score for each head, such as the share of patches
-    that it sends to their true place (`head_truth`); or traces, and `by` says what they are scored by. With a trace, it is first made
-    sure that the scores are of its model.
+    `scores` are head relevance vectors (`head_relevance`) with the name of a concept, or one score for each head, such as the
+    share of patches that it sends to their true place (`head_accuracy`); or traces, and `by` says what they are scored by. With a
+    trace, it is first made sure that the scores are of its model.
 
     Raises   UnknownSelection for a concept or a number of heads there is not, InvalidInput unless just one of `top` and `bottom` is given
     Source   Park et al. 2026 (arXiv 2604.05906): about 30 of the 128 heads of Stable Diffusion 1.4

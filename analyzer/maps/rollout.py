@@ -55,10 +55,11 @@ def token_patches(trace: Trace, group: str, sample: int = 0, branch: int = 0, re
 
 
 def carry(trace: Trace, map: xr.DataArray, residual: float = RESIDUAL) -> xr.DataArray:
-    """A map over an adapter's tokens (G2R or SRAM) as a map over the reference's patches; `residual` as in `token_patches`.
+    """A map over an adapter's tokens (G2R or SRAM) as a map over the reference's patches.
 
     Each map takes the mean over its own steps of what its tokens were made of: exact where that does not change over steps, as in
-    IP-Adapter Plus. SD3's resampler reads the timestep; keep time, one group a step, carry, and sum to be exact there.
+    IP-Adapter Plus. SD3's resampler reads the timestep; keep time, one group a step, carry, and sum to be exact there. `residual` is the
+    share of a token that each block passes on unchanged.
 
     Dims     (..., token) -> (..., ref_y, ref_x), float64
     Raises   UnknownSelection, InvalidInput for a map that has no tokens, or others

@@ -192,6 +192,7 @@ RECIPES: Final = {
     )
 }
 # fmt: on
+"""Recipes by name; `get_recipe` changes fields of one."""
 
 
 def get_recipe(row: str | Recipe, /, **changes: Any) -> Recipe:

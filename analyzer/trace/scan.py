@@ -9,8 +9,9 @@ next one comes. Nothing larger than a map leaves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from ...schema.trace import Layer, Softmax
 from ..numerics.products import row_products, weighted_sum
 from .calls import At, Calls, Steps
 from .softmax import Values
+
+Visit: TypeAlias = Callable[[int, int, slice, Values, float], None]
+"""What is told of each block of a scan, as `Sweep` gives it."""
 
 SPREAD: Final = 60.0
 """Largest range of exponents that float32 sums can hold beside P itself, in nats; wider ones are summed in float64."""
@@ -42,8 +46,8 @@ def segments(calls: Calls) -> tuple[slice, ...]:
     return tuple(slice(a, b) for low, middle, high in cuts for a, b in ((low, middle), (middle, high)) if a < b)
 
 
-def scan(calls: Calls, at: At, steps: Steps, r2g: Softmax, g2r: Softmax, weights: Values) -> list[Sums]:
-    """All sums of each of some present calls.
+def scan(calls: Calls, at: At, steps: Steps, r2g: Softmax, g2r: Softmax, weights: Values, visit: Visit | None = None) -> list[Sums]:
+    """All sums of each of some present calls; `visit` sees each block of P while it is in cache.
 
     Dims     weights (weighting, [frame,] y, x)
     Raises   CorruptTrace if a file was changed
@@ -53,6 +57,8 @@ def scan(calls: Calls, at: At, steps: Steps, r2g: Softmax, g2r: Softmax, weights
     sums = [_Accumulator(a, b, r2g, g2r, flat, parts) for a, b in zip(query_lse, token_lse, strict=True)]
     for i, head, positions, block, factor in blocks:
         sums[i].add(head, positions, block, factor)
+        if visit is not None:
+            visit(i, head, positions, block, factor)
     return [each.finish(calls.layer) for each in sums]
 
 

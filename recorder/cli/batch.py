@@ -18,11 +18,11 @@ import torch
 
 from ...schema.errors import AlreadyExists, InvalidInput, NoSpace
 from ...schema.journal import disk_bytes
-from ...schema.messages import option, size_text
+from ...schema.messages import option, parse_bytes, size_text
 from ...schema.trace import TraceRecord
 from ..dryrun.estimate import Estimate, estimate
 from ..plan.budget import check_budget, encoded, free_bytes, weigh
-from ..plan.options import Options, parse_bytes
+from ..plan.options import Options
 from ..session.recording import recording
 from ..specs.arguments import arguments_of
 from ..specs.loading import RECORDER_IMAGES, check_call, explained, find_class, load_pipeline, run_arguments
@@ -135,7 +135,7 @@ def check_estimate(found: Estimate, spec: Spec, output: Path | None, others: int
 
     Raises   NoSpace
     """
-    place, limit = output or spec.path.name, parse_bytes(spec.options.get("max_bytes"))
+    place, limit = output or spec.path.name, parse_bytes("max_bytes", spec.options.get("max_bytes"))
     free = sys.maxsize if output is None else free_bytes(output)
     check_budget(encoded(found.trace, spec.encoding), found.evaluations, place, limit, free, others)
 

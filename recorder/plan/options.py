@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 from ...schema.codec import MANTISSA
 from ...schema.errors import InvalidInput
-from ...schema.messages import option
+from ...schema.messages import option, parse_bytes
 from ...schema.record import BRANCHES, NAME
 from ...schema.selection import Layers, Positions, match_layers, pick_positions, read_positions, write_positions
 from ...schema.trace import Codec, Layer, Role
@@ -22,7 +21,6 @@ ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
 VALUES_WANTED: Final = ("auto", "none", "norms", "full")
 RESERVED: Final = ("text", "reference", "self")
 """What token groups of the run itself are called."""
-SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgt])(i?))?b?\s*", re.IGNORECASE)
 
 
 def select_layers(layers: Layers, paths: Sequence[str]) -> list[str]:
@@ -70,20 +68,6 @@ def select_branches(branches: str) -> tuple[str, ...]:
     """
     _choice("branches", branches, (*BRANCHES, "both"))
     return BRANCHES if branches == "both" else (branches,)
-
-
-def parse_bytes(written: int | str | None) -> int | None:
-    """`5GB`, `500 MB`, `1.5GiB` or a number of bytes; None stays None.
-
-    Raises   InvalidInput for what is no size above 0
-    """
-    if written is None:
-        return None
-    match = None if isinstance(written, bool) else SIZE.fullmatch(str(written))
-    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index((match[2] or " ").lower())) if match else 0
-    if size <= 0:
-        raise InvalidInput(f"{option('max_bytes', written)} is no size; use a number with a unit, such as 5GB or 500MB")
-    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +194,7 @@ class Options:
                 f"probes are asked of queries, which {option('encoding', self.encoding)} does not keep in every layer; "
                 f"record with {option('encoding', 'factors')}"
             )
-        parse_bytes(self.max_bytes)
+        parse_bytes("max_bytes", self.max_bytes)
         if not isinstance(self.queue_mb, (int, float)) or not self.queue_mb > 0:
             raise InvalidInput(f"{option('queue_mb', self.queue_mb)} is no size; give a number of MiB above 0")
         if self.facts is not None:

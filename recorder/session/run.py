@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...schema.errors import TraceError, UnsupportedModel
-from ...schema.messages import option
+from ...schema.messages import option, parse_bytes
 from ...schema.record import JSON
 from ...schema.trace import Codec, Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
@@ -28,7 +28,7 @@ from ..labels.layers import Site, hides, part_of_mask
 from ..labels.passes import Evaluation, Pass
 from ..labels.rows import DECLARE, Row
 from ..plan.budget import check_budget, choose_values, free_bytes
-from ..plan.options import Options, parse_bytes, select_steps
+from ..plan.options import Options, select_steps
 from ..store.writer import Writer
 
 Placed: TypeAlias = tuple[Call, int, Site, Row]
@@ -251,7 +251,7 @@ class Run:
             if now.position == 0 or not planned:  # at the first step every layer is known
                 # What is on disk already is no longer free, so only the limit counts for it.
                 free = free_bytes(self._path) if now.position == 0 else sys.maxsize
-                check_budget(trace, evaluations, self._path, parse_bytes(self._options.max_bytes), free)
+                check_budget(trace, evaluations, self._path, parse_bytes("max_bytes", self._options.max_bytes), free)
             at = {"timestep": now.timestep, "sigma": now.sigma}
             writer.commit(now.position, evaluation=now.ordinal, scheduler_step=now.scheduler_step, **at)
         self._waiting.clear()

@@ -12,12 +12,14 @@ def modules_after(statement: str) -> set[str]:
 
 
 @pytest.mark.analyzer
+@pytest.mark.torch
 @pytest.mark.parametrize("statement", ["import i2am.analyzer", "from i2am.analyzer import open_trace, r2g, g2r, sram, imacs"])
 def test_the_analyzer_needs_no_torch(statement: str) -> None:
     assert not modules_after(statement) & {"torch", "diffusers", "transformers"}
 
 
 @pytest.mark.analyzer
+@pytest.mark.torch
 def test_the_schema_needs_numpy_alone() -> None:
     assert not modules_after("import i2am.schema") & {"torch", "zarr", "dask", "xarray"}
 
@@ -39,6 +41,7 @@ def test_looking_at_a_trace_needs_neither_dask_nor_pandas(module: str) -> None:
 
 
 @pytest.mark.analyzer
+@pytest.mark.torch
 def test_the_writer_needs_neither_half() -> None:
     assert not modules_after("import i2am.recorder.store.writer") & {"torch", "dask", "xarray"}
 

@@ -19,13 +19,14 @@ from i2am.analyzer.cli.group import i2am
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.datasets import cluster
 from i2am.analyzer.output.files import Output, save
+from i2am.analyzer.storage import address
 from i2am.recorder.cli.record import record_command
 from i2am.schema import errors
 from i2am.schema.errors import TraceError
 from i2am.schema.messages import for_shell, option
 from traces import synthetic_trace
 
-pytestmark = [pytest.mark.analyzer, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+pytestmark = [pytest.mark.analyzer, pytest.mark.torch, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 CLASSES: Final = {name: found for name, found in vars(errors).items() if isinstance(found, type) and found is not TraceError}
 SPEC: Final = f'{PAINT_BY_EXAMPLE}example_image = "reference.png"\n'
@@ -142,6 +143,7 @@ def test_a_message_names_options_as_its_reader_types_them(
     if name == "MissingExtra":
         monkeypatch.setattr("i2am.schema.messages.find_spec", lambda name: None)
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(address, "BACKOFF_SECONDS", 0.01)
     with pytest.raises(CLASSES[name]) as caught:
         door(folder)
     assert for_command_line(str(caught.value)) == []

@@ -10,6 +10,8 @@ from repository import ROOT
 
 pytestmark = pytest.mark.analyzer
 
+DEVELOPMENT = ("browser", "docs", "dev")
+"""Extras that users need not."""
 BOUND = re.compile(r"([a-z0-9-]+)(?:\[[a-z,]+\])?>=([0-9.]+)")
 
 
@@ -34,5 +36,7 @@ def test_every_bound_of_the_analyzer_is_what_lowest_installs() -> None:
 
 def test_linters_and_tests_are_no_part_of_what_users_install() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert extras["all"] == [f"i2am[{','.join(name for name in extras if name not in ('all', 'dev'))}]"]
-    assert not {"pytest", "ruff", "mypy"} & {re.split(r"\W", each)[0] for name, rows in extras.items() if name != "dev" for each in rows}
+    assert extras["all"] == [f"i2am[{','.join(name for name in extras if name not in (*DEVELOPMENT, 'all'))}]"]
+    assert not {"pytest", "ruff", "mypy"} & {
+        re.split(r"\W", each)[0] for name, rows in extras.items() if name not in DEVELOPMENT for each in rows
+    }

@@ -23,7 +23,7 @@ ENTRY = "i2am.analyzer.cli"
 """What launchers start: `--module i2am.analyzer.cli`."""
 MARKDOWN = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "schema/README.md", "recorder/demo/weights/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PROGRAMS = sorted((ROOT / "examples").glob("*.py"))
 SPECS = sorted((ROOT / "examples").glob("*.toml"))

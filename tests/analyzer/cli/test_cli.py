@@ -45,6 +45,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, 
     return doc
 
 
+@pytest.mark.torch
 def test_help_lists_every_command_and_loads_neither_torch_nor_dask() -> None:
     code = "from i2am.analyzer.cli.main import run; import sys; run(['--help']); print(*sorted(sys.modules))"
     shown = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout

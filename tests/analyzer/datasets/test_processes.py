@@ -138,7 +138,9 @@ def gone(pids: list[int], seconds: float = 20) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked at in /proc")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+@pytest.mark.parametrize(
+    "sent", [pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.torch), pytest.param(signal.SIGKILL, id="kill -9")]
+)
 def test_an_end_in_the_middle_leaves_no_process_and_rows_to_go_on_with(
     traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sent: signal.Signals
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,7 +25,8 @@ pytestmark = pytest.mark.analyzer
 LAYERS = (*default_layers()[:1], reference_layer("unet.b.attn2", (4, 3), encoding="factors"))
 
 
-def test_a_reader_beside_the_writer(tmp_path: Path) -> None:
+def test_a_reader_beside_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.001))  # 500 of them take a minute on a busy disk, and no reader sees them
     expected = synthetic_trace(tmp_path / "whole.zarr", layers=LAYERS, encoding=None, steps=40, seed=4)
     made: list[Synthetic] = []
     writer = threading.Thread(

@@ -51,6 +51,7 @@ def test_xarray_finds_it_by_the_name_in_pyproject() -> None:
     assert type(plugins.build_engines(entries)["i2am"]) is TraceBackend
 
 
+@pytest.mark.torch
 def test_what_every_session_of_xarray_loads_is_light() -> None:
     code = "import sys, xarray; before = set(sys.modules); import i2am.analyzer.trace.backend; print(*set(sys.modules) - before)"
     shown = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.split()

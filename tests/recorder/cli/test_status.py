@@ -95,6 +95,7 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert isinstance(found.exception, InvalidInput) and "there is no folder" in str(found.exception)
 
 
+@pytest.mark.torch
 def test_it_loads_no_torch() -> None:
     code = "import sys, i2am.recorder.cli.status; assert not {'torch', 'diffusers', 'dask', 'xarray'} & {*sys.modules}, 'loaded'"
     subprocess.run([sys.executable, "-c", code], check=True)

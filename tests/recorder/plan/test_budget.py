@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from i2am.recorder.plan.budget import check_budget, encoded, layer_bytes, weigh
-from i2am.recorder.plan.options import keep_heads, parse_bytes, select_heads, select_layers, select_steps
+from i2am.recorder.plan.options import keep_heads, select_heads, select_layers, select_steps
 from i2am.schema.errors import InvalidInput, NoSpace, UnknownSelection
 from i2am.schema.layout import layout
-from i2am.schema.messages import size_text
+from i2am.schema.messages import parse_bytes, size_text
 from i2am.schema.trace import Codec, Layer, TokenGroup, TraceRecord
 
 EVALUATIONS = 50
@@ -40,13 +40,13 @@ def ways(trace: TraceRecord, limit: int) -> dict[str, str]:
     [("5GB", 5 * 10**9), ("500 MB", 5 * 10**8), ("1.5gib", 3 * 2**29), ("2k", 2000), ("7", 7), (7, 7), ("1e9", 10**9), (None, None)],
 )
 def test_sizes_as_people_write_them(written: object, size: object) -> None:
-    assert parse_bytes(written) == size  # type: ignore[arg-type]
+    assert parse_bytes("max_bytes", written) == size  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("written", ["", "5 apples", "-5GB", "0", 0, True, "GB"])
 def test_what_is_no_size(written: object) -> None:
     with pytest.raises(InvalidInput, match="is no size; use a number with a unit, such as 5GB"):
-        parse_bytes(written)  # type: ignore[arg-type]
+        parse_bytes("max_bytes", written)  # type: ignore[arg-type]
 
 
 def test_a_trace_weighs_what_its_arrays_do() -> None:

@@ -1,0 +1,99 @@
+"""Pictures of an overview, and what lies in the cells of a grid over a picture: mean colours, and whether the mask covers most."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Picture
+
+from ..numerics.resize import middle
+from ..numerics.window import Window
+from ..trace.reader import Trace
+from .group import GroupWriter
+from .views import View, shown_frames
+
+Values: TypeAlias = NDArray[Any]
+
+SIDES: Final = (768, 512, 384, 256, 192, 128, 96, 64)
+"""Longest side of a picture in pixels: the first at which pictures take no more than their share of the budget."""
+SHARE: Final = 0.25
+"""Share of the budget that pictures may take."""
+
+
+def cell_means(picture: Values, window: Window, grid: tuple[int, int]) -> Values:
+    """The mean of a picture's pixels in each cell of a grid over its window.
+
+    Dims     (y, x, channel) -> (row, column, channel), float64
+    """
+    height, width = picture.shape[:2]
+    down = _overlaps(height, window.top, window.bottom, grid[0])
+    across = _overlaps(width, window.left, window.right, grid[1])
+    wide = np.tensordot(down, picture.astype(np.float64), (1, 0))
+    return np.asarray(np.moveaxis(np.tensordot(across, wide, (1, 1)), 0, 1))
+
+
+def _overlaps(length: int, low: float, high: float, cells: int) -> Values:
+    """How much of each cell each pixel of an axis covers.
+
+    Dims     (cell, pixel); each row sums to 1
+    """
+    edges = np.clip(np.linspace(low, high, cells + 1), 0, length)
+    pixels = np.arange(length)
+    covered = np.clip(np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels), 0, None)
+    total = covered.sum(1, keepdims=True)
+    return np.asarray(np.divide(covered, total, out=np.zeros_like(covered), where=total > 0))
+
+
+def list_images(views: list[View]) -> dict[str, str]:
+    """The pictures that views show, by name, with their roles."""
+    found: dict[str, str] = {}
+    for view in views:
+        for image in (view.generated, view.reference):
+            if image is not None:
+                found[image.name] = image.role
+        for name, role in ((view.mask, "mask"), (view.reference_mask, "reference_mask")):
+            if name is not None:
+                found.setdefault(name, role)
+    return found
+
+
+def write_images(writer: GroupWriter, trace: Trace, views: list[View], budget: int) -> tuple[list[dict[str, Any]], str]:
+    """Add the pictures, as large as the budget allows; their facts, and what was left out of them in words."""
+    frames = shown_frames(trace)
+    for side in SIDES:
+        trial = GroupWriter()
+        rows = [_write(trial, trace, name, role, side, frames) for name, role in list_images(views).items()]
+        if sum(map(len, trial.chunks.values())) <= SHARE * budget or side == SIDES[-1]:
+            break
+    for path, document in trial.documents.items():
+        writer.documents[path] = document
+    writer.chunks |= trial.chunks
+    return rows, "" if side == SIDES[0] else f"pixels of pictures: they are at most {side} a side"
+
+
+def _write(writer: GroupWriter, trace: Trace, name: str, role: str, side: int, frames: list[int]) -> dict[str, Any]:
+    pixels = trace.image(name)
+    if pixels.ndim == 4:
+        pixels = pixels[middle(len(pixels), trace.latent_frames or len(pixels))[frames] if trace.latent_frames else [0]]
+    else:
+        pixels = pixels[None]
+    shown = np.stack([shrink(frame, side) for frame in pixels])
+    writer.add(f"images/{name}", shown, ("frame", "y", "x", "c"))
+    return {"name": name, "role": role, "height": shown.shape[1], "width": shown.shape[2], "frames": shown.shape[0]}
+
+
+def shrink(pixels: Values, side: int) -> Values:
+    """A picture with at most so many pixels a side; masks stay black and white.
+
+    Dims     (y, x, c) -> the same
+    """
+    height, width = pixels.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return pixels
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    if pixels.shape[-1] == 1:
+        return np.asarray(Picture.fromarray(pixels[..., 0]).resize(size, Picture.Resampling.NEAREST))[..., None]
+    return np.asarray(Picture.fromarray(pixels).resize(size, Picture.Resampling.BOX))

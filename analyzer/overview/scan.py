@@ -1,0 +1,199 @@
+"""The one pass over a trace that an overview takes: sums of a layer's calls in one time group, and rows of sampled patches.
+
+What is summed over all positions comes from `scan`, as under maps; rows are gathered from the same blocks while these are in cache.
+Nothing grows with the number of steps but one row of statistics for each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...schema.trace import Softmax
+from ..numerics.products import product
+from ..numerics.resize import bring
+from ..numerics.statistics import row_evenness
+from ..trace.calls import At, Calls
+from ..trace.scan import Sums, scan, segments
+from .measures import MEASURES, Targets, copy_score, measure_call
+
+Values: TypeAlias = NDArray[Any]
+
+PENDING_BYTES: Final = 2**20
+"""Rows that are gathered before they are worked on, in bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What is collected of one token group in one layer."""
+
+    group: slice
+    """Its tokens on the key axis."""
+    kept: slice
+    """Those that rows and G2R show."""
+    grid: tuple[int, int] | None
+    """Rows and columns of these, if they have places."""
+    counted: slice
+    """Those that count in R2G."""
+    cells: tuple[Values, Values] | None
+    """First row and column of each cell that keys are summed to; None leaves them as they are."""
+    samples: Values
+    """Positions whose rows are gathered, in order."""
+    keys: int
+    """Keys of a row that is kept; 0 where rows are only measured."""
+    targets: Targets
+    words: tuple[Values, Values] | None
+    """Tokens of all words, and where those of each begin."""
+    latent: tuple[int, int, int]
+    """Common grid of R2G."""
+    reference: tuple[int, int, int] | None
+    """Common grid of G2R."""
+    resize: str
+    clamp: bool
+
+
+@dataclass(slots=True)
+class Part:
+    """What the calls of one layer in one time group add up to, of one token group; zeros where there is none."""
+
+    calls: int
+    r2g: Values
+    """(head, frame, y, x), summed over steps."""
+    latent: Values
+    """The same on the common grid."""
+    g2r: Values
+    """(weighting, head, token)"""
+    reference: Values | None
+    """(head, y, x): the last of these on the common grid of the reference."""
+    stats: Values
+    """(step, head, measure)"""
+    rows: Values
+    """(head, patch, key): rows of P, summed."""
+    special: Values
+    """(head, patch): attention to the specials, summed."""
+    copied: Values
+    """(head, patch, 4): colours of the keys times attention to them, and all such attention, summed."""
+    words: Values
+    """(word, position): mean over heads, summed over steps."""
+
+    @classmethod
+    def empty(cls, calls: Calls, look: Look, steps: int, weightings: int) -> Part:
+        """Nothing added yet."""
+        heads, places = calls.layer.heads, (max(calls.layer.frames, 1), *calls.layer.grid)
+        return cls(
+            calls=steps,
+            r2g=np.zeros((heads, *places)),
+            latent=np.zeros((heads, *look.latent)),
+            g2r=np.zeros((weightings, heads, look.kept.stop - look.kept.start)),
+            reference=None if look.reference is None else np.zeros((heads, *look.reference[1:])),
+            stats=np.full((steps, heads, len(MEASURES)), np.nan),
+            rows=np.zeros((heads, len(look.samples), look.keys), np.float32),
+            special=np.zeros((heads, len(look.samples))),
+            copied=np.zeros((heads, len(look.samples), 4 if look.targets.colours is not None else 0)),
+            words=np.zeros((0 if look.words is None else len(look.words[1]), math.prod(places)), np.float32),
+        )
+
+
+class Gatherer:
+    """Rows of sampled patches of one call, collected from the blocks of a scan and worked on many at a time."""
+
+    def __init__(self, heads: int, look: Look, part: Part) -> None:
+        self.look, self.part, self.heads = look, part, heads
+        width, patches = look.group.stop - look.group.start, len(look.samples)
+        count = min(max(1, PENDING_BYTES // (4 * width)), heads * patches)
+        self.pending, self.where, self.used = np.empty((count, width), np.float32), np.empty((2, count), np.intp), 0
+        self.even, self.peak, self.mass = np.full((heads, patches), np.nan), np.zeros((heads, patches)), np.zeros((heads, patches))
+        self.copied = np.zeros(part.copied.shape)
+
+    def add(self, head: int, positions: slice, block: Values, factor: float) -> None:
+        """Take the sampled rows of a block, and the columns of words."""
+        look = self.look
+        low, high = (int(i) for i in np.searchsorted(look.samples, (positions.start, positions.stop)))
+        while low < high:
+            take = min(high - low, len(self.pending) - self.used)
+            new = slice(self.used, self.used + take)
+            np.multiply(
+                block[look.samples[low : low + take] - positions.start, look.group], factor, out=self.pending[new], casting="same_kind"
+            )
+            self.where[0, new], self.where[1, new] = head, np.arange(low, low + take)
+            self.used, low = self.used + take, low + take
+            if self.used == len(self.pending):
+                self.flush()
+        if look.words is not None:
+            sums = np.add.reduceat(block[:, look.words[0]], look.words[1], axis=1)
+            self.part.words[:, positions] += sums.T * np.float32(factor / self.heads)
+
+    def flush(self) -> None:
+        """Work on the rows that were gathered."""
+        look, part, at = self.look, self.part, (self.where[0, : self.used], self.where[1, : self.used])
+        rows, self.used = self.pending[: self.used], 0
+        first = look.kept.start - look.group.start
+        kept = rows[:, first:]
+        self.mass[at], self.peak[at] = kept.sum(1, dtype=np.float64), kept.max(1)
+        asked = look.targets.patches[at[1]]
+        self.even[at[0][asked], at[1][asked]] = row_evenness(kept[asked])
+        if first:
+            part.special[at] += rows[:, :first].sum(1, dtype=np.float64)
+        if look.targets.colours is not None:
+            self.copied[at] = product(kept, look.targets.colours)
+        if look.keys:
+            part.rows[at] += kept if look.cells is None else sum_cells(kept, look.grid, look.cells)
+
+
+def sum_cells(rows: Values, grid: tuple[int, int] | None, cells: tuple[Values, Values]) -> Values:
+    """Keys summed to cells.
+
+    Dims     (row, token) -> (row, cell)
+    """
+    assert grid is not None  # only keys with places are summed
+    tall = np.add.reduceat(rows.reshape(len(rows), *grid), cells[0], axis=1)
+    return np.asarray(np.add.reduceat(tall, cells[1], axis=2).reshape(len(rows), -1))
+
+
+def scan_calls(
+    calls: Calls, at: At, steps: tuple[int, ...], r2g: Softmax, g2r: Softmax, weights: Values, looks: tuple[Look, ...]
+) -> tuple[Part, ...]:
+    """Task: what the calls of one layer in one time group add up to, of each token group.
+
+    Dims     weights (weighting, [frame,] y, x)
+    Raises   CorruptTrace if a file was changed
+    """
+    parts = tuple(Part.empty(calls, look, len(steps), len(weights)) for look in looks)
+    done = 0
+    for group in calls.groups(at, steps):
+        gatherers = [[Gatherer(calls.layer.heads, look, part) for look, part in zip(looks, parts, strict=True)] for _ in group]
+
+        def visit(i: int, head: int, positions: slice, block: Values, factor: float, mine: list[list[Gatherer]] = gatherers) -> None:
+            for gatherer in mine[i]:
+                gatherer.add(head, positions, block, factor)
+
+        for i, sums in enumerate(scan(calls, at, group, r2g, g2r, weights, visit)):
+            for gatherer in gatherers[i]:
+                gatherer.flush()
+                _finish(calls, gatherer, sums, done + i)
+        done += len(group)
+    return parts
+
+
+def _finish(calls: Calls, gatherer: Gatherer, sums: Sums, step: int) -> None:
+    """Add the sums of one call, and its measures."""
+    look, part, layer = gatherer.look, gatherer.part, calls.layer
+    places = (max(layer.frames, 1), *layer.grid)
+    counted = [i for i, one in enumerate(segments(calls)) if look.counted.start <= one.start and one.stop <= look.counted.stop]
+    used = sums.generated[counted].sum(0) / np.float32(look.counted.stop - look.counted.start)
+    r2g = used.reshape(layer.heads, *places)
+    positions = math.prod(places)
+    g2r = sums.token[..., look.kept] / np.float32(positions)
+    part.r2g += r2g
+    part.latent += bring(r2g, look.latent, look.resize, look.clamp)
+    part.g2r += g2r
+    if part.reference is not None and look.grid is not None and look.reference is not None:
+        part.reference += bring(g2r[-1].reshape(-1, 1, *look.grid), look.reference, look.resize, look.clamp)[:, 0]
+    share = sums.token[0][:, look.group].sum(1, dtype=np.float64) / positions
+    copied = None if look.targets.colours is None else copy_score(gatherer.copied, look.targets.painted, look.targets.patches)
+    part.stats[step] = measure_call(look.targets, r2g, g2r, share, gatherer.even, gatherer.peak, gatherer.mass, copied)
+    part.copied += gatherer.copied
