@@ -16,6 +16,7 @@ import click
 from ...schema.errors import InvalidInput, NoAnswer
 from ...schema.journal import disk_bytes
 from ...schema.messages import require_extra, size_text
+from ...schema.trace import VALUES
 from ..plan.budget import free_bytes
 from ..plan.options import Options
 from ..specs.files import named_files, note_outside
@@ -292,4 +293,6 @@ def render(found: Estimate, wanted: str, free: int) -> str:
         mark = "   <- chosen" if name == wanted else ""
         lines.append(f"{name:13}  {size_text(size.nbytes):>9} before compression, {size.files} files{mark}")
     lines.append(f"{'free':13}  {size_text(free):>9}")
+    kinds = [layer.values for layer in trace.layers]
+    lines += [f"{'values':13}  {kind} in {kinds.count(kind)} of {len(kinds)} layers" for kind in VALUES[1:] if kind in kinds]
     return "\n".join(lines)

@@ -53,6 +53,7 @@ class Estimate:
                 "head_dim": layer.head_dim,
                 "grid": list(layer.grid),
                 "tokens": layer.tokens,
+                "values": layer.values,
                 "groups": [dataclasses.asdict(group) for group in layer.groups],
                 "bytes": dict(sizes),
                 "auto": choose_encoding("auto", layer.tokens, layer.head_dim, False),
