@@ -51,7 +51,7 @@ class Capture:
         self._listener = listener
         self._handles: list[Any] = []
         self._projections = Projections()
-        self._outputs = Outputs(self._is_wanted, listener.hear) if values else None
+        self._outputs = Outputs(self._is_wanted, listener.hear, self._gives) if values else None
         seen = self._attend, self._take_softmax if outside else None, None if self._outputs is None else self._outputs.take
         self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
@@ -164,7 +164,8 @@ class Capture:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._is_wanted() and (self._outside or (single and not self._joins) or _has_context(args, kwargs)):
                 see(module, args, kwargs)
-                self._settle()
+                if self._outputs is not None:
+                    self._outputs.enter(path)
                 self._path = path
                 self._projections.forget()
                 self.factors.begin(path, module, args, kwargs)
@@ -206,10 +207,14 @@ class Capture:
         self.factors.check_output(output, args[0] if args else None)
         query, key, scale, mask = found
         grid, around = self._grid(query.shape[2])
-        own = self._projections.own
+        own, known = self._projections.own, None if self._outputs is None else self._outputs.own.get(self._path)
         call = Call(path=self._path, projection="", query=query, key=key, scale=scale, mask=mask, grid=grid, around=around, own=own)
-        self._listener.hear(call)
+        self._listener.hear(call if known is None else replace(call, value=self.factors.values(), outputs=(known,)))
         return True
+
+    def _gives(self, given: Any) -> bool:
+        """Whether this is what the running module, which calls no attention that shows, takes of its values."""
+        return self._outside and self._is_inside() and not self._calls and self.factors.gives(given)
 
     def _settle(self) -> None:
         if self._outputs is not None:

@@ -138,8 +138,11 @@ class Outputs:
     Calls whose projection is not known yet are held until their module, or the block around it, has shown it.
     """
 
-    def __init__(self, running: Callable[[], bool], tell: Callable[[Call], None]) -> None:
-        self._running, self._tell = running, tell
+    def __init__(self, running: Callable[[], bool], tell: Callable[[Call], None], gives: Callable[[Any], bool]) -> None:
+        self._running, self._tell, self._gives = running, tell, gives
+        self.own: dict[str, Output | None] = {}
+        """Of modules that multiply matrices themselves, by path; None where nothing was found. `gives` knows what they take of values."""
+        self._path = ""
         self._known: dict[CallKey, tuple[Output, ...]] = {}
         self._watched: set[nn.Module] = set()
         self._blocks: dict[str, bool] = {}
@@ -157,6 +160,11 @@ class Outputs:
         new = {child: child in around for child in (*inside, *around) if child not in self._watched}
         self._watched |= new.keys()
         return [child.register_forward_pre_hook(self._look(last)) for child, last in new.items()]
+
+    def enter(self, path: str) -> None:
+        """A module is about to run."""
+        self.settle()
+        self._path = path
 
     def begin(self, key: CallKey, gain: float, rows_and_heads: tuple[int, int]) -> None:
         """The running module attends."""
@@ -180,6 +188,7 @@ class Outputs:
         """A module has run; what it gave may be what a call gave, beside what its projection did. It gives None where it failed."""
         for tensor in output if self._found and isinstance(output, tuple) else ():
             self._match(None, tensor)
+        self.own.setdefault(path, None)
         if output is not None and (self._found or not self._blocks[path]):
             self.settle()
 
@@ -198,8 +207,13 @@ class Outputs:
 
     def _look(self, last: bool) -> Callable[[nn.Module, Any], None]:
         def look(child: nn.Module, args: Any) -> None:
-            if self._held and self._running() and args and self._match(child, args[0]) and last:
-                self.settle()
+            if not (args and self._running()):
+                return
+            if self._held:
+                if self._match(child, args[0]) and last:
+                    self.settle()
+            elif self._path not in self.own and self._gives(args[0]):
+                self.own[self._path] = Output(child, args[0], args[0].shape[-1])
 
         return look
 

@@ -285,7 +285,8 @@ def _encode_row(
 def _encode_values(call: Call, row: int, site: Site, output: Output, outbox: Outbox) -> dict[str, Block]:
     """What a layer keeps of the values of one row of a call."""
     layer = site.layer
-    assert call.value is not None  # or its output would not be known
+    if call.value is None:
+        raise UnsupportedModel(f"{layer.name} shows no values from here on; record it with {option('values', 'none')}")
     value = share_heads(call.value[row if call.value.shape[0] > 1 else 0], layer.model_heads)
     gram = output.gram(layer.model_heads)
     if layer.head_numbers:
@@ -298,7 +299,7 @@ def _encode_values(call: Call, row: int, site: Site, output: Output, outbox: Out
             f"the scale of the adapter in {layer.name} was {layer.gain:g} and is {call.gain:g} now, which values kept in full cannot say; "
             f"keep it constant, or use {option('values', 'norms')}"
         )
-    return {"value": outbox.block(exact(value))}
+    return {"value": outbox.block(exact(value).to(getattr(torch, layer.factor_dtype)))}
 
 
 def _output_heads(output: Output, layer: Layer) -> NDArray[Any]:

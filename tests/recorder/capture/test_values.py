@@ -123,6 +123,12 @@ def watched(name: str, memory: type[MemoryWriter], **options: Any) -> tuple[Any,
     return pipeline, memory.last, watch
 
 
+def recorded(name: str, memory: type[MemoryWriter], **options: Any) -> MemoryWriter:
+    pipeline, call = MADE[name]()
+    record(pipeline, PATH, encoding="factors", progress=False, **options, **call())
+    return memory.last
+
+
 def first_of(output: Any) -> np.ndarray:
     return np.asarray(next(iter(output.values())))
 
@@ -179,8 +185,7 @@ def test_what_all_tokens_give_through_all_heads_is_what_the_module_gives(name: s
 
 @pytest.mark.parametrize("name", MADE)
 def test_norms_are_those_of_each_value_through_its_head(name: str, memory: type[MemoryWriter]) -> None:
-    _, full, _ = watched(name, memory, values="full", branches="cond")
-    _, made, _ = watched(name, memory, values="norms", branches="cond")
+    full, made = (recorded(name, memory, values=kind, steps=[0]) for kind in ("full", "norms"))
     for (index, *at), blocks in made.blocks.items():
         layer = full.trace.layers[index]
         if layer.values == "none":
@@ -210,9 +215,8 @@ def test_an_adapter_that_bypasses_the_projection_gives_its_values_as_they_are(me
 
 
 def test_only_chosen_heads_keep_values(memory: type[MemoryWriter]) -> None:
-    _, whole, _ = watched("adapter", memory, values="full")
-    _, made, _ = watched("adapter", memory, values="full", heads=[1])
-    _, norms, _ = watched("adapter", memory, values="norms", heads=[1])
+    whole, made = recorded("adapter", memory, values="full"), recorded("adapter", memory, values="full", heads=[1])
+    norms = recorded("adapter", memory, values="norms", heads=[1])
     for (index, *at), blocks in made.blocks.items():
         assert np.array_equal(made.outputs[index], whole.outputs[index][[1]])
         assert np.array_equal(blocks["value"], whole.blocks[index, *at]["value"][[1]])
