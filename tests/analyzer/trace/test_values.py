@@ -14,6 +14,7 @@ from i2am.analyzer.inspection.verify import verify
 from i2am.analyzer.sharing.packing import pack, unpack
 from i2am.recorder.store.recovery import seal
 from i2am.schema.errors import CorruptTrace, InvalidInput, UnknownSelection
+from i2am.schema.journal import require_bounded
 from i2am.schema.layout import data_plans, fixed_layout, layout
 from i2am.schema.trace import Layer, TraceRecord
 from traces import Synthetic, default_layers, reference_layer, synthetic_trace, value_norms
@@ -163,6 +164,12 @@ def test_records_say_of_values_what_they_hold(made: Synthetic) -> None:
 def test_layers_that_contradict_themselves_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match="values"):
         dataclasses.replace(default_layers()[0], **fields)
+
+
+def test_channels_are_bounded(made: Synthetic) -> None:
+    layer = dataclasses.replace(made.trace.layers[1], output_dim=2**21)
+    with pytest.raises(InvalidInput, match="positions on one axis"):
+        require_bounded(dataclasses.replace(made.trace, layers=(layer,)))
 
 
 def test_an_output_projection_comes_with_full_values_and_only_then(tmp_path: Path) -> None:
