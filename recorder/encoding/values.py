@@ -54,7 +54,8 @@ class Output:
         """
         if self._gram is None:
             weight = self.weight().float().reshape(heads, -1, self.output_channels)
-            self._gram = weight @ weight.transpose(1, 2)
+            with torch.autocast(weight.device.type, enabled=False):
+                self._gram = weight @ weight.transpose(1, 2)
         return self._gram
 
     @property

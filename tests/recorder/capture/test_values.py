@@ -240,6 +240,17 @@ def test_values_in_half_precision_are_exact(dtype: torch.dtype, memory: type[Mem
         assert float((made - truth).detach().abs().max()) <= 4 * torch.finfo(dtype).eps * float(left[row].abs().max())
 
 
+def test_norms_under_autocast_are_those_of_the_weights_as_they_are(memory: type[MemoryWriter]) -> None:
+    pipeline, call = text_to_image()
+    with torch.autocast("cpu", torch.bfloat16):
+        record(pipeline, PATH, encoding="factors", values="full", progress=False, **call())
+        full = memory.last
+        record(pipeline, PATH, values="norms", progress=False, **call())
+    for (index, *at), blocks in memory.last.blocks.items():
+        truth = np.linalg.norm(np.einsum("htc,hco->hto", full.blocks[index, *at]["value"], full.outputs[index].astype(np.float64)), axis=-1)
+        np.testing.assert_allclose(blocks["value_norm"], truth, rtol=2e-5)
+
+
 def test_layers_whose_way_out_is_not_known_are_named_and_the_rest_is_kept(memory: type[MemoryWriter]) -> None:
     pipeline, call = text_to_image()
     first = next(iter(attention_modules(pipeline).values()))
