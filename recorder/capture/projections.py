@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from ..encoding.values import Output
 from .call import Call
+from .modules import strip
 from .origins import Origins, Segments
 
 PROJECTION: Final = re.compile(
     r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_q?kv)|([qv])_proj"
 )
+ENTERING: Final = re.compile(r"(?:processor\.)?(?:to_[qkv]|to_added|add_[qkv]_proj|[qkv]_proj)")
+"""How the names of layers begin that make queries, keys and values."""
 FUSED: Final = {
     "to_kv": ("to_v", 1),
     "to_qkv": ("to_v", 2),
@@ -154,12 +157,12 @@ class Outputs:
 
     def hooks(self, path: str, module: nn.Module, block: nn.Module | None) -> list[Any]:
         """Watch what linear layers of a module, and of the block around it, are given; returns the handles."""
-        inside = [child for name, child in module.named_modules() if _is_linear(child) and not PROJECTION.fullmatch(name)]
+        inside = [child for name, child in module.named_modules() if _is_linear(child) and not ENTERING.match(strip(name))]
         around = [child for child in ([] if block is None else block.children()) if _is_linear(child)]
         self._blocks[path] = bool(around)
         new = {child: child in around for child in (*inside, *around) if child not in self._watched}
         self._watched |= new.keys()
-        return [child.register_forward_pre_hook(self._look(last)) for child, last in new.items()]
+        return [child.register_forward_pre_hook(self._look(outer)) for child, outer in new.items()]
 
     def enter(self, path: str) -> None:
         """A module is about to run."""
@@ -205,12 +208,12 @@ class Outputs:
         """Let go of everything that was given, and of what was held."""
         self._given, self._found, self._held, self._now = [], [], [], None
 
-    def _look(self, last: bool) -> Callable[[nn.Module, Any], None]:
+    def _look(self, outer: bool) -> Callable[[nn.Module, Any], None]:
         def look(child: nn.Module, args: Any) -> None:
             if not (args and self._running()):
                 return
             if self._held:
-                if self._match(child, args[0]) and last:
+                if self._match(child, args[0]) and outer:
                     self.settle()
             elif self._path not in self.own and self._gives(args[0]):
                 self.own[self._path] = Output(child, args[0], args[0].shape[-1])
