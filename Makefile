@@ -53,7 +53,7 @@ lowest: $(LOWEST)/installed
 
 # The same with another Python: `make next NEXT_PYTHON=python3.13`. What differs is the language, so a part of the tests will do.
 next: $(NEXT)/installed
-	$(NEXT)/bin/pytest -q -n auto -m analyzer tests/analyzer/cli tests/analyzer/output tests/analyzer/trace tests/analyzer/maps tests/schema
+	$(NEXT)/bin/pytest -q -n auto -m analyzer tests/analyzer/cli tests/analyzer/figures tests/analyzer/output tests/analyzer/trace tests/analyzer/maps tests/schema
 
 bench: $(VENV)/installed
 	for each in recording packing scan dataset truth precision custom; do $(BIN)/python benchmarks/$$each.py || exit 1; done
@@ -66,18 +66,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(LAPTOP)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LAPTOP)
-	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary '.[netcdf,parquet,cluster,remote]' pytest pytest-xdist hypothesis 'moto[s3]' flask flask-cors
+	$(LAPTOP)/bin/python -m pip $(PIP) --prefer-binary '.[netcdf,parquet,cluster,remote,plot]' pytest pytest-xdist hypothesis 'moto[s3]' flask flask-cors
 	@touch $@
 
 $(LOWEST)/installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary --constraint constraints-lowest.txt \
-		--editable '.[netcdf,parquet,cluster,remote]' pytest pytest-xdist hypothesis 'moto[s3]' flask flask-cors
+		--editable '.[netcdf,parquet,cluster,remote,plot]' pytest pytest-xdist hypothesis 'moto[s3]' flask flask-cors
 	@touch $@
 
 $(NEXT)/installed: pyproject.toml constraints.txt
 	$(NEXT_PYTHON) -m venv $(NEXT)
-	$(NEXT)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf,parquet,cluster,remote]' pytest pytest-xdist hypothesis 'moto[s3]' flask flask-cors
+	$(NEXT)/bin/python -m pip $(PIP) --prefer-binary --editable '.[netcdf,parquet,cluster,remote,plot]' pytest pytest-xdist hypothesis 'moto[s3]' flask flask-cors
 	@touch $@
 
 clean:

@@ -6,6 +6,7 @@ from .evaluation.difference import differ as differ
 from .evaluation.metric_table import METRICS as METRICS
 from .evaluation.metric_table import available as available
 from .evaluation.metric_table import judge as judge
+from .figures.figure import figure as figure
 from .heads.concepts import concept_words as concept_words
 from .heads.concepts import load_concepts as load_concepts
 from .heads.files import load_heads as load_heads
@@ -54,3 +55,6 @@ from .sharing.packing import pack as pack
 from .sharing.packing import unpack as unpack
 from .trace.reader import Trace as Trace
 from .trace.reader import open_trace as open_trace
+from .view.notebook import View as View
+from .view.notebook import show as show
+from .view.notebook import show_gallery as show_gallery

@@ -26,6 +26,7 @@ EXTRAS: Final = {
     "parquet": ("pyarrow",),
     "cluster": ("distributed",),
     "remote": ("aiohttp", "s3fs", "huggingface_hub"),
+    "plot": ("matplotlib",),
 }
 """Extra of the package -> the modules that it installs."""
 

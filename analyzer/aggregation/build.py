@@ -51,7 +51,7 @@ def build_map(request: MapRequest, **more: Any) -> xr.DataArray:
     missing = len(request.target) - len(request.places)
     array = array[(*(ALL if axis in axes else 0 for axis in AXES), *(ALL for _ in tokens), *(0 for _ in range(missing)))]
     dims = (*axes, *("token" for _ in tokens), *request.places)
-    return xr.DataArray(array, request.coordinates(), dims, request.direction, request.facts().to_attrs() | more)
+    return xr.DataArray(array, request.coordinates(), dims, request.direction, request.facts().to_attrs() | request.labels() | more)
 
 
 def plan_layer(request: MapRequest, i: int) -> Source:

@@ -26,6 +26,20 @@ from .weights import Weighting
 AXES: Final = ("time", "layer", "head")
 LEVELS: Final = {"time": "TLAM", "layer": "LLAM", "head": "HLAM"}
 Direction: TypeAlias = Literal["r2g", "g2r", "sram", "tokens"]
+MEANING: Final[dict[Direction, str]] = {
+    "r2g": "R2G: what came from the reference",
+    "g2r": "G2R: what of the reference was used",
+    "sram": "SRAM: where the patch looked",
+    "tokens": "attention to the tokens",
+}
+PLACES: Final = {
+    "y": ("from the top", "share of the height"),
+    "x": ("from the left", "share of the width"),
+    "ref_y": ("from the reference's top", "share of its height"),
+    "ref_x": ("from the reference's left", "share of its width"),
+    "frame": ("from the start", "share of the length"),
+}
+"""What the coordinates of places are called and counted in, as xarray's plots label them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +82,12 @@ class MapRequest:
         by_head = self.direction == "g2r" and "head" in self.axes and "layer" not in self.axes
         return by_head and self.row.pool_positions and self.row.queries == "mean"
 
+    def labels(self) -> dict[str, str]:
+        """What xarray's plots write beside the colours."""
+        row, by_time = self.row, "time" in self.axes
+        sums = (row.time_groups if by_time else row.time, row.heads, row.layers, row.queries if self.direction == "g2r" else row.tokens)
+        return {"long_name": MEANING[self.direction], "units": "sum of probabilities" if "sum" in sums else "mean probability"}
+
     def facts(self) -> MapFacts:
         """What the map says of itself."""
         chosen = self.chosen
@@ -89,7 +109,11 @@ class MapRequest:
         """Labels of the kept axes and of the places, and how many (layer, head) pairs each map is made of."""
         times, chosen, steps = self.times, self.chosen, self.trace.steps
         shape = self.target[-len(self.places) :]
-        coords: dict[str, Any] = {dim: centres(n) for dim, n in zip(self.places, shape, strict=True) if dim != "token"}
+        coords: dict[str, Any] = {
+            dim: (dim, centres(n), dict(zip(("long_name", "units"), PLACES[dim], strict=True)))
+            for dim, n in zip(self.places, shape, strict=True)
+            if dim != "token"
+        }
         if "time" in self.axes:
             coords["time"] = np.arange(len(times))
             coords |= {"first_step": ("time", [t[0] for t in times]), "last_step": ("time", [t[-1] for t in times])}

@@ -12,7 +12,7 @@ import click
 
 from ...schema.errors import MissingExtra, TraceError
 from ...schema.messages import missing_extra
-from .commands.text import document, say
+from .text import document, say
 
 DEBUG: Final = "I2AM_DEBUG"
 

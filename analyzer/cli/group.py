@@ -9,15 +9,18 @@ import click
 
 from .commands.diagnosis import diagnose_command, diff_command
 from .commands.evaluation import evaluate_command, imacs_command
+from .commands.figure import figure_command
 from .commands.heads import concepts_command, heads_command, select_command, selective_command
 from .commands.maps import map_command, words_command
 from .commands.methods import compare_command, recipes_command
 from .commands.trace import copy_command, info_command, pack_command, report_command, unpack_command, verify_command
+from .commands.view import view_command
 from .failures import NobodyReads, missing
 
 COMMANDS: Final = (
-    info_command, verify_command, map_command, imacs_command, evaluate_command, report_command, words_command, recipes_command,
-    compare_command, diagnose_command, diff_command, concepts_command, heads_command, select_command, selective_command,
+    info_command, verify_command, view_command, map_command, imacs_command, evaluate_command, report_command, words_command,
+    recipes_command, compare_command, figure_command, diagnose_command, diff_command, concepts_command, heads_command, select_command,
+    selective_command,
     pack_command, unpack_command, copy_command,
 )  # fmt: skip
 """The analyzer's own, in the order of --help."""
@@ -32,6 +35,7 @@ EPILOG: Final = """\b
 Examples:
   i2am demo -o out
   i2am info run.zarr
+  i2am view run.zarr
   i2am map run.zarr --r2g -o r2g.png
   i2am map run.zarr --at 12,20 -o patch.png
   i2am imacs run.zarr --json"""

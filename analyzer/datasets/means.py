@@ -25,9 +25,9 @@ from ..maps.attribution import r2g
 from ..methods.recipes import get_recipe
 from ..numerics.statistics import LEVEL, RunningMean
 from ..output.colours import Scale
-from ..output.figures import draw, explain
 from ..output.files import Output, save
 from ..output.illustration import provenance
+from ..output.sheets import draw, explain
 from ..progress import hidden
 from ..store.discovery import Source, find_traces
 from ..trace.reader import Trace, open_trace

@@ -20,9 +20,9 @@ from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import correlation
-from ..output.figures import compose, draw, limits_of, show, stack
 from ..output.files import Output, save
 from ..output.illustration import picture, provenance
+from ..output.sheets import compose, draw, limits_of, show, stack
 from ..trace.reader import Trace
 from .metric_table import METRICS, available, plan_metrics
 

@@ -87,6 +87,7 @@ def word_map(
     own: MapOptions = {**options, "group": None if probe else texts[0].group, "sample": sample, "recipe": row}
     made = token_map(trace, tokens, probe=probe, among=beside, **own)
     return made.assign_attrs(
+        long_name=f"attention to {plain(found[0].word)!r}",
         word=plain(found[0].word),
         occurrences=[one.occurrence for one in found],
         pieces=plain(" ".join(piece for one in found for piece in one.pieces)),

@@ -47,8 +47,10 @@ def imacs(map: Map, mask: Map, penalty: float = PENALTY, threshold: float = THRE
     require_threshold(threshold)
     inside = fit_mask(map, mask)
     placed = place(hide(map, inside) if pre_mask else map, (inside.shape[0], inside.shape[1]))
-    values = np.where(placed.values > threshold, placed.values, 0.0)
-    found = values[..., inside].mean(axis=-1) - penalty * values[..., ~inside].mean(axis=-1)
+    values = placed.values * (placed.values > threshold)
+    flat = values.reshape(*values.shape[:-2], -1)
+    within, outside = (np.vecdot(flat, part.ravel().astype(np.float64)) / np.count_nonzero(part) for part in (inside, ~inside))
+    found = within - penalty * outside
     return over_frames(scored(placed, found, "imacs", penalty=penalty, threshold=threshold, pre_mask=pre_mask))
 
 

@@ -23,6 +23,8 @@ Values: TypeAlias = NDArray[np.float64]
 THRESHOLD = 0.4
 ROUNDING = 1e-6
 """A map whose values differ by no more than this share of the greatest is constant: float32 sums differ by as much."""
+SCALED = "share of its range"
+"""Units of a map that was scaled by its own least and greatest value."""
 
 
 def normalize(map: Map) -> xr.DataArray:
@@ -32,7 +34,7 @@ def normalize(map: Map) -> xr.DataArray:
     Range    [0, 1]; a map that is constant up to rounding tells nothing apart and becomes 0
     Raises   InvalidInput if a value is not finite
     """
-    return _like(map, _normalize(_values(map)))
+    return _like(map, _normalize(_values(map))).assign_attrs(units=SCALED)
 
 
 def threshold(map: Map, above: float = THRESHOLD) -> xr.DataArray:
@@ -133,14 +135,16 @@ def _lay(map: Map, size: tuple[int, int], mode: str, limits: tuple[float, float]
     elif limits is not None:
         shown = np.clip((shown - limits[0]) / ((limits[1] - limits[0]) or 1.0), 0, 1)
     else:  # asked of the map as it is: resampling overshoots, and may widen what is only rounding
-        shown = _normalize(np.where(tells_apart(values), shown, 0.0))
-    placed = np.full((*values.shape[:-2], *size), 0.5 if signed else 0.0)
-    placed[(..., *window.inside(size))] = shown
+        shown = _normalize(keep_where(tells_apart(values), shown))
+    placed = shown
+    if shown.shape[-2:] != tuple(size):
+        placed = np.full((*values.shape[:-2], *size), 0.5 if signed else 0.0)
+        placed[(..., *window.inside(size))] = shown
     if not isinstance(map, xr.DataArray):
         return _like(map, placed)
     whole = upsample(map, size, mode).copy(data=placed)
     whole.attrs.pop("window", None)
-    return whole
+    return whole.assign_attrs(units=SCALED)
 
 
 def _values(map: Map) -> Values:
@@ -160,8 +164,17 @@ def _values(map: Map) -> Values:
 
 def _normalize(values: Values) -> Values:
     low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
-    scaled: Values = np.divide(values - low, high - low, out=np.zeros_like(values), where=tells_apart(values))
-    return scaled
+    apart = tells_apart(values)
+    scaled = values - low
+    return keep_where(apart, np.divide(scaled, high - low, out=scaled, where=apart))
+
+
+def keep_where(kept: NDArray[np.bool_], maps: Values) -> Values:
+    """The maps that are kept, and 0 in place of the others.
+
+    Dims     (..., 1, 1), (..., row, column) -> the same
+    """
+    return maps if kept.all() else np.where(kept, maps, 0.0)
 
 
 def tells_apart(values: Values) -> NDArray[np.bool_]:

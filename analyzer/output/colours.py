@@ -18,14 +18,18 @@ PAPER: Final = (255, 255, 255)
 INK: Final = (30, 30, 30)
 LUMA: Final = (0.299, 0.587, 0.114)
 """Red, green and blue in the grey of a picture (ITU-R BT.601)."""
-DIM: Final = (48, 0.5)
-"""Black of a picture in grey, and its contrast: bright heat shows on white clothes, and dark clothes show too."""
+Ground: TypeAlias = Literal["picture", "dim", "pale"]
+"""How a picture is shown below heat: as it is, in dim grey for bright heat, or in pale grey for dark heat."""
+GREYS: Final[dict[Ground, tuple[int, float]]] = {"dim": (48, 0.5), "pale": (178, 0.3)}
+"""Black of a picture in grey, and its contrast: heat shows on white clothes and on dark ones."""
 BAR: Final = (10, 26)
 """Height of a bar's colours, and with its numbers."""
 
 # Equidistant colours, joined by straight lines. The first is perceptual and safe for the colour-blind, after viridis
-# (van der Walt and Smith, CC0); the second is the rainbow that the papers print.
+# (van der Walt and Smith, CC0); the next is the same for white pages, after seaborn's mako (BSD); the last is the rainbow that the
+# papers print.
 VIRIDIS: Final = ("440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725")
+MAKO: Final = ("def5e5", "8bdab2", "40b7ad", "348fa7", "37659e", "413d7b", "2e1e3b", "0b0405")
 BALANCE: Final = ("2166ac", "67a9cf", "f7f7f7", "ef8a62", "b2182b")
 JET: Final = ("000080", "0000ff", "0080ff", "00ffff", "80ff80", "ffff00", "ff8000", "ff0000", "800000")
 
@@ -46,8 +50,8 @@ class Style:
     """Share of the colour in the mix; the sum is cut at white."""
     fade: Literal["", "linear", "root", "signed"] = ""
     """How the colour's share follows the heat instead, the picture's being the rest; `signed`: its distance from the middle."""
-    grey: bool = False
-    """Whether the picture is shown in dim grey, so that colour means attention alone."""
+    ground: Ground = "picture"
+    """In grey, colour means attention alone."""
     scale: Scale = "shared"
 
     @property
@@ -64,16 +68,18 @@ class Style:
 
 
 STYLES: Final[dict[str, Style]] = {
-    "viridis": Style(VIRIDIS, fade="root", grey=True),
+    "viridis": Style(VIRIDIS, fade="root", ground="dim"),
+    "mako": Style(MAKO, fade="root", ground="pale"),
     "i2am": Style(JET, 0.7, 0.5, scale="own"),
     "daam": Style(JET, fade="linear", scale="own"),
     "plain": Style(VIRIDIS),
-    "difference": Style(BALANCE, fade="signed", grey=True),
+    "difference": Style(BALANCE, fade="signed", ground="dim"),
 }
-"""`i2am` and `daam` mix and stretch as those papers' figures do; `plain` shows the map alone, `difference` less in blue and more in red."""
+"""`i2am` and `daam` mix and stretch as those papers' figures do; `mako` grows darker, for white pages; `plain` shows the map alone,
+`difference` less in blue and more in red."""
 
 
-def colour(heat: NDArray[Any], style: str = "viridis") -> Pixels:
+def colour(heat: NDArray[Any], style: str | Style = "viridis") -> Pixels:
     """Heat in [0, 1] to RGB.
 
     Dims     (...) -> (..., channel)
@@ -85,7 +91,7 @@ def colour(heat: NDArray[Any], style: str = "viridis") -> Pixels:
     return np.asarray(np.rint(stops[low] * (1 - share) + stops[low + 1] * share), dtype=np.uint8)
 
 
-def mix(heat: NDArray[np.float64], pixels: Pixels | None, style: str) -> Pixels:
+def mix(heat: NDArray[np.float64], pixels: Pixels | None, style: str | Style) -> Pixels:
     """Heat in [0, 1] over a picture of its size; without one, the colours alone.
 
     Dims     heat (y, x), pixels (y, x, channel) -> (y, x, channel)
@@ -94,8 +100,9 @@ def mix(heat: NDArray[np.float64], pixels: Pixels | None, style: str) -> Pixels:
     if pixels is None:
         return colours.astype(np.uint8)
     below = pixels.astype(np.float64)
-    if look.grey:
-        below = np.broadcast_to((DIM[0] + DIM[1] * (below @ LUMA))[..., None], below.shape)
+    if look.ground in GREYS:
+        black, contrast = GREYS[look.ground]
+        below = np.broadcast_to((black + contrast * (below @ LUMA))[..., None], below.shape)
     under, over = look.shares(heat)
     return np.asarray(np.clip(np.rint(below * under + colours * over), 0, 255), np.uint8)
 
@@ -117,8 +124,10 @@ def colour_bar(width: int, limits: tuple[float, float], style: str, on_picture: 
     return sheet
 
 
-def find_style(name: str) -> Style:
+def find_style(name: str | Style) -> Style:
     """The style of a name, or InvalidInput."""
+    if isinstance(name, Style):
+        return name
     if name not in STYLES:
         raise InvalidInput(f"no style is called {name!r}; styles are {', '.join(STYLES)}")
     return STYLES[name]

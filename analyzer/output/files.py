@@ -1,4 +1,4 @@
-"""Output files by suffix, in one table: pictures, maps and tables; written whole or not at all, and never over something silently.
+"""Output files by suffix, in one table: pictures, maps, tables and pages; written whole or not at all, and never over something silently.
 
 The command line makes its help from the table, so what a format needs is imported when it is written.
 """
@@ -21,9 +21,10 @@ from ...schema.messages import refuse_taken, require_extra
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
-Kind: TypeAlias = Literal["picture", "map", "maps", "table"]
+Kind: TypeAlias = Literal["picture", "figure", "map", "maps", "table", "page"]
 Draw: TypeAlias = "Callable[[], tuple[Image, Mapping[str, str]]]"
 """Draws the picture, and says where it comes from."""
 
@@ -45,11 +46,15 @@ class Output:
     maps: Mapping[str, xr.DataArray] = field(default_factory=dict)
     draw: Draw | None = None
     table: Table | None = None
+    figure: Figure | None = None
+    page: bytes | None = None
+    """A whole HTML document."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The forms there are."""
-        kinds: list[tuple[Kind, bool]] = [("picture", self.draw is not None), ("table", self.table is not None)]
+        kinds: list[tuple[Kind, bool]] = [("picture", self.draw is not None), ("figure", self.figure is not None)]
+        kinds += [("table", self.table is not None), ("page", self.page is not None)]
         kinds += [("map", len(self.maps) == 1), ("maps", len(self.maps) > 1)]
         return tuple(kind for kind, there in kinds if there)
 
@@ -130,10 +135,17 @@ def _dataset(output: Output) -> xr.Dataset:
 
 
 def _png(output: Output, path: Path) -> None:
-    from .figures import encode_png
+    from .sheets import encode_png
 
+    if output.figure is not None:
+        return _figure(output, path)
     assert output.draw is not None
     path.write_bytes(encode_png(*output.draw()))
+
+
+def _figure(output: Output, path: Path) -> None:
+    assert output.figure is not None
+    output.figure.savefig(path)
 
 
 def _npy(output: Output, path: Path) -> None:
@@ -178,6 +190,11 @@ def _parquet(output: Output, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
+def _html(output: Output, path: Path) -> None:
+    assert output.page is not None
+    path.write_bytes(output.page)
+
+
 def _is_map(path: Path) -> bool:
     """Whether a folder is a Zarr group that is no trace: the only folder that may be overwritten."""
     try:
@@ -188,11 +205,14 @@ def _is_map(path: Path) -> bool:
 
 
 FORMATS: Final = {
-    ".png": Format(("picture",), _png),
+    ".png": Format(("picture", "figure"), _png),
+    ".pdf": Format(("figure",), _figure, ("matplotlib",)),
+    ".svg": Format(("figure",), _figure, ("matplotlib",)),
     ".npy": Format(("map",), _npy),
     ".nc": Format(("map", "maps"), _netcdf, ("h5netcdf", "h5py"), ", or take .zarr"),
     ".zarr": Format(("map", "maps"), _zarr),
     ".csv": Format(("table",), _csv),
     ".parquet": Format(("table",), _parquet, ("pyarrow",), ", or write .csv"),
+    ".html": Format(("page",), _html),
 }
 """By suffix, in the order in which they are named. A new format is a row here."""

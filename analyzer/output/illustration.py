@@ -16,7 +16,7 @@ from ..facts import MapFacts
 from ..numerics.resize import middle
 from ..trace.reader import Trace
 from .colours import Scale
-from .figures import Mark, compose, draw, explain, patch_mark, show
+from .sheets import Mark, compose, draw, explain, patch_mark, show
 
 
 def illustrate(

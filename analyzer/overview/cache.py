@@ -28,7 +28,7 @@ MOST_BYTES: Final = 2**30
 def load_overview(
     trace: Trace,
     *,
-    budget: int = BUDGET,
+    budget: int | str = BUDGET,
     time_groups: int = TIMES,
     recipe: str | Recipe = "i2am",
     group: str | None = None,

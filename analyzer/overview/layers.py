@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +14,22 @@ from numpy.typing import NDArray
 from ..methods.recipes import Recipe
 from ..numerics.resize import middle
 from ..numerics.window import Window
+from ..trace.calls import Calls
 from ..trace.reader import Trace
-from .group import encode_maps, encode_rows
+from .group import encode_maps, encode_rows, pack
 from .measures import Grounds, Targets, Totals, add_totals
 from .pictures import cell_means
-from .plan import Plan, Sampling, cell_starts, sampled, sampled_places
-from .scan import Look, Part
+from .plan import Packed, Plan, Sampling, cell_starts, measured_grid, sampled_places
+from .scan import Look, Part, Probed
 from .views import LayerView, View
 
 Values: TypeAlias = NDArray[Any]
 Array: TypeAlias = tuple[str, Values, tuple[str, ...]]
 """Name without the layer's number, values, and axes."""
 
-MEASURED: Final = 16
-"""Patches a side whose rows are measured where none are kept."""
+PACKED_LAYERS: Final = 8
+PACKED_SIDE: Final = 16
+"""Layers in which packing is tried, and patches a side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +58,16 @@ def make_grounds(trace: Trace, view: View, recipe: Recipe) -> Grounds:
 def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Recipe) -> Look:
     """What is collected of one layer."""
     sampling, group = Sampling.of(plan, one), one.group
-    rows = (sampled(one.layer.grid[0], MEASURED), sampled(one.layer.grid[1], MEASURED)) if sampling is None else sampling.rows
+    rows = measured_grid(plan, one)
     down, across = (sampled_places(n, m) for n, m in zip(one.layer.grid, rows, strict=True))
     places = one.places
     samples = np.ravel_multi_index(np.ix_(np.array(one.frames), down, across), places).ravel()
     cells = None
     if sampling is not None and sampling.keys is not None and group.grid is not None and sampling.keys != group.grid:
         cells = (cell_starts(group.grid[0], sampling.keys[0]), cell_starts(group.grid[1], sampling.keys[1]))
-    sizes = [len(word.tokens) for word in view.words]
-    tokens = np.array([group.start + token for word in view.words for token in word.tokens], np.intp)
+    said = [word for word in view.words if not word.probe]
+    probes = _probed(view, one, len(said))
+    known = {*range(len(said)), *(n for probed in probes for n in range(probed.first, probed.first + len(probed.starts)))}
     return Look(
         group=slice(group.start, group.stop),
         kept=one.kept,
@@ -73,12 +77,32 @@ def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Reci
         samples=samples,
         keys=0 if sampling is None else sampling.count,
         targets=_targets(trace, view, one, samples, (len(one.frames), *rows)),
-        words=(tokens, np.cumsum([0, *sizes[:-1]])) if sizes else None,
+        words=_columns([word.tokens for word in said]) if said else None,
+        probes=probes,
+        word_sizes=np.array([len(word.tokens) if n in known else np.nan for n, word in enumerate(view.words)]),
         latent=(max(trace.latent_frames, 1), *trace.latent_grid),
         reference=None if view.ref_grid is None else (1, *view.ref_grid),
         resize=recipe.resize,
         clamp=recipe.clamp,
     )
+
+
+def _columns(words: Sequence[Sequence[int]]) -> tuple[Values, Values]:
+    """Tokens of all words, and where those of each begin."""
+    return np.array([token for tokens in words for token in tokens], np.intp), np.cumsum([0, *map(len, words[:-1])])
+
+
+def _probed(view: View, one: LayerView, first: int) -> tuple[Probed, ...]:
+    """The texts of probes whose words a view shows, as far as this layer has their keys."""
+    starts = {group.name: group.start for group in one.layer.probes} if one.layer.encoding == "factors" else {}
+    found = []
+    for (probe, among), words in itertools.groupby(view.words[first:], lambda word: (word.probe, word.among)):
+        mine = list(words)
+        if probe in starts:
+            own = _columns([[token - among[0] for token in word.tokens] for word in mine])
+            found.append(Probed(tuple(starts[probe] + token for token in among), *own, first))
+        first += len(mine)
+    return tuple(found)
 
 
 def _targets(trace: Trace, view: View, one: LayerView, samples: Values, rows: tuple[int, int, int]) -> Targets:
@@ -126,6 +150,21 @@ def _covered(mask: Values, window: Window, grid: tuple[int, int]) -> Values:
     return np.asarray(cell_means((mask >= 128)[..., None], window, grid)[..., 0] > 0.5)
 
 
+def pack_rows(trace: Trace, views: Sequence[View]) -> Packed:
+    """How well rows pack, tried on some patches of one call in a few layers."""
+    sizes = np.zeros((2, 2))
+    called = [(view, one) for view in views for one in view.layers]
+    for view, one in called[:: -(-len(called) // PACKED_LAYERS)]:
+        calls, at = Calls.of(trace, one.index), (view.sample, view.branch)
+        steps = np.flatnonzero(calls.where[at] >= 0)
+        down, across = (sampled_places(n, min(n, PACKED_SIDE)) for n in one.layer.grid)
+        rows = calls.region("probability", at, (int(steps[len(steps) // 2]),), rows=down, columns=across)[0][..., one.kept]
+        for i, each in enumerate((rows, rows.mean(0))):
+            codes = encode_rows(each)[0]
+            sizes[i] += len(pack(codes.tobytes())), codes.size
+    return Packed(*(sizes[:, 0] / sizes[:, 1]).tolist())
+
+
 def finish_layer(
     one: LayerView,
     plan: Plan,
@@ -143,14 +182,14 @@ def finish_layer(
     parts = [scan[which] for scan in scans]
     stats = np.full((count, *parts[0].stats.shape[1:]), np.nan, np.float32)
     stats[[step for steps in called for step in steps]] = np.concatenate([part.stats for part in parts])
-    timed = [*_maps(one, plan, parts), *(_rows(one, plan, look, parts) if look.keys else ()), *_words(one, look, parts)]
+    timed = [*_maps(one, plan, parts), *(_rows(one, plan, look, parts) if look.keys else ()), *_words(look, parts)]
     absent = [not steps for steps in called]
     for _, values, dims in timed:
         if dims[0] == "time" and values.dtype == np.float32:
             values[absent] = np.nan
-    heads = [_totals(look, parts, head) for head in range(one.layer.heads)]
-    whole = add_totals(heads)
-    scores = np.array([grounds.score(each) for each in (*heads, whole)], np.float32)
+    heads = _totals(look, parts)
+    whole = add_totals([heads])
+    scores = np.concatenate([grounds.score(heads, plan.single), grounds.score(whole)])
     return LayerResult((("stats", stats, ("step", "head", "measure")), *timed), scores, whole)
 
 
@@ -188,28 +227,28 @@ def _rows(one: LayerView, plan: Plan, look: Look, parts: Sequence[Part]) -> list
     return found
 
 
-def _words(one: LayerView, look: Look, parts: Sequence[Part]) -> list[Array]:
-    if look.words is None:
+def _words(look: Look, parts: Sequence[Part]) -> list[Array]:
+    if not len(look.word_sizes):
         return []
-    sizes = np.diff([*look.words[1], len(look.words[0])])
-    means = np.stack([part.words / max(part.calls, 1) for part in parts]) / sizes[:, None]
-    maps = means.reshape(*means.shape[:2], *one.places)[:, :, list(one.frames)]
-    codes, top = encode_rows(maps.reshape(*means.shape[:2], -1))
-    return [("words", codes.reshape(maps.shape), ("time", "word", "frame", "y", "x")), ("words_max", top, ("time", "word"))]
+    means = np.stack([part.words.mean(0).T / max(part.calls, 1) for part in parts])
+    codes, top = encode_rows(means)
+    maps = codes.reshape(*codes.shape[:2], *look.targets.rows)
+    peaks = (top / look.word_sizes).astype(np.float32)
+    return [("words", maps, ("time", "word", "frame", "y", "x")), ("words_max", peaks, ("time", "word"))]
 
 
-def _totals(look: Look, parts: Sequence[Part], head: int) -> Totals:
-    """What one head adds up to over all of time."""
-    targets = look.targets
-    masked = sum(part.g2r[-1, head] for part in parts)
-    outside = targets.outside
+def _totals(look: Look, parts: Sequence[Part]) -> Totals:
+    """What each head adds up to over all of time."""
+    targets, g2r = look.targets, np.sum([part.g2r[-1] for part in parts], 0)
+    even = np.concatenate([part.stats[..., 0] for part in parts])
+    leaked = None
+    if targets.outside is not None and len(parts[0].g2r) > 1:
+        leaked = np.stack([g2r[:, targets.outside].sum(1), g2r.sum(1)], 1)
     return Totals(
-        r2g=np.asarray(sum(part.latent[head] for part in parts)),
-        g2r=None if parts[0].reference is None else np.sum([part.reference[head] for part in parts if part.reference is not None], 0),
-        leaked=None if outside is None or len(parts[0].g2r) < 2 else np.array([np.sum(masked[outside]), np.sum(masked)]),
-        copied=None if targets.colours is None else np.asarray(sum(part.copied[head] for part in parts)),
-        rows=targets.rows,
-        painted=targets.painted,
-        patches=targets.patches,
-        evenness=np.concatenate([part.stats[:, head, 0] for part in parts]),
+        r2g=np.sum([part.latent for part in parts], 0),
+        g2r=None if look.reference is None else np.sum([part.reference for part in parts], 0),
+        leaked=leaked,
+        copied=None if targets.colours is None else np.sum([part.copied for part in parts], 0),
+        evenness=np.stack([np.nansum(even, 0), np.isfinite(even).sum(0)], 1),
+        targets=targets,
     )

@@ -33,6 +33,8 @@ MEASURES: Final = ("evenness", "leak", "inside", "copy", "share", "peak")
 SCORES: Final = ("imacs_g", "imacs_r", "inside", "leak", "copy", "evenness")
 PLAIN: Final = 1e-6
 """Colours, of 0 to 1, that differ by less than this are one colour."""
+AT_ONCE: Final = 2**18
+"""Pixels of maps that are scored at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,20 +55,15 @@ class Targets:
     """(token,): keys outside the reference's mask."""
 
 
-def measure_call(
-    targets: Targets, r2g: Values, g2r: Values, share: Values, even: Values, peak: Values, mass: Values, copied: Values | None
-) -> Values:
+def measure_call(targets: Targets, r2g: Values, g2r: Values, share: Values, even: Values, peak: Values, copied: Values | None) -> Values:
     """The measures of one call.
 
-    Dims     r2g (head, frame, y, x), g2r (weighting, head, token), share and copied (head,), even, peak, mass (head, patch)
+    Dims     r2g (head, frame, y, x), g2r (weighting, head, token), share and copied (head,), even and peak (head, patch)
              -> (head, measure)
     """
     found = np.full((len(r2g), len(MEASURES)), np.nan)
-    asked = targets.patches
+    found[:, 0], found[:, 5] = (mean_known(each[:, targets.patches]) for each in (even, peak))
     with np.errstate(invalid="ignore", divide="ignore"):
-        if asked.any():
-            found[:, 0] = even[:, asked].mean(1)
-            found[:, 5] = np.nanmean(np.where(mass > 0, peak / mass, np.nan)[:, asked], 1) if (mass[:, asked] > 0).any(1).all() else np.nan
         if targets.outside is not None and len(g2r) > 1:
             found[:, 1] = g2r[1][:, targets.outside].sum(1) / g2r[1].sum(1)
         if targets.inside is not None:
@@ -76,21 +73,79 @@ def measure_call(
     return found
 
 
-def copy_score(copied: Values, painted: Values | None, patches: Values) -> Values:
+def mean_known(values: Values) -> Values:
+    """Mean over the last axis of what is not NaN; NaN where nothing is.
+
+    Dims     (..., value) -> (...)
+    """
+    there = ~np.isnan(values)
+    count = there.sum(-1)
+    return np.asarray(np.where(count > 0, np.where(there, values, 0).sum(-1) / np.maximum(count, 1), np.nan))
+
+
+def copy_score(copied: Values, targets: Targets) -> Values:
     """Correlation of copied with painted colours, over patches in the mask and the three colours, each less its mean.
 
-    Dims     copied (..., patch, 4): colours times attention, and attention; painted (patch, 3), patches (patch,) -> (...)
+    Dims     copied (..., patch, 4): colours times attention, and attention -> (...)
     Range    [-1, 1]; NaN where either has one colour, or fewer than two patches count
     """
+    painted, patches = targets.painted, targets.patches
     if painted is None or np.count_nonzero(patches) < 2:
         return np.full(copied.shape[:-2], np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         seen = copied[..., patches, :3] / copied[..., patches, 3:]
-        seen = seen - seen.mean(-2, keepdims=True)
+        seen -= seen.mean(-2, keepdims=True)
         shown = painted[patches] - painted[patches].mean(0)
         spread = [np.sqrt((each**2).mean((-2, -1))) for each in (seen, shown)]
         score = (seen * shown).mean((-2, -1)) / (spread[0] * spread[1])
     return np.asarray(np.where((spread[0] > PLAIN) & (spread[1] > PLAIN), np.clip(score, -1, 1), np.nan))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """What selections of heads add up to over all of time; None where it is not known."""
+
+    r2g: Values
+    """(selection, frame, y, x) on the common grid."""
+    g2r: Values | None
+    """(selection, y, x) on the common grid of the reference, of masked positions."""
+    leaked: Values | None
+    """(selection, 2): attention of masked positions outside the reference's mask, and all of it."""
+    copied: Values | None
+    """(selection, patch, 4)"""
+    evenness: Values
+    """(selection, 2): sum over calls and heads, and how many they are."""
+    targets: Targets
+    """Of the layer whose patches these are."""
+
+
+def add_totals(parts: Sequence[Totals]) -> Totals:
+    """One selection of all those of several layers, on the patches of the layer that has most of them."""
+    finest = max((part.targets for part in parts), key=lambda targets: targets.rows[1] * targets.rows[2])
+    return Totals(
+        r2g=_sum([part.r2g for part in parts]),
+        g2r=_sum_known([part.g2r for part in parts]),
+        leaked=_sum_known([part.leaked for part in parts]),
+        copied=_sum_known([None if part.copied is None else _spread(part.copied, part.targets.rows, finest.rows) for part in parts]),
+        evenness=_sum([part.evenness for part in parts]),
+        targets=finest,
+    )
+
+
+def _sum(parts: Sequence[Values]) -> Values:
+    return np.asarray(np.concatenate(parts).sum(0, keepdims=True))
+
+
+def _sum_known(parts: Sequence[Values | None]) -> Values | None:
+    known = [part for part in parts if part is not None]
+    return _sum(known) if len(known) == len(parts) else None
+
+
+def _spread(copied: Values, rows: tuple[int, int, int], wanted: tuple[int, int, int]) -> Values:
+    """Copied colours on the patches of another layer, each the nearest of its own."""
+    frames, down, across = (middle(n, m) for n, m in zip(rows, wanted, strict=True))
+    laid = copied.reshape(len(copied), *rows, 4)[:, frames][:, :, down][:, :, :, across]
+    return np.asarray(laid.reshape(len(copied), -1, 4))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,78 +161,31 @@ class Grounds:
     inside: Values | None
     """(y, x): cells of the common grid in the mask."""
 
-    def score(self, maps: Totals) -> list[float]:
-        """The scores of what some heads add up to."""
-        found = dict.fromkeys(SCORES, np.nan)
-        if self.mask is not None:
-            found["imacs_g"] = self._imacs(maps.r2g if len(maps.r2g) > 1 else maps.r2g[0], "r2g", self.generated, self.mask)
-            total = maps.r2g.sum()
-            if self.inside is not None and total > 0:
-                found["inside"] = float(maps.r2g[:, self.inside].sum() / total)
-        if self.mask is not None and self.reference_mask is not None and maps.g2r is not None:
-            found["imacs_r"] = self._imacs(maps.g2r, "g2r", self.reference, self.reference_mask)
-        if maps.leaked is not None and maps.leaked[1] > 0:
-            found["leak"] = float(maps.leaked[0] / maps.leaked[1])
+    def score(self, maps: Totals, mapped: bool = True) -> Values:
+        """The scores of selections, IMACS only of those that are `mapped`: it takes a map of the picture's size for each.
+
+        Dims     -> (selection, score), NaN where it is not known
+        """
+        unknown = np.full(len(maps.r2g), np.nan)
+        found = dict.fromkeys(SCORES, unknown)
+        if self.mask is not None and mapped:
+            found["imacs_g"] = self._imacs(maps.r2g, "r2g", self.generated, self.mask)
+            if self.reference_mask is not None and maps.g2r is not None:
+                found["imacs_r"] = self._imacs(maps.g2r, "g2r", self.reference, self.reference_mask)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if self.inside is not None:
+                found["inside"] = maps.r2g[..., self.inside].sum((1, 2)) / maps.r2g.sum((1, 2, 3))
+            if maps.leaked is not None:
+                found["leak"] = maps.leaked[:, 0] / maps.leaked[:, 1]
+            found["evenness"] = maps.evenness[:, 0] / maps.evenness[:, 1]
         if maps.copied is not None:
-            found["copy"] = float(copy_score(maps.copied, maps.painted, maps.patches))
-        if len(maps.evenness) and np.isfinite(maps.evenness).any():
-            found["evenness"] = float(np.nanmean(maps.evenness))
-        return [found[name] for name in SCORES]
+            found["copy"] = copy_score(maps.copied, maps.targets)
+        return np.stack([found[name] for name in SCORES], 1).astype(np.float32)
 
-    def _imacs(self, values: Values, direction: str, image: Image | None, mask: Values) -> float:
-        if not np.isfinite(values).all():
-            return np.nan
-        dims = ("frame", "y", "x")[-values.ndim :] if direction == "r2g" else ("ref_y", "ref_x")
+    def _imacs(self, maps: Values, direction: str, image: Image | None, mask: Values) -> Values:
+        """Of some maps at a time: on small pictures most of it is not arithmetic, on large ones memory is."""
+        dims = ("selection", "frame", "y", "x") if direction == "r2g" else ("selection", "ref_y", "ref_x")
         attrs = MapFacts(direction=direction, recipe=self.recipe, **picture_facts(image)).to_attrs()
-        return float(imacs(scored_picture(xr.DataArray(values, dims=dims, attrs=attrs), mask), mask))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
-    """What some heads add up to over all of time."""
-
-    r2g: Values
-    """(frame, y, x) on the common grid."""
-    g2r: Values | None
-    """(y, x) on the common grid of the reference, of masked positions."""
-    leaked: Values | None
-    """Attention of masked positions outside the reference's mask, and all of it."""
-    copied: Values | None
-    """(patch, 4)"""
-    rows: tuple[int, int, int]
-    painted: Values | None
-    patches: Values
-    evenness: Values
-    """Of each call and head."""
-
-
-def add_totals(parts: Sequence[Totals]) -> Totals:
-    """Those of several layers together, on the patches of the one that has most of them."""
-    finest = max(parts, key=lambda part: part.rows[1] * part.rows[2])
-    whole = [part.copied for part in parts]
-    g2r, leaked = [part.g2r for part in parts], [part.leaked for part in parts]
-    return Totals(
-        r2g=sum_known([part.r2g for part in parts], np.zeros(())),
-        g2r=None if any(each is None for each in g2r) else sum_known(g2r, np.zeros(())),
-        leaked=None if any(each is None for each in leaked) else sum_known(leaked, np.zeros(())),
-        copied=None if any(each is None for each in whole) else sum_known([_spread(part, finest.rows) for part in parts], np.zeros(())),
-        rows=finest.rows,
-        painted=finest.painted,
-        patches=finest.patches,
-        evenness=np.concatenate([part.evenness for part in parts]),
-    )
-
-
-def sum_known(values: Sequence[Values | None], start: Values) -> Values:
-    """The sum of arrays of one shape."""
-    for each in values:
-        assert each is not None  # asked before
-        start = start + each
-    return start
-
-
-def _spread(part: Totals, rows: tuple[int, int, int]) -> Values:
-    """Copied colours on the patches of another layer, each the nearest of its own."""
-    assert part.copied is not None  # asked before
-    at = np.ix_(*(middle(n, m) for n, m in zip(part.rows, rows, strict=True)))
-    return np.asarray(part.copied.reshape(*part.rows, 4)[at].reshape(-1, 4))
+        count = max(1, AT_ONCE // mask.size)
+        parts = [xr.DataArray(maps[i : i + count], dims=dims, attrs=attrs) for i in range(0, len(maps), count)]
+        return np.concatenate([imacs(scored_picture(part, mask), mask).values for part in parts])

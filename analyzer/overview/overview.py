@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ...schema.layout import MANIFEST
-from ...schema.messages import option, size_text
-from ..aggregation.selection import split
+from ...schema.messages import listed, option, parse_bytes, size_text
+from ..aggregation.selection import split, whole
 from ..aggregation.weights import query_weights
 from ..inspection.info import caution
 from ..methods.recipes import Recipe, get_recipe
@@ -26,10 +26,10 @@ from ..trace.calls import Calls
 from ..trace.images import masks
 from ..trace.reader import Trace
 from .group import VERSION, GroupWriter, Overview
-from .layers import LayerResult, finish_layer, make_grounds, make_look
+from .layers import LayerResult, finish_layer, make_grounds, make_look, pack_rows
 from .measures import MEASURES, SCORES, add_totals
-from .pictures import write_images
-from .plan import BUDGET, ROWS_PACKED, TIMES, Plan, Sampling, expect_bytes, ladder
+from .pictures import SHARE, Pictures, write_images
+from .plan import BUDGET, TIMES, Packed, Plan, Sampling, expect_bytes, ladder, measured_grid
 from .scan import scan_calls
 from .views import LayerView, View, known_truth, list_views, shown_frames
 
@@ -40,7 +40,7 @@ Graph: TypeAlias = dict[Any, Any]
 def make_overview(
     trace: Trace,
     *,
-    budget: int = BUDGET,
+    budget: int | str = BUDGET,
     time_groups: int = TIMES,
     recipe: str | Recipe = "i2am",
     group: str | None = None,
@@ -58,23 +58,25 @@ def make_overview(
     if not count:
         raise InvalidInput(f"{trace.path} holds no evaluation yet, so there is nothing to see")
     views, notes = list_views(trace, group=group, sample=sample, branch=branch)
-    pictures = GroupWriter()
-    images, smaller = write_images(pictures, trace, views, budget)
-    other = sum(map(len, pictures.chunks.values()))
-    times = min(time_groups, count)
-    split(range(count), times)
-    plans, packed = ladder(budget, times), ROWS_PACKED
+    times = len(split(range(count), min(whole(time_groups, "a number of time groups"), count)))
+    most = parse_bytes("budget", budget) or 0
+    pictures = write_images(trace, views, SHARE * most)
+    plans, packed = ladder(most, times), pack_rows(trace, views)
     while plans:
-        while len(plans) > 1 and expect_bytes(plans[0], views, count, other, packed) > budget:
+        while len(plans) > 1 and expect_bytes(plans[0], views, count, pictures.nbytes, packed) > most:
             plans.pop(0)
         plan = plans.pop(0)
-        made = _Making(trace, row, views, plan, count).make(pictures, images, notes, smaller)
-        if made.nbytes <= budget:
+        pictures = pictures if plans else write_images(trace, views, 0)
+        made = _Making(trace, row, views, plan, count).make(pictures, notes)
+        if made.nbytes <= most:
             return made
-        packed *= made.nbytes / max(expect_bytes(plan, views, count, other, packed), 1)
+        off = made.nbytes / max(expect_bytes(plan, views, count, pictures.nbytes, packed), 1)
+        packed = Packed(packed.single * off, packed.mean * off)
+    digit = 10 ** (len(str(made.nbytes)) - 2)
+    least = size_text((made.nbytes // digit + 1) * digit).replace(" ", "")
     raise InvalidInput(
-        f"an overview of {trace.path} takes {size_text(made.nbytes)} at least, and {option('budget')} is {size_text(budget)}; "
-        f"give it more, or fewer views with {option('group')}, {option('sample')} or {option('branch')}"
+        f"{trace.path} does not fit, even as maps of whole layers: {option('budget')} is {size_text(most)}; "
+        f"give it more, {option('budget', least)}, or show less with {option('group')}, {option('sample')} or {option('branch')}"
     )
 
 
@@ -98,14 +100,14 @@ class _Making:
     plan: Plan
     count: int
 
-    def make(self, pictures: GroupWriter, images: list[dict[str, Any]], notes: list[str], smaller: str) -> Overview:
+    def make(self, pictures: Pictures, notes: list[str]) -> Overview:
         """Scan, and write what was found."""
         trace, views, plan = self.trace, self.views, self.plan
         times = split(range(self.count), plan.times)
         results = self._compute(times)
         writer = GroupWriter()
-        writer.documents |= pictures.documents
-        writer.chunks |= pictures.chunks
+        for image in pictures.images:
+            writer.add(f"images/{image['name']}", pictures.pixels[image["name"]], ("frame", "y", "x", "c"))
         writer.add("timestep", np.asarray(trace.steps["timestep"], np.float32), ("step",))
         writer.add("time_of_step", np.repeat(np.arange(len(times)), [len(t) for t in times]).astype(np.int32), ("step",))
         truth = known_truth(trace, views)
@@ -117,7 +119,7 @@ class _Making:
             if view.path in truth:
                 writer.add(f"{view.path}/truth", truth[view.path], ("frame", "y", "x", "place"))
             rows.append(self._view_facts(view, heads[v], times, view.path in truth))
-        facts = self._facts(images, [*notes, *trace.notes], smaller, len(times)) | {"views": rows}
+        facts = self._facts(pictures, [*notes, *trace.notes], len(times)) | {"views": rows}
         return Overview(writer.finish(facts))
 
     def _compute(self, times: tuple[tuple[int, ...], ...]) -> dict[tuple[int, int], LayerResult]:
@@ -174,7 +176,7 @@ class _Making:
                     writer.add(f"{view.path}/{stem}_{i:03d}{end}", found, dims)
         totals = add_totals([result.totals for result in results])
         last = make_grounds(self.trace, view, self.row).score(totals)
-        parts = [*(result.scores[:-1] for result in results), *(result.scores[-1:] for result in results), np.array([last], np.float32)]
+        parts = [*(result.scores[:-1] for result in results), *(result.scores[-1:] for result in results), last]
         writer.add(f"{view.path}/scores", np.concatenate(parts), ("selection", "score"))
 
     def _view_facts(self, view: View, heads: Sequence[list[int] | None], times: Sequence[Sequence[int]], truth: bool) -> dict[str, Any]:
@@ -192,7 +194,7 @@ class _Making:
             "window": view.window,
             "ref_grid": None if view.ref_grid is None else list(view.ref_grid),
             "specials": max(one.group.specials for one in view.layers),
-            "words": [{"text": word.text, "tokens": list(word.tokens), "kind": word.kind} for word in view.words],
+            "words": [word.to_json() for word in view.words],
             "truth": truth,
             "layers": [self._layer_facts(view, one, kept, times) for one, kept in zip(view.layers, heads, strict=True)],
         }
@@ -212,10 +214,18 @@ class _Making:
             "key_grid": None if sampling is None or sampling.keys is None else list(sampling.keys),
             "keys": 0 if sampling is None else sampling.count,
             "row_heads": kept,
+            "word_grid": list(measured_grid(self.plan, one)) if view.words else None,
             "calls": [int((where[list(steps)] >= 0).sum()) for steps in times],
         }
 
-    def _facts(self, images: list[dict[str, Any]], notes: Sequence[str], smaller: str, times: int) -> dict[str, Any]:
+    def _left_out(self) -> list[str]:
+        """Views that have no rows though the plan keeps some."""
+        gone = {one.keys: view.group for view in self.views for one in view.layers if Sampling.of(self.plan, one) is None}
+        if self.plan.rows == "none" or not gone:
+            return []
+        return [f"rows over the {max(gone)} tokens of {listed(dict.fromkeys(gone.values()))}, which have no places that could be summed"]
+
+    def _facts(self, pictures: Pictures, notes: Sequence[str], times: int) -> dict[str, Any]:
         trace, plan = self.trace, self.plan.to_json()
         note = caution(trace)
         return {
@@ -231,11 +241,11 @@ class _Making:
                 "status": trace.record.status,
             },
             "recipe": self.row.label,
-            "plan": plan | {"dropped": [*plan["dropped"], *([smaller] if smaller else [])]},
+            "plan": plan | {"dropped": [*plan["dropped"], *self._left_out(), *pictures.dropped]},
             "notes": list(dict.fromkeys([*notes, *([note.removeprefix("note: ")] if note else [])])),
             "latent_grid": list(trace.latent_grid),
             "frames": shown_frames(trace),
-            "images": images,
+            "images": pictures.images,
             "steps": self.count,
             "times": times,
             "measures": list(MEASURES),

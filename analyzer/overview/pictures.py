@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image as Picture
 from ..numerics.resize import middle
 from ..numerics.window import Window
 from ..trace.reader import Trace
-from .group import GroupWriter
+from .group import pack
 from .views import View, shown_frames
 
 Values: TypeAlias = NDArray[Any]
@@ -59,29 +60,44 @@ def list_images(views: list[View]) -> dict[str, str]:
     return found
 
 
-def write_images(writer: GroupWriter, trace: Trace, views: list[View], budget: int) -> tuple[list[dict[str, Any]], str]:
-    """Add the pictures, as large as the budget allows; their facts, and what was left out of them in words."""
-    frames = shown_frames(trace)
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The pictures that views show, as large as they may be."""
+
+    pixels: dict[str, Values]
+    """(frame, y, x, c) by name."""
+    images: list[dict[str, Any]]
+    """Facts of each."""
+    nbytes: int
+    """What they take when they are packed."""
+    dropped: tuple[str, ...]
+    """What was left out of them, in words."""
+
+
+def write_images(trace: Trace, views: list[View], most: float) -> Pictures:
+    """The pictures, packed in at most so many bytes, or as small as they get."""
     for side in SIDES:
-        trial = GroupWriter()
-        rows = [_write(trial, trace, name, role, side, frames) for name, role in list_images(views).items()]
-        if sum(map(len, trial.chunks.values())) <= SHARE * budget or side == SIDES[-1]:
+        pixels = {name: _frames(trace, name, side) for name in list_images(views)}
+        size = sum(len(pack(shown.tobytes())) for shown in pixels.values())
+        if size <= most:
             break
-    for path, document in trial.documents.items():
-        writer.documents[path] = document
-    writer.chunks |= trial.chunks
-    return rows, "" if side == SIDES[0] else f"pixels of pictures: they are at most {side} a side"
+    roles = list_images(views)
+    sizes = {name: dict(zip(("frames", "height", "width"), shown.shape, strict=False)) for name, shown in pixels.items()}
+    images = [{"name": name, "role": roles[name], **sizes[name]} for name in pixels]
+    larger = any(max(image.height, image.width) > side for image in trace.images if image.name in pixels)
+    return Pictures(pixels, images, size, (f"pixels of pictures beyond {side} a side",) if larger else ())
 
 
-def _write(writer: GroupWriter, trace: Trace, name: str, role: str, side: int, frames: list[int]) -> dict[str, Any]:
+def _frames(trace: Trace, name: str, side: int) -> Values:
+    """The shown frames of a picture, of which there is one for each shown frame of a video, or one for all.
+
+    Dims     (frame, y, x, c)
+    """
     pixels = trace.image(name)
     if pixels.ndim == 4:
-        pixels = pixels[middle(len(pixels), trace.latent_frames or len(pixels))[frames] if trace.latent_frames else [0]]
-    else:
-        pixels = pixels[None]
-    shown = np.stack([shrink(frame, side) for frame in pixels])
-    writer.add(f"images/{name}", shown, ("frame", "y", "x", "c"))
-    return {"name": name, "role": role, "height": shown.shape[1], "width": shown.shape[2], "frames": shown.shape[0]}
+        shown = middle(len(pixels), trace.latent_frames)[shown_frames(trace)] if trace.latent_frames else [0]
+        return np.stack([shrink(frame, side) for frame in pixels[shown]])
+    return shrink(pixels, side)[None]
 
 
 def shrink(pixels: Values, side: int) -> Values:

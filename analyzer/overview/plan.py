@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,15 @@ BUDGET: Final = 8_000_000
 TIMES: Final = 5
 FEW_TIMES: Final = 3
 FEW_HEADS: Final = 32
-ROWS_PACKED: Final = 0.6
-"""Bytes of packed rows over bytes of rows, before any are packed."""
+SPARE: Final = 1.05
+"""How much more rows of means may take than rows of single calls, which are packed before the plan is made."""
 MAPS_PACKED: Final = 0.9
-ARRAY_BYTES: Final = 600
+MEASURED_SIDE: Final = 16
+"""Most patches a side that are measured where no rows are kept."""
+ARRAYS: Final = 12
+MEASURED: Final = 6
+"""Arrays of a layer and numbers of a call."""
+ARRAY_BYTES: Final = 900
 """Metadata of one array, which stands in the group twice."""
 
 
@@ -71,17 +76,17 @@ class Plan:
 def ladder(budget: int, times: int) -> list[Plan]:
     """Plans from the richest to the poorest."""
     full = Plan(budget=budget, rows="full", patches=None, keys=None, heads=None, times=times, single=True)
+    marginal, none = replace(full, rows="marginal"), replace(full, rows="none")
     few = min(times, FEW_TIMES)
-    marginal = replace(full, rows="marginal")
-    sampled = replace(marginal, patches=16)
-    summed = replace(sampled, keys=16)
-    chosen = replace(summed, times=few, single=False, heads=FEW_HEADS)
+    summed = replace(marginal, patches=16, keys=16)
+    sparse = replace(summed, times=few)
+    layers = replace(sparse, single=False)
     found = [
-        full, marginal, replace(marginal, patches=32), sampled, replace(sampled, times=few), summed, replace(summed, times=few),
-        replace(summed, times=few, single=False), chosen, replace(chosen, keys=8, patches=8), replace(full, rows="none"),
-        replace(full, rows="none", times=few), replace(full, rows="none", times=few, single=False),
-        replace(full, rows="none", times=1, single=False),
-    ]  # fmt: skip
+        *(full, marginal, replace(marginal, patches=32), replace(marginal, patches=16), summed),
+        *(sparse, replace(sparse, patches=12), layers, replace(layers, patches=12)),
+        *(replace(layers, heads=FEW_HEADS), replace(layers, heads=FEW_HEADS, patches=8, keys=8)),
+        *(none, replace(none, times=few), replace(none, times=few, single=False), replace(none, times=1, single=False)),
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -102,8 +107,7 @@ class Sampling:
         most = math.inf if plan.keys is None else plan.keys**2
         if plan.rows == "none" or (one.group.grid is None and one.keys > most):
             return None
-        (rows, columns), patches = one.layer.grid, plan.patches
-        grid = (rows, columns) if patches is None else (sampled(rows, patches), sampled(columns, patches))
+        grid = measured_grid(plan, one)
         if one.group.grid is None:
             return Sampling(grid, None, one.keys)
         keys = one.group.grid if plan.keys is None else (summed(one.group.grid[0], plan.keys), summed(one.group.grid[1], plan.keys))
@@ -113,6 +117,13 @@ class Sampling:
     def patches(self) -> int:
         """How many patches of a frame have rows."""
         return self.rows[0] * self.rows[1]
+
+
+def measured_grid(plan: Plan, one: LayerView) -> tuple[int, int]:
+    """Rows and columns of the patches of a layer that are measured, and that words are mapped on: those with rows, or as many as would."""
+    most = MEASURED_SIDE if plan.rows == "none" and plan.patches is None else plan.patches
+    rows, columns = one.layer.grid
+    return (rows, columns) if most is None else (sampled(rows, most), sampled(columns, most))
 
 
 def sampled(length: int, most: int) -> int:
@@ -142,24 +153,37 @@ def cell_starts(grid: int, cells: int) -> NDArray[np.intp]:
     return np.arange(cells) * grid // cells
 
 
-def expect_bytes(plan: Plan, views: Sequence[View], steps: int, other: int, packed: float = ROWS_PACKED) -> int:
-    """About how many bytes an overview of this plan has, from shapes alone; `other` are those of pictures, which are known."""
-    times = min(plan.times, steps)
-    return other + int(sum(_layer_bytes(plan, one, steps, times, packed) for view in views for one in view.layers))
+class Packed(NamedTuple):
+    """Bytes of packed rows over bytes of rows."""
+
+    single: float
+    """Of single heads."""
+    mean: float
+    """Of means over heads."""
 
 
-def _layer_bytes(plan: Plan, one: LayerView, steps: int, times: int, packed: float) -> float:
-    sampling, heads, shown = Sampling.of(plan, one), one.layer.heads, len(one.frames)
-    maps = 2 * times * (heads if plan.single else 1) * (shown * math.prod(one.layer.grid) + 2 * one.keys)
-    total = maps * MAPS_PACKED + 4 * steps * heads * 5 * MAPS_PACKED + 8 * ARRAY_BYTES
+def expect_bytes(plan: Plan, views: Sequence[View], steps: int, other: int, packed: Packed) -> int:
+    """About how many bytes an overview of this plan has, from shapes and from how rows pack; `other` are those of pictures."""
+    times, total = min(plan.times, steps), float(other)
+    for view in views:
+        heads = sum(one.layer.heads for one in view.layers)
+        kept = 1.0 if plan.heads is None else min(1.0, plan.heads / heads)
+        total += sum(_layer_bytes(plan, one, steps, times) + _row_bytes(plan, one, times, kept, packed) for one in view.layers)
+        total += sum(times * len(view.words) * len(one.frames) * math.prod(measured_grid(plan, one)) * MAPS_PACKED for one in view.layers)
+    return int(total)
+
+
+def _layer_bytes(plan: Plan, one: LayerView, steps: int, times: int) -> float:
+    """Maps and statistics."""
+    maps = 2 * times * (one.layer.heads if plan.single else 1) * (len(one.frames) * math.prod(one.layer.grid) + 2 * one.keys)
+    return (maps + 4 * steps * one.layer.heads * MEASURED) * MAPS_PACKED + ARRAYS * ARRAY_BYTES
+
+
+def _row_bytes(plan: Plan, one: LayerView, times: int, kept: float, packed: Packed) -> float:
+    """Rows of a share of the heads, and what goes to the specials."""
+    sampling, heads = Sampling.of(plan, one), one.layer.heads
     if sampling is None:
-        return total
-    row = shown * sampling.patches * (sampling.count * packed + 4)
-    own = heads if plan.heads is None else min(heads, plan.heads / 8)
-    copies = times * heads if plan.rows == "full" else own + times
-    return total + row * copies + (4 * times * heads * shown * sampling.patches if one.group.specials and one.group.grid else 0)
-
-
-def choose_plan(plans: Iterable[Plan], views: Sequence[View], steps: int, other: int, packed: float = ROWS_PACKED) -> Plan | None:
-    """The first plan that should fit its budget."""
-    return next((plan for plan in plans if expect_bytes(plan, views, steps, other, packed) <= plan.budget), None)
+        return 0
+    single, mean = (ratio * sampling.count * SPARE + 4 for ratio in packed)
+    rows = times * heads * single if plan.rows == "full" else heads * kept * single + times * mean
+    return len(one.frames) * sampling.patches * (rows + (4 * times * heads if one.keys < one.group.tokens else 0))

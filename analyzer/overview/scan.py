@@ -19,12 +19,27 @@ from ..numerics.resize import bring
 from ..numerics.statistics import row_evenness
 from ..trace.calls import At, Calls
 from ..trace.scan import Sums, scan, segments
+from ..trace.softmax import Columns
 from .measures import MEASURES, Targets, copy_score, measure_call
 
 Values: TypeAlias = NDArray[Any]
 
-PENDING_BYTES: Final = 2**20
+PENDING_BYTES: Final = 2**21
 """Rows that are gathered before they are worked on, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Words of one text of a probe, which the queries of the run meet only here."""
+
+    among: tuple[int, ...]
+    """The text's tokens on the axis of the probes."""
+    own: Values
+    """Those of all its words, among them."""
+    starts: Values
+    """Where those of each word begin."""
+    first: int
+    """The first word's number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +62,10 @@ class Look:
     """Keys of a row that is kept; 0 where rows are only measured."""
     targets: Targets
     words: tuple[Values, Values] | None
-    """Tokens of all words, and where those of each begin."""
+    """Tokens of all words in the group, and where those of each begin."""
+    probes: tuple[Probed, ...]
+    word_sizes: Values
+    """Tokens of each word, those of probes behind the others; NaN for what this layer does not know."""
     latent: tuple[int, int, int]
     """Common grid of R2G."""
     reference: tuple[int, int, int] | None
@@ -67,7 +85,7 @@ class Part:
     """The same on the common grid."""
     g2r: Values
     """(weighting, head, token)"""
-    reference: Values | None
+    reference: Values
     """(head, y, x): the last of these on the common grid of the reference."""
     stats: Values
     """(step, head, measure)"""
@@ -78,7 +96,7 @@ class Part:
     copied: Values
     """(head, patch, 4): colours of the keys times attention to them, and all such attention, summed."""
     words: Values
-    """(word, position): mean over heads, summed over steps."""
+    """(head, patch, word): attention to the tokens of each word, summed."""
 
     @classmethod
     def empty(cls, calls: Calls, look: Look, steps: int, weightings: int) -> Part:
@@ -89,12 +107,12 @@ class Part:
             r2g=np.zeros((heads, *places)),
             latent=np.zeros((heads, *look.latent)),
             g2r=np.zeros((weightings, heads, look.kept.stop - look.kept.start)),
-            reference=None if look.reference is None else np.zeros((heads, *look.reference[1:])),
+            reference=np.zeros((heads, *(look.reference or (1, 0, 0))[1:])),
             stats=np.full((steps, heads, len(MEASURES)), np.nan),
             rows=np.zeros((heads, len(look.samples), look.keys), np.float32),
             special=np.zeros((heads, len(look.samples))),
             copied=np.zeros((heads, len(look.samples), 4 if look.targets.colours is not None else 0)),
-            words=np.zeros((0 if look.words is None else len(look.words[1]), math.prod(places)), np.float32),
+            words=np.zeros((heads, len(look.samples), len(look.word_sizes)), np.float32),
         )
 
 
@@ -102,46 +120,55 @@ class Gatherer:
     """Rows of sampled patches of one call, collected from the blocks of a scan and worked on many at a time."""
 
     def __init__(self, heads: int, look: Look, part: Part) -> None:
-        self.look, self.part, self.heads = look, part, heads
-        width, patches = look.group.stop - look.group.start, len(look.samples)
-        count = min(max(1, PENDING_BYTES // (4 * width)), heads * patches)
-        self.pending, self.where, self.used = np.empty((count, width), np.float32), np.empty((2, count), np.intp), 0
-        self.even, self.peak, self.mass = np.full((heads, patches), np.nan), np.zeros((heads, patches)), np.zeros((heads, patches))
-        self.copied = np.zeros(part.copied.shape)
+        self.look, self.part, self.patches = look, part, len(look.samples)
+        width, rows = look.group.stop - look.group.start, heads * self.patches
+        count = min(max(1, PENDING_BYTES // (4 * width)), rows)
+        self.pending, self.where, self.used = np.empty((count, width), np.float32), np.empty(count, np.intp), 0
+        self.even, self.peak, self.copied = np.full(rows, np.nan), np.full(rows, np.nan), np.zeros((rows, part.copied.shape[-1]))
+        self.asked = np.tile(look.targets.patches, heads)
 
     def add(self, head: int, positions: slice, block: Values, factor: float) -> None:
-        """Take the sampled rows of a block, and the columns of words."""
+        """Take the sampled rows of a block."""
         look = self.look
         low, high = (int(i) for i in np.searchsorted(look.samples, (positions.start, positions.stop)))
         while low < high:
             take = min(high - low, len(self.pending) - self.used)
-            new = slice(self.used, self.used + take)
-            np.multiply(
-                block[look.samples[low : low + take] - positions.start, look.group], factor, out=self.pending[new], casting="same_kind"
-            )
-            self.where[0, new], self.where[1, new] = head, np.arange(low, low + take)
+            new, first = slice(self.used, self.used + take), head * self.patches + low
+            rows = block[_stretch(look.samples[low : low + take] - positions.start), look.group]
+            np.multiply(rows, factor, out=self.pending[new], casting="same_kind")
+            self.where[new] = np.arange(first, first + take)
             self.used, low = self.used + take, low + take
             if self.used == len(self.pending):
                 self.flush()
-        if look.words is not None:
-            sums = np.add.reduceat(block[:, look.words[0]], look.words[1], axis=1)
-            self.part.words[:, positions] += sums.T * np.float32(factor / self.heads)
 
     def flush(self) -> None:
         """Work on the rows that were gathered."""
-        look, part, at = self.look, self.part, (self.where[0, : self.used], self.where[1, : self.used])
+        if not self.used:
+            return
+        look, part, at = self.look, self.part, _stretch(self.where[: self.used])
         rows, self.used = self.pending[: self.used], 0
         first = look.kept.start - look.group.start
         kept = rows[:, first:]
-        self.mass[at], self.peak[at] = kept.sum(1, dtype=np.float64), kept.max(1)
-        asked = look.targets.patches[at[1]]
-        self.even[at[0][asked], at[1][asked]] = row_evenness(kept[asked])
+        asked = np.flatnonzero(self.asked[at])
+        measured = kept[asked]
+        self.even[self.where[asked]] = row_evenness(measured)
+        with np.errstate(invalid="ignore"):  # of a row that gives these tokens nothing, no share is the greatest
+            self.peak[self.where[asked]] = measured.max(1) / measured.sum(1)
         if first:
-            part.special[at] += rows[:, :first].sum(1, dtype=np.float64)
+            part.special.reshape(-1)[at] += rows[:, :first].sum(1)
         if look.targets.colours is not None:
             self.copied[at] = product(kept, look.targets.colours)
+        if look.words is not None:
+            tokens, starts = look.words
+            part.words.reshape(-1, part.words.shape[-1])[at, : len(starts)] += np.add.reduceat(rows[:, tokens], starts, axis=1)
         if look.keys:
-            part.rows[at] += kept if look.cells is None else sum_cells(kept, look.grid, look.cells)
+            part.rows.reshape(-1, look.keys)[at] += kept if look.cells is None else sum_cells(kept, look.grid, look.cells)
+
+
+def _stretch(places: Values) -> Any:
+    """Places as a slice where they follow each other, which copies nothing."""
+    first, count = int(places[0]), len(places)
+    return slice(first, first + count) if places[-1] - first == count - 1 and (np.diff(places) == 1).all() else places
 
 
 def sum_cells(rows: Values, grid: tuple[int, int] | None, cells: tuple[Values, Values]) -> Values:
@@ -175,8 +202,21 @@ def scan_calls(
             for gatherer in gatherers[i]:
                 gatherer.flush()
                 _finish(calls, gatherer, sums, done + i)
+        for look, part in zip(looks, parts, strict=True):
+            for probed in look.probes:
+                _ask(calls, at, group, look, part, probed)
         done += len(group)
     return parts
+
+
+def _ask(calls: Calls, at: At, steps: tuple[int, ...], look: Look, part: Part, probed: Probed) -> None:
+    """Add the attention that sampled patches give the words of a probe's text."""
+    columns, words = Columns("keys", probed.among, None, True), slice(probed.first, probed.first + len(probed.starts))
+    for _, head, positions, values in calls.softmax_rows(at, steps, columns, tuple(range(calls.layer.heads))):
+        low, high = np.searchsorted(look.samples, (positions.start, positions.stop))
+        rows = values[look.samples[low:high] - positions.start][:, probed.own]
+        if len(rows):
+            part.words[head, low:high, words] += np.add.reduceat(rows, probed.starts, axis=1)
 
 
 def _finish(calls: Calls, gatherer: Gatherer, sums: Sums, step: int) -> None:
@@ -191,9 +231,15 @@ def _finish(calls: Calls, gatherer: Gatherer, sums: Sums, step: int) -> None:
     part.r2g += r2g
     part.latent += bring(r2g, look.latent, look.resize, look.clamp)
     part.g2r += g2r
-    if part.reference is not None and look.grid is not None and look.reference is not None:
+    if look.grid is not None and look.reference is not None:
         part.reference += bring(g2r[-1].reshape(-1, 1, *look.grid), look.reference, look.resize, look.clamp)[:, 0]
     share = sums.token[0][:, look.group].sum(1, dtype=np.float64) / positions
-    copied = None if look.targets.colours is None else copy_score(gatherer.copied, look.targets.painted, look.targets.patches)
-    part.stats[step] = measure_call(look.targets, r2g, g2r, share, gatherer.even, gatherer.peak, gatherer.mass, copied)
-    part.copied += gatherer.copied
+    shape = (layer.heads, len(look.samples))
+    even, peak, copied = (
+        gatherer.even.reshape(shape),
+        gatherer.peak.reshape(shape),
+        gatherer.copied.reshape(*shape, gatherer.copied.shape[-1]),
+    )
+    score = None if look.targets.colours is None else copy_score(copied, look.targets)
+    part.stats[step] = measure_call(look.targets, r2g, g2r, share, even, peak, score)
+    part.copied += copied

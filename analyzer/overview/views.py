@@ -23,6 +23,8 @@ from ..trace.reader import Trace
 from ..trace.tables import BLOCK
 
 MOST_FRAMES: Final = 8
+MOST_PROBED: Final = 64
+"""Words of probes, each text of which takes a softmax of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,17 @@ class ShownWord:
 
     text: str
     tokens: tuple[int, ...]
-    """Positions in the token group."""
+    """Positions in the token group, or in the probe."""
     kind: str
-    """`word` or `token`."""
+    """`word`, `token`, or `probe` for a word that the run never saw."""
+    probe: str = ""
+    among: tuple[int, ...] = ()
+    """Of a probe: the tokens that the softmax over keys runs over, those of the word's own text without padding."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The word as plain JSON."""
+        found = {"text": self.text, "tokens": list(self.tokens), "kind": self.kind}
+        return found | {"probe": self.probe} if self.probe else found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +183,7 @@ def _view(trace: Trace, number: int, at: tuple[int, int], layers: tuple[LayerVie
         mask=mask,
         reference_mask=reference_mask,
         ref_grid=max(whole, key=lambda grid: (grid[0] * grid[1], grid)) if len(whole) == len(grids) else None,
-        words=_words(trace, group, at),
+        words=_words(trace, group, min(one.group.tokens for one in layers), at, notes),
     )
 
 
@@ -188,14 +198,24 @@ def _usable(trace: Trace, image: Image | None, find: Callable[[], str | None], n
         return None
 
 
-def _words(trace: Trace, group: TokenGroup, at: tuple[int, int]) -> tuple[ShownWord, ...]:
-    """What the tokens of a text say: every one is part of a word, or stands for itself."""
-    found: list[ShownWord] = []
-    branch = trace.record.branches[at[1]]
-    for text in trace.record.texts:
-        if text.group == group.name and text.sample in (None, at[0]) and text.branch in (None, branch):
-            found += _spell(text, group.tokens)
-    return tuple(found)
+def _words(trace: Trace, group: TokenGroup, most: int, at: tuple[int, int], notes: list[str]) -> tuple[ShownWord, ...]:
+    """What the tokens of a text say, each of them part of a word or standing for itself; and behind them the words of probes."""
+    if group.role != "text":
+        return ()
+    mine = [text for text in trace.record.texts if text.sample in (None, at[0]) and text.branch in (None, trace.record.branches[at[1]])]
+    said = [word for text in mine if text.group == group.name for word in _spell(text, most)]
+    probes = {one.name for layer in trace.layers if layer.encoding == "factors" for one in layer.probes}
+    asked = [word for text in mine if text.group in probes for word in _ask(text)]
+    if len(asked) > MOST_PROBED:
+        notes.append(f"{len(asked) - MOST_PROBED} words of probes are not shown; `i2am map --word` draws each")
+    return (*said, *asked[:MOST_PROBED])
+
+
+def _ask(text: Text) -> list[ShownWord]:
+    """The words of one text of a probe. Behind the last one its end is one token, the rest is padding."""
+    stop = min(len(text.tokens), text.words[-1].stop + 1) if text.words else 0
+    among = tuple(range(text.start, text.start + stop))
+    return [ShownWord(word.text, among[word.start : word.stop], "probe", text.group, among) for word in text.words]
 
 
 def _spell(text: Text, most: int) -> list[ShownWord]:
@@ -203,7 +223,7 @@ def _spell(text: Text, most: int) -> list[ShownWord]:
     found: list[ShownWord] = []
     token = 0
     while token < min(len(text.tokens), most - text.start):
-        if word := spans.get(token):
+        if (word := spans.get(token)) and text.start + word.stop <= most:
             found.append(ShownWord(word.text, tuple(range(text.start + token, text.start + word.stop)), "word"))
             token = word.stop
             continue

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,6 +154,15 @@ class Trace(Contents):
         from .backend import make_datatree
 
         return make_datatree(self)
+
+    def view(self, other: Trace | None = None, **options: Any) -> Any:
+        """The run as a page to look at, beside another run if one is given; arguments and value as of `show`.
+
+        trace.view()                      # in a notebook, shown below the cell
+        trace.view().save("run.html")     # one file to send
+        """
+        # What is shown stands on maps and scores, floors above a trace, which therefore finds it by name.
+        return import_module("..view.notebook", __package__).show(self, other, **options)
 
     def probe_key(self, layer: Selector, probe: str | None = None) -> NDArray[np.float32] | NDArray[np.float16]:
         """Keys of one probe in a layer, or of all of them one after another, exactly as the model makes them.

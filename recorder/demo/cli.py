@@ -1,7 +1,10 @@
-"""`i2am demo`: the shipped model on one held-out pair, recorded, verified, and reported."""
+"""`i2am demo`: the shipped model on one held-out pair, recorded, verified, reported, and shown."""
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 STEPS: Final = 50
 TRACE: Final = "run.zarr"
 REPORT: Final = "report.png"
+PAGE: Final = "run.html"
 EPILOG: Final = """\b
 Examples:
   i2am demo
@@ -35,32 +39,39 @@ def demo_command(context: click.Context, out: Path, seed: int, overwrite: bool, 
     """Record and analyse the small model that comes with i2am.
 
     A try-on pair that training never saw is painted in 50 DDIM steps with guidance; its attention goes to DIR/run.zarr,
-    and what the trace alone tells of it to DIR/report.png and the terminal.
+    and what the trace alone tells of it to DIR/report.png, the terminal, and DIR/run.html, a page to look at it with.
     """
     from ..store.files import check_local
 
     check_local(out)
-    for name in (TRACE, REPORT):
+    for name in (TRACE, REPORT, PAGE):
         refuse_taken(out / name, overwrite)
     if out.exists() and not out.is_dir():
         raise InvalidInput(f"{out} is a file; name a folder with {option('out')}")
     record_demo(out / TRACE, seed, overwrite=overwrite)
-    given = [str(out / TRACE), "-o", str(out / REPORT), *(["--overwrite"] if overwrite else []), *(["--json"] if as_json else [])]
-    return report_trace(context, given)
+    taken = ["--overwrite"] if overwrite else []
+    with redirect_stdout(StringIO()) if as_json else nullcontext() as said:
+        code = run_command(context, "report", [str(out / TRACE), "-o", str(out / REPORT), *taken, *(["--json"] if as_json else [])])
+    with redirect_stdout(StringIO()):
+        code = code or run_command(context, "view", [str(out / TRACE), "-o", str(out / PAGE), *taken])
+    if said is not None:
+        click.echo(json.dumps({**json.loads(said.getvalue() or "{}"), "page": str(out / PAGE)}, indent=2))
+    else:
+        click.echo(f"page       {out / PAGE}: open it in a browser, or send it")
+    return code
 
 
-def report_trace(context: click.Context, given: list[str]) -> Any:
-    """Run `report` with these arguments, if the group that this command stands in has it; return its exit code.
+def run_command(context: click.Context, name: str, given: list[str]) -> Any:
+    """Run a command of the group that this one stands in, and return its exit code.
 
     The only way from the recorder to the analyzer: it goes through click's root group, so that neither half imports the other.
     """
     group = context.find_root().command
-    report = group.get_command(context, "report") if isinstance(group, click.Group) else None
-    if report is None:
-        click.echo(given[0])
-        return 0
-    with report.make_context("report", given, parent=context.parent) as inner:
-        return report.invoke(inner)
+    assert isinstance(group, click.Group)
+    command = group.get_command(context, name)
+    assert command is not None
+    with command.make_context(name, given, parent=context.parent) as inner:
+        return command.invoke(inner)
 
 
 def record_demo(path: Path, seed: int, *, steps: int = STEPS, weights: Path | None = None, overwrite: bool = False) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 import traces
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.output.colours import BAR, STYLES
-from i2am.analyzer.output.figures import MARGIN
+from i2am.analyzer.output.sheets import MARGIN
 from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer

@@ -19,7 +19,7 @@ from i2am.analyzer.inspection.verify import verify
 from i2am.analyzer.maps.heatmap import scored_picture
 from i2am.analyzer.maps.looks import looks
 from i2am.analyzer.metrics.entropy import concentration
-from i2am.analyzer.output.figures import LABEL, LINE, MARGIN, draw
+from i2am.analyzer.output.sheets import LABEL, LINE, MARGIN, draw
 from i2am.schema.errors import InvalidInput
 from traces import reference_layer, synthetic_trace
 

@@ -27,7 +27,14 @@ def test_every_bound_of_the_analyzer_is_what_lowest_installs() -> None:
     extras = project["optional-dependencies"]
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
-    for requirement in (*project["dependencies"], *extras["netcdf"], *extras["parquet"], *extras["cluster"], *extras["remote"]):
+    for requirement in (
+        *project["dependencies"],
+        *extras["netcdf"],
+        *extras["parquet"],
+        *extras["cluster"],
+        *extras["remote"],
+        *extras["plot"],
+    ):
         found = BOUND.fullmatch(requirement)
         assert found, requirement
         name, bound = found.groups()

@@ -10,8 +10,7 @@ import click
 from ....schema.errors import CorruptTrace
 from ....schema.messages import listed
 from ...output.files import check_output, endings
-from .evaluation import dataset_request, number
-from .options import (
+from ..options import (
     PLACE,
     cache_option,
     example,
@@ -29,7 +28,8 @@ from .options import (
     with_heads,
     words,
 )
-from .text import align, answer, write_skipped
+from ..text import align, answer, write_skipped
+from .evaluation import dataset_request, number
 
 METRICS: Final = "Metrics, separated by commas.  [default: all that both have; of folders imacs_g,imacs_r]"
 

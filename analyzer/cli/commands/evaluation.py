@@ -13,7 +13,7 @@ import click
 from ....schema.errors import CorruptTrace
 from ....schema.messages import plain
 from ...output.files import check_output, endings
-from .options import (
+from ..options import (
     completing,
     example,
     given,
@@ -28,7 +28,7 @@ from .options import (
     with_heads,
     words,
 )
-from .text import align, answer, write_skipped
+from ..text import align, answer, write_skipped
 
 if TYPE_CHECKING:
     from ...datasets.dataset import DatasetScores

@@ -10,7 +10,7 @@ import click
 
 from ....schema.errors import InvalidInput
 from ...output.files import endings
-from .options import (
+from ..options import (
     PATH,
     PLACE,
     branch_option,
@@ -26,7 +26,7 @@ from .options import (
     traces_argument,
     words,
 )
-from .text import align, answer, document, say
+from ..text import align, answer, document, say
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -12,7 +12,7 @@ import click
 
 from ....schema.errors import CorruptTrace, InvalidInput
 from ...output.files import check_output, endings, suffixes
-from .options import (
+from ..options import (
     branch_option,
     completing,
     example,
@@ -30,7 +30,7 @@ from .options import (
     with_heads,
     words,
 )
-from .text import align, answer, write_skipped
+from ..text import align, answer, write_skipped
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ...output.files import check_output
-from .options import (
+from ..options import (
     changes_option,
     completing,
     example,
@@ -27,7 +27,7 @@ from .options import (
     trace_argument,
     with_heads,
 )
-from .text import align, answer, document, say
+from ..text import align, answer, document, say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -135,8 +135,8 @@ def draw_comparison(trace: Trace, found: xr.Dataset, style: str) -> tuple[Image,
     import xarray as xr
 
     from ...facts import MapFacts
-    from ...output.figures import compose, draw, limits_of
     from ...output.illustration import picture, provenance
+    from ...output.sheets import compose, draw, limits_of
 
     maps, names = found["map"], found["recipe"].values.tolist()
     below = picture(trace, MapFacts.of(maps).image)

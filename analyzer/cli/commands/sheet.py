@@ -11,7 +11,6 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from dask.base import compute
-from numpy.typing import NDArray
 from PIL.Image import Image
 
 from ....schema.errors import CorruptTrace
@@ -21,27 +20,24 @@ from ....schema.trace import ImageRole
 from ...aggregation.selection import Select, Selection, choose, has_places
 from ...evaluation.metric_table import IMACS, Judgement, plan_metrics
 from ...facts import MapFacts
+from ...inspection.patches import PATCHES, Cell, choose_cells
 from ...inspection.truth import find_truth
 from ...inspection.verify import verify
 from ...maps.attribution import g2r, r2g, sram
 from ...metrics.placement import normalize
 from ...metrics.pointing import Truth
 from ...numerics.resize import middle
-from ...output.figures import Mark, compose, patch_mark, show, stack
 from ...output.files import Output, check_output, save
 from ...output.illustration import illustrate, provenance
+from ...output.sheets import Mark, compose, patch_mark, show, stack
 from ...trace.reader import Trace, open_trace
 
 TIME_GROUPS: Final = 5
-PATCHES: Final = 3
 COLUMNS: Final = 5
 PLACED: Final = {"r2g": "R2G", "g2r": "G2R", "g2r_masked": "G2R of the masked positions"}
 """Maps of which the numbers are given, and what each is called."""
 ROW: Final[tuple[ImageRole, ...]] = ("input", "mask", "reference", "reference_mask", "generated")
 """Pictures as they are shown: what was given, then what came out."""
-
-Cell = tuple[int, ...]
-"""(row, column) on the latent grid, the frame before them in a video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,22 +184,6 @@ def _spread(map: xr.DataArray) -> xr.DataArray:
 
 def _titled(name: str, score: float | None) -> str:
     return name if score is None else f"{name}, IMACS {score:.2f}"
-
-
-def choose_cells(trace: Trace, truth: Truth | None, mask: NDArray[np.bool_] | None) -> list[Cell]:
-    """Three latent cells worth asking about: spread over the inside of the mask, or else over the picture, and over a video's frames."""
-    rows, columns = trace.latent_grid
-    inside = np.ones((rows, columns), bool)
-    if mask is not None:
-        share = np.add.reduceat(mask.astype(np.intp), np.arange(rows) * mask.shape[0] // rows, axis=0)
-        share = np.add.reduceat(share, np.arange(columns) * mask.shape[1] // columns, axis=1)
-        inside = share >= share.max()
-    if truth is not None and (inside & np.isfinite(truth.position[..., 0])).any():
-        inside &= np.isfinite(truth.position[..., 0])
-    cells = np.argwhere(inside)
-    chosen = [cells[len(cells) * (2 * i + 1) // (2 * PATCHES)] for i in range(PATCHES)]
-    frames = [(int(frame),) for frame in middle(trace.latent_frames, PATCHES)] if trace.latent_frames else [()] * PATCHES
-    return list(dict.fromkeys((*frame, int(y), int(x)) for frame, (y, x) in zip(frames, chosen, strict=True)))
 
 
 def locate(map: xr.DataArray) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import click
 from ....schema.errors import CorruptTrace
 from ....schema.messages import listed, plain, size_text
 from ...output.files import endings
-from .options import (
+from ..options import (
     example,
     given,
     group_option,
@@ -24,7 +24,7 @@ from .options import (
     steps_option,
     trace_argument,
 )
-from .text import align, answer
+from ..text import align, answer
 
 if TYPE_CHECKING:
     from ...inspection.verify import Report

@@ -1,37 +1,35 @@
 // Reads overviews: a Zarr v3 group, each array one gzip chunk, all files in one JSON document. docs/overview.md is the format.
-import { cellColours, cellShares } from "./scores.js";
+import { known, product, range, under } from "./lists.js";
+import { cellColours } from "./scores.js";
 
 export const VERSION = 1;
 const TYPES = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
-const product = (values) => values.reduce((total, value) => total * value, 1);
+const MOST = 3000;
+const changed = (path) => new Error(`${path} was changed after it was made`);
 
 /** Files of an overview: `read(path)` gives an array, checked. Base64 is unpacked where it is asked for, so the first picture comes soon. */
 export function openFiles(text) {
-  let index, data;
+  let index, data, root;
   try { ({ index, data } = JSON.parse(text)); } catch { throw new Error("the overview is cut short or changed: it is no JSON document"); }
   const bytesOf = (path) => {
     if (!index?.[path]) throw new Error(`the overview lacks ${path}`);
-    const [from, to] = index[path], start = Math.floor(from / 3) * 4, packed = data.slice(start, Math.ceil(to / 3) * 4);
+    const [from, to] = index[path], start = Math.floor(from / 3);
     let plain;
-    try { plain = atob(packed); } catch { throw new Error(`${path} was changed after it was made`); }
-    const skip = from - (start / 4) * 3;
-    if (plain.length < skip + to - from) throw new Error(`${path} is cut short`);
-    return Uint8Array.from({ length: to - from }, (_, i) => plain.charCodeAt(skip + i));
+    try { plain = atob(data.slice(4 * start, Math.ceil(to / 3) * 4)); } catch { throw changed(path); }
+    if (plain.length < to - 3 * start) throw changed(path);
+    return Uint8Array.from({ length: to - from }, (_, i) => plain.charCodeAt(from - 3 * start + i));
   };
-  let root;
-  try { root = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytesOf("zarr.json"))); } catch (error) { throw new Error(`zarr.json was changed after it was made (${error.message})`); }
+  try { root = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytesOf("zarr.json"))); } catch { throw changed("zarr.json"); }
   const plans = root.consolidated_metadata?.metadata ?? {};
   return { facts: root.attributes?.i2am_overview, has: (path) => path in plans, read: (path) => readArray(path, plans[path], bytesOf) };
 }
 
 async function readArray(path, plan, bytesOf) {
   if (!plan) throw new Error(`the overview lacks ${path}`);
-  const type = TYPES[plan.data_type], length = product(plan.shape), packed = bytesOf(`${path}/${["c", ...plan.shape.map(() => 0)].join(".")}`);
-  const planned = type ? length * type.BYTES_PER_ELEMENT : -1;
-  if (packed.length < 18 || new DataView(packed.buffer, packed.length - 4).getUint32(0, true) !== planned) throw new Error(`${path} was changed after it was made: it is not of its planned size`);
-  const unpacked = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer()
-    .catch(() => { throw new Error(`${path} was changed after it was made`); }); // gzip carries a crc32
-  if (unpacked.byteLength !== planned) throw new Error(`${path} was changed after it was made: it is not of its planned size`);
+  const type = TYPES[plan.data_type], packed = bytesOf(`${path}/${["c", ...plan.shape.map(() => 0)].join(".")}`), planned = type ? product(plan.shape) * type.BYTES_PER_ELEMENT : -1;
+  if (packed.length < 18 || new DataView(packed.buffer, packed.length - 4).getUint32(0, true) !== planned) throw changed(path); // gzip ends with the size
+  const unpacked = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer().catch(() => { throw changed(path); }); // and checks its crc32
+  if (unpacked.byteLength !== planned) throw changed(path);
   return { data: new type(unpacked), shape: plan.shape };
 }
 
@@ -40,49 +38,56 @@ export async function openRun(text) {
   const files = openFiles(text), { facts } = files;
   if (!facts) throw new Error("this file holds no overview");
   if (facts.version !== VERSION) throw new Error(`the overview is of version ${facts.version}, and this page shows version ${VERSION}; make it again with the i2am that shows it`);
-  const [timestep, timeOf] = await Promise.all([files.read("timestep"), files.read("time_of_step")]);
+  const timeOf = (await files.read("time_of_step")).data;
   const images = Object.fromEntries(await Promise.all(facts.images.map(async (image) => {
-    const { data, shape } = await files.read(`images/${image.name}`);
-    return [image.name, { ...image, data, frames: shape[0], height: shape[1], width: shape[2], channels: shape[3] }];
+    const { data, shape: [frames, height, width, channels] } = await files.read(`images/${image.name}`);
+    return [image.name, { ...image, data, frames, height, width, channels }];
   })));
-  const run = { facts, files, images, timestep: timestep.data, timeOf: timeOf.data, latent: facts.latent_grid };
-  run.stepsOf = (t) => [run.timeOf.indexOf(t), run.timeOf.lastIndexOf(t)];
+  const run = { facts, files, images, timeOf, stepsOf: (t) => [timeOf.indexOf(t), timeOf.lastIndexOf(t)] };
   run.views = facts.views.map((view, number) => prepareView(run, view, number));
   return run;
 }
 
+/** A view with what follows from its facts and pictures; `once` keeps what was worked out for it. */
 function prepareView(run, facts, number) {
-  const own = (role) => (facts.images[role] ? run.images[facts.images[role]] : null);
-  const view = { ...facts, number, latent: run.latent, images: { generated: own("generated"), reference: own("reference"), mask: own("mask"), reference_mask: own("reference_mask") } };
-  const shorter = facts.layers.map(({ short }) => short.replace(/_blocks?\b/g, "").replace(/\b(attentions|transformer)\./g, "")), apart = new Set(shorter).size === shorter.length;
-  view.words = facts.words?.length ? facts.words : null;
-  view.layers = facts.layers.map((layer, l) => ({ ...layer, short: apart ? shorter[l] : layer.short }));
-  view.window = facts.window ?? [0, 0, 1, 1];
+  const kept = new Map(), latent = run.facts.latent_grid;
+  const once = (key, make) => { if (!kept.has(key)) { if (kept.size > MOST) kept.clear(); kept.set(key, make()); } return kept.get(key); };
+  const images = Object.fromEntries(["generated", "reference", "mask", "reference_mask"].map((role) => [role, run.images[facts.images[role]] ?? null])), { generated, reference, mask, reference_mask: outline } = images;
+  const view = { ...facts, run, number, id: `${run.facts.trace.id} ${number}`, latent, images, once, put: (key, value) => kept.set(key, value), kept: (key) => kept.get(key), layers: shortened(facts.layers), window: facts.window ?? [0, 0, 1, 1], words: facts.words?.length ? facts.words : null };
   view.tokens = facts.ref_grid ? product(facts.ref_grid) : Math.min(...facts.layers.map((layer) => layer.keys));
-  const placeless = () => Array.from({ length: view.tokens }, (_, k) => ({ text: String(k + 1), tokens: [k], kind: "token" }));
-  view.terms = view.words ?? (facts.ref_grid ? null : placeless());
+  view.terms = view.words ?? (facts.ref_grid ? null : range(view.tokens).map((k) => ({ text: String(k + 1), tokens: [k], kind: "word" })));
   view.cells = facts.layers.reduce((best, { row_grid: grid }) => (grid && product(grid) > product(best) ? grid : best), [0, 0]);
-  if (!product(view.cells)) view.cells = run.latent;
-  const reference = view.images.reference, kept = new Map();
-  const once = (key, make) => { if (!kept.has(key)) kept.set(key, make()); return kept.get(key); };
+  if (!product(view.cells)) view.cells = latent;
   view.colours = reference && view.ref_grid ? (grid) => once(`colours ${grid}`, () => cellColours(reference, grid, 0, view.window)) : null;
-  view.painted = ({ grid, row_grid: kept }, frame) => once(`painted ${grid} ${kept} ${frame}`, () => sample(cellColours(view.images.generated, grid, pictureFrame(run, view.images.generated, frame)), grid, kept, 3));
-  view.patches = ({ grid, row_grid: kept }, frame) => once(`patches ${grid} ${kept} ${frame}`, () => sample(view.inside(grid, frame) ?? Array(product(grid)).fill(true), grid, kept, 1));
-  view.inside = (grid, frame = 0) => view.images.mask && once(`inside ${grid} ${frame}`, () => Array.from(cellShares(view.images.mask, grid, pictureFrame(run, view.images.mask, frame)), (share) => share > 0.5));
-  view.outside = (grid) => once(`outside ${grid}`, () => Array.from(cellShares(view.images.reference_mask, grid, 0, view.window), (share) => share <= 0.5));
-  view.bits = (role, frame = 0) => once(`bits ${role} ${frame}`, () => maskBits(view.images[role], pictureFrame(run, view.images[role], frame)));
+  view.inside = (grid, frame = 0) => mask && once(`inside ${grid} ${frame}`, () => cellsIn(mask, grid, frameOf(run, mask, frame)));
+  view.outside = (grid) => once(`outside ${grid}`, () => cellsIn(outline, grid, 0, view.window).map((is) => !is));
+  view.painted = ({ grid, row_grid: rows }, frame) => once(`painted ${grid} ${rows} ${frame}`, () => sample(cellColours(generated, grid, frameOf(run, generated, frame)), grid, rows, 3));
+  view.patches = ({ grid, row_grid: rows }, frame) => once(`patches ${grid} ${rows} ${frame}`, () => sample(view.inside(grid, frame) ?? Array(product(grid)).fill(true), grid, rows, 1));
+  view.bits = (role, frame) => once(`bits ${role} ${frame}`, () => maskBits(images[role], frameOf(run, images[role], frame)));
   return view;
+}
+
+/** Layers by names as short as they stay different. */
+function shortened(layers) {
+  const names = layers.map(({ short }) => short.replace(/_blocks?\b/g, "").replace(/\b(attentions|transformer)\./g, "")), apart = new Set(names).size === names.length;
+  return layers.map((layer, l) => ({ ...layer, short: apart ? names[l] : layer.short }));
+}
+
+/** Cells of which a mask covers more than half. */
+function cellsIn(mask, grid, frame, window) {
+  const colours = cellColours(mask, grid, frame, window);
+  return Array.from({ length: product(grid) }, (_, i) => colours[3 * i] > 127.5);
 }
 
 /** What the patches have whose rows are kept: every n-th of a layer's. */
 function sample(values, [h, w], [n, m], channels) {
-  const at = (i, all, some) => Math.floor((i * all) / some) + Math.floor(Math.floor(all / some) / 2), out = [];
+  const at = (i, all, some) => under(i, some, all) + Math.floor(Math.floor(all / some) / 2), out = [];
   for (let y = 0; y < n; y++) for (let x = 0; x < m; x++) for (let c = 0; c < channels; c++) out.push(values[channels * (at(y, h, n) * w + at(x, w, m)) + c]);
   return out;
 }
 
 /** Which frame of a picture goes with a shown frame: a picture of one frame goes with all. */
-export const pictureFrame = (run, picture, frame) => (picture.frames === run.facts.frames.length ? frame : Math.floor((frame * picture.frames) / run.facts.frames.length));
+export const frameOf = (run, picture, frame) => under(frame, run.facts.frames.length, picture.frames);
 
 function maskBits({ data, height, width, channels }, frame) {
   const from = frame * height * width * channels;
@@ -90,55 +95,45 @@ function maskBits({ data, height, width, channels }, frame) {
 }
 
 /** Fills a view: maps, statistics and scores first (`view.maps`), then rows of P (`view.ready`). */
-export function loadView(run, view) {
-  if (view.loading) return view.loading;
-  const { files } = run, code = (l) => String(l).padStart(3, "0");
-  const stored = async (path, shape) => {
-    if (!files.has(path)) return null;
-    const [{ data, shape: own }, { data: max }] = await Promise.all([files.read(path), files.read(`${path}_max`)]);
-    return { data, max, ...shape(own) };
+export function loadView(view) {
+  const { run: { files }, path, layers } = view, fetched = async (name) => (files.has(name) ? files.read(name) : null);
+  const stored = async (name, shaped) => {
+    const [values, max] = await Promise.all([fetched(name), fetched(`${name}_max`)]);
+    return values && { data: values.data, max: max.data, ...shaped(values.shape) };
   };
-  const places = ([, heads, ...rest]) => ({ heads, cells: product(rest) });
-  const rows = (shape) => ({ tokens: shape.at(-1), rows: product(shape.slice(-4, -1)) });
-  const fill = async (name, key, shape) => Promise.all(view.layers.map(async (layer, l) => { layer[key] = await stored(`${view.path}/${name}_${code(l)}`, shape); }));
-  const first = async () => {
-    if (files.has(`${view.path}/scores`)) view.scores = (await files.read(`${view.path}/scores`)).data;
-    if (files.has(`${view.path}/truth`)) { const { data, shape } = await files.read(`${view.path}/truth`); view.truthOf = truthReader(data, shape); }
-    await Promise.all(view.layers.map(async (layer, l) => { layer.stats = files.has(`${view.path}/stats_${code(l)}`) ? (await files.read(`${view.path}/stats_${code(l)}`)).data : null; }));
-    await Promise.all([fill("r2g", "r2g", places), fill("g2r", "g2r", places), fill("g2r_masked", "g2r_masked", places), fill("words", "words", places)]);
+  const places = ([, heads, ...rest]) => ({ heads, cells: product(rest) }), rows = (shape) => ({ tokens: shape.at(-1), rows: product(shape.slice(-4, -1)) });
+  const each = (act) => Promise.all(layers.map((layer, l) => act(layer, (name) => `${path}/${name}_${String(l).padStart(3, "0")}`)));
+  const fill = (shaped, names) => Promise.all(names.map((name) => each(async (layer, at) => { layer[name] = await stored(at(name), shaped); })));
+  view.loading ??= (async () => {
+    const [scores, truth] = await Promise.all([fetched(`${path}/scores`), fetched(`${path}/truth`)]);
+    view.scores = scores?.data;
+    view.truthOf = truth && truthReader(truth);
+    await each(async (layer, at) => { layer.stats = (await fetched(at("stats")))?.data; });
+    await fill(places, ["r2g", "g2r", "g2r_masked", "words"]);
     view.maps = true;
-  };
-  view.loading = first().then(async () => {
-    await Promise.all([fill("rows", "rows", rows), fill("rows_heads", "rowsHeads", rows), fill("rows_times", "rowsTimes", rows)]);
+    await fill(rows, ["rows", "rows_heads", "rows_times"]);
     view.ready = true;
-  });
+  })();
   return view.loading;
 }
 
 /** Where a patch of the latent grid should have looked, as shares of the reference; null where that is not known. */
-const truthReader = (data, [, h, w]) => (frame, [y, x], [H, W]) => {
-  const at = 2 * ((frame * h + Math.floor((y * h) / H)) * w + Math.floor((x * w) / W));
-  return Number.isFinite(data[at]) && Number.isFinite(data[at + 1]) ? { y: data[at], x: data[at + 1] } : null;
+const truthReader = ({ data, shape: [, h, w] }) => (frame, [y, x], [H, W]) => {
+  const at = 2 * ((frame * h + under(y, H, h)) * w + under(x, W, w));
+  return known(data[at] + data[at + 1]) ? { y: data[at], x: data[at + 1] } : null;
 };
 
 /** In what two views differ that cannot be laid over each other; null where nothing does. */
 export function differences(a, b) {
-  const grid = (values) => (values ? values.join(" × ") : "no places");
   if (!b) return "B has no such view";
-  if (`${a.latent}` !== `${b.latent}`) return `the picture has ${grid(a.latent)} patches in A and ${grid(b.latent)} in B`;
-  if (a.layers.length !== b.layers.length) return `A has ${a.layers.length} layers and B has ${b.layers.length}`;
-  if (`${a.ref_grid}` !== `${b.ref_grid}` || a.tokens !== b.tokens) return `the reference has ${grid(a.ref_grid)} (${a.tokens} tokens) in A and ${grid(b.ref_grid)} (${b.tokens}) in B`;
-  for (const [l, layer] of a.layers.entries()) {
-    const other = b.layers[l];
-    if (`${layer.grid}` !== `${other.grid}`) return `layer ${layer.short} has ${grid(layer.grid)} patches in A and ${grid(other.grid)} in B`;
-    if (layer.heads !== other.heads) return `layer ${layer.short} has ${layer.heads} heads in A and ${other.heads} in B`;
-  }
-  return `${a.cells}` === `${b.cells}` ? null : `rows are kept of ${grid(a.cells)} patches in A and of ${grid(b.cells)} in B`;
+  const facts = ({ latent, ref_grid: places, tokens, cells, layers }) => [["patches", latent], ["layers", layers.length], ["tokens", places ?? tokens], ["patches with rows", cells], ...layers.flatMap(({ short, grid, heads }) => [[`patches in ${short}`, grid], [`heads in ${short}`, heads]])];
+  const written = ([name, value]) => `${[value].flat().join(" × ")} ${name}`, other = facts(b).map(written), mine = facts(a).map(written), i = mine.findIndex((each, at) => each !== other[at]);
+  return i < 0 ? null : `A has ${mine[i]}, B ${other[i]}`;
 }
 
 /** The overview inside another exported page: its text is parsed, nothing of it is shown or run. */
 export function overviewIn(html) {
   const node = new DOMParser().parseFromString(html, "text/html").getElementById("overview");
-  if (!node) throw new Error("the file holds no overview; drop a page that `i2am view run.zarr -o run.html` wrote");
+  if (!node?.textContent) throw new Error("the file holds no overview; give a page that `i2am view run.zarr -o run.html` wrote");
   return node.textContent;
 }

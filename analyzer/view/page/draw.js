@@ -1,18 +1,13 @@
 // Colour and canvas. Row 0 is the top and column 0 the left; nothing here flips. What is drawn on a `pen` can also be saved as SVG.
 import { resize, spline } from "./resample.js";
-import { greatest } from "./scores.js";
+import { greatest } from "./lists.js";
 
-// Sampled from the published tables: viridis and cividis (CC0), batlow (Crameri, MIT), mako (seaborn, BSD), RdBu (ColorBrewer, Apache).
+// Sampled from the published tables mako (seaborn, BSD) and RdBu (ColorBrewer, Apache). Perceptual, safe for colour-blind readers, and they print.
 const STOPS = {
   mako: "0b0405 28192f 3b2f5e 40498e 366a9f 348ba6 38aaac 54c9ad a0dfb9 def5e5",
   ink: "f5f6f1 e3f3e8 a8e0c2 62cbb0 38aaac 348ba6 366a9f 40498e 3b2f5e 28192f 0b0405",
-  viridis: "440154 482878 3e4a89 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
-  cividis: "00224e 123570 3b496c 575d6d 707173 8a8678 a59c74 c3b369 e1cc55 fee838",
-  batlow: "011959 103f60 1c5a62 3c6d56 687b3e 9d892b d29343 f8a17b fdb7bc faccfa",
   balance: "2166ac 67a9cf f7f7f7 ef8a62 b2182b",
 };
-export const COLOURS = ["mako", "viridis", "cividis", "batlow"];
-const OTHER = "#2166ac";
 const tables = new Map();
 
 /** 256 colours, red, green and blue one after the other. */
@@ -27,13 +22,12 @@ export function table(name) {
   return out;
 }
 
-/** The page's colours as its style sheet has them; more contrast with the page is more attention. */
-export function readLook(theme, colours) {
-  const style = getComputedStyle(document.documentElement), get = (name) => style.getPropertyValue(`--${name}`).trim(), dark = theme === "dark", paper = get("paper");
-  return {
-    name: `${theme} ${colours}`, dark, table: table(colours === "mako" && !dark ? "ink" : colours), paper: [1, 3, 5].map((i) => parseInt(paper.slice(i, i + 2), 16)),
-    page: paper, ink: get("ink"), soft: get("soft"), line: get("line"), wash: get("wash"), mark: get("mark"), other: dark ? "#67a9cf" : OTHER, font: getComputedStyle(document.body).fontFamily,
-  };
+/** The page's colours, as its style sheet has them; more contrast with the page is more attention. */
+export const look = {};
+export function setLook(theme) {
+  const style = getComputedStyle(document.documentElement), dark = theme === "dark";
+  for (const name of ["paper", "ink", "soft", "line", "wash", "mark", "other"]) look[name] = style.getPropertyValue(`--${name}`).trim();
+  Object.assign(look, { name: theme, dark, table: table(dark ? "mako" : "ink"), ground: [1, 3, 5].map((i) => parseInt(look.paper.slice(i, i + 2), 16)), font: getComputedStyle(document.body).fontFamily });
 }
 
 export const css = (colours, share) => { const c = 3 * Math.round(255 * Math.min(Math.max(share, 0), 1)); return `rgb(${colours[c]},${colours[c + 1]},${colours[c + 2]})`; };
@@ -50,96 +44,85 @@ export function fit(canvas, width, height) {
 
 export function sheet(width, height) { const canvas = document.createElement("canvas"); canvas.width = width; canvas.height = height; return canvas; }
 const boards = new Map();
-function board(width, height) {
-  const key = `${width} ${height}`;
-  if (!boards.has(key)) { const canvas = sheet(width, height), pen = canvas.getContext("2d", { willReadFrequently: true }); boards.set(key, { canvas, pen, image: pen.createImageData(width, height) }); }
-  return boards.get(key);
+/** Draws pixels that `fill` writes (red, green, blue, opacity) on a box. */
+function drawPixels(pen, box, [h, w], smooth, fill) {
+  const key = `${h} ${w}`;
+  if (!boards.has(key)) { const canvas = sheet(w, h), ink = canvas.getContext("2d", { willReadFrequently: true }); boards.set(key, { canvas, ink, image: ink.createImageData(w, h) }); }
+  const { canvas, ink, image } = boards.get(key);
+  fill(image.data);
+  ink.putImageData(image, 0, 0);
+  pen.imageSmoothingEnabled = smooth; pen.imageSmoothingQuality = "high";
+  pen.drawImage(canvas, box.x, box.y, box.width, box.height);
 }
 
 /** A frame of a picture as a canvas, as it is or stepped back to grey so that colour means attention alone. */
 const pictures = new WeakMap();
-export function pictureOf(picture, frame, look, calm) {
-  if (!pictures.has(picture)) pictures.set(picture, new Map());
-  const known = pictures.get(picture), key = `${frame} ${calm ? look.name : ""}`;
-  if (known.has(key)) return known.get(key);
-  const { height, width, channels, data } = picture, from = frame * height * width * channels, canvas = sheet(width, height), pen = canvas.getContext("2d"), image = pen.createImageData(width, height);
-  for (let i = 0; i < height * width; i++) {
-    const at = from + i * channels, rgb = channels === 3 ? [data[at], data[at + 1], data[at + 2]] : [data[at], data[at], data[at]], grey = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2];
-    for (let c = 0; c < 3; c++) { const mixed = 0.35 * rgb[c] + 0.65 * grey; image.data[4 * i + c] = !calm ? rgb[c] : look.dark ? mixed * 0.5 : 0.42 * mixed + 0.58 * look.paper[c]; }
-    image.data[4 * i + 3] = 255;
+function pictureOf(picture, frame, calm) {
+  const known = pictures.get(picture) ?? pictures.set(picture, new Map()).get(picture), key = `${frame} ${calm && look.name}`;
+  if (!known.has(key)) known.set(key, makePicture(picture, frame, calm));
+  return known.get(key);
+}
+function makePicture({ height, width, channels, data }, frame, calm) {
+  const canvas = sheet(width, height), pen = canvas.getContext("2d"), image = pen.createImageData(width, height), out = image.data, step = channels === 3 ? 1 : 0;
+  for (let i = 0, at = frame * height * width * channels; i < out.length; i += 4, at += channels) {
+    const grey = 0.65 * (0.3 * data[at] + 0.59 * data[at + step] + 0.11 * data[at + 2 * step]);
+    for (let c = 0; c < 3; c++) {
+      const value = data[at + c * step], quiet = 0.35 * value + grey;
+      out[i + c] = !calm ? value : look.dark ? 0.5 * quiet : 0.42 * quiet + 0.58 * look.ground[c];
+    }
+    out[i + 3] = 255;
   }
   pen.putImageData(image, 0, 0);
-  if (known.size > 40) known.clear();
-  known.set(key, canvas);
   return canvas;
 }
 
-export function drawPicture(pen, box, picture, frame, look, calm = false) {
+export function drawPicture(pen, box, picture, frame, calm = false) {
   pen.imageSmoothingEnabled = picture.width > box.width / 3;
-  pen.drawImage(pictureOf(picture, frame, look, calm), box.x, box.y, box.width, box.height);
+  pen.drawImage(pictureOf(picture, frame, calm), box.x, box.y, box.width, box.height);
 }
 
 /**
  * A map over its picture. `lens`: heat (colour over a greyed picture) or light (the picture where it was looked at);
  * `signed` is red against blue; `covers` is the part of the picture that the map lies on.
  */
-export function overlay(pen, box, picture, frame, values, grid, { lens = "heat", range, look, cells = false, signed = false, covers = [0, 0, 1, 1], side = 160 }) {
-  const light = lens === "light" && !signed;
-  drawPicture(pen, box, picture, frame, look, !light);
-  const [top, left, bottom, right] = covers, tall = (bottom - top) * box.height, broad = (right - left) * box.width, scale = side / Math.max(tall, broad);
-  const size = cells ? grid : [Math.max(2, Math.round(tall * scale)), Math.max(2, Math.round(broad * scale))], shown = cells ? values : smooth(values, grid, size, signed);
-  const { canvas, pen: ink, image } = board(size[1], size[0]);
-  (light ? shade : heat)(image.data, shown, range, look, signed);
-  ink.putImageData(image, 0, 0);
-  pen.imageSmoothingEnabled = !cells;
-  pen.drawImage(canvas, box.x + left * box.width, box.y + top * box.height, broad, tall);
+export function overlay(pen, box, picture, frame, values, grid, { lens = "heat", range, cells = false, signed = false, covers: [top, left, bottom, right] = [0, 0, 1, 1], side = 160 }) {
+  if (box.width < 2) return; // in a frame that is not shown
+  const light = lens === "light" && !signed, inner = { x: box.x + left * box.width, y: box.y + top * box.height, width: (right - left) * box.width, height: (bottom - top) * box.height };
+  const scale = side / Math.max(inner.width, inner.height), size = cells ? grid : [inner.height, inner.width].map((length) => Math.max(2, Math.round(length * scale)));
+  drawPicture(pen, box, picture, frame, !light);
+  drawPixels(pen, inner, size, !cells, (out) => (light ? shade : heat)(out, cells ? values : smooth(values, grid, size, signed), range, signed));
 }
 
 /** For the eye: a spline, whose brightest place is then drawn as bright as it is, since smoothing lowers peaks. */
 function smooth(values, grid, size, signed) {
-  const out = resize(values, grid, size, false, spline), from = greatest(out), to = greatest(values);
-  if (!signed && from > 0) for (let i = 0; i < out.length; i++) out[i] *= to / from;
-  return out;
+  const out = resize(values, grid, size, false, spline), scale = signed ? 1 : greatest(values) / (greatest(out) || 1);
+  return out.map((value) => value * scale);
 }
 
-function heat(out, values, [low, high], look, signed) {
-  const colours = signed ? table("balance") : look.table, scale = 1 / (high - low || 1);
-  for (let i = 0; i < values.length; i++) {
-    const v = Math.min(Math.max((values[i] - low) * scale, 0), 1), u = signed ? Math.abs(2 * v - 1) : v, c = 3 * ((255 * v + 0.5) | 0);
-    out[4 * i] = colours[c]; out[4 * i + 1] = colours[c + 1]; out[4 * i + 2] = colours[c + 2];
-    out[4 * i + 3] = 245 * Math.min(1, 1.5 * u * (1.3 - 0.55 * u));
-  }
-}
-
-function shade(out, values, [low, high], look) {
+/** Visits values as shares of a range. */
+function shares(values, [low, high], visit) {
   const scale = 1 / (high - low || 1);
-  for (let i = 0; i < values.length; i++) {
-    const v = Math.min(Math.max((values[i] - low) * scale, 0), 1);
-    out[4 * i] = look.paper[0]; out[4 * i + 1] = look.paper[1]; out[4 * i + 2] = look.paper[2];
-    out[4 * i + 3] = 255 * 0.9 * (1 - Math.sqrt(v));
-  }
+  for (let i = 0; i < values.length; i++) visit(4 * i, Math.min(Math.max((values[i] - low) * scale, 0), 1) || 0);
+}
+const ink = (out, i, colours, share) => { const c = 3 * ((255 * share + 0.5) | 0); out[i] = colours[c]; out[i + 1] = colours[c + 1]; out[i + 2] = colours[c + 2]; };
+
+function heat(out, values, range, signed) {
+  const colours = signed ? table("balance") : look.table;
+  shares(values, range, (i, share) => { const u = signed ? Math.abs(2 * share - 1) : share; ink(out, i, colours, share); out[i + 3] = 245 * Math.min(1, 1.5 * u * (1.3 - 0.55 * u)); });
+}
+function shade(out, values, range) {
+  shares(values, range, (i, share) => { ink(out, i, look.ground, 0); out[i + 3] = 230 * (1 - Math.sqrt(share)); });
 }
 
 /** A small map in colour alone. */
-export function tile(pen, box, values, [h, w], { range: [low, high], look, cells = false, signed = false }) {
-  const { canvas, pen: ink, image } = board(w, h), colours = signed ? table("balance") : look.table, scale = 255 / (high - low || 1), out = image.data;
-  for (let i = 0; i < h * w; i++) {
-    const v = (values[i] - low) * scale, c = 3 * (v <= 0 || Number.isNaN(v) ? 0 : v >= 255 ? 255 : (v + 0.5) | 0);
-    out[4 * i] = colours[c]; out[4 * i + 1] = colours[c + 1]; out[4 * i + 2] = colours[c + 2]; out[4 * i + 3] = 255;
-  }
-  ink.putImageData(image, 0, 0);
-  pen.imageSmoothingEnabled = !cells;
-  pen.imageSmoothingQuality = "high";
-  pen.drawImage(canvas, box.x, box.y, box.width, box.height);
+export function tile(pen, box, values, grid, { range, cells = false, signed = false }) {
+  const colours = signed ? table("balance") : look.table;
+  drawPixels(pen, box, grid, !cells, (out) => shares(values, range, (i, share) => { ink(out, i, colours, share); out[i + 3] = 255; }));
 }
 
 /** A small picture given as RGB, in its cells. */
-export function swatch(pen, box, rgb, [h, w]) {
-  const { canvas, pen: ink, image } = board(w, h);
-  for (let i = 0; i < h * w; i++) { for (let c = 0; c < 3; c++) image.data[4 * i + c] = rgb[3 * i + c]; image.data[4 * i + 3] = 255; }
-  ink.putImageData(image, 0, 0);
-  pen.imageSmoothingEnabled = false;
-  pen.drawImage(canvas, box.x, box.y, box.width, box.height);
+export function swatch(pen, box, rgb, grid) {
+  drawPixels(pen, box, grid, false, (out) => { for (let i = 0; 3 * i < rgb.length; i++) { for (let c = 0; c < 3; c++) out[4 * i + c] = rgb[3 * i + c]; out[4 * i + 3] = 255; } });
 }
 
 /** The edge of a mask as lines (x, y, x, y) in a unit square; runs are joined. */
@@ -176,12 +159,16 @@ export function mark(pen, kind, { x, y, width, height = width }, colour, casing 
   }
 }
 
+export function frame(pen, { x, y, width, height }, ink, thick) { pen.strokeStyle = ink; pen.lineWidth = thick; pen.strokeRect(x, y, width, height); }
+export function block(pen, ink, ...box) { pen.fillStyle = ink; pen.fillRect(...box); }
+export function dot(pen, x, y, radius, ink) { pen.fillStyle = ink; pen.beginPath(); pen.arc(x, y, radius, 0, 2 * Math.PI); pen.fill(); }
+
 /** A scale of colours from left to right. */
 export function ramp(pen, box, colours) {
-  for (let i = 0; i < box.width; i++) { pen.fillStyle = css(colours, i / (box.width - 1)); pen.fillRect(box.x + i, box.y, 1.5, box.height); }
+  for (let i = 0; i < box.width; i++) block(pen, css(colours, i / (box.width - 1)), box.x + i, box.y, 1.5, box.height);
 }
 
-export function write(pen, text, x, y, { look, size = 11, ink = look.soft, align = "left", bold = false, baseline = "middle" }) {
-  pen.font = `${bold ? "600 " : ""}${size}px ${look.font}`; pen.fillStyle = ink; pen.textAlign = align; pen.textBaseline = baseline;
+export function write(pen, text, x, y, { size = 11, ink = look.soft, align = "left", bold = false } = {}) {
+  pen.font = `${bold ? "600 " : ""}${size}px ${look.font}`; pen.fillStyle = ink; pen.textAlign = align; pen.textBaseline = "middle";
   pen.fillText(text, x, y);
 }

@@ -2,23 +2,22 @@
 //
 // A selection is {time, layer, head, frame}: a time group, a layer's place in the view's list, a head's place in its layer (each null
 // for all), and a shown frame. Means weigh every recorded call alike, so a look is `sram` over its number of steps.
+import { product, range, sum, under } from "./lists.js";
 import { resize } from "./resample.js";
 
-export const ALL = { time: null, layer: null, head: null, frame: 0 };
 const SQUARES = Float64Array.from({ length: 256 }, (_, i) => (i / 255) ** 2);
-const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 /** Layers of a selection, by their place in the list. */
 export function chosenLayers(view, { layer, head }) {
-  return view.layers.map((_, l) => l).filter((l) => (layer === null || l === layer) && (head === null || head < view.layers[l].heads));
+  return range(view.layers.length).filter((l) => (layer === null || l === layer) && (head === null || head < view.layers[l].heads));
 }
 
+/** Heads of a layer in a selection. */
+const headsOf = (layer, head) => (head === null ? range(layer.heads) : [head]);
 /** Every (layer, head) of a selection. */
-export function pairs(view, { layer = null, head = null } = {}) {
-  return chosenLayers(view, { layer, head }).flatMap((l) => (head === null ? [...Array(view.layers[l].heads).keys()] : [head]).map((h) => [l, h]));
-}
+export const pairs = (view, sel = { layer: null, head: null }) => chosenLayers(view, sel).flatMap((l) => headsOf(view.layers[l], sel.head).map((h) => [l, h]));
 
-const timesOf = (layer, time) => (time === null ? [...layer.calls.keys()] : [time]).filter((t) => layer.calls[t] > 0);
+const timesOf = (layer, time) => (time === null ? range(layer.calls.length) : [time]).filter((t) => layer.calls[t] > 0);
 
 /**
  * Stored rows whose weighted sum one layer's mean is; empty where none are kept.
@@ -27,12 +26,12 @@ const timesOf = (layer, time) => (time === null ? [...layer.calls.keys()] : [tim
 export function blocks(layer, { time, head }) {
   const times = timesOf(layer, time), calls = sum(times.map((t) => layer.calls[t]));
   if (layer.rows) {
-    const heads = head === null ? [...Array(layer.heads).keys()] : [head];
+    const heads = headsOf(layer, head);
     return times.flatMap((t) => heads.map((h) => ({ store: layer.rows, block: t * layer.heads + h, weight: layer.calls[t] / calls / heads.length })));
   }
-  if (head === null && layer.rowsTimes) return times.map((t) => ({ store: layer.rowsTimes, block: t, weight: layer.calls[t] / calls }));
+  if (head === null && layer.rows_times) return times.map((t) => ({ store: layer.rows_times, block: t, weight: layer.calls[t] / calls }));
   const place = layer.row_heads ? layer.row_heads.indexOf(head) : head;
-  return layer.rowsHeads && place >= 0 && head !== null ? [{ store: layer.rowsHeads, block: place, weight: 1 }] : [];
+  return layer.rows_heads && place >= 0 && head !== null ? [{ store: layer.rows_heads, block: place, weight: 1 }] : [];
 }
 
 /** Layers of a selection that have rows, with the share of the calls that each brings to the mean. */
@@ -46,9 +45,8 @@ export function weighedLayers(view, sel) {
 }
 
 /** The row of a layer's kept grid that answers for a patch of the latent grid. */
-export function cellOf(view, layer, [y, x]) {
-  const [H, W] = view.latent, [h, w] = layer.grid, [n, m] = layer.row_grid;
-  return [Math.floor((Math.floor((y * h) / H) * n) / h), Math.floor((Math.floor((x * w) / W) * m) / w)];
+function cellOf(view, layer, at) {
+  return at.map((i, axis) => under(under(i, view.latent[axis], layer.grid[axis]), layer.grid[axis], layer.row_grid[axis]));
 }
 
 function addRow({ data, max, tokens }, row, weight, out) {
@@ -57,13 +55,13 @@ function addRow({ data, max, tokens }, row, weight, out) {
 }
 
 /** Where a patch looked: its row of P, mean over the calls of the selection, on the reference grid. Null where no row is kept. */
-export function look(view, sel, at) {
+export function row(view, sel, at) {
   const out = new Float64Array(view.tokens);
   const layers = weighedLayers(view, sel);
   for (const { layer, parts, weight } of layers) {
     const alike = layer.keys === view.tokens, own = alike ? out : new Float64Array(layer.keys), [y, x] = cellOf(view, layer, at);
     for (const part of parts) addRow(part.store, part.block * part.store.rows + rowIn(layer, sel.frame, y, x), weight * part.weight, own);
-    if (!alike) onReference(view, layer, own).forEach((value, k) => { out[k] += value; });
+    if (!alike) toReference(view, layer, own).forEach((value, k) => { out[k] += value; });
   }
   return layers.length ? out : null;
 }
@@ -71,7 +69,7 @@ export function look(view, sel, at) {
 const rowIn = (layer, frame, y, x) => (frame * layer.row_grid[0] + y) * layer.row_grid[1] + x;
 
 /** A layer's keys on the view's grid of the reference, as maps are brought there; tokens without places as far as all layers have them. */
-function onReference(view, layer, values) {
+function toReference(view, layer, values) {
   return view.ref_grid ? resize(values, layer.key_grid, view.ref_grid, true) : values.subarray(0, view.tokens);
 }
 
@@ -106,7 +104,7 @@ export function column(view, sel, tokens) {
 
 /** Visits the cells of a grid with the cells of a coarser one under them. */
 function spread([H, W], [h, w], visit) {
-  for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) visit(y * W + x, Math.floor((y * h) / H) * w + Math.floor((x * w) / W));
+  for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) visit(y * W + x, under(y, H, h) * w + under(x, W, w));
 }
 
 /** Sums over stored rows of P times the reference's colours, and of P alone: (red, green, blue, mass) a row. Made once. */
@@ -145,34 +143,38 @@ export function copy(view, sel, grid = null) {
 export function map(view, name, sel) {
   const onImage = name === "r2g", target = onImage ? view.latent : view.ref_grid ?? [1, view.tokens], out = new Float64Array(target[0] * target[1]);
   let count = 0;
-  for (const l of chosenLayers(view, sel)) {
-    const layer = view.layers[l], kept = layer[name], grid = onImage ? layer.grid : layer.key_grid ?? [1, layer.keys], times = timesOf(layer, sel.time);
-    if (!kept || !times.length) continue;
-    const mean = kept.heads === 1 && layer.heads > 1;
-    if (mean && sel.head !== null) return null;
-    const share = mean ? layer.heads : 1, heads = mean ? [0] : sel.head === null ? [...Array(layer.heads).keys()] : [sel.head];
-    for (const t of times) for (const h of heads) addMap(kept, t * kept.heads + h, onImage ? sel.frame : 0, grid, target, share, out);
-    count += share * heads.length;
+  for (const { layer, kept, share, blocks: parts } of storedMaps(view, name, sel)) {
+    if (!parts) return null;
+    const grid = onImage ? layer.grid : layer.key_grid ?? [1, kept.cells];
+    for (const block of parts) addMap(kept, block, onImage ? sel.frame : 0, grid, target, share, out);
+    count += parts.length ? share * (sel.head === null ? kept.heads : 1) : 0;
   }
   return count ? out.map((value) => value / count) : null;
 }
 
+/** Of each layer of a selection its stored maps, and for how many heads each stands; no blocks where one head is asked for and only means are kept. */
+function storedMaps(view, name, sel) {
+  return chosenLayers(view, sel).map((l) => view.layers[l]).filter((layer) => layer[name]).map((layer) => {
+    const kept = layer[name], share = layer.heads / kept.heads, heads = sel.head === null ? range(kept.heads) : [sel.head];
+    return { layer, kept, share, blocks: share > 1 && sel.head !== null ? null : timesOf(layer, sel.time).flatMap((t) => heads.map((h) => t * kept.heads + h)) };
+  });
+}
+
 function addMap({ data, max, cells }, block, frame, grid, target, share, out) {
-  const size = grid[0] * grid[1], from = block * cells + frame * size, scale = (share * max[block]) / 65535, own = new Float64Array(size);
-  for (let i = 0; i < size; i++) own[i] = data[from + i] * scale;
-  resize(own.length > out.length && grid[0] === 1 ? own.subarray(0, out.length) : own, grid, target, true).forEach((value, i) => { out[i] += value; });
+  const size = product(grid), from = block * cells + frame * size, scale = (share * max[block]) / 65535, own = Float64Array.from(data.subarray(from, from + (grid[0] > 1 ? size : out.length)), (value) => value * scale);
+  (grid[0] > 1 ? resize(own, grid, target, true) : own).forEach((value, i) => { out[i] += value; });
 }
 
 /** Share of what masked patches give the reference that falls outside its mask. */
 export function leaked(view, sel) {
   let off = 0, whole = 0;
-  for (const l of chosenLayers(view, sel)) {
-    const layer = view.layers[l], kept = layer.g2r_masked, outside = layer.key_grid && view.outside(layer.key_grid);
-    if (!kept || !outside || (kept.heads < layer.heads && sel.head !== null)) return NaN;
-    for (const t of timesOf(layer, sel.time)) for (let h = 0; h < kept.heads; h++) {
-      if (sel.head !== null && h !== sel.head) continue;
-      const block = t * kept.heads + h, scale = (kept.max[block] * layer.heads) / kept.heads;
-      for (let k = 0; k < kept.cells; k++) { const value = scale * kept.data[block * kept.cells + k]; whole += value; if (outside[k]) off += value; }
+  for (const { layer, kept, share, blocks: parts } of storedMaps(view, "g2r_masked", sel)) {
+    if (!parts || !layer.key_grid) return NaN;
+    const outside = view.outside(layer.key_grid);
+    for (const block of parts) for (let k = 0; k < kept.cells; k++) {
+      const value = share * kept.max[block] * kept.data[block * kept.cells + k];
+      whole += value;
+      if (outside[k]) off += value;
     }
   }
   return off / whole;
@@ -182,15 +184,13 @@ export function leaked(view, sel) {
 export function wordMap(view, sel, word) {
   const { tokens, kind } = view.terms[word];
   if (sel.head !== null || !view.words) return kind === "probe" ? null : column(view, sel, tokens.filter((token) => token < view.tokens));
-  const out = new Float64Array(view.latent[0] * view.latent[1]);
+  const out = new Float64Array(product(view.latent));
   let calls = 0;
-  for (const l of chosenLayers(view, sel)) {
-    const layer = view.layers[l], [h, w] = layer.grid;
-    if (!layer.words) continue;
+  for (const layer of chosenLayers(view, sel).map((l) => view.layers[l]).filter((each) => each.words)) {
+    const grid = layer.word_grid ?? layer.grid, size = product(grid);
     for (const t of timesOf(layer, sel.time)) {
-      const block = t * view.words.length + word, from = block * layer.words.cells + sel.frame * h * w, weight = layer.calls[t] * layer.heads;
-      const own = Float64Array.from(layer.words.data.subarray(from, from + h * w), (byte) => weight * layer.words.max[block] * SQUARES[byte]);
-      resize(own, layer.grid, view.latent, true).forEach((value, i) => { out[i] += value; });
+      const block = t * view.words.length + word, from = block * layer.words.cells + sel.frame * size, weight = layer.calls[t] * layer.heads;
+      resize(Float64Array.from(layer.words.data.subarray(from, from + size), (byte) => weight * layer.words.max[block] * SQUARES[byte]), grid, view.latent, true).forEach((value, i) => { out[i] += value; });
       calls += weight;
     }
   }

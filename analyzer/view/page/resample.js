@@ -1,7 +1,7 @@
 // Resampling of maps. Each axis takes a few weighted source pixels for every target pixel, as in `analyzer/numerics/resize.py`.
 
 export const CUBIC = -0.75;
-const known = new Map();
+const matrices = new Map();
 
 /** Torch's bicubic resampling: pixel centres, borders repeated, no antialiasing. Every number on the page comes from this one. */
 export function bicubic(source, target) {
@@ -20,7 +20,7 @@ export function spline(source, target) {
 
 function taps(name, source, target, weigh) {
   const key = `${name} ${source} ${target}`;
-  if (known.has(key)) return known.get(key);
+  if (matrices.has(key)) return matrices.get(key);
   const places = new Int32Array(4 * target), weights = new Float64Array(4 * target);
   for (let i = 0; i < target; i++) {
     const centre = (i + 0.5) * (source / target) - 0.5, first = Math.floor(centre);
@@ -30,7 +30,7 @@ function taps(name, source, target, weigh) {
     });
   }
   const made = { places, weights };
-  known.set(key, made);
+  matrices.set(key, made);
   return made;
 }
 
@@ -59,12 +59,5 @@ function down(values, h, H, W, { places, weights }) {
     const from = places[k] * W, weight = weights[k];
     for (let x = 0; x < W; x++) out[y * W + x] += weight * values[from + x];
   }
-  return out;
-}
-
-/** Each target cell takes the source cell that lies under its centre. */
-export function nearest(values, [h, w], [H, W]) {
-  const out = new Float64Array(H * W);
-  for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) out[y * W + x] = values[Math.floor(((y + 0.5) * h) / H) * w + Math.floor(((x + 0.5) * w) / W)];
   return out;
 }

@@ -1,83 +1,69 @@
 // Saves any panel as a picture: PNG from a canvas, SVG with its text and marks as vectors. Each panel also opens at full size.
 import { $, el } from "./dom.js";
-import { sheet } from "./draw.js";
+import { block, look, sheet } from "./draw.js";
 import { change, page, state } from "./state.js";
 
-const escape = (text) => String(text).replace(/[&<>"]/g, (each) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[each]);
-const rounded = (value) => Number(value.toFixed(2));
-
-/** The strokes of a canvas's pen, written as SVG; pictures become PNG inside it. */
-export class VectorPen {
-  constructor(width, height) { Object.assign(this, { width, height, parts: [], path: "", fillStyle: "#000", strokeStyle: "#000", lineWidth: 1, font: "11px sans-serif", textAlign: "left", textBaseline: "alphabetic", imageSmoothingEnabled: true }); }
-  beginPath() { this.path = ""; }
-  moveTo(x, y) { this.path += `M${rounded(x)} ${rounded(y)}`; }
-  lineTo(x, y) { this.path += `L${rounded(x)} ${rounded(y)}`; }
-  bezierCurveTo(...points) { this.path += `C${points.map(rounded).join(" ")}`; }
-  rect(x, y, width, height) { this.path += `M${rounded(x)} ${rounded(y)}h${rounded(width)}v${rounded(height)}h${rounded(-width)}z`; }
-  arc(x, y, radius) { const r = rounded(radius); this.path += `M${rounded(x - radius)} ${rounded(y)}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0z`; }
-  stroke() { this.parts.push(`<path d="${this.path}" fill="none" stroke="${escape(this.strokeStyle)}" stroke-width="${this.lineWidth}"/>`); }
-  fill() { this.parts.push(`<path d="${this.path}" fill="${escape(this.fillStyle)}"/>`); }
-  fillRect(x, y, width, height) { this.parts.push(`<rect x="${rounded(x)}" y="${rounded(y)}" width="${rounded(width)}" height="${rounded(height)}" fill="${escape(this.fillStyle)}"/>`); }
-  strokeRect(x, y, width, height) { const { path } = this; this.beginPath(); this.rect(x, y, width, height); this.stroke(); this.path = path; }
-  fillText(text, x, y) {
-    const [, weight, size, family] = /^(\d+ )?([\d.]+)px (.*)$/.exec(this.font) ?? [null, "", "11", "sans-serif"], anchor = { left: "start", center: "middle", right: "end" }[this.textAlign];
-    const down = this.textBaseline === "middle" ? 0.34 * Number(size) : 0;
-    this.parts.push(`<text x="${rounded(x)}" y="${rounded(y + down)}" font-family="${escape(family)}" font-size="${size}"${weight ? ` font-weight="${weight.trim()}"` : ""} text-anchor="${anchor}" fill="${escape(this.fillStyle)}">${escape(text)}</text>`);
-  }
-  drawImage(image, x, y, width, height) {
-    this.parts.push(`<image x="${rounded(x)}" y="${rounded(y)}" width="${rounded(width)}" height="${rounded(height)}" preserveAspectRatio="none"${this.imageSmoothingEnabled ? "" : ' image-rendering="pixelated"'} href="${image.toDataURL("image/png")}"/>`);
-  }
-  get text() { return `<svg xmlns="http://www.w3.org/2000/svg" width="${this.width}" height="${this.height}" viewBox="0 0 ${this.width} ${this.height}">\n${this.parts.join("\n")}\n</svg>\n`; }
-}
-
 const MARGIN = 16;
-/** A pen whose places are moved by the margin. */
-function onPaper(pen, { width, height, paint }) {
-  pen.fillStyle = page.look.page;
-  pen.fillRect(0, 0, width + 2 * MARGIN, height + 2 * MARGIN);
+const escape = (text) => String(text).replace(/[&<>"]/g, (each) => `&#${each.charCodeAt(0)};`);
+const short = (values) => values.map((value) => Number(value.toFixed(2))).join(" ");
+
+/** What panels use of a canvas's pen, written as SVG; pictures become PNG inside it. */
+export class VectorPen {
+  constructor() { Object.assign(this, { parts: [], path: "", fillStyle: "#000", strokeStyle: "#000", lineWidth: 1, font: "11px sans-serif", textAlign: "left", textBaseline: "middle", imageSmoothingEnabled: true }); }
+  add(name, attributes, content = "") { this.parts.push(`<${name} ${Object.entries(attributes).map(([key, value]) => `${key}="${escape(value)}"`).join(" ")}>${escape(content)}</${name}>`); }
+  beginPath() { this.path = ""; }
+  moveTo(...to) { this.path += `M${short(to)}`; }
+  lineTo(...to) { this.path += `L${short(to)}`; }
+  bezierCurveTo(...to) { this.path += `C${short(to)}`; }
+  rect(x, y, width, height) { this.path += `M${short([x, y])}h${short([width])}v${short([height])}h${short([-width])}z`; }
+  arc(x, y, r) { this.path += `M${short([x - r, y])}a${short([r, r])} 0 1 0 ${short([2 * r, 0])}a${short([r, r])} 0 1 0 ${short([-2 * r, 0])}z`; }
+  stroke() { this.add("path", { d: this.path, fill: "none", stroke: this.strokeStyle, "stroke-width": this.lineWidth }); }
+  fill() { this.add("path", { d: this.path, fill: this.fillStyle }); }
+  fillRect(...box) { this.beginPath(); this.rect(...box); this.fill(); }
+  strokeRect(...box) { this.beginPath(); this.rect(...box); this.stroke(); }
+  fillText(text, x, y) {
+    const [, weight, size, family] = /^(\d+ )?([\d.]+)px (.*)$/.exec(this.font);
+    this.add("text", { x, y: y + 0.34 * size, "font-family": family, "font-size": size, "font-weight": weight?.trim() ?? 400, "text-anchor": { left: "start", center: "middle", right: "end" }[this.textAlign], fill: this.fillStyle }, text);
+  }
+  drawImage(image, x, y, width, height) { this.add("image", { x, y, width, height, preserveAspectRatio: "none", "image-rendering": this.imageSmoothingEnabled ? "auto" : "pixelated", href: image.toDataURL() }); }
+}
+
+export function svgOf({ width, height, paint }) {
+  const pen = new VectorPen(), box = [-MARGIN, -MARGIN, width + 2 * MARGIN, height + 2 * MARGIN];
+  block(pen, look.paper, ...box);
   paint(pen);
+  return new Blob([`<svg xmlns="http://www.w3.org/2000/svg" width="${box[2]}" height="${box[3]}" viewBox="${box.join(" ")}">\n${pen.parts.join("\n")}\n</svg>\n`], { type: "image/svg+xml" });
 }
 
-export function svgOf(picture) {
-  const pen = new VectorPen(picture.width + 2 * MARGIN, picture.height + 2 * MARGIN), inner = new VectorPen(picture.width, picture.height);
-  onPaper(pen, { ...picture, paint: () => {} });
-  picture.paint(inner);
-  pen.parts.push(`<g transform="translate(${MARGIN} ${MARGIN})">\n${inner.parts.join("\n")}\n</g>`);
-  return new Blob([pen.text], { type: "image/svg+xml" });
-}
-
-export function pngOf(picture, scale = 2) {
-  const canvas = sheet(Math.round((picture.width + 2 * MARGIN) * scale), Math.round((picture.height + 2 * MARGIN) * scale)), pen = canvas.getContext("2d");
-  pen.scale(scale, scale);
-  onPaper(pen, { ...picture, paint: () => { pen.translate(MARGIN, MARGIN); picture.paint(pen); } });
+export function pngOf({ width, height, paint }, scale = 2) {
+  const canvas = sheet(scale * (width + 2 * MARGIN), scale * (height + 2 * MARGIN)), pen = canvas.getContext("2d");
+  block(pen, look.paper, 0, 0, canvas.width, canvas.height);
+  pen.setTransform(scale, 0, 0, scale, scale * MARGIN, scale * MARGIN);
+  paint(pen);
   return new Promise((done) => canvas.toBlob(done, "image/png"));
 }
 
-export function download(blob, name) {
-  const url = URL.createObjectURL(blob), link = el("a", { href: url, download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(url), 10000);
+function download(blob, name) {
+  const href = URL.createObjectURL(blob);
+  el("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10000);
 }
 
-/** Gives each panel a menu: full size, PNG, SVG, and what else it offers. `pictures` names each panel's picture of now. */
-export function mountPanels(pictures, extras) {
+/** Gives each panel a menu: full size, PNG and SVG. `pictures` makes each panel's picture of now. */
+export function mountPanels(pictures) {
   for (const panel of document.querySelectorAll(".panel")) {
-    const name = panel.id, run = () => page.run.facts.trace.name?.replace(/\.(zarr|zip)+$/, "") ?? "run";
-    const act = (title, how) => el("button", { type: "button", onclick: async () => { menu.open = false; await how(); } }, title);
-    const save = (kind, make) => act(`Save as ${kind.toUpperCase()}`, async () => download(await make(pictures[name]()), `${run()}-${name}.${kind}`));
-    const menu = el("details", { className: "tools" }, el("summary", { "aria-label": `Enlarge or save: ${panel.getAttribute("aria-label")}` }, "⋯"),
-      el("div", {}, act("Full size (F)", () => enlarge(name)), save("png", pngOf), save("svg", svgOf), (extras[name] ?? []).map(([title, how]) => act(title, how))));
-    menu.addEventListener("focusout", (event) => { if (!menu.contains(event.relatedTarget)) setTimeout(() => { if (!menu.contains(document.activeElement)) menu.open = false; }, 150); });
+    const item = (title, act) => el("button", { type: "button", onclick: async () => { menu.open = false; await act(); } }, title);
+    const save = (kind, make) => item(`Save as ${kind.toUpperCase()}`, async () => download(await make(pictures[panel.id]()), `${(page.view.run.facts.trace.name ?? "run").replace(/\.(zarr|zip)+$/, "")}-${panel.id}.${kind}`));
+    const menu = el("details", { className: "tools" }, el("summary", { "aria-label": `Enlarge or save: ${panel.getAttribute("aria-label")}` }, "⋯"), el("div", {}, item("Full size (F)", () => enlarge(panel.id)), save("png", pngOf), save("svg", svgOf)));
+    addEventListener("pointerdown", (e) => { if (!menu.contains(e.target)) menu.open = false; });
     panel.querySelector("figcaption, .row").append(menu);
   }
 }
 
 export const enlarge = (name) => change({ panel: state.panel === name ? null : name });
-
 export function drawPanels() {
   document.body.classList.toggle("full", state.panel !== null);
   for (const panel of document.querySelectorAll(".panel")) panel.classList.toggle("full", panel.id === state.panel);
 }
-
 /** The panel that has the focus, or lies under the pointer; else the pictures. */
 export const panelInUse = () => (document.activeElement?.closest?.(".panel") ?? document.querySelector(".panel:hover") ?? $("stage")).id;

@@ -1,4 +1,5 @@
 // Scores of maps and rows: IMACS, the match of copied colours, evenness, peaks. No DOM; `imacs` of the analyzer is their measure.
+import { mean, range, span } from "./lists.js";
 import { resize } from "./resample.js";
 
 /** The greatest value and the centre of its cell, as shares of the picture; `window` is what the grid covers of it. */
@@ -13,14 +14,9 @@ export function peak(values, [h, w], [top, left, bottom, right] = [0, 0, 1, 1]) 
   };
 }
 
-export const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
-export const greatest = (values) => values.reduce((top, value) => Math.max(top, value), 0);
-export const strongest = (values) => values.reduce((top, value) => Math.max(top, Math.abs(value)), 1e-30);
-export const span = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
-
 /** IMACS of one map against a mask (0 or 1, at the picture's size), over the part of the picture that the map covers. */
 export function imacs(map, grid, mask, [H, W], window = [0, 0, 1, 1], penalty = 3, threshold = 0.4) {
-  const placed = place(map, grid, [H, W], window);
+  const placed = lay(map, grid, [H, W], window);
   let inside = 0, outside = 0, area = 0;
   for (let i = 0; i < placed.length; i++) {
     const value = placed[i] > threshold ? placed[i] : 0;
@@ -30,7 +26,7 @@ export function imacs(map, grid, mask, [H, W], window = [0, 0, 1, 1], penalty = 
 }
 
 /** A map on its picture, scaled to 0..1 by its own least and greatest value; one that is constant up to rounding is 0. */
-function place(map, grid, [H, W], window) {
+function lay(map, grid, [H, W], window) {
   const [top, left, bottom, right] = window.map((share, i) => Math.round(share * (i % 2 ? W : H))), out = new Float64Array(H * W);
   const [least, most] = span(map);
   if (most - least <= 1e-6 * Math.max(Math.abs(least), Math.abs(most))) return out;
@@ -45,7 +41,7 @@ function place(map, grid, [H, W], window) {
 
 /** Correlation of copied colours with painted ones over the cells inside a mask, the mean colours taken out. */
 export function agreement(copied, painted, inside) {
-  const cells = [...inside.keys()].filter((i) => inside[i]);
+  const cells = range(inside.length).filter((i) => inside[i]);
   const centre = (values) => [0, 1, 2].map((c) => mean(cells.map((i) => values[3 * i + c])));
   const a = centre(copied), b = centre(painted);
   let ab = 0, aa = 0, bb = 0;
@@ -70,10 +66,4 @@ export function cellColours({ height, width, channels, data }, [h, w], frame = 0
     }
   }
   return out;
-}
-
-/** Share of each cell that a mask covers. */
-export function cellShares(mask, grid, frame = 0, window = undefined) {
-  const colours = cellColours(mask, grid, frame, window);
-  return Float32Array.from({ length: grid[0] * grid[1] }, (_, i) => colours[3 * i] / 255);
 }

@@ -25,7 +25,7 @@ def complete(line: str) -> list[str]:
     ("line", "offered"),
     [
         ("i2am ver", ["verify"]),
-        ("i2am map run.zarr --style ", ["viridis", "i2am", "daam", "plain"]),
+        ("i2am map run.zarr --style ", ["viridis", "mako", "i2am", "daam", "plain"]),
         ("i2am map run.zarr --recipe i2am-o", ["i2am-official", "i2am-official-pbe"]),
         ("i2am map run.zarr --branch c", ["cond"]),
         ("i2am map run.zarr --keep time,l", ["time,layer"]),

@@ -14,7 +14,7 @@ from PIL import Image as Picture
 
 from i2am.analyzer import g2r, imacs, open_trace, r2g
 from i2am.analyzer.cli.main import run
-from i2am.analyzer.output import figures
+from i2am.analyzer.output import sheets
 from i2am.recorder.store.writer import Writer
 from i2am.schema.trace import Image, Layer, TokenGroup
 from traces import Synthetic, reference_layer, synthetic_trace
@@ -98,7 +98,7 @@ def test_without_masks_the_rest_is_reported(
 
 def test_each_g2r_is_called_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     made, captions = synthetic_trace(tmp_path / "t.zarr", steps=2), []
-    compose = figures.compose
+    compose = sheets.compose
     monkeypatch.setattr(
         "i2am.analyzer.cli.commands.sheet.compose", lambda tiles, columns, said: (captions.extend(said), compose(tiles, columns, said))[1]
     )

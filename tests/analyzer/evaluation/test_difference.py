@@ -18,7 +18,7 @@ from i2am.analyzer.evaluation.difference import differ, draw_difference
 from i2am.analyzer.metrics.placement import place_signed
 from i2am.analyzer.numerics.resize import resize
 from i2am.analyzer.output.colours import BALANCE, colour
-from i2am.analyzer.output.figures import overlay
+from i2am.analyzer.output.sheets import overlay
 from i2am.analyzer.trace.reader import Trace
 from i2am.schema.errors import InvalidInput
 from traces import default_layers, reference_layer, synthetic_trace

@@ -35,11 +35,11 @@ def test_other_keys_in_the_softmax_make_it_worth_comparing(tmp_path: Path) -> No
 
 
 def test_the_sheet_says_what_is_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from i2am.analyzer.output import figures
+    from i2am.analyzer.output import sheets
 
     said: list[str] = []
-    compose = figures.compose
-    monkeypatch.setattr(figures, "compose", lambda tiles, columns, captions: (said.extend(captions), compose(tiles, columns, captions))[1])
+    compose = sheets.compose
+    monkeypatch.setattr(sheets, "compose", lambda tiles, columns, captions: (said.extend(captions), compose(tiles, columns, captions))[1])
     layers = [reference_layer(layer.path, layer.grid, specials=0) for layer in default_layers()]
     made = synthetic_trace(tmp_path / "run.zarr", layers=layers, steps=2)
     assert run(["compare", str(made.path), "--recipes", "i2am,i2am-v1", "-o", str(tmp_path / "s.png")]) == 0

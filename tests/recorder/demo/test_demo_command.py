@@ -32,7 +32,9 @@ def test_the_demo_records_verifies_and_reports(tmp_path: Path, capsys: pytest.Ca
     assert all(patch["distance"] is not None for patch in facts["sram"])
     with Image.open(out / "report.png") as picture:
         assert picture.text["i2am-trace"] == facts["trace"]
-    assert sorted(p.name for p in out.iterdir()) == ["report.png", "run.zarr"]
+    assert sorted(p.name for p in out.iterdir()) == ["report.png", "run.html", "run.zarr"]
+    assert facts["page"] == str(out / "run.html")
+    assert b'id="overview">' in (out / "run.html").read_bytes()
 
     assert run(["demo", "-o", str(out)]) == 2
     assert "add --overwrite" in capsys.readouterr().err
@@ -40,6 +42,7 @@ def test_the_demo_records_verifies_and_reports(tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr()
     for word in ("verified", "R2G", "G2R", "SRAM", "truth", "IMACS_G", "IMACS_R", "picture"):
         assert word in shown.out
+    assert shown.out.splitlines()[-1].startswith(f"page       {out / 'run.html'}: open it in a browser")
 
 
 def test_the_trace_carries_masks_and_the_truth(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from i2am.analyzer.output.colours import BAR, STYLES, colour, colour_bar, mix
-from i2am.analyzer.output.figures import (
+from i2am.analyzer.output.sheets import (
     ABSENT,
     MARGIN,
     TILE,
@@ -161,7 +161,7 @@ def test_sheets_hold_parts_of_any_width() -> None:
     ("map", "picture", "style", "reason"),
     [
         (xr.DataArray(np.ones(7), dims="token"), None, "viridis", "no rows and columns"),
-        (flat(2, 2), None, "rainbow", "styles are viridis, i2am, daam, plain, difference"),
+        (flat(2, 2), None, "rainbow", "styles are viridis, mako, i2am, daam, plain, difference"),
         (flat(2, 2), np.zeros((4, 4), np.uint8), "viridis", "expected uint8"),
         (flat(2, 2) * np.nan, None, "viridis", "NaN"),
     ],

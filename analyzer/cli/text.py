@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ....schema.messages import SHOWN, plain
+from ...schema.messages import SHOWN, plain
 
 
 def say(text: str, *, err: bool = False) -> None:

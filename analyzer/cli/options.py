@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from ....schema.record import BRANCHES
-from ...output.files import endings
+from ...schema.record import BRANCHES
+from ..output.files import endings
 
 if TYPE_CHECKING:
-    from ...trace.reader import Trace
+    from ..trace.reader import Trace
 
 RANKING: Final = ("concept", "top", "bottom")
 """What picks heads of a file that ranks them."""
@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | slice | None:
     """Positions: `3`, `0,2,5`, or half-open ranges `0:10`, `::5`."""
-    from ....schema.selection import read_positions
+    from ...schema.selection import read_positions
 
     return None if text is None else read_positions(text, str(option.name).removesuffix("s"))
 
@@ -74,21 +74,21 @@ def completing(values: Callable[[], Iterable[str]]) -> Callable[[click.Context, 
 
 def recipe_names() -> Iterable[str]:
     """Names of all methods."""
-    from ...methods.recipes import RECIPES
+    from ..methods.recipes import RECIPES
 
     return RECIPES
 
 
 def style_names() -> Iterable[str]:
     """Names of the looks of a picture of one map."""
-    from ...output.colours import STYLES
+    from ..output.colours import STYLES
 
     return (name for name, style in STYLES.items() if not style.signed)
 
 
 def metric_names() -> Iterable[str]:
     """Names of all metrics."""
-    from ...evaluation.metric_table import METRICS
+    from ..evaluation.metric_table import METRICS
 
     return METRICS
 
@@ -96,7 +96,7 @@ def metric_names() -> Iterable[str]:
 def _keep_in(context: click.Context, option: click.Parameter, folder: str | None) -> None:
     """Tell this process, and those that it starts, where to keep bytes."""
     if folder is not None:
-        from ...storage.cache import VARIABLE, require_folder
+        from ..storage.cache import VARIABLE, require_folder
 
         require_folder(folder)
         before = os.environ.get(VARIABLE, "")
@@ -127,7 +127,7 @@ style_option = click.option(
     default="viridis",
     show_default=True,
     metavar="NAME",
-    help="Look of the picture: viridis, i2am, daam, plain.",
+    help="Look of the picture: viridis, mako, i2am, daam, plain.",
     shell_complete=completing(style_names),
 )
 CHANGE: Final = "Change a field of the recipe, such as resize=bilinear; may be given several times."
@@ -193,7 +193,7 @@ def given(**options: Any) -> dict[str, Any]:
     """The options that were typed, changes made to the recipe: the library's own defaults stand for the others."""
     typed = {name: value for name, value in options.items() if value is not None}
     if changes := typed.pop("changes", ()):
-        from ...methods.recipes import get_recipe, read_changes
+        from ..methods.recipes import get_recipe, read_changes
 
         typed["recipe"] = get_recipe(typed.get("recipe", "i2am"), **read_changes(changes)).label
     return typed
@@ -209,8 +209,8 @@ def with_heads(typed: dict[str, Any], trace: Trace | None = None) -> dict[str, A
         return others
     if "heads" in typed:
         raise click.UsageError("--heads and --heads-from each say which heads; give one of them")
-    from ...heads.files import load_heads
-    from ...heads.ranking import select_heads
+    from ..heads.files import load_heads
+    from ..heads.ranking import select_heads
 
     return {**others, "heads": select_heads(load_heads(typed["heads_from"]), **ranking, trace=trace)}
 

@@ -14,13 +14,14 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ...schema.errors import InvalidInput
 from ..facts import MapFacts
 from ..metrics.placement import place, place_signed, tells_apart
-from .colours import INK, PAPER, Pixels, Scale, colour_bar, find_style, mix
+from .colours import INK, PAPER, Pixels, Scale, Style, colour_bar, find_style, mix
 
 Limits: TypeAlias = tuple[float, float]
 """Values that are drawn as heat 0 and heat 1."""
@@ -64,19 +65,34 @@ def overlay(
     """
     size, pixels = _shape(map), None
     if picture is not None:
-        pixels = _rgb(picture)
+        pixels = three_channels(picture)
         size = (pixels.shape[0], pixels.shape[1])
-    factor, window = _factor(size), MapFacts.of(map).window
-    # The window grows with the picture.
-    map = map if window is None else map.assign_attrs(window=tuple(factor * edge for edge in window))
+    factor = _factor(size)
+    large = (size[0] * factor, size[1] * factor)
+    return draw_marks(Image.fromarray(blend(map, None if pixels is None else _enlarge(pixels, factor), large, size, style, limits)), marks)
+
+
+def blend(
+    map: xr.DataArray, pixels: Pixels | None, size: tuple[int, int], shape: tuple[int, int], style: str | Style, limits: Limits | None
+) -> Pixels:
+    """A map in colours over its picture, which was brought to `size` and is of `shape` in the trace.
+
+    Between cells it is bicubic, and nowhere outside what the cells around hold: left alone, that kernel draws rings around peaks.
+
+    Dims     map (row, column), pixels (*size, channel) -> (*size, channel)
+    """
+    if window := MapFacts.of(map).window:
+        map = map.assign_attrs(window=tuple(edge * size[i % 2] / shape[i % 2] for i, edge in enumerate(window)))
     lay = place_signed if find_style(style).signed else place
-    heat = lay(map, (size[0] * factor, size[1] * factor), limits=limits).values
-    return draw_marks(Image.fromarray(mix(heat, None if pixels is None else _enlarge(pixels, factor), style)), marks)
+    limits = limits_of(map, style) if limits is None else limits
+    around = sliding_window_view(np.pad(np.asarray(map, np.float64), 1, mode="edge"), (3, 3))
+    low, high = (lay(map.copy(data=edge), size, "nearest", limits).values for edge in (around.min((-2, -1)), around.max((-2, -1))))
+    return mix(np.clip(lay(map, size, "bicubic", limits).values, low, high), pixels, style)
 
 
 def show(picture: Pixels, marks: Sequence[Mark] = ()) -> Image.Image:
     """A picture, of a video the middle frame, at the size that overlays of it have, with marks."""
-    pixels = _rgb(picture)
+    pixels = three_channels(picture)
     return draw_marks(Image.fromarray(_enlarge(pixels, _factor(pixels.shape[:2]))), marks)
 
 
@@ -150,7 +166,7 @@ def explain(drawing: Image.Image, map: xr.DataArray, style: str, on_picture: boo
     return sheet
 
 
-def limits_of(map: xr.DataArray, style: str = "viridis") -> Limits:
+def limits_of(map: xr.DataArray, style: str | Style = "viridis") -> Limits:
     """The values at the ends of a shared scale; equal where all is constant up to rounding."""
     values = map.values[np.isfinite(map.values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
@@ -223,7 +239,7 @@ def _factor(size: tuple[int, ...]) -> int:
     return max(1, -(-TILE // min(size)))
 
 
-def _rgb(picture: Pixels) -> Pixels:
+def three_channels(picture: Pixels) -> Pixels:
     """A picture, of a video the middle frame, with three channels."""
     pixels = np.asarray(picture[len(picture) // 2] if picture.ndim > 3 else picture)
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or pixels.dtype != np.uint8:
