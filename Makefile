@@ -56,7 +56,7 @@ next: $(NEXT)/installed
 	$(NEXT)/bin/pytest -q -n auto -m analyzer tests/analyzer/cli tests/analyzer/figures tests/analyzer/output tests/analyzer/trace tests/analyzer/maps tests/schema
 
 bench: $(VENV)/installed
-	for each in recording packing scan dataset truth precision custom; do $(BIN)/python benchmarks/$$each.py || exit 1; done
+	for each in recording packing scan dataset truth precision custom overview page; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 # --prefer-binary keeps a fresh machine from compiling anything.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -1,13 +1,14 @@
 """The overview next to the map that reads as much: both scan every call once.
 
-    python benchmarks/overview.py --steps 10 [--trace run.zarr]
+    python benchmarks/overview.py --steps 30 [--trace run.zarr]
 
-Prints the time of `make_overview` over that of R2G, which `i2am map --r2g` takes, and the size and peak memory of the overview, for a
-trace of Stable Diffusion 1.5's size (16 layers of 8 heads, 257 keys) and for other traces that are named.
+Prints the time of `i2am view -o` over that of `i2am map --r2g`, and the size and peak memory of the overview, for a trace of Stable
+Diffusion 1.5's size (16 layers of 8 heads, 257 keys) and for other traces that are named.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -89,55 +90,59 @@ def write(path: Path, steps: int) -> TraceRecord:
     return writer.finish(images=pictures(), model={"pipeline": "StandIn"})
 
 
-def make_r2g(path: Path) -> None:
-    """What `i2am map --r2g` computes."""
-    import dask
-
-    from i2am.analyzer import open_trace, r2g
-
-    with dask.config.set(scheduler="threads", num_workers=THREADS):
-        r2g(open_trace(path)).compute()
+def command(*words: str) -> None:
+    """Run `i2am` in a fresh process, with a few threads and no cache."""
+    environment = {**os.environ, "I2AM_CACHE": "none", "DASK_NUM_WORKERS": str(THREADS)}
+    subprocess.run([sys.executable, "-m", "i2am.analyzer.cli", *words], check=True, capture_output=True, env=environment)
 
 
-def make(path: Path) -> int:
-    """The overview, and its bytes."""
-    import dask
-
-    from i2am.analyzer import make_overview, open_trace
-
-    with dask.config.set(scheduler="threads", num_workers=THREADS):
-        return make_overview(open_trace(path)).nbytes
+def draw_map(path: Path, out: Path) -> None:
+    """R2G as a picture."""
+    command("map", str(path), "--r2g", "-o", str(out / "map.png"), "--overwrite")
 
 
-def peak(path: Path, what: str) -> float:
-    """Peak resident GB of a fresh process that does `what`."""
-    here = str(Path(__file__).parent)
-    imports = f"import sys; sys.path.insert(0, {here!r}); import pathlib, overview, measure"
-    code = f"{imports}; overview.{what}(pathlib.Path({str(path)!r})); print(measure.peak_memory())"
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+def write_page(path: Path, out: Path) -> None:
+    """The overview, in a page."""
+    command("view", str(path), "-o", str(out / "page.html"), "--overwrite")
+
+
+def measure(path: Path, what: str) -> tuple[float, int]:
+    """Peak resident GB of a fresh process that makes R2G or the overview, and bytes of what it made."""
+    making = {"r2g": "i2am.analyzer.r2g(trace).compute().nbytes", "overview": "i2am.analyzer.make_overview(trace).nbytes"}[what]
+    imports = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import i2am.analyzer, measure"
+    code = f"{imports}; trace = i2am.analyzer.open_trace({str(path)!r}); size = {making}; print(measure.peak_memory(), size)"
+    memory, size = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return float(memory), int(size)
 
 
 @click.command()
-@click.option("--steps", default=10, show_default=True, help="Of the trace that is made; a real run has 50.")
+@click.option("--steps", default=30, show_default=True, help="Of the trace that is made; a real run has 50.")
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--trace", "traces", type=click.Path(path_type=Path, exists=True), multiple=True, help="Another trace, such as the demo's.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to put the trace; a temporary folder if not given.")
 def main(steps: int, repeats: int, traces: tuple[Path, ...], folder: Path | None) -> None:
     """Print the ratios of the overview to R2G."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path = Path(scratch) / "sd15.zarr"
+        out = Path(scratch)
+        path = out / "sd15.zarr"
         write(path, steps)
         click.echo(f"{machine()}\n")
         rows = []
         for name, each in [(f"Stable Diffusion 1.5's size, {steps} steps", path), *((str(given), given) for given in traces)]:
-            seconds = interleave({"r2g": lambda p=each: make_r2g(p), "overview": lambda p=each: make(p)}, repeats)
-            ratio = seconds["overview"] / seconds["r2g"]
-            memory = [f"{peak(each, what):.2f}" for what in ("make_r2g", "make")]
-            rows.append(
-                (name, f"{size_on_disk(each) / 1e9:.2f}", f"{seconds['r2g']:.2f}", f"{ratio:.2f}", f"{make(each) / 1e6:.1f}", *memory)
-            )
-        columns = ("trace", "GB on disk", "R2G, s", "overview over R2G", "overview, MB", "peak GB of R2G", "and of the overview")
-        click.echo(table(f"The overview and R2G, {THREADS} threads", columns, rows))
+            seconds = interleave({"map": lambda p=each: draw_map(p, out), "view": lambda p=each: write_page(p, out)}, repeats)
+            (before, _), (after, size) = measure(each, "r2g"), measure(each, "overview")
+            ratio, disk = f"{seconds['view'] / seconds['map']:.2f}", f"{size_on_disk(each) / 1e9:.2f}"
+            rows.append((name, disk, f"{seconds['map']:.1f}", ratio, f"{size / 1e6:.1f}", f"{before:.2f}", f"{after:.2f}"))
+        columns = (
+            "trace",
+            "GB on disk",
+            "`i2am map --r2g`, s",
+            "`i2am view -o` over it",
+            "overview, MB",
+            "peak GB of R2G",
+            "and of the overview",
+        )
+        click.echo(table(f"`i2am view -o` and `i2am map --r2g`, {THREADS} threads", columns, rows))
 
 
 if __name__ == "__main__":

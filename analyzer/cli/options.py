@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from ...schema.record import BRANCHES
-from ..output.files import endings
 
 if TYPE_CHECKING:
     from ..trace.reader import Trace
@@ -121,7 +120,6 @@ cache_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-maps_output_option = output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps.")
 style_option = click.option(
     "--style",
     default="viridis",

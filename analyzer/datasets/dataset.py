@@ -24,9 +24,11 @@ from ...schema import errors
 from ...schema.errors import CorruptTrace, InvalidInput, TraceError
 from ...schema.messages import option
 from ..aggregation.selection import Select, SelectOptions
+from ..evaluation.metric_table import METRICS
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..output.files import Output, Table, save
+from ..output.latex import ARROWS, Cell
 from ..progress import hidden
 from ..store.discovery import Member, Source, find_traces
 from .commands import AfterEach
@@ -222,8 +224,12 @@ def facts_of(evaluation: DatasetScores) -> dict[str, Any]:
 def save_table(evaluation: DatasetScores, path: Path, *, overwrite: bool = False) -> None:
     """Write one row a trace, whole or not at all; raises as `output.files.check_output`."""
     columns: dict[str, type[str] | type[float]] = {"trace": str, "id": str, **dict.fromkeys(evaluation.metrics, float), "path": str}
-    facts = {name: value for name, value in facts_of(evaluation).items() if name != "traces"}
-    save(Output(table=Table(columns, records(evaluation), facts)), path, overwrite=overwrite)
+    facts, means = {name: value for name, value in facts_of(evaluation).items() if name != "traces"}, evaluation.means()
+    headed: dict[str, Cell] = {f"{name}{ARROWS[METRICS[name].better]}": mean for name, mean in means.items()}
+    count = len(evaluation.good)
+    caption = f"Mean over {count} trace{'s' if count > 1 else ''}, with its {LEVEL:.0%} bootstrap interval."
+    paper = [{"method": facts["recipe"], **headed, "traces": count}]
+    save(Output(table=Table(columns, records(evaluation), facts, caption, paper)), path, overwrite=overwrite)
 
 
 def records(evaluation: DatasetScores) -> list[dict[str, Any]]:

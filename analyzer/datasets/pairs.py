@@ -23,6 +23,7 @@ from ..evaluation.metric_table import METRICS
 from ..methods.recipes import Recipe, get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..output.files import Output, Table, save
+from ..output.latex import ARROWS, Cell
 from ..store.discovery import Member, Source, find_traces
 from .dataset import USUAL, ask, remarks, skipped_facts
 from .rows import DatasetRequest, TraceScores
@@ -168,4 +169,11 @@ def save_pairs(found: PairScores, path: Path, *, overwrite: bool = False) -> Non
     numbers = [f"{name}_{what}" for name in found.request.metrics for what in (*SIDES, "difference")]
     columns: dict[str, type[str] | type[float]] = {"pair": str, **dict.fromkeys(numbers, float), "path_first": str, "path_second": str}
     facts = {name: value for name, value in facts_of(found).items() if name != "pairs"}
-    save(Output(table=Table(columns, records(found), facts)), path, overwrite=overwrite)
+    paper: list[dict[str, Cell]] = [{"": side} for side in (*SIDES, "difference")]
+    for each in facts["metrics"]:
+        heading = each["name"] + ARROWS[each["better"]]
+        change = Interval(each["difference"], each["low"], each["high"], each["count"])
+        for row, cell in zip(paper, (each["first"], each["second"], change), strict=True):
+            row[heading] = cell
+    caption = f"Means over {len(found.good)} pairs, and the mean difference with its {LEVEL:.0%} bootstrap interval."
+    save(Output(table=Table(columns, records(found), facts, caption, paper)), path, overwrite=overwrite)

@@ -8,12 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib.lines import Line2D
-from PIL import Image
 
 from ..facts import MapFacts
 from ..metrics.placement import tells_apart
 from ..output.colours import Pixels, mix
-from ..output.sheets import ABSENT, Mark, blend, three_channels
+from ..output.sheets import ABSENT, Mark, blend, resize_picture, three_channels
 from .layout import BAR, EDGE, GAP, LINE, SMALL, SMALL_LINE, TEXT, Box, Layout, aspect, bar_width, break_lines, fit, label_of
 from .panels import Grid, Panel
 from .paper import Look, PaperFigure
@@ -29,7 +28,7 @@ TINY: Final = 5e-4
 """A share of the greatest value that is written as 0."""
 STRIP: Final = 256
 """Colours of a bar."""
-OWN: Final = "Each panel has a scale of its own, which stands above it."
+OWN: Final = "Each panel has the scale that stands above it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,8 @@ def draw(grid: Grid, layout: Layout, look: Look) -> PaperFigure:
                 known = Range.of([panel]) if look.scale == "own" and panel.map is not None else ranges.get(panel.scale)
                 page.panel(panel, layout.box(i, j, aspect(panel)), layout.heads[i], known)
     if look.scale == "own" and grid.scales:
-        page.text(OWN, EDGE + layout.gutter, layout.bottom + GAP + SMALL_LINE / 2, SMALL, color=QUIET)
+        counted = next(iter(grid.scales.values()))[0]
+        page.text(f"{OWN}: {label_of(counted, look)}.", EDGE + layout.gutter, layout.bottom + GAP + SMALL_LINE / 2, SMALL, color=QUIET)
     elif grid.bars == "right":
         for scale, (row_of, _) in grid.spans("row").items():
             page.bar_beside(row_of, grid, ranges[scale], label_of(grid.scales[scale][0], look))
@@ -112,7 +112,7 @@ class Page:
     def panel(self, panel: Panel, box: Box, head: float, known: Range | None) -> None:
         """A picture, or a map over it, with its title in the head above and its marks on it."""
         size = (max(round(box.height * self.look.dpi), 1), max(round(box.width * self.look.dpi), 1))
-        pixels = None if panel.picture is None else resized(three_channels(panel.picture), size)
+        pixels = None if panel.picture is None else resize_picture(three_channels(panel.picture), size)
         over, said = "", "" if panel.number is None else f"{panel.number[0]} = {float(panel.number[1]):.3f}"
         if panel.map is not None and known is not None:
             pixels, over = self.heat(panel, pixels, size, known)
@@ -207,15 +207,3 @@ class Page:
         lines = break_lines(label, SMALL, height, self.look)
         for i, line in enumerate(lines):
             self.text(line, left + BAR + 0.33 + i * SMALL_LINE, top + height / 2, SMALL, rotation=90, va="center", ha="center", color=QUIET)
-
-
-def resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """A picture at another size: pixels enlarged as they are, or averaged.
-
-    Dims     (y, x, channel) -> (*size, channel)
-    """
-    larger = size[0] >= pixels.shape[0]
-    image = Image.fromarray(np.ascontiguousarray(pixels)).resize(
-        size[::-1], Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS
-    )
-    return np.asarray(image)

@@ -27,7 +27,10 @@ def runs(asked: Asked) -> Grid:
     """A row for each run: input, reference, generated, R2G, G2R, SRAM of some patches."""
     rows = [_run(trace, asked) for trace in asked.traces]
     names = list(dict.fromkeys(name for row in rows for name, panel in row.items() if panel is not None))
-    titles = [Path(str(trace.path)).name.removesuffix(".zip").removesuffix(".zarr") for trace in asked.traces]
+    paths = [Path(str(trace.path)) for trace in asked.traces]
+    titles = [path.name.removesuffix(".zip").removesuffix(".zarr") for path in paths]
+    if len(set(titles)) < len(titles):  # as demo/run.zarr and other/run.zarr
+        titles = [path.absolute().parent.name for path in paths]
     return Grid(
         rows=[[row.get(name) for name in names] for row in rows],
         column_names=names,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+    from .latex import Cell
+
 Kind: TypeAlias = Literal["picture", "figure", "map", "maps", "table", "page"]
 Draw: TypeAlias = "Callable[[], tuple[Image, Mapping[str, str]]]"
 """Draws the picture, and says where it comes from."""
@@ -37,6 +39,9 @@ class Table:
     rows: Sequence[Mapping[str, str | float | None]]
     facts: Mapping[str, Any]
     """What all rows have in common, as plain JSON."""
+    caption: str
+    paper: Sequence[Mapping[str, Cell]] = ()
+    """What a paper prints of it, such as means with intervals; none is the rows themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,8 @@ def check_output(path: Path, *kinds: Kind, overwrite: bool = False) -> Format:
              not installed; AlreadyExists if the path is taken, or is a trace
     """
     if path.suffix not in suffixes(*kinds):
-        raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {endings(*kinds)}")
+        more = "; `i2am figure` writes .pdf and .svg" if path.suffix in (".pdf", ".svg") and "picture" in kinds else ""
+        raise InvalidInput(f"cannot tell from {path.name!r} what to write; end it in {endings(*kinds)}{more}")
     require_library(path.suffix)
     if not path.parent.is_dir():
         raise InvalidInput(f"the folder {path.parent} does not exist; make it first, or choose another path")
@@ -190,6 +196,15 @@ def _parquet(output: Output, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
+def _tex(output: Output, path: Path) -> None:
+    from .latex import write_latex
+
+    assert output.table is not None
+    table = output.table
+    shown = table.paper or [{name: row.get(name) for name in table.columns} for row in table.rows]
+    path.write_text(write_latex(shown, table.caption, path.stem.partition("-")[2]), encoding="utf-8")
+
+
 def _html(output: Output, path: Path) -> None:
     assert output.page is not None
     path.write_bytes(output.page)
@@ -213,6 +228,7 @@ FORMATS: Final = {
     ".zarr": Format(("map", "maps"), _zarr),
     ".csv": Format(("table",), _csv),
     ".parquet": Format(("table",), _parquet, ("pyarrow",), ", or write .csv"),
+    ".tex": Format(("table",), _tex),
     ".html": Format(("page",), _html),
 }
 """By suffix, in the order in which they are named. A new format is a row here."""

@@ -5,6 +5,7 @@ Nothing here flips, transposes or mirrors: row 0 of a map is the top of the pict
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,11 @@ Limits: TypeAlias = tuple[float, float]
 TILE: Final = 256
 """A picture is enlarged by a whole factor until its short side has at least this many pixels."""
 LINE: Final = 8
-"""Frames of a video beside each other, where nothing else is kept."""
+"""Tiles beside each other along one kept axis."""
+STACK: Final = 24
+"""Lines of tiles of three kept axes, beyond which their grids stand beside each other."""
+WIDEST, TALLEST, SMALLEST = 4096, 6144, 48
+"""Pixels that a sheet's tiles may take together, beyond which they shrink, and the least that one has."""
 MARGIN: Final = 6
 LABEL: Final = 18
 ABSENT: Final = (225, 225, 225)
@@ -55,11 +60,16 @@ class Mark:
 
 
 def overlay(
-    map: xr.DataArray, picture: Pixels | None, style: str = "viridis", marks: Sequence[Mark] = (), limits: Limits | None = None
+    map: xr.DataArray,
+    picture: Pixels | None,
+    style: str = "viridis",
+    marks: Sequence[Mark] = (),
+    limits: Limits | None = None,
+    most: int | None = None,
 ) -> Image.Image:
     """One map over its picture, at the picture's size times a whole number; without a picture, the map alone.
 
-    Values are drawn between the limits, by default the map's own least and greatest.
+    Values are drawn between the limits, by default the map's own least and greatest. No side gets longer than `most` pixels.
 
     Dims     map (row, column); picture (y, x, channel) with 1 or 3 channels, of a video's the middle frame
     """
@@ -67,9 +77,9 @@ def overlay(
     if picture is not None:
         pixels = three_channels(picture)
         size = (pixels.shape[0], pixels.shape[1])
-    factor = _factor(size)
-    large = (size[0] * factor, size[1] * factor)
-    return draw_marks(Image.fromarray(blend(map, None if pixels is None else _enlarge(pixels, factor), large, size, style, limits)), marks)
+    large = _shown_size(size, most)
+    below = None if pixels is None else resize_picture(pixels, large)
+    return draw_marks(Image.fromarray(blend(map, below, large, size, style, limits)), marks)
 
 
 def blend(
@@ -90,10 +100,10 @@ def blend(
     return mix(np.clip(lay(map, size, "bicubic", limits).values, low, high), pixels, style)
 
 
-def show(picture: Pixels, marks: Sequence[Mark] = ()) -> Image.Image:
+def show(picture: Pixels, marks: Sequence[Mark] = (), most: int | None = None) -> Image.Image:
     """A picture, of a video the middle frame, at the size that overlays of it have, with marks."""
     pixels = three_channels(picture)
-    return draw_marks(Image.fromarray(_enlarge(pixels, _factor(pixels.shape[:2]))), marks)
+    return draw_marks(Image.fromarray(resize_picture(pixels, _shown_size(pixels.shape[:2], most))), marks)
 
 
 def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
@@ -120,13 +130,14 @@ def draw(
     marks: Sequence[Mark] = (),
     scale: Scale | None = None,
     limits: Limits | None = None,
+    most: int | None = None,
 ) -> Image.Image:
-    """A map with any kept axes: one overlay, a strip along one axis, or a grid whose columns are the last kept axis.
+    """A map with any kept axes: one overlay, lines along one axis, a grid whose columns are the last of two, or such grids of three.
 
     With a shared scale one colour is one value in every tile, and in other drawings of the same `limits`; with their own, as in the
     papers' figures, colours compare places within a tile. None leaves it to the style. A tile of which nothing was recorded (layers
-    differ in heads) is grey, and one that is constant says so. Frames of a video lie over the picture's own frames, and where nothing
-    else is kept they are set like words, line after line.
+    differ in heads) is grey, and one that is constant says so. Frames of a video lie over the picture's own frames. Tiles of a large
+    sheet shrink, to `most` pixels if that is given.
 
     Dims     map (..., row, column); picture ([frame,] y, x, channel)
     """
@@ -135,8 +146,15 @@ def draw(
     if limits is None and shared and map.ndim > 1:
         limits = limits_of(map, style)
     if not kept:
-        return overlay(map, picture, style, marks, limits)
+        return overlay(map, picture, style, marks, limits, most)
     columns, names = map.sizes[kept[-1]], {dim: axis_names(map, dim) for dim in kept}
+    across = min(columns, LINE) if len(kept) == 1 else columns
+    lines = math.ceil(math.prod(map.shape[:-2]) / across)
+    beside = round(math.sqrt(lines / across)) if len(kept) > 2 and lines > STACK else 1
+    most = most or max(min(WIDEST // across // beside, TALLEST * beside // lines), SMALLEST)
+    if beside > 1:
+        grids = [draw(part, picture, style, marks, scale, limits, most) for part in map]
+        return compose(grids, beside, names[kept[0]])
     rows = [dict(zip(kept[:-1], at, strict=True)) for at in np.ndindex(*(map.sizes[dim] for dim in kept[:-1]))]
     tiles, captions = [], []
     for row in rows:
@@ -144,13 +162,13 @@ def draw(
             tile = map.isel({**row, kept[-1]: column})
             below, caption = _frame(picture, tile), ", ".join(names[dim][at] for dim, at in {**row, kept[-1]: column}.items())
             if tile.notnull().any():
-                tiles.append(overlay(tile, below, style, marks, limits))
+                tiles.append(overlay(tile, below, style, marks, limits, most))
                 caption += "" if tells_apart(tile.values).all() else ", constant"
             else:
                 size = _shape(tile) if below is None else below.shape[:2]
-                tiles.append(show(np.full((*size, 3), ABSENT, np.uint8)))
+                tiles.append(show(np.full((*size, 3), ABSENT, np.uint8), most=most))
             captions.append(caption)
-    return compose(tiles, min(columns, LINE) if kept == ("frame",) else columns, captions)
+    return compose(tiles, across, captions)
 
 
 def explain(drawing: Image.Image, map: xr.DataArray, style: str, on_picture: bool, scale: Scale | None = None) -> Image.Image:
@@ -235,8 +253,11 @@ def _shape(map: xr.DataArray) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _factor(size: tuple[int, ...]) -> int:
-    return max(1, -(-TILE // min(size)))
+def _shown_size(size: tuple[int, ...], most: int | None) -> tuple[int, int]:
+    """A picture's size times a whole number, or as much of it as has no longer side than `most`."""
+    factor = max(1, -(-TILE // min(size)))
+    ratio = factor if most is None else min(factor, most / max(size))
+    return round(size[0] * ratio), round(size[1] * ratio)
 
 
 def three_channels(picture: Pixels) -> Pixels:
@@ -247,8 +268,13 @@ def three_channels(picture: Pixels) -> Pixels:
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
-def _enlarge(pixels: Pixels, factor: int) -> Pixels:
-    return np.ascontiguousarray(pixels.repeat(factor, axis=0).repeat(factor, axis=1))
+def resize_picture(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """A picture at another size: pixels enlarged as they are, or averaged.
+
+    Dims     (y, x, channel) -> (*size, channel)
+    """
+    how = Image.Resampling.NEAREST if size[0] >= pixels.shape[0] else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size[::-1], how))
 
 
 def axis_names(map: xr.DataArray, dim: Any) -> list[str]:

@@ -12,6 +12,7 @@ import math
 import os
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -45,15 +46,15 @@ class GroupWriter:
     """Arrays and attributes that become the files of a group."""
 
     def __init__(self) -> None:
-        self.chunks: dict[str, bytes] = {}
-        self.documents: dict[str, dict[str, Any]] = {}
+        self._chunks: dict[str, bytes] = {}
+        self._documents: dict[str, dict[str, Any]] = {}
 
-    def add(self, path: str, values: Values, dims: tuple[str, ...], attributes: Mapping[str, Any] | None = None) -> None:
+    def add(self, path: str, values: Values, dims: tuple[str, ...]) -> None:
         """Add an array of one of `DTYPES`."""
         name = values.dtype.name
         data = np.ascontiguousarray(values, DTYPES[name])
         endian: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}} if data.itemsize > 1 else {"name": "bytes"}
-        self.documents[path] = {
+        self._documents[path] = {
             "zarr_format": 3,
             "node_type": "array",
             "shape": list(values.shape),
@@ -63,15 +64,13 @@ class GroupWriter:
             "fill_value": 0,
             "codecs": [endian, {"name": "gzip", "configuration": {"level": LEVEL}}],
             "dimension_names": list(dims),
-            "attributes": dict(attributes or {}),
-            "storage_transformers": [],
         }
-        self.chunks[chunk_name(path, values.ndim)] = pack(data.tobytes())
+        self._chunks[chunk_name(path, values.ndim)] = data.tobytes()
 
     def finish(self, facts: Mapping[str, Any]) -> dict[str, bytes]:
         """All files of the group by path, its root first."""
-        documents = dict(self.documents)
-        for path in self.documents:
+        documents = dict(self._documents)
+        for path in self._documents:
             while "/" in path:
                 path = path.rpartition("/")[0]
                 documents.setdefault(path, {"zarr_format": 3, "node_type": "group", "attributes": {}})
@@ -79,7 +78,9 @@ class GroupWriter:
         inline = {"kind": "inline", "must_understand": False, "metadata": documents}
         root = {"zarr_format": 3, "node_type": "group", "attributes": {FACTS: dict(facts)}, "consolidated_metadata": inline}
         own = {f"{path}/{ROOT}": encode(document) for path, document in documents.items()}
-        return {ROOT: encode(root)} | dict(sorted((own | self.chunks).items()))
+        with ThreadPoolExecutor() as pool:  # zlib lets other threads work
+            packed = dict(zip(self._chunks, pool.map(pack, self._chunks.values()), strict=True))
+        return {ROOT: encode(root)} | dict(sorted((own | packed).items()))
 
 
 class GroupReader:

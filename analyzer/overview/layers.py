@@ -21,7 +21,7 @@ from .measures import Grounds, Targets, Totals, add_totals
 from .pictures import cell_means
 from .plan import Packed, Plan, Sampling, cell_starts, measured_grid, sampled_places
 from .scan import Look, Part, Probed
-from .views import LayerView, View
+from .views import LayerView, ShownWord, View
 
 Values: TypeAlias = NDArray[Any]
 Array: TypeAlias = tuple[str, Values, tuple[str, ...]]
@@ -65,8 +65,9 @@ def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Reci
     cells = None
     if sampling is not None and sampling.keys is not None and group.grid is not None and sampling.keys != group.grid:
         cells = (cell_starts(group.grid[0], sampling.keys[0]), cell_starts(group.grid[1], sampling.keys[1]))
-    said = [word for word in view.words if not word.probe]
-    probes = _probed(view, one, len(said))
+    words = view.words if plan.words else ()
+    said = [word for word in words if not word.probe]
+    probes = _probed(words, one, len(said))
     known = {*range(len(said)), *(n for probed in probes for n in range(probed.first, probed.first + len(probed.starts)))}
     return Look(
         group=slice(group.start, group.stop),
@@ -79,7 +80,7 @@ def make_look(trace: Trace, view: View, one: LayerView, plan: Plan, recipe: Reci
         targets=_targets(trace, view, one, samples, (len(one.frames), *rows)),
         words=_columns([word.tokens for word in said]) if said else None,
         probes=probes,
-        word_sizes=np.array([len(word.tokens) if n in known else np.nan for n, word in enumerate(view.words)]),
+        word_sizes=np.array([len(word.tokens) if n in known else np.nan for n, word in enumerate(words)]),
         latent=(max(trace.latent_frames, 1), *trace.latent_grid),
         reference=None if view.ref_grid is None else (1, *view.ref_grid),
         resize=recipe.resize,
@@ -92,12 +93,12 @@ def _columns(words: Sequence[Sequence[int]]) -> tuple[Values, Values]:
     return np.array([token for tokens in words for token in tokens], np.intp), np.cumsum([0, *map(len, words[:-1])])
 
 
-def _probed(view: View, one: LayerView, first: int) -> tuple[Probed, ...]:
-    """The texts of probes whose words a view shows, as far as this layer has their keys."""
+def _probed(words: Sequence[ShownWord], one: LayerView, first: int) -> tuple[Probed, ...]:
+    """The texts of probes whose words are shown, behind the `first` others, as far as this layer has their keys."""
     starts = {group.name: group.start for group in one.layer.probes} if one.layer.encoding == "factors" else {}
     found = []
-    for (probe, among), words in itertools.groupby(view.words[first:], lambda word: (word.probe, word.among)):
-        mine = list(words)
+    for (probe, among), group in itertools.groupby(words[first:], lambda word: (word.probe, word.among)):
+        mine = list(group)
         if probe in starts:
             own = _columns([[token - among[0] for token in word.tokens] for word in mine])
             found.append(Probed(tuple(starts[probe] + token for token in among), *own, first))
@@ -202,13 +203,14 @@ def _maps(one: LayerView, plan: Plan, parts: Sequence[Part]) -> list[Array]:
     found: list[Array] = []
     for name, (values, places) in maps.items():
         codes, top = encode_maps(values, len(places))
-        found += [(name, codes, ("time", "head", *places)), (f"{name}_max", top, ("time", "head"))]
+        lead = ("time", "head" if plan.single else "all_heads")
+        found += [(name, codes, (*lead, *places)), (f"{name}_max", top, lead)]
     return found
 
 
 def _rows(one: LayerView, plan: Plan, look: Look, parts: Sequence[Part]) -> list[Array]:
     """Rows of P as the plan keeps them, and what of the softmax goes to the specials."""
-    places, axes = look.targets.rows, ("frame", "y", "x")
+    places, axes = look.targets.rows, ("frame", "row_y", "row_x")
     means = [(part.rows, max(part.calls, 1)) for part in parts]
     kept: dict[str, tuple[Values, tuple[str, ...]]] = {}
     if plan.rows == "full":
@@ -216,11 +218,11 @@ def _rows(one: LayerView, plan: Plan, look: Look, parts: Sequence[Part]) -> list
     else:
         over_time = np.sum([rows for rows, _ in means], 0, dtype=np.float64) / max(sum(part.calls for part in parts), 1)
         by_time = np.stack([rows.mean(0, dtype=np.float64) / count for rows, count in means])
-        kept |= {"rows_heads": (np.asarray(over_time), ("head",)), "rows_times": (by_time, ("time",))}
+        kept |= {"rows_heads": (np.asarray(over_time), ("row_head",)), "rows_times": (by_time, ("time",))}
     found: list[Array] = []
     for name, (values, lead) in kept.items():
         codes, top = encode_rows(values.reshape(*values.shape[: len(lead)], *places, look.keys))
-        found += [(name, codes, (*lead, *axes, "token")), (f"{name}_max", top, (*lead, *axes))]
+        found += [(name, codes, (*lead, *axes, "key")), (f"{name}_max", top, (*lead, *axes))]
     if one.kept.start > one.group.start:
         special = np.stack([part.special / max(part.calls, 1) for part in parts])
         found.append(("special", special.reshape(*special.shape[:2], *places).astype(np.float32), ("time", "head", *axes)))
@@ -234,7 +236,7 @@ def _words(look: Look, parts: Sequence[Part]) -> list[Array]:
     codes, top = encode_rows(means)
     maps = codes.reshape(*codes.shape[:2], *look.targets.rows)
     peaks = (top / look.word_sizes).astype(np.float32)
-    return [("words", maps, ("time", "word", "frame", "y", "x")), ("words_max", peaks, ("time", "word"))]
+    return [("words", maps, ("time", "word", "frame", "row_y", "row_x")), ("words_max", peaks, ("time", "word"))]
 
 
 def _totals(look: Look, parts: Sequence[Part]) -> Totals:

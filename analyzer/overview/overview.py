@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from dask.base import get_scheduler
@@ -22,6 +22,7 @@ from ..aggregation.selection import split, whole
 from ..aggregation.weights import query_weights
 from ..inspection.info import caution
 from ..methods.recipes import Recipe, get_recipe
+from ..storage.server import shown
 from ..trace.calls import Calls
 from ..trace.images import masks
 from ..trace.reader import Trace
@@ -29,12 +30,15 @@ from .group import VERSION, GroupWriter, Overview
 from .layers import LayerResult, finish_layer, make_grounds, make_look, pack_rows
 from .measures import MEASURES, SCORES, add_totals
 from .pictures import SHARE, Pictures, write_images
-from .plan import BUDGET, TIMES, Packed, Plan, Sampling, expect_bytes, ladder, measured_grid
+from .plan import BUDGET, TIMES, Packed, Plan, Sampling, distinct, expect_bytes, ladder, measured_grid
 from .scan import scan_calls
 from .views import LayerView, View, known_truth, list_views, shown_frames
 
 Values: TypeAlias = NDArray[Any]
 Graph: TypeAlias = dict[Any, Any]
+
+SHARED: Final = ("time", "step", "frame", "word", "measure")
+"""Axes that all layers of a view have alike; behind the others stands the layer's number."""
 
 
 def make_overview(
@@ -61,7 +65,7 @@ def make_overview(
     times = len(split(range(count), min(whole(time_groups, "a number of time groups"), count)))
     most = parse_bytes("budget", budget) or 0
     pictures = write_images(trace, views, SHARE * most)
-    plans, packed = ladder(most, times), pack_rows(trace, views)
+    plans, packed = distinct(ladder(most, times), views), pack_rows(trace, views)
     while plans:
         while len(plans) > 1 and expect_bytes(plans[0], views, count, pictures.nbytes, packed) > most:
             plans.pop(0)
@@ -106,8 +110,8 @@ class _Making:
         times = split(range(self.count), plan.times)
         results = self._compute(times)
         writer = GroupWriter()
-        for image in pictures.images:
-            writer.add(f"images/{image['name']}", pictures.pixels[image["name"]], ("frame", "y", "x", "c"))
+        for name, pixels in pictures.pixels.items():
+            writer.add(f"images/{name}", pixels, tuple(f"{name}_{dim}" for dim in ("frame", "y", "x", "c")))
         writer.add("timestep", np.asarray(trace.steps["timestep"], np.float32), ("step",))
         writer.add("time_of_step", np.repeat(np.arange(len(times)), [len(t) for t in times]).astype(np.int32), ("step",))
         truth = known_truth(trace, views)
@@ -117,9 +121,9 @@ class _Making:
             mine = [results[v, i] for i in range(len(view.layers))]
             self._write_view(writer, view, mine, heads[v])
             if view.path in truth:
-                writer.add(f"{view.path}/truth", truth[view.path], ("frame", "y", "x", "place"))
+                writer.add(f"{view.path}/truth", truth[view.path], ("frame", "latent_y", "latent_x", "place"))
             rows.append(self._view_facts(view, heads[v], times, view.path in truth))
-        facts = self._facts(pictures, [*notes, *trace.notes], len(times)) | {"views": rows}
+        facts = self._facts(pictures, [*notes, *self._notes()], len(times)) | {"views": rows}
         return Overview(writer.finish(facts))
 
     def _compute(self, times: tuple[tuple[int, ...], ...]) -> dict[tuple[int, int], LayerResult]:
@@ -173,7 +177,7 @@ class _Making:
                 found = values[kept] if chosen else values
                 if found.size:
                     stem, end = name.removesuffix("_max"), "_max" if name.endswith("_max") else ""
-                    writer.add(f"{view.path}/{stem}_{i:03d}{end}", found, dims)
+                    writer.add(f"{view.path}/{stem}_{i:03d}{end}", found, tuple(d if d in SHARED else f"{d}_{i:03d}" for d in dims))
         totals = add_totals([result.totals for result in results])
         last = make_grounds(self.trace, view, self.row).score(totals)
         parts = [*(result.scores[:-1] for result in results), *(result.scores[-1:] for result in results), last]
@@ -214,27 +218,36 @@ class _Making:
             "key_grid": None if sampling is None or sampling.keys is None else list(sampling.keys),
             "keys": 0 if sampling is None else sampling.count,
             "row_heads": kept,
-            "word_grid": list(measured_grid(self.plan, one)) if view.words else None,
+            "word_grid": list(measured_grid(self.plan, one)) if view.words and self.plan.words else None,
             "calls": [int((where[list(steps)] >= 0).sum()) for steps in times],
         }
 
     def _left_out(self) -> list[str]:
-        """Views that have no rows though the plan keeps some."""
+        """Token groups that have no rows though the plan keeps some."""
         gone = {one.keys: view.group for view in self.views for one in view.layers if Sampling.of(self.plan, one) is None}
         if self.plan.rows == "none" or not gone:
             return []
-        return [f"rows over the {max(gone)} tokens of {listed(dict.fromkeys(gone.values()))}, which have no places that could be summed"]
+        return [
+            f"rows over the {max(gone)} tokens of {listed(dict.fromkeys(gone.values()))}: without places they cannot be summed to cells"
+        ]
+
+    def _notes(self) -> list[str]:
+        """What else a reader must know."""
+        said, layers = caution(self.trace), [one.index for view in self.views for one in view.layers]
+        partly = [i for i in dict.fromkeys(layers) if not self.trace.present[:, i].all()]
+        missing = f"{len(partly)} of {len(set(layers))} layers were not called in every evaluation, such as {{}}"
+        named = [missing.format(self.trace.layers[partly[0]].name)] if partly else []
+        return [*self.trace.notes, *([said.removeprefix("note: ")] if said else []), *named]
 
     def _facts(self, pictures: Pictures, notes: Sequence[str], times: int) -> dict[str, Any]:
         trace, plan = self.trace, self.plan.to_json()
-        note = caution(trace)
         return {
             "version": VERSION,
             "i2am": version("i2am"),
             "trace": {
                 "id": trace.id,
                 "manifest": manifest_sum(trace),
-                "name": Path(str(trace.path)).name,
+                "name": Path(shown(str(trace.path))).name,
                 "model": str(trace.record.model.get("pipeline", "unknown")),
                 "steps": self.count,
                 "planned": trace.record.steps,
@@ -242,7 +255,7 @@ class _Making:
             },
             "recipe": self.row.label,
             "plan": plan | {"dropped": [*plan["dropped"], *self._left_out(), *pictures.dropped]},
-            "notes": list(dict.fromkeys([*notes, *([note.removeprefix("note: ")] if note else [])])),
+            "notes": list(dict.fromkeys(notes)),
             "latent_grid": list(trace.latent_grid),
             "frames": shown_frames(trace),
             "images": pictures.images,

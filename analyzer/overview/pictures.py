@@ -85,7 +85,7 @@ def write_images(trace: Trace, views: list[View], most: float) -> Pictures:
     sizes = {name: dict(zip(("frames", "height", "width"), shown.shape, strict=False)) for name, shown in pixels.items()}
     images = [{"name": name, "role": roles[name], **sizes[name]} for name in pixels]
     larger = any(max(image.height, image.width) > side for image in trace.images if image.name in pixels)
-    return Pictures(pixels, images, size, (f"pixels of pictures beyond {side} a side",) if larger else ())
+    return Pictures(pixels, images, size, (f"pixels of pictures, which have at most {side} a side",) if larger else ())
 
 
 def _frames(trace: Trace, name: str, side: int) -> Values:

@@ -45,8 +45,12 @@ class Plan:
     """Most heads whose rows are kept; None is all."""
     times: int
     """Time groups."""
+    asked: int
+    """Time groups that were asked for."""
     single: bool
     """Whether each head has R2G and G2R of its own."""
+    words: bool = True
+    """Whether words have maps."""
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON."""
@@ -56,26 +60,25 @@ class Plan:
     @property
     def dropped(self) -> tuple[str, ...]:
         """What was left out, in words."""
+        rows = self.rows != "none"
         said = {
-            "which head looked where at which time; where each head looked over all of time, and where all did at each time, are kept": (
+            "no rows of attention, only maps": not rows,
+            "which head looked where at which time: rows are of each head over all of time, and of each time over all heads": (
                 self.rows == "marginal"
             ),
-            "where single patches looked; only maps are kept": self.rows == "none",
-            f"rows of patches beyond {self.patches} x {self.patches} of a layer: they are those of every n-th patch": (
-                self.patches is not None and self.rows != "none"
-            ),
-            f"places finer than {self.keys} x {self.keys} cells of the reference, in rows; maps keep them": (
-                self.keys is not None and self.rows != "none"
-            ),
-            f"rows of all heads but {self.heads}, those with the highest scores": self.heads is not None and self.rows != "none",
-            "maps of single heads; those of layers are kept": not self.single,
+            f"patches between every n-th, of which rows have at most {self.patches} a side": rows and self.patches is not None,
+            f"places on the reference finer than {self.keys} x {self.keys} cells, in rows; maps have them": rows and self.keys is not None,
+            f"rows of single heads but for the {self.heads} with the highest scores": rows and self.heads is not None,
+            "maps of single heads; there is one of each layer": not self.single,
+            "maps of words": not self.words,
+            f"time groups: {self.times} in place of {self.asked}": self.times < self.asked,
         }
         return tuple(sentence for sentence, holds in said.items() if holds)
 
 
 def ladder(budget: int, times: int) -> list[Plan]:
     """Plans from the richest to the poorest."""
-    full = Plan(budget=budget, rows="full", patches=None, keys=None, heads=None, times=times, single=True)
+    full = Plan(budget=budget, rows="full", patches=None, keys=None, heads=None, times=times, asked=times, single=True)
     marginal, none = replace(full, rows="marginal"), replace(full, rows="none")
     few = min(times, FEW_TIMES)
     summed = replace(marginal, patches=16, keys=16)
@@ -85,7 +88,27 @@ def ladder(budget: int, times: int) -> list[Plan]:
         *(full, marginal, replace(marginal, patches=32), replace(marginal, patches=16), summed),
         *(sparse, replace(sparse, patches=12), layers, replace(layers, patches=12)),
         *(replace(layers, heads=FEW_HEADS), replace(layers, heads=FEW_HEADS, patches=8, keys=8)),
-        *(none, replace(none, times=few), replace(none, times=few, single=False), replace(none, times=1, single=False)),
+        *(none, replace(none, times=few), replace(none, times=few, single=False)),
+        *(replace(none, times=few, single=False, words=False), replace(none, times=1, single=False, words=False)),
+    ]
+    return found
+
+
+def distinct(plans: Sequence[Plan], views: Sequence[View]) -> list[Plan]:
+    """The plans that differ for these views, without what leaves nothing out of them."""
+    layers = [one for view in views for one in view.layers]
+    heads = max(sum(one.layer.heads for one in view.layers) for view in views)
+    sides = [(one.layer.grid, one.group.grid or (1, one.keys)) for one in layers]
+    patches, keys = (max(max(grid) for grid in grids) for grids in zip(*sides, strict=True))
+    found = [
+        replace(
+            plan,
+            patches=None if plan.patches is None or plan.patches >= patches else plan.patches,
+            keys=None if plan.keys is None or plan.keys >= keys else plan.keys,
+            heads=None if plan.heads is None or plan.heads >= heads else plan.heads,
+            words=plan.words or not any(view.words for view in views),
+        )
+        for plan in plans
     ]
     return list(dict.fromkeys(found))
 
@@ -169,7 +192,8 @@ def expect_bytes(plan: Plan, views: Sequence[View], steps: int, other: int, pack
         heads = sum(one.layer.heads for one in view.layers)
         kept = 1.0 if plan.heads is None else min(1.0, plan.heads / heads)
         total += sum(_layer_bytes(plan, one, steps, times) + _row_bytes(plan, one, times, kept, packed) for one in view.layers)
-        total += sum(times * len(view.words) * len(one.frames) * math.prod(measured_grid(plan, one)) * MAPS_PACKED for one in view.layers)
+        words = len(view.words) if plan.words else 0
+        total += sum(times * words * len(one.frames) * math.prod(measured_grid(plan, one)) * MAPS_PACKED for one in view.layers)
     return int(total)
 
 

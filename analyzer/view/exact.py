@@ -49,8 +49,10 @@ def ask(run: Run, asked: Mapping[str, str]) -> xr.DataArray:
     if unknown := [name for name in asked if name not in FIELDS]:
         raise InvalidInput(f"a question has no field {unknown[0]!r}; {guess(unknown[0], FIELDS)}it has {listed(FIELDS)}")
     views = run.overview.facts["views"]
-    (number,) = pick_positions(_numbers("view", asked.get("view", "0")), len(views), "view")
-    view = views[number]
+    numbers = pick_positions(_numbers("view", asked.get("view", "0")), len(views), "view")
+    if len(numbers) > 1:
+        raise InvalidInput(f"a question is of one view, got {listed(map(str, numbers))}")
+    view = views[numbers[0]]
     options: dict[str, Any] = {name: view[name] for name in ("sample", "branch", "group")}
     options["layers"] = [layer["index"] for layer in view["layers"]]
     options |= {name: _numbers(name, asked[name]) for name in ("layers", "heads") if name in asked}

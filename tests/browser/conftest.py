@@ -1,4 +1,4 @@
-"""Chromium for tests of the page: one for all of them, and for each visit a tab that the network cannot be reached from."""
+"""Chromium for tests of the page: one for each file of them, and for each visit a tab that the network cannot be reached from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from planted import planted_trace
+from repository import ROOT
+
+from i2am.analyzer import open_trace
+from i2am.analyzer.view.export import export_runs
+from i2am.analyzer.view.runs import Run
+from i2am.schema import Text, Word
+from traces import reference_layer, synthetic_trace
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page
@@ -29,8 +37,9 @@ class Visit:
     """Errors of the console and of scripts, and dialogs."""
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Not for the whole session: while playwright runs, no other test of this process can start an event loop."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if not find_spec("playwright") or program is None:
         (pytest.fail if os.environ.get("I2AM_REQUIRE_BROWSER") else pytest.skip)("needs Chromium (apt-get install chromium) and playwright")
@@ -38,6 +47,53 @@ def browser() -> Iterator[Browser]:
 
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes the page of one trace or two as a file."""
+    folder = tmp_path_factory.mktemp("pages")
+
+    def export(name: str, *traces: Path, **options: Any) -> Path:
+        path = folder / f"{name}.html"
+        path.write_bytes(export_runs([Run.of(open_trace(trace), **options) for trace in traces]))
+        return path
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def planted(export: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a healthy recording: 2 layers of 2 heads, 10 steps, masks."""
+    return export("planted", planted_trace(tmp_path_factory.mktemp("planted") / "run.zarr"))
+
+
+@pytest.fixture(scope="session")
+def pair(export: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two recordings that can be laid over each other."""
+    folder = tmp_path_factory.mktemp("pair")
+    return export("pair", *(planted_trace(folder / f"{seed}.zarr", seed=seed) for seed in range(2)))
+
+
+@pytest.fixture(scope="session")
+def video(export: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a video of 4 frames, with the words of its prompt."""
+    layers = [reference_layer(f"unet.{part}_blocks.0.attn2", (6, 4), text=4, frames=4) for part in ("down", "up")]
+    text = Text("text", "a red shirt", ("<s>", "a", "red", "shirt"), (Word("a", 1, 2), Word("red", 2, 3), Word("shirt", 3, 4)))
+    trace = tmp_path_factory.mktemp("video") / "run.zarr"
+    synthetic_trace(trace, layers=layers, latent_grid=(6, 4), frames=4, texts=[text])
+    return export("video", trace)
+
+
+@pytest.fixture(scope="session")
+def standin(export: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a recording of Stable Diffusion 1.5's size: 16 layers of 8 heads, 257 keys, up to 64 x 64 patches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        from overview import write
+    trace = tmp_path_factory.mktemp("standin") / "run.zarr"
+    write(trace, steps=5)
+    return export("standin", trace)
 
 
 @pytest.fixture

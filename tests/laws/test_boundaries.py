@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from repository import ROOT
 
 
 def modules_after(statement: str) -> set[str]:
@@ -48,3 +49,11 @@ def test_the_writer_needs_neither_half() -> None:
 
 def test_the_recorder_needs_no_dask() -> None:
     assert not modules_after("import i2am.recorder.session.recording") & {"dask", "xarray"}
+
+
+@pytest.mark.analyzer
+def test_what_skips_without_torch_is_run_with_it() -> None:
+    """`make test` runs tests of the analyzer where torch is not installed, and those that are marked `torch` also where it is."""
+    tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    skip = 'importorskip("torch")'
+    assert not [path for path, text in tests.items() if skip in text and "mark.analyzer" in text and "mark.torch" not in text]

@@ -37,7 +37,7 @@ def public_functions() -> list[tuple[str, object]]:
     return [(name, function) for name, function in found if inspect.isfunction(function)]
 
 
-@pytest.mark.parametrize(("name", "function"), public_functions(), ids=str)
+@pytest.mark.parametrize(("name", "function"), public_functions(), ids=[name for name, _ in public_functions()])
 def test_every_parameter_is_explained(name: str, function: object) -> None:
     """By its function, or for all functions in docs/api/parameters.md."""
     explained = reference.explained(inspect.getdoc(function) or "") | set(reference.shared_parameters())

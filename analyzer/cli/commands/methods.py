@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ...output.files import check_output
+from ...output.files import check_output, endings
 from ..options import (
     changes_option,
     completing,
     example,
     given,
     json_option,
-    maps_output_option,
     numbers,
+    output_option,
     overwrite_option,
     place,
     recipe_names,
@@ -83,7 +83,7 @@ def recipes_command(names: tuple[str, ...], changes: tuple[str, ...], markdown: 
 @click.option("--g2r", is_flag=True, help="Compare G2R, on the reference, instead of R2G.")
 @click.option("--at", callback=place, metavar="[F,]Y,X", help="Compare SRAM of one patch of the latent grid.")
 @click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Compare maps of some tokens, by default of the text.")
-@maps_output_option
+@output_option(f"Output: {endings('picture')} for a sheet, {endings('maps')} for the maps, {endings('table')} for their correlations.")
 @selection_options
 @style_option
 @scheduler_option
@@ -106,7 +106,7 @@ def compare_command(
     """Show several methods' maps of one recording side by side, and print every pair's correlation."""
     from ...datasets.cluster import computing
     from ...maps.comparison import compare
-    from ...output.files import Output, save
+    from ...output.files import Output, Table, save
     from ...progress import shown
     from ...trace.reader import open_trace
 
@@ -116,7 +116,7 @@ def compare_command(
     if options["recipe"] is not None or options["changes"]:
         raise click.UsageError("--recipes says which methods; write changes in brackets, such as --recipes 'i2am,i2am(resize=nearest)'")
     if out is not None:
-        check_output(out, "picture", "maps", overwrite=overwrite)
+        check_output(out, "picture", "maps", "table", overwrite=overwrite)
     opened = open_trace(trace, partial=partial)
     chosen = with_heads(given(**options), opened)
     lazy = compare(opened, recipes, direction=wanted[0], at=at, tokens=tokens, **chosen)  # type: ignore[arg-type]
@@ -124,7 +124,12 @@ def compare_command(
         found = lazy.compute()
     if out is not None:
         maps = {str(name): values for name, values in found.data_vars.items()}
-        save(Output(maps, lambda: draw_comparison(opened, found, style)), out, overwrite=overwrite)
+        names = found["recipe"].values.tolist()
+        each = zip(names, found["pearson"].values.tolist(), strict=True)
+        rows = [{"recipe": name, **dict(zip(names, row, strict=True))} for name, row in each]
+        caption = f"Pearson correlation over cells of {wanted[0]} maps by several methods."
+        table = Table({"recipe": str, **dict.fromkeys(names, float)}, rows, found.attrs, caption)
+        save(Output(maps, lambda: draw_comparison(opened, found, style), table), out, overwrite=overwrite)
     tables = {name: found[name].values for name in ("pearson", "spearman")}
     left_out = "\n".join(f"left out: {each}" for each in found.attrs["left_out"])
     answer({**found.attrs, "out": out, "recipes": found["recipe"].values, **tables}, write_table(found), left_out, as_json=as_json)

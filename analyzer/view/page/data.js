@@ -5,6 +5,7 @@ import { cellColours } from "./scores.js";
 export const VERSION = 1;
 const TYPES = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
 const MOST = 3000;
+let opened = 0;
 const changed = (path) => new Error(`${path} was changed after it was made`);
 
 /** Files of an overview: `read(path)` gives an array, checked. Base64 is unpacked where it is asked for, so the first picture comes soon. */
@@ -43,7 +44,7 @@ export async function openRun(text) {
     const { data, shape: [frames, height, width, channels] } = await files.read(`images/${image.name}`);
     return [image.name, { ...image, data, frames, height, width, channels }];
   })));
-  const run = { facts, files, images, timeOf, stepsOf: (t) => [timeOf.indexOf(t), timeOf.lastIndexOf(t)] };
+  const run = { id: opened++, facts, files, images, timeOf, stepsOf: (t) => [timeOf.indexOf(t), timeOf.lastIndexOf(t)] };
   run.views = facts.views.map((view, number) => prepareView(run, view, number));
   return run;
 }
@@ -53,12 +54,13 @@ function prepareView(run, facts, number) {
   const kept = new Map(), latent = run.facts.latent_grid;
   const once = (key, make) => { if (!kept.has(key)) { if (kept.size > MOST) kept.clear(); kept.set(key, make()); } return kept.get(key); };
   const images = Object.fromEntries(["generated", "reference", "mask", "reference_mask"].map((role) => [role, run.images[facts.images[role]] ?? null])), { generated, reference, mask, reference_mask: outline } = images;
-  const view = { ...facts, run, number, id: `${run.facts.trace.id} ${number}`, latent, images, once, put: (key, value) => kept.set(key, value), kept: (key) => kept.get(key), layers: shortened(facts.layers), window: facts.window ?? [0, 0, 1, 1], words: facts.words?.length ? facts.words : null };
+  const view = { ...facts, run, number, id: `${run.id} ${number}`, latent, images, once, put: (key, value) => kept.set(key, value), kept: (key) => kept.get(key), layers: shortened(facts.layers), window: facts.window ?? [0, 0, 1, 1], words: facts.words?.length ? facts.words : null };
   view.tokens = facts.ref_grid ? product(facts.ref_grid) : Math.min(...facts.layers.map((layer) => layer.keys));
   view.terms = view.words ?? (facts.ref_grid ? null : range(view.tokens).map((k) => ({ text: String(k + 1), tokens: [k], kind: "word" })));
   view.cells = facts.layers.reduce((best, { row_grid: grid }) => (grid && product(grid) > product(best) ? grid : best), [0, 0]);
-  if (!product(view.cells)) view.cells = latent;
-  view.colours = reference && view.ref_grid ? (grid) => once(`colours ${grid}`, () => cellColours(reference, grid, 0, view.window)) : null;
+  view.rows = product(view.cells) > 0;
+  if (!view.rows) view.cells = latent;
+  view.colours = reference && view.ref_grid && view.rows ? (grid) => once(`colours ${grid}`, () => cellColours(reference, grid, 0, view.window)) : null;
   view.inside = (grid, frame = 0) => mask && once(`inside ${grid} ${frame}`, () => cellsIn(mask, grid, frameOf(run, mask, frame)));
   view.outside = (grid) => once(`outside ${grid}`, () => cellsIn(outline, grid, 0, view.window).map((is) => !is));
   view.painted = ({ grid, row_grid: rows }, frame) => once(`painted ${grid} ${rows} ${frame}`, () => sample(cellColours(generated, grid, frameOf(run, generated, frame)), grid, rows, 3));

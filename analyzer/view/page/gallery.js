@@ -126,4 +126,8 @@ $("theme").addEventListener("click", () => {
   root.dataset.theme = (root.dataset.theme ?? (dark ? "dark" : "light")) === "dark" ? "light" : "dark";
 });
 
-load().then(show).catch((error) => { $("sentence").textContent = `The gallery could not be shown: ${error.message}`; });
+const ready = (is) => { document.documentElement.dataset.ready = is; };
+load().then(show).then(() => ready("yes")).catch((error) => {
+  $("sentence").textContent = `The gallery could not be shown: ${error.message}`;
+  ready("failed");
+});

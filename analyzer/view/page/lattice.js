@@ -1,6 +1,6 @@
 // Layers from top to bottom, heads from left to right: a tile each, all on one scale. Where tiles would be too small, cells of a score.
 import { $, el, on, refill, times } from "./dom.js";
-import { block, css, dot, fit, frame, look, swatch, tile, write } from "./draw.js";
+import { block, css, dot, fit, frame, look, sheet, swatch, tile, write } from "./draw.js";
 import { copyOf, headScores, lift, lookOf, mapOf, pointsThere } from "./answers.js";
 import { column, pairs } from "./maths.js";
 import { known, mean, range, span, strongest } from "./lists.js";
@@ -22,7 +22,7 @@ function rowsOf(layers) {
 function layout({ layers }, available) {
   const rows = rowsOf(layers), folded = rows.some((row) => row.kind !== "layer"), names = layers.map(({ short, block }) => (folded ? `▸ ${block} (00)` : short).length), most = Math.max(...layers.map((layer) => layer.heads));
   const label = Math.min(150, 18 + 6.3 * Math.max(8, ...names)), room = Math.floor((available - label - 8 + GAP) / (most + 1)) - GAP, small = room < SMALLEST || layers.length > 40;
-  const size = small ? Math.max(5, room + 3) : Math.min(LARGEST, room), gap = small ? 1 : GAP;
+  const size = small ? Math.max(5, room + 3) : Math.min(room, state.panel === "heads" ? Math.max(LARGEST, (innerHeight - 260) / rows.length - GAP - BAR) : LARGEST), gap = small ? 1 : GAP;
   let y = TOP;
   for (const row of rows) { row.y = y; row.height = row.kind === "title" ? 16 : small ? 12 : size; y += row.height + (small || row.kind === "title" ? 1 : GAP + BAR); }
   const across = (h) => label + (h < 0 ? 0 : 8 + (h + 1) * (size + gap));
@@ -81,22 +81,33 @@ function paintCells(pen, row, place, { layers }, score) {
   }
 }
 
-function paintLattice(pen, now, place, hovered) {
-  const { view, top, sel, at } = now, ready = now.ready && !place.small, made = ready ? content(now) : null, score = now.ready && scoreOf(view);
+/** Names, tiles and bars: all that does not follow the pointer over them. */
+function paintTiles(pen, now, place) {
+  const { view } = now, made = now.ready && !place.small ? content(now) : null, score = now.ready && scoreOf(view);
   for (let h = -1; h < place.most; h++) if (h < 0 || place.size > 16 || h % 5 === 0) write(pen, h < 0 ? "mean" : String(numberOf(view, h)), place.across(h) + place.size / 2, 7, { align: "center" });
   for (const row of place.rows) {
     paintLabel(pen, row, view, place);
     if (row.kind === "title" || !now.ready) continue;
     if (!made || row.kind === "block") { paintCells(pen, row, place, view, score); continue; }
     for (let h = -1; h < view.layers[row.l].heads; h++) {
-      const box = { x: place.across(h), y: row.y, width: place.size, height: place.size }, head = h < 0 ? null : h;
-      paintTile(pen, box, made, made.ask(row.l, head));
-      if (h >= 0 && made.dots && top && pointsThere(view, lookOf(view, { ...sel, layer: row.l, head }, at), top)) paintDot(pen, box);
+      const box = { x: place.across(h), y: row.y, width: place.size, height: place.size };
+      paintTile(pen, box, made, made.ask(row.l, h < 0 ? null : h));
       if (h >= 0 && known(score.of(row.l, h))) paintBar(pen, box, score.of(row.l, h));
     }
   }
-  paintChoice(pen, view, place, hovered);
   return { made, score };
+}
+
+/** A dot on each head that points where the choice points, and frames around what is chosen and pointed at. */
+function paintMarks(pen, { view, sel, at, top }, place, dots, hovered) {
+  const chosen = (l, h, thick) => { const box = tileBox(l, h, place); if (box) frame(pen, { x: box.x - 1, y: box.y - 1, width: box.width + 2, height: box.height + 2 }, look.mark, thick); };
+  if (dots && top) for (const [layer, head] of pairs(view)) {
+    const box = pointsThere(view, lookOf(view, { ...sel, layer, head }, at), top) && tileBox(layer, head, place);
+    if (box) { dot(pen, box.x + box.width - 6, box.y + 6, 4.2, "#fff"); dot(pen, box.x + box.width - 6, box.y + 6, 3.2, look.mark); }
+  }
+  if (state.layer !== null) chosen(state.layer, state.head, 2.5);
+  else if (state.head !== null) view.layers.forEach((_, l) => chosen(l, state.head, 2.5));
+  if (hovered && hover.layer !== undefined) chosen(hover.layer, hover.head, 1.5);
 }
 const numberOf = (view, h) => view.layers.find((layer) => layer.heads > h).head_numbers?.[h] ?? h;
 
@@ -105,10 +116,6 @@ function paintLabel(pen, row, { layers }, { label, small, size }) {
   const name = row.kind === "layer" ? short : row.kind === "title" ? `▾ ${row.block}` : `▸ ${row.block} (${row.layers.length})`, fits = Math.floor((label - 14) / 6);
   write(pen, name.length > fits ? `…${name.slice(1 - fits)}` : name, label - 12, y - (two ? 7 : 0), { ink: chosen ? look.mark : look.ink, bold: chosen, size: small ? 10.5 : 11.5, align: "right" });
   if (two) write(pen, grid.join(" × "), label - 12, y + 7, { size: 10.5, align: "right" });
-}
-function paintDot(pen, { x, y, width }) {
-  dot(pen, x + width - 6, y + 6, 4.2, "#fff");
-  dot(pen, x + width - 6, y + 6, 3.2, look.mark);
 }
 function paintBar(pen, { x, y, width, height }, share) {
   block(pen, look.line, x, y + height + 2, width, 2.5);
@@ -120,23 +127,24 @@ function tileBox(l, h, { rows, across, size }) {
   const row = rows.find((each) => each.kind === "layer" && each.l === l);
   return row && h < page.view.layers[l].heads ? { x: across(h ?? -1), y: row.y, width: size, height: row.height } : null;
 }
-function paintChoice(pen, { layers }, place, hovered) {
-  const chosen = (l, h, thick) => { const box = tileBox(l, h, place); if (box) frame(pen, { x: box.x - 1, y: box.y - 1, width: box.width + 2, height: box.height + 2 }, look.mark, thick); };
-  if (state.layer !== null) chosen(state.layer, state.head, 2.5);
-  else if (state.head !== null) layers.forEach((_, l) => chosen(l, state.head, 2.5));
-  if (hovered && hover.layer !== undefined) chosen(hover.layer, hover.head, 1.5);
-}
-
-let place = null;
+let place = null, drawn = { key: null };
 /** Where a tile lies on the canvas now. */
 export const tileAt = (layer, head) => tileBox(layer, head, place);
 
 export function drawLattice(now) {
-  place = layout(now.view, $("heads").clientWidth);
-  const { made, score } = paintLattice(fit($("lattice"), place.width, place.height), now, place, true);
+  const { view, sel, at, token, word, ready } = now, key = [view.id, sel.time, sel.frame, at, token, word, ready, state.tiles, state.cells, state.own, state.run, page.apart, state.layer, [...open], look.name, $("heads").clientWidth, innerHeight, state.panel, devicePixelRatio].join();
+  if (drawn.key !== key) {
+    place = layout(view, $("heads").clientWidth);
+    drawn = { key, canvas: sheet(1, 1) };
+    Object.assign(drawn, paintTiles(fit(drawn.canvas, place.width, place.height), now, place));
+  }
+  const { made, score } = drawn, pen = fit($("lattice"), place.width, place.height);
+  pen.drawImage(drawn.canvas, 0, 0, place.width, place.height);
+  paintMarks(pen, now, place, made?.dots, true);
   $("lattice").style.width = `${place.width}px`;
   $("tilekinds").hidden = place.small;
-  document.querySelector("[name=tiles][value=copy]").disabled = !now.view.colours;
+  document.querySelector("[name=tiles][value=copy]").disabled = !view.colours;
+  document.querySelector("[name=tiles][value=look]").disabled = !view.rows;
   if (!score) return;
   const scale = !made || made.own ? "" : state.own ? ", each on its own scale" : `, one scale${made.dots && now.row && !made.signed ? ` to ${times(lift(now.row, made.high))} an even share` : ""}, as square roots`;
   const says = made ? made.says + scale : `Colour: ${score.says}. Point at a cell to see where it looked`, dots = made?.dots && now.top;
@@ -144,8 +152,8 @@ export function drawLattice(now) {
 }
 
 export function latticePicture(now) {
-  const made = layout(now.view, 424);
-  return { width: made.width, height: made.height + 6, paint: (pen) => paintLattice(pen, now, made, false) };
+  const place = layout(now.view, 424);
+  return { width: place.width, height: place.height + 6, paint: (pen) => paintMarks(pen, now, place, paintTiles(pen, now, place).made?.dots, false) };
 }
 
 /** The layer and head, or the block, under the pointer. */

@@ -145,11 +145,17 @@ export function map(view, name, sel) {
   let count = 0;
   for (const { layer, kept, share, blocks: parts } of storedMaps(view, name, sel)) {
     if (!parts) return null;
-    const grid = onImage ? layer.grid : layer.key_grid ?? [1, kept.cells];
+    const grid = onImage ? layer.grid : gridOf(view, kept.cells);
     for (const block of parts) addMap(kept, block, onImage ? sel.frame : 0, grid, target, share, out);
     count += parts.length ? share * (sel.head === null ? kept.heads : 1) : 0;
   }
   return count ? out.map((value) => value / count) : null;
+}
+
+/** The grid of a layer's own keys, which maps keep where rows have sums of them: of the reference's shape. */
+function gridOf({ ref_grid: grid }, cells) {
+  const rows = grid ? Math.round(Math.sqrt((cells * grid[0]) / grid[1])) : 1;
+  return [rows, cells / rows];
 }
 
 /** Of each layer of a selection its stored maps, and for how many heads each stands; no blocks where one head is asked for and only means are kept. */
@@ -168,9 +174,9 @@ function addMap({ data, max, cells }, block, frame, grid, target, share, out) {
 /** Share of what masked patches give the reference that falls outside its mask. */
 export function leaked(view, sel) {
   let off = 0, whole = 0;
-  for (const { layer, kept, share, blocks: parts } of storedMaps(view, "g2r_masked", sel)) {
-    if (!parts || !layer.key_grid) return NaN;
-    const outside = view.outside(layer.key_grid);
+  for (const { kept, share, blocks: parts } of storedMaps(view, "g2r_masked", sel)) {
+    if (!parts) return NaN;
+    const outside = view.outside(gridOf(view, kept.cells));
     for (const block of parts) for (let k = 0; k < kept.cells; k++) {
       const value = share * kept.max[block] * kept.data[block * kept.cells + k];
       whole += value;

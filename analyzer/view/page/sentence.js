@@ -23,7 +23,7 @@ export function say(now) {
   refill($("sentence"), parts.map((part) => part.textContent ?? part).join(""), () => parts);
 }
 
-const withoutRow = (now) => ["This file keeps no rows of attention of ", bold(now.word !== null ? "this word" : now.sel.head === null ? "this view" : "this head"), "; its maps and scores are whole.", aside(now)];
+const withoutRow = (now) => ["This file keeps no rows of attention of ", bold(now.word !== null ? "this word" : now.sel.head === null ? "this view" : "this head"), "; maps and scores are whole.", aside(now)];
 
 function aboutPatch(now) {
   const { view, sel, at, row, top } = now, strength = lift(row, top.value), [h, w] = view.ref_grid, y0 = Math.floor(top.token / w), x0 = top.token % w;

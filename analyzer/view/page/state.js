@@ -62,6 +62,7 @@ export function keepPossible(view, words) {
   if (state.head >= (state.layer === null ? Math.max(...heads) : heads[state.layer])) state.head = null;
   if (!view.colours && state.under === "copy") state.under = "picture";
   if (!view.colours && state.tiles === "copy") state.tiles = "look";
+  if (!view.rows && state.tiles !== "g2r") state.tiles = "r2g";
   state.at = sampled(view, state.at && state.at.every((value, i) => value < view.latent[i]) ? state.at : view.first);
 }
 

@@ -15,7 +15,8 @@ const MEASURES = {
   inside: ["R2G inside the mask (share of the whole)", [0, 1]],
   peak: ["Brightest token of a row (share of the row)"],
 };
-const ORDER = Object.keys(MEASURES), CHART = { left: 30, right: 112, top: 8, bottom: 20, height: 200 };
+const ORDER = Object.keys(MEASURES), CHART = { left: 30, right: 112, top: 8, bottom: 20 };
+const chartHeight = () => (state.panel === "time" ? Math.max(200, innerHeight - 440) : 200);
 
 /** Sizes of the strip: pairs where there is room and a reference with places, else R2G alone. */
 function stripPlan(view, width) {
@@ -60,7 +61,7 @@ export function stepsName(run, t, room = 200) {
 /** Lines of every step, each layer's name at its end; of a chosen layer a thin line for each head. */
 function paintChart(pen, { view, sel }, width, top) {
   const steps = view.run.timeOf.length, lines = view.layers.map((_, l) => stepsOf(view, l, state.measure)), all = lines.flat().filter(known), ends = [];
-  const [low, high] = MEASURES[state.measure]?.[1] ?? [Math.min(0, ...all), Math.max(0.01, ...all)], right = width - CHART.right, base = top + CHART.height - CHART.bottom, roof = top + CHART.top;
+  const [low, high] = MEASURES[state.measure]?.[1] ?? [Math.min(0, ...all), Math.max(0.01, ...all)], right = width - CHART.right, base = top + chartHeight() - CHART.bottom, roof = top + CHART.top;
   const X = (s) => CHART.left + ((s + 0.5) / steps) * (right - CHART.left), Y = (value) => base - ((value - low) / (high - low)) * (base - roof), line = (values, ink, thick) => paintLine(pen, values, X, Y, ink, thick);
   if (sel.time !== null) { const [a, b] = view.run.stepsOf(sel.time); block(pen, look.wash, X(a - 0.5), roof, X(b + 0.5) - X(a - 0.5), base - roof); }
   for (const value of [low, (low + high) / 2, high]) {
@@ -99,7 +100,7 @@ function spaced(ends, chosen, top, bottom) {
 /** Measures of the view in sight, the most telling first. */
 export const measuresIn = (view) => [...measuresOf(view)].sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
 
-let drawn = "";
+let chartDrawn = "";
 export function drawTime(now) {
   const { view, sel, word, token } = now, { facts } = view.run, width = $("time").clientWidth, measures = now.ready ? measuresIn(view) : [], chart = $("chart");
   page.measures = measures;
@@ -107,10 +108,10 @@ export function drawTime(now) {
   $("time").hidden = facts.steps < 2;
   if (facts.steps < 2) return;
   $("strip").hidden = facts.times < 2;
-  const plan = stripPlan(view, width), key = [view.id, width, look.name, state.measure, sel.time, sel.layer, sel.head, now.ready, devicePixelRatio].join();
+  const plan = stripPlan(view, width), key = [view.id, width, look.name, state.measure, sel.time, sel.layer, sel.head, now.ready, chartHeight(), devicePixelRatio].join();
   if (view.maps && facts.times > 1) paintStrip(fit($("strip"), width, plan.height), now, plan);
   chart.hidden = $("measure").hidden = now.ready && !measures.length;
-  if (drawn !== key) { drawn = key; const pen = fit(chart, width, CHART.height); if (measures.length) paintChart(pen, now, width, 0); }
+  if (chartDrawn !== key) { chartDrawn = key; const pen = fit(chart, width, chartHeight()); if (measures.length) paintChart(pen, now, width, 0); }
   refill($("measure"), measures.join(), () => measures.map((name) => el("option", { value: name }, MEASURES[name]?.[0] ?? name)));
   $("measure").value = state.measure;
   setText($("timehint"), facts.times < 2 ? "" : word !== null ? "who looked at the word" : token !== null ? "who looked at the token" : plan.right ? "R2G, and where the patch looked" : "R2G");
@@ -119,7 +120,7 @@ export function drawTime(now) {
 
 export function timePicture(now) {
   const width = 760, plan = stripPlan(now.view, width);
-  return { width, height: plan.height + 24 + CHART.height, paint: (pen) => {
+  return { width, height: plan.height + 24 + chartHeight(), paint: (pen) => {
     if (plan.groups > 1) paintStrip(pen, now, plan);
     if (!state.measure) return;
     write(pen, MEASURES[state.measure]?.[0] ?? state.measure, 0, plan.height + 12, { ink: look.ink, bold: true });

@@ -3,7 +3,7 @@ import { $, el, on, plural, refill, setText } from "./dom.js";
 import { differences, loadView, openRun, overviewIn } from "./data.js";
 import { look, setLook } from "./draw.js";
 import { mean, range, sum } from "./lists.js";
-import { columnOf, lookOf, mapOf, peakOf, scoresOf, wordOf, workOutScores } from "./answers.js";
+import { columnOf, copyOf, lookOf, mapOf, peakOf, scoresOf, wordOf, workOutScores } from "./answers.js";
 import { change, fromFragment, hover, keepPossible, page, patch, patchOf, point, selection, state, toFragment, token, word } from "./state.js";
 import { drawFrames, drawStage, mountStage, stagePicture } from "./stage.js";
 import { drawLattice, latticePicture, mountLattice, tileAt } from "./lattice.js";
@@ -78,10 +78,11 @@ function draw() {
   const theme = state.theme ?? (darkness.matches ? "dark" : "light");
   if (look.name !== theme) { document.documentElement.dataset.theme = theme; setLook(theme); }
   now = inSight();
-  for (const each of [drawPanels, drawHeader, drawFrames, drawStage, drawWords, drawLattice, drawTime, drawNumbers, say]) each(now);
+  for (const each of [drawPanels, drawHeader, drawFrames, say]) each(now);
+  for (const [name, each] of Object.entries({ stage: drawStage, words: drawWords, heads: drawLattice, time: drawTime, numbers: drawNumbers })) if (!state.panel || state.panel === name) each(now);
   drawFoot(now, isExact(now));
   for (const input of document.querySelectorAll("[data-choice] input")) input.checked = state[input.name] === input.value;
-  if (!Object.keys(hover).length) writeAddress();
+  if (now.ready && !Object.keys(hover).length) writeAddress();
   workWhenIdle();
   askWhenResting(now);
 }
@@ -105,7 +106,7 @@ function drawHeader({ view, wordView }) {
 function drawChoices(view) {
   const node = $("choices"), { views } = view.run, axes = Object.keys(AXES).filter((axis) => new Set(views.map((each) => each[axis])).size > 1);
   node.hidden = !axes.length;
-  refill(node, `${view.run.facts.trace.id} ${axes}`, () => axes.map((axis) => el("label", {}, AXES[axis], el("select", { name: axis, onchange: (e) => chooseAxis(axis, e.target.value) }, [...new Set(views.map((each) => String(each[axis])))].map((value) => el("option", { value }, value))))));
+  refill(node, `${view.run.id} ${axes}`, () => axes.map((axis) => el("label", {}, AXES[axis], el("select", { name: axis, onchange: (e) => chooseAxis(axis, e.target.value) }, [...new Set(views.map((each) => String(each[axis])))].map((value) => el("option", { value }, value))))));
   for (const select of node.querySelectorAll("select")) select.value = String(view[select.name]);
 }
 function chooseAxis(axis, value) {
@@ -203,6 +204,7 @@ async function start() {
   page.draw();
   painted(() => { timings.first = performance.now(); });
   await Promise.all(loading);
+  setTimeout(() => page.view.ready && copyOf(page.view, { time: null, layer: null, head: null, frame: 0 }), 400); // so that the first such picture is no work
   page.draw();
   painted(() => { timings.ready = performance.now(); document.documentElement.dataset.ready ??= "yes"; });
 }

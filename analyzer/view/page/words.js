@@ -41,7 +41,7 @@ export function wordsPicture({ wordView: view, wordSel, at }) {
   const width = 560;
   let x = 0, y = 22;
   const placed = givenTo(view, wordSel, at).map(({ text, kind, given, size }) => {
-    const points = kind === "token" ? 11 : 15 + 9 * size, wide = 0.56 * points * text.length + 10;
+    const points = kind === "token" ? 11 : 15 + 9 * size, wide = Math.max(given === null ? 0 : 38, 0.56 * points * text.length + 10);
     if (x + wide > width) { x = 0; y += 34; }
     x += wide;
     return { text, given, points, x: x - wide, y };

@@ -187,7 +187,7 @@ def test_what_was_not_recorded_and_what_is_constant_is_said(folder: Path, tmp_pa
 
 def test_scales_of_their_own_stand_above_panels(folder: Path, tmp_path: Path) -> None:
     found = texts(figure(folder / "run.zarr", "layers", keep="layer", scale="own", unit="sum", dpi=40), tmp_path, "svg")
-    assert len(re.findall(r"\S+ to \S+", found)) == 3 and "scale of its own" in found and "even share" not in found
+    assert len(re.findall(r"\S+ to \S+", found)) == 3 and "above it: sum of probabilities." in found
 
 
 def test_bars_count_what_maps_say(folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from i2am.analyzer.output.sheets import (
     MARGIN,
     TILE,
     Mark,
+    blend,
     compose,
     draw,
     encode_png,
@@ -111,6 +112,25 @@ def test_kept_axes_become_a_strip_or_a_grid(kept: tuple[str, ...]) -> None:
     columns, rows = shape[-1], int(np.prod(shape[:-1]))
     assert image.width // tile.width == columns
     assert image.height // tile.height == rows
+
+
+@pytest.mark.parametrize(
+    ("kept", "size"),
+    [({"time": 50}, 300), ({"time": 40, "layer": 4}, 256), ({"time": 12, "layer": 5, "head": 2}, 4), ({"layer": 30, "head": 3}, 64)],
+)
+def test_no_sheet_is_a_strip(kept: dict[str, int], size: int) -> None:
+    map = xr.DataArray(np.zeros((*kept.values(), 2, 2)), dims=(*kept, "y", "x"), attrs={"image_shape": (size, size)})
+    sheet = draw(map, None)
+    assert sheet.width < 5000 and sheet.height < 9000 and sheet.height < 25 * sheet.width
+
+
+def test_peaks_have_no_rings() -> None:
+    map = flat(9, 9)
+    map[4, 4] = 1
+    shown = blend(map, None, (90, 90), (9, 9), "plain", (-0.2, 1.0))
+    least = colour(np.array([0.2 / 1.2]), "plain")[0].astype(int)
+    assert (np.abs(shown[:30].astype(int) - least) <= 1).all()
+    assert (shown[45, 60:] == shown[45, 89]).all()
 
 
 def test_a_tile_of_which_nothing_was_recorded_is_grey() -> None:

@@ -1,9 +1,12 @@
 """An overview against the float64 oracle of synthetic traces, and against the analyzer's own maps and scores."""
 
+import dask
 import numpy as np
 import pytest
+import xarray as xr
+import zarr
 
-from i2am.analyzer import judge, make_overview, open_trace
+from i2am.analyzer import judge, make_overview, open_trace, pack
 from i2am.analyzer.overview.group import GroupReader, Overview, decode_maps, decode_rows
 from traces import Synthetic, synthetic_trace
 
@@ -65,3 +68,30 @@ def test_scores_are_the_analyzers(made) -> None:
 def test_it_is_the_same_every_time(made) -> None:
     trace, overview = made
     assert make_overview(open_trace(trace.path), time_groups=3).files == overview.files
+
+
+def test_a_packed_trace_has_the_same_overview(made, tmp_path) -> None:
+    stored = synthetic_trace(tmp_path / "run.zarr", steps=7, absent=[(2, 1)])
+    pack(stored.path, tmp_path / "run.zarr.zip")
+    packed = open_trace(tmp_path / "run.zarr.zip")
+    assert packed.record.chunk_steps > 1
+    first, second = (make_overview(trace, time_groups=3) for trace in (open_trace(stored.path), packed))
+    assert {n: d for n, d in first.files.items() if n != "zarr.json"} == {n: d for n, d in second.files.items() if n != "zarr.json"}
+    assert first.facts["views"] == second.facts["views"] and second.facts["trace"]["name"] == "run.zarr.zip"
+
+
+def test_it_opens_with_zarr_and_xarray(made, tmp_path) -> None:
+    made[1].save(tmp_path / "o")
+    group = zarr.open_group(tmp_path / "o", mode="r")
+    reader = made[1].reader()
+    assert {path for path, array in group.members(max_depth=None) if isinstance(array, zarr.Array)} == set(reader.arrays)
+    for path in reader.arrays:
+        assert np.array_equal(group[path][:], reader.read(path), equal_nan=group[path].dtype.kind == "f")
+    found = xr.open_datatree(tmp_path / "o", engine="zarr", consolidated=False)
+    assert found["views/000/rows_002"].dims == ("time", "head_002", "frame", "row_y_002", "row_x_002", "key_002")
+
+
+def test_memory_and_threads_change_nothing(made) -> None:
+    trace, overview = made
+    with dask.config.set(scheduler="synchronous"):
+        assert make_overview(open_trace(trace.path), time_groups=3).files == overview.files

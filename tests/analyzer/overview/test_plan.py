@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from i2am.analyzer import Trace, make_overview, open_trace
 from i2am.analyzer.overview import overview, plan
 from i2am.analyzer.overview.group import decode_rows
-from i2am.analyzer.overview.plan import cell_starts, ladder, sampled, sampled_places, summed
+from i2am.analyzer.overview.plan import cell_starts, distinct, ladder, sampled, sampled_places, summed
+from i2am.analyzer.overview.views import list_views
 from i2am.schema.errors import InvalidInput, TraceError
 from traces import reference_layer, synthetic_trace
 
@@ -41,10 +42,18 @@ def test_cells_take_every_key_once(length: int, most: int) -> None:
 
 def test_the_ladder_drops_one_thing_after_the_other() -> None:
     plans = ladder(8_000_000, 5)
-    assert [plan.rows for plan in plans] == ["full"] + ["marginal"] * 10 + ["none"] * 4
+    assert [plan.rows for plan in plans] == ["full"] + ["marginal"] * 10 + ["none"] * 5
     assert not plans[0].dropped
     assert all(plan.dropped for plan in plans[1:-3])
-    assert len(ladder(8_000_000, 1)) < len(plans)
+
+
+def test_what_leaves_nothing_out_is_no_step(trace: Trace) -> None:
+    views, _ = list_views(trace)
+    plans = distinct(ladder(8_000_000, 3), views)
+    assert (
+        len(plans) == len(set(plans)) and {plan.heads for plan in plans} == {None} and {plan.patches for plan in plans} == {None, 16, 12, 8}
+    )
+    assert all(plan.words for plan in plans) and {plan.keys for plan in plans} == {None, 16, 8}
 
 
 @settings(max_examples=12, deadline=None)
@@ -64,7 +73,7 @@ def test_no_overview_is_larger_than_its_budget(trace: Trace, budget: int) -> Non
 def test_a_poorer_plan_keeps_exact_rows_of_sampled_patches_and_sums_of_keys(trace: Trace) -> None:
     made = make_overview(trace, budget=200_000)
     kept, layer, reader = made.facts["plan"], made.facts["views"][0]["layers"][1], made.reader()
-    assert kept["rows"] == "marginal" and kept["patches"] is not None and any("every n-th patch" in said for said in kept["dropped"])
+    assert kept["rows"] == "marginal" and kept["patches"] is not None and any("every n-th" in said for said in kept["dropped"])
     p = trace.probabilities(1).values[0, 0][..., 1:].astype(np.float64)
     down, across = (np.arange(n) * (m // n) + (m // n) // 2 for n, m in zip(layer["row_grid"], (18, 20), strict=True))
     rows = p[:, :, down][:, :, :, across].reshape(4, 3, len(down), len(across), 9, 17)

@@ -79,6 +79,17 @@ def test_words_of_probes_are_those_of_word_map(tmp_path) -> None:
     assert np.isnan(made.reader().read("views/000/words_002_max")).all()
 
 
+def test_words_are_dropped_where_nothing_else_helps(tmp_path) -> None:
+    said = tuple(f"w{i}" for i in range(60))
+    text = Text("text", " ".join(said), said, tuple(Word(word, i, i + 1) for i, word in enumerate(said)))
+    layers = [reference_layer(f"unet.{i}.attn2", (16, 16), heads=1, reference=None, text=60) for i in range(3)]
+    trace = open_trace(synthetic_trace(tmp_path / "run.zarr", layers=layers, steps=3, texts=[text]).path)
+    made = make_overview(trace, budget=100_000)
+    assert made.nbytes <= 100_000 and "maps of words" in made.facts["plan"]["dropped"]
+    assert len(made.facts["views"][0]["words"]) == 60 and made.facts["views"][0]["layers"][0]["word_grid"] is None
+    assert not any("words" in path for path in made.reader().arrays)
+
+
 def test_frames_of_a_video_are_sampled(tmp_path) -> None:
     layers = [reference_layer(frames=12), reference_layer("unet.up_blocks.1.attentions.0.attn2", (8, 6), frames=6)]
     trace = synthetic_trace(tmp_path / "run.zarr", layers=layers, frames=24, steps=2, encoding="factors")
@@ -128,7 +139,7 @@ def test_what_is_not_known_is_absent(tmp_path) -> None:
     facts, reader = made.facts, made.reader()
     assert facts["trace"]["manifest"] is None and facts["trace"]["planned"] == 9 and facts["images"] == []
     assert facts["views"][0]["images"] == dict.fromkeys(("generated", "reference", "mask", "reference_mask"))
-    assert facts["views"][0]["layers"][1]["calls"] == [0, 2]
+    assert facts["views"][0]["layers"][1]["calls"] == [0, 2] and any("not called in every evaluation" in note for note in facts["notes"])
     assert "views/000/g2r_masked_000" not in reader and "views/000/truth" not in reader
     assert np.isnan(reader.read("views/000/r2g_001_max")[0]).all() and np.isfinite(reader.read("views/000/r2g_001_max")[1]).all()
     assert np.isnan(reader.read("views/000/rows_001_max")[0]).all() and np.isnan(reader.read("views/000/stats_001")[:2]).all()

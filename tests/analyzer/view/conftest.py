@@ -77,10 +77,10 @@ def serve() -> Iterator[Callable[[Find], Asker]]:
         yield lambda find: stack.enter_context(answering(find))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three traces and a broken one."""
-    root = tmp_path / "traces"
+    root = tmp_path_factory.mktemp("gallery") / "traces"
     root.mkdir()
     for seed in range(3):
         synthetic_trace(root / f"run{seed}.zarr", seed=seed, steps=2)

@@ -63,6 +63,7 @@ def test_a_budget_in_which_nothing_fits_is_said(made: Synthetic) -> None:
         open_trace(made.path).view(budget="1kB")
 
 
+@pytest.mark.torch  # nbconvert is where the developers' environment is
 def test_it_survives_nbconvert(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("nbconvert")

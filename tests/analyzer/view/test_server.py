@@ -120,6 +120,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
         ("at=1,1&heads=9", None),
         ("at=1,1&time=2", None),
         ("at=1,1&view=7", None),
+        ("at=1,1&view=0,1", "a question is of one view, got 0, 1"),
         ("token=16", None),
         ("token=-17", None),
         ("at=1,1&token=2", "a question is of one patch (at), one token, or one map (r2g, g2r)"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from webserver import serving
 
 from i2am.analyzer import open_trace, pack
 from i2am.analyzer.cli.commands import view as command
@@ -84,6 +85,16 @@ def test_a_zip_file_and_a_partial_trace(made: Synthetic, tmp_path: Path, capsys:
     part = synthetic_trace(tmp_path / "part.zarr", steps=2, planned=5, status="interrupted").path
     assert "--partial" in refused(capsys, part, "-o", tmp_path / "b.html")
     assert answer(capsys, part, "--partial", "-o", tmp_path / "b.html")["runs"][0]["times"] == 2
+
+
+def test_an_address_is_shown_without_what_may_be_a_key(made: Synthetic, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("aiohttp")
+    pack(made.path, tmp_path / "run.zarr.zip")
+    with serving(tmp_path) as web:
+        facts = answer(capsys, f"{web.address}/run.zarr.zip?signature=secret", "-o", tmp_path / "a.html")
+        assert facts["runs"][0]["path"] == f"{web.address}/run.zarr.zip"
+    assert b"secret" not in (tmp_path / "a.html").read_bytes()
+    assert answer(capsys, tmp_path / "run.zarr.zip", "-o", tmp_path / "b.html")["bytes"] == facts["bytes"]
 
 
 @pytest.mark.parametrize(
