@@ -49,7 +49,8 @@ laptop: $(LAPTOP)/installed wheel
 # The lowest versions that pyproject.toml allows: the tests of what calls other packages, one or more for each of them.
 lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/pytest -q -n auto -m analyzer tests/schema $(addprefix tests/analyzer/, aggregation cli/test_cli.py cli/test_terminal.py \
-		datasets/test_cluster.py evaluation maps metrics numerics output storage/test_address.py storage/test_object_store.py trace)
+		datasets/test_cluster.py evaluation figures maps metrics numerics output overview/test_group.py storage/test_address.py \
+		storage/test_object_store.py trace)
 
 # The same with another Python: `make next NEXT_PYTHON=python3.13`. What differs is the language, so a part of the tests will do.
 next: $(NEXT)/installed

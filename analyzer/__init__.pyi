@@ -17,6 +17,7 @@ from .heads.ranking import select_heads as select_heads
 from .heads.scores import head_accuracy as head_accuracy
 from .heads.scores import head_relevance as head_relevance
 from .heads.selective import selective_iou as selective_iou
+from .inspection.effects import open_effects as open_effects
 from .maps.attribution import g2r as g2r
 from .maps.attribution import r2g as r2g
 from .maps.attribution import sram as sram

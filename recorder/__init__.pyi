@@ -1,3 +1,8 @@
+from .intervention.pixels import alter_pixels as alter_pixels
+from .intervention.request import Intervention as Intervention
+from .intervention.running import check_determinism as check_determinism
+from .intervention.running import intervene as intervene
+from .intervention.running import intervening as intervening
 from .session.recording import record as record
 from .session.recording import recording as recording
 from .store.recovery import Sealed as Sealed

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -65,14 +66,18 @@ class Call:
         return next((output for output in known if output.takes(queries, self.query.shape[2])), None)
 
 
+Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Takes a call's values, (row, head or fewer, token, channel), and what it gave, (row, head, x, channel); gives what stands for that."""
+
+
 class Listener(Protocol):
     """Takes what is captured, in the order it happens."""
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A denoiser is about to run; whether its attention is wanted."""
 
-    def hear(self, call: Call) -> None:
-        """A chosen module attends."""
+    def hear(self, call: Call) -> Change | None:
+        """A chosen module attends; what is to be made of what it gives, None to leave it."""
 
     def end(self, root: str) -> None:
         """The denoiser ran through."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...schema.errors import UnsupportedModel
 from ...schema.messages import option
 from ..encoding.scores import default_scale
-from .call import Call, Listener
+from .call import Call, Change, Listener
 from .mode import Census, Mode
 from .modules import adapter_scale, is_self_attention, is_single_stream, other_attention, strip
 from .origins import FollowingMode
@@ -32,7 +32,7 @@ class Capture:
     `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
     what their projections made stands for it. `shapes_only` is for modules on the meta device, whose values cannot tell where they
     came from. `joins` is for pipelines that join a reference's features to those of self-attention. With `values` calls have their values,
-    and the projections that they go out through.
+    and the projections that they go out through, and may be told of only when they have been made: a listener cannot change them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Capture:
         self._listener = listener
         self._handles: list[Any] = []
         self._projections = Projections()
-        self._outputs = Outputs(self._is_wanted, listener.hear, self._gives) if values else None
+        self._outputs = Outputs(self._is_wanted, self._tell, self._gives) if values else None
         seen = self._attend, self._take_softmax if outside else None, None if self._outputs is None else self._outputs.take
         self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
@@ -156,7 +156,7 @@ class Capture:
     def _watch_resampler(self, path: str, adapter: int, module: nn.Module) -> None:
         def tell(query: Tensor, key: Tensor, scale: float) -> None:
             call = Call(path=path, projection="to_v", query=query, key=key, scale=scale, grid=(1, query.shape[2]), resampler=adapter)
-            self._listener.hear(call)
+            self._tell(call)
 
         self._handles += watch_resampler(module, self._is_wanted, tell)
 
@@ -209,8 +209,16 @@ class Capture:
         grid, around = self._grid(query.shape[2])
         own, known = self._projections.own, None if self._outputs is None else self._outputs.own.get(self._path)
         call = Call(path=self._path, projection="", query=query, key=key, scale=scale, mask=mask, grid=grid, around=around, own=own)
-        self._listener.hear(call if known is None else replace(call, value=self.factors.values(), outputs=(known,)))
+        self._tell(call if known is None else replace(call, value=self.factors.values(), outputs=(known,)))
         return True
+
+    def _tell(self, call: Call) -> None:
+        """Tell of attention that was read off projections, or of a call that has been made already: nothing can change these."""
+        if self._listener.hear(call) is not None:
+            raise UnsupportedModel(
+                f"{call.path} is read at its projections, not where it attends, so nothing can be changed there; choose other modules "
+                f"through {option('layers')}"
+            )
 
     def _gives(self, given: Any) -> bool:
         """Whether this is what the running module, which calls no attention that shows, takes of its values."""
@@ -238,7 +246,7 @@ class Capture:
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
-    ) -> None:
+    ) -> Callable[[Tensor], Tensor] | None:
         if is_causal:
             out = f"leave it out through {option('layers')}"
             raise UnsupportedModel(f"{self._path} attends causally, which no place of an image does; {out}")
@@ -262,7 +270,7 @@ class Capture:
             self._outputs.begin(call_key, gain, (query.shape[0], query.shape[1]))
         joined = self._joins and is_self_attention(module)
         if gain == 0 or (joined and key.shape[2] == query.shape[2]):
-            return
+            return None
         grid, around = self._grid(query.shape[2])
         call = Call(
             path=self._path,
@@ -281,11 +289,12 @@ class Capture:
             context=self._projections.input(projection),
             gain=gain,
         )
-        if self._outputs is None:
-            self._listener.hear(call)
-        else:
-            value = value if value.ndim == query.ndim else value.unflatten(0, (query.shape[0], -1))  # type: ignore[no-untyped-call]
+        value = value if value.ndim == query.ndim else value.unflatten(0, (query.shape[0], -1))  # type: ignore[no-untyped-call]
+        if self._outputs is not None:
             self._outputs.hear(call_key, replace(call, value=value))
+            return None
+        change = self._listener.hear(call)
+        return None if change is None else lambda output: _changed(change, call, value, output)
 
     def _grid(self, positions: int, path: str = "") -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""
@@ -297,6 +306,13 @@ class Capture:
 
 def _has_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return kwargs.get("encoder_hidden_states") is not None or (len(args) > 1 and args[1] is not None)
+
+
+def _changed(change: Change, call: Call, value: Tensor, output: Tensor) -> Tensor:
+    """What a call gives once it is changed, laid out as it was: outside diffusers its rows and heads may share an axis."""
+    rows, heads = call.query.shape[:2]
+    changed = change(value, output.reshape(rows, heads, *output.shape[-2:]))
+    return output.clone().copy_(changed.reshape(output.shape))
 
 
 def _size(tensor: Tensor) -> tuple[int, int]:

@@ -1,9 +1,9 @@
-"""Torch-function modes that show attention and softmax calls to a function, then run them."""
+"""Torch-function modes that show attention and softmax calls to a function, then run them, and let it change what attention gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,15 @@ ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
 PRODUCTS: Final = frozenset({"linear", "matmul", "__matmul__", "bmm", "baddbmm", "einsum", "softmax"})
 """What no module can attend without, under the names of torch's functions."""
 
+Attend: TypeAlias = Callable[..., Callable[[Tensor], Tensor] | None]
+"""Takes the arguments of an attention call; gives what makes another output of its output, or None to leave it."""
+
 
 class Mode(TorchFunctionMode):
     """Shows each attention call, and what a softmax is taken of, to a function, then runs it; what attention gave, to another."""
 
     def __init__(
-        self, attend: Callable[..., None], soften: Callable[[Tensor], None] | None = None, give: Callable[[Tensor], None] | None = None
+        self, attend: Attend, soften: Callable[[Tensor], None] | None = None, give: Callable[[Tensor], None] | None = None
     ) -> None:
         super().__init__()
         self._attend, self._soften, self._give = attend, soften, give
@@ -30,15 +33,17 @@ class Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is ATTENTION:
-            self._attend(*args, **kwargs)
-        elif self._soften is not None and (name := getattr(func, "__name__", "")) in PRODUCTS:
+            change = self._attend(*args, **kwargs)
+            output = func(*args, **kwargs)
+            output = output if change is None else change(output)
+            if self._give is not None:
+                self._give(output)
+            return output
+        if self._soften is not None and (name := getattr(func, "__name__", "")) in PRODUCTS:
             self.worked = True
             if name == "softmax":
                 self._soften(args[0] if args else kwargs["input"])
-        result = func(*args, **kwargs)
-        if func is ATTENTION and self._give is not None:
-            self._give(result)
-        return result
+        return func(*args, **kwargs)
 
 
 class Census:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from .mode import ATTENTION, Mode
+from .mode import ATTENTION, Attend, Mode
 
 Segments: TypeAlias = tuple[tuple[str, int], ...]
 """Projections and how many keys each made, in order."""
@@ -74,11 +74,7 @@ class FollowingMode(Mode):
     """A mode that follows tensors without numbers through what is made of them."""
 
     def __init__(
-        self,
-        attend: Callable[..., None],
-        soften: Callable[[Tensor], None] | None,
-        give: Callable[[Tensor], None] | None,
-        origins: Origins,
+        self, attend: Attend, soften: Callable[[Tensor], None] | None, give: Callable[[Tensor], None] | None, origins: Origins
     ) -> None:
         super().__init__(attend, soften, give)
         self._origins = origins

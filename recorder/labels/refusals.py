@@ -44,6 +44,15 @@ def refuse_hijack() -> None:
         )
 
 
+def refuse_other_models(model: Any) -> None:
+    """Raise UnsupportedModel for what is not built as diffusers pipelines are."""
+    if not denoisers(model) or not hasattr(model, "scheduler"):
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
+            'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
+        )
+
+
 def refuse_pipeline(pipeline: Any, keys: str, appended: bool = False) -> None:
     """Raise UnsupportedModel if this pipeline's reference never meets attention that can be seen, unless only text is wanted.
 

@@ -24,8 +24,8 @@ from ..outside.declaration import Declaration
 from ..outside.placement import DeclaredSites, arrange
 from ..plan.options import Options, select_layers
 from ..store.writer import Writer
+from .course import Labels, Placed
 from .provenance import model_record
-from .run import Labels, Placed
 
 MOST: Final = 1000
 """Evaluations of a run of which the caller does not say how many it makes."""

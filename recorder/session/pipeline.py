@@ -43,8 +43,8 @@ from ..plan.options import Options, read_probes, select_layers
 from ..probes.encoding import Probing
 from ..store.writer import Writer
 from ..text.readings import Stretch, Texts
+from .course import Course, Labels, Placed
 from .provenance import input_record, model_record, sampler_record
-from .run import Labels, Placed, Run
 
 PACKED_AXES: Final = 3
 """Of a latent whose places are tokens."""
@@ -232,7 +232,7 @@ class PipelineLabels(Labels):
         return {"model": self._model, "sampler": sampler_record(self._pipeline.scheduler, self._arguments), "inputs": self._inputs}
 
     @contextmanager
-    def watched(self, run: Run) -> Iterator[None]:
+    def watched(self, run: Course) -> Iterator[None]:
         """The scheduler's steps told to the run, and what the pipeline encodes and calls its passes read."""
         scheduler = self._pipeline.scheduler
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from ...schema.errors import InvalidInput, UnsupportedModel
+from ...schema.errors import InvalidInput
 from ...schema.messages import guess
 from ...schema.record import JSON
 from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
 from ..capture.hooks import Capture
-from ..capture.modules import denoisers, reads_features
+from ..capture.modules import reads_features
 from ..capture.wrapping import replaced
 from ..families import family_of
 from ..images.pictures import Picture, Window, generated_pictures
-from ..labels.refusals import refuse_hijack, refuse_pipeline
+from ..labels.refusals import refuse_hijack, refuse_other_models, refuse_pipeline
 from ..labels.rows import bind_arguments
 from ..labels.tokens import is_appended
 from ..outside.declaration import Declaration, declare
@@ -168,7 +168,9 @@ class Recording:
         check_output(self.path, self._options.overwrite)
         refuse_hijack()
         if self._declared is None:
-            self._check_pipeline()
+            refuse_other_models(self._model)
+            if family_of(self._model).longest_text is None:
+                refuse_pipeline(self._model, self._options.keys)
         with ExitStack() as stack:
             stack.enter_context(terminated())
             stack.callback(self._finish)
@@ -201,15 +203,6 @@ class Recording:
         except BaseException as failure:
             interrupt(self._run, self.path, failure)
             raise
-
-    def _check_pipeline(self) -> None:
-        if not denoisers(self._model) or not hasattr(self._model, "scheduler"):
-            raise UnsupportedModel(
-                f"{type(self._model).__name__} has no unet or transformer with a scheduler, as diffusers pipelines have; of "
-                'another model name the modules that denoise: denoisers={"unet": model.diffusion_model}'
-            )
-        if family_of(self._model).longest_text is None:
-            refuse_pipeline(self._model, self._options.keys)
 
     def _provenance(self) -> dict[str, JSON]:
         factors = self._capture.factors if self._capture is not None else None

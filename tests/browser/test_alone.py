@@ -83,3 +83,18 @@ def test_an_overview_that_is_cut_short_is_said(
     seen = visit(tmp_path / "cut.html", ready=False)
     seen.page.wait_for_selector("html[data-ready=failed]")
     assert said in seen.page.locator("#sentence").inner_text()
+
+
+def test_another_exported_page_becomes_run_b(planted: Path, video: Path, tmp_path: Path, visit: Callable) -> None:
+    seen = visit(planted)
+    page = seen.page
+    page.set_input_files("#file", planted)
+    page.wait_for_selector("#runs", state="visible")
+    page.keyboard.press("x")
+    assert page.evaluate("() => i2am.state.run") == "diff"
+    page.set_input_files("#file", video)
+    page.wait_for_selector("#apart:has-text('A and B cannot be laid over each other')")
+    (tmp_path / "other.html").write_text("<p>no overview")
+    page.set_input_files("#file", tmp_path / "other.html")
+    page.wait_for_selector("#apart:has-text('other.html cannot be compared with')")
+    assert (seen.requests, seen.errors) == ([], [])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from i2am.analyzer import open_trace, r2g
-from i2am.recorder import record
+from i2am.recorder import Intervention, check_determinism, intervene, record
 from pipelines import build
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")]
@@ -37,3 +37,12 @@ def test_both_encodings_give_the_same_maps(pipeline: tuple[Any, Any], tmp_path: 
         record(built, tmp_path / encoding, encoding=encoding, keys="reference", **call())
         maps[encoding] = r2g(open_trace(tmp_path / encoding)).to_numpy()
     np.testing.assert_allclose(maps["probabilities"], maps["factors"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["drop", "zero", "off"])
+def test_interventions_are_made_on_the_device(pipeline: tuple[Any, Any], kind: Any) -> None:
+    built, call = pipeline
+    plain = check_determinism(built, **call()).images
+    tokens = None if kind == "off" else [0, 5]
+    changed = intervene(built, Intervention(kind, group="reference", tokens=tokens), **call()).images
+    assert np.isfinite(changed).all() and not np.array_equal(changed, plain)

@@ -5,7 +5,7 @@ import { enlarge, panelInUse } from "./save.js";
 import { play } from "./time.js";
 
 const HELP = {
-  "← → ↑ ↓": "move the patch; on the reference, the token", Enter: "on the reference: who looked where the patch looked", "J K": "next, previous layer", "L H": "next, previous head", 0: "all layers and heads", "[ ]": "earlier, later", T: "all of time", Space: "play",
+  "← → ↑ ↓": "move the patch; on the reference, the token", Enter: "on the reference: who looked where the patch looked", "J K": "next, previous layer", "L H": "next, previous head", "0 ": "all layers and heads", "[ ]": "earlier, later", T: "all of time", Space: "play",
   "C R P": "copy, R2G, picture", "1 2 3 4": "tiles: look, copy, R2G, G2R", O: "heat or light", S: "smooth or cells", N: "each tile on its own scale", M: "outlines of masks", B: "the other run", X: "difference of the runs", F: "one panel full size", D: "dark or light", Esc: "let go",
 };
 const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -47,7 +47,7 @@ export function mountKeys(topToken) {
     else return;
     e.preventDefault();
   });
-  $("help").querySelector("dl").append(...Object.entries(HELP).flatMap(([keys, says]) => [el("dt", {}, keys.split(" ").map((key) => el("kbd", {}, key))), el("dd", {}, says)]));
+  $("help").querySelector("dl").append(...Object.entries(HELP).flatMap(([keys, says]) => [el("dt", {}, keys.trim().split(" ").map((key) => el("kbd", {}, key))), el("dd", {}, says)]));
   on("keys", { click: ACTS["?"] });
   for (const dialog of document.querySelectorAll("dialog")) dialog.addEventListener("click", (e) => { if (e.target === dialog) dialog.close(); });
 }

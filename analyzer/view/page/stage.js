@@ -1,9 +1,9 @@
 // The generated picture and its reference, side by side: what a patch looked at, and who looked at a token.
-import { $, cellUnder, el, on, percent, refill, setText, times } from "./dom.js";
+import { $, cellUnder, decimal, el, on, percent, refill, setText, times } from "./dom.js";
 import { drawLines, drawPicture, edges, fit, look, mark, overlay, ramp, swatch, table, write } from "./draw.js";
 import { frameOf } from "./data.js";
-import { copyOf, lookOf, mapOf, peakOf } from "./answers.js";
-import { greatest, mean, span, strongest } from "./lists.js";
+import { copyOf, lookOf, mapOf, peakOf, scoresOf } from "./answers.js";
+import { greatest, known, mean, span, strongest } from "./lists.js";
 import { cellAt, change, compares, page, point, sampled, state } from "./state.js";
 
 /** A map as times an even share, and one less another. */
@@ -21,7 +21,8 @@ function onPicture({ view, sel, column, word, ready }) {
   const { table: colours } = look;
   if (column) { const most = greatest(column.values); return { ...column, range: [0, most], legend: { low: "0", high: percent(most), unit: `of a patch's attention goes to this ${word === null ? "token" : "word"}`, colours } }; }
   const copied = state.under === "copy" && ready && copyOf(view, sel);
-  if (copied) return { ...copied, legend: { unit: "each patch in the mean colour of where it looked" } };
+  const match = copied && scoresOf(view, sel)?.copy;
+  if (copied) return { ...copied, legend: { unit: `each patch in the mean colour of where it looked${known(match) ? `; match with the painted colours ${decimal(match)} (our measure)` : ""}` } };
   if (state.under !== "r2g" || !view.maps) return null;
   const values = mapOf(view, "r2g", sel);
   if (!values) return { legend: { unit: "R2G of single heads was left out of this file" } };

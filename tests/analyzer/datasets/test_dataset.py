@@ -336,7 +336,7 @@ def test_masks_from_files_serve_every_trace(good: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("line", "code", "reason"),
     [
-        ("evaluate {good} -o table.txt", 2, "end it in .csv or .parquet"),
+        ("evaluate {good} -o table.txt", 2, "end it in .csv, .parquet or .tex"),
         ("evaluate {good} -o gone/table.csv", 2, "the folder gone does not exist"),
         ("evaluate {good} --metric nope", 2, "no metric 'nope'"),
         ("evaluate {good} --recipe nope", 2, "no recipe 'nope'"),

@@ -98,7 +98,7 @@ def test_the_command_prints_and_saves(two: tuple[Path, Path], tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (["-o", "diff.png"], "end it in .csv or .parquet"),
+        (["-o", "diff.png"], "end it in .csv, .parquet or .tex"),
         (["--metric", "imacs"], "there is no metric 'imacs'; did you mean imacs_"),
         (["--recipe", "none"], "there is no recipe 'none'"),
     ],
