@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import golden
 import numpy as np
 import pytest
 from golden import BRIGHT_PATCH, BRIGHT_TOKEN, GRIDS, REFERENCE
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
@@ -43,8 +48,8 @@ def coloured(export: Callable[..., Path]) -> Path:
     return export("golden", golden.GOLDEN)
 
 
-def brightest(page: object, canvas: str, grid: tuple[int, int], **box: float) -> tuple[int, ...]:
-    light = np.array(page.evaluate(LIGHT, [canvas, {"rows": grid[0], "columns": grid[1], **box}]))  # type: ignore[attr-defined]
+def brightest(page: Page, canvas: str, grid: tuple[int, int], **box: float) -> tuple[int, ...]:
+    light = np.array(page.evaluate(LIGHT, [canvas, {"rows": grid[0], "columns": grid[1], **box}]))
     assert light.max() > 1.2 * np.median(light)
     return tuple(int(i) for i in np.unravel_index(light.argmax(), light.shape))
 
@@ -53,18 +58,24 @@ AT = f"#at={BRIGHT_PATCH[0]},{BRIGHT_PATCH[1]}&theme=dark"
 TOKEN = BRIGHT_TOKEN[0] * REFERENCE[1] + BRIGHT_TOKEN[1]
 
 
-@pytest.mark.parametrize("chosen", ["", "&l=0", "&l=1&h=1", "&t=1", "&l=0&h=0&t=2", "&cells=1"])
-def test_the_patch_looks_at_its_corner(flat: Path, visit: Callable, chosen: str) -> None:
-    seen = visit(flat, fragment=AT + chosen)
-    assert brightest(seen.page, "ref", REFERENCE) == BRIGHT_TOKEN
+def go(page: Page, fragment: str) -> None:
+    """Follow a link to another state of the page."""
+    page.evaluate("(fragment) => { location.hash = fragment; }", AT + fragment)
+    page.wait_for_timeout(100)
 
 
-@pytest.mark.parametrize(
-    ("chosen", "layer"), [("&under=r2g", 0), ("&under=r2g&l=1", 1), (f"&token={TOKEN}", 0), (f"&token={TOKEN}&l=0&h=1&t=0", 0)]
-)
-def test_the_corner_is_looked_at_by_its_patch(flat: Path, visit: Callable, chosen: str, layer: int) -> None:
-    seen = visit(flat, fragment=AT + chosen)
-    assert brightest(seen.page, "gen", GRIDS[layer]) == BRIGHT_PATCH
+def test_the_patch_looks_at_its_corner(flat: Path, visit: Callable) -> None:
+    page = visit(flat, fragment=AT).page
+    for chosen in ("", "&l=0", "&l=1&h=1", "&t=1", "&l=0&h=0&t=2", "&cells=1"):
+        go(page, chosen)
+        assert brightest(page, "ref", REFERENCE) == BRIGHT_TOKEN, chosen
+
+
+def test_the_corner_is_looked_at_by_its_patch(flat: Path, visit: Callable) -> None:
+    page = visit(flat, fragment=AT).page
+    for chosen, layer in (("&under=r2g", 0), ("&under=r2g&l=1", 1), (f"&token={TOKEN}", 0), (f"&token={TOKEN}&l=0&h=1&t=0", 0)):
+        go(page, chosen)
+        assert brightest(page, "gen", GRIDS[layer]) == BRIGHT_PATCH, chosen
 
 
 def test_a_click_chooses_what_lies_there(flat: Path, visit: Callable) -> None:
@@ -75,13 +86,13 @@ def test_a_click_chooses_what_lies_there(flat: Path, visit: Callable) -> None:
         assert page.evaluate(f"() => i2am.state.{found}") == ([*cell] if found == "at" else cell[0] * grid[1] + cell[1])
 
 
-@pytest.mark.parametrize("kind", ["look", "r2g", "g2r"])
-@pytest.mark.parametrize(("layer", "head"), [(0, None), (0, 1), (1, 0)])
-def test_tiles_lie_as_the_pictures_do(flat: Path, visit: Callable, kind: str, layer: int, head: int | None) -> None:
-    seen = visit(flat, fragment=f"{AT}&tiles={kind}")
-    box = seen.page.evaluate("([layer, head]) => i2am.tile(layer, head)", [layer, head])
-    grid, cell = (GRIDS[layer], BRIGHT_PATCH) if kind == "r2g" else (REFERENCE, BRIGHT_TOKEN)
-    assert brightest(seen.page, "lattice", grid, **box) == cell
+def test_tiles_lie_as_the_pictures_do(flat: Path, visit: Callable) -> None:
+    page = visit(flat, fragment=AT).page
+    for kind, (layer, head) in itertools.product(("look", "r2g", "g2r"), ((0, None), (0, 1), (1, 0))):
+        go(page, f"&tiles={kind}")
+        box = page.evaluate("([layer, head]) => i2am.tile(layer, head)", [layer, head])
+        grid, cell = (GRIDS[layer], BRIGHT_PATCH) if kind == "r2g" else (REFERENCE, BRIGHT_TOKEN)
+        assert brightest(page, "lattice", grid, **box) == cell, (kind, layer, head)
 
 
 def test_copied_colours_lie_where_they_were_looked_for(coloured: Path, visit: Callable) -> None:

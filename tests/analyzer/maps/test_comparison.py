@@ -144,7 +144,7 @@ def test_the_command_prints_the_table_and_writes_maps(
     ("compare {t} --recipe i2am", 2, "--recipes says which methods"),
     ("compare {t} --set clamp=no", 2, "--recipes says which methods"),
     ("compare {t} --g2r --at 1,2", 2, "say which maps"),
-    ("compare {t} -o maps.npy", 2, "end it in .png, .nc or .zarr"),
+    ("compare {t} -o maps.npy", 2, "end it in .png, .nc, .zarr, .csv, .parquet or .tex"),
     ("map {t} --r2g --set clamp", 2, "'clamp' changes nothing; write field=value"),
     ("map {t} --r2g --set clmp=no", 2, "no field 'clmp'; did you mean clamp"),
     ("map {t} --r2g --tokens 1", 2, "say which map"),
