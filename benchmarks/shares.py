@@ -21,6 +21,7 @@ SAMPLING = (
     ("labels: step, branch, layer, keys", run.Run, ("begin", "hear", "close_evaluation", "end")),
     ("labels: step, branch, layer, keys", capture.Capture, ("_attend",)),
     ("encode: softmax, log-sum-exps, rounding", run, ("encode_scores", "sum_rows")),
+    ("norms of values", run, ("value_norms",)),
     ("copy off the device", transfer.Outbox, ("block",)),
     ("wait for the queue", workers.Workers, ("submit",)),
     ("wait for the last writes", workers.Workers, ("drain", "close")),
@@ -28,7 +29,7 @@ SAMPLING = (
 )
 WRITING = (
     # The same in the threads that write.
-    ("hash keys", writer.Writer, ("_place_key",)),
+    ("hash keys", writer.Writer, ("_place",)),
     ("compress and write", storage.Storage, ("write_block",)),
     ("sync", storage, ("_sync", "sync_folder")),
     ("sync", storage.Storage, ("settle",)),

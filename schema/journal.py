@@ -81,11 +81,14 @@ class Step:
     """Layer position -> worst share of a token's column that the encoding changed."""
     files: FileSums = field(default_factory=dict)
     """Everything that became durable with this step."""
+    value_step: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """The same as `key_step`, of values or their norms; left out of the line where there are none."""
 
 
 def encode_line(entry: Step) -> str:
     """One journal line, newline included, that carries its own checksum."""
-    text = canonical({**dataclasses.asdict(entry), "files": _plain(entry.files)})
+    fields = {name: value for name, value in dataclasses.asdict(entry).items() if name != "value_step" or value}
+    text = canonical({**fields, "files": _plain(entry.files)})
     return f'{{"crc32":"{_checksum(text)}","entry":{text}}}\n'
 
 
@@ -120,7 +123,8 @@ def bounds_of(trace: TraceRecord) -> Bounds:
     """How large the ledgers of a trace can be."""
     plans = layout(trace)
     files = sum(plan.files for plan in plans) + len(plans) + len(trace.layers) + 6
-    tables = max(trace.steps, 1) * (12 + len(trace.layers) * (4 + trace.samples * (1 + len(trace.branches))))
+    many = len(trace.layers) + sum(layer.values != "none" for layer in trace.layers)
+    tables = max(trace.steps, 1) * (12 + many * (4 + trace.samples * (1 + len(trace.branches))))
     return Bounds(files, sum(plan.files * plan.chunks_a_file for plan in plans), tables)
 
 
@@ -130,6 +134,7 @@ def require_bounded(trace: TraceRecord) -> None:
     Raises   InvalidInput
     """
     lengths = [n for layer in trace.layers for n in (layer.model_heads, layer.head_dim, layer.tokens, layer.probe_tokens, *layer.places)]
+    lengths += [n for layer in trace.layers for n in (layer.value_dim, layer.output_dim)]
     calls = trace.samples * len(trace.branches) * max(trace.steps, 1) * max(len(trace.layers), 1)
     pixels = [max(image.frames, 1) * image.height * image.width * image.channels for image in trace.images]
     # Plans are made only of what these allow.
@@ -168,6 +173,22 @@ def decode_lines(text: str | bytes, bounds: Bounds = UNBOUNDED) -> list[Step]:
                 break
             raise
     return entries
+
+
+def table_of(entries: Sequence[Step], name: str, layer: int, samples: int, branches: int) -> NDArray[np.int32]:
+    """A layer's table of the step whose block serves each step: `key_step` or `value_step`, -1 where the call is absent.
+
+    Dims     (sample, branch, step)
+    Raises   CorruptTrace for a table of other samples or branches
+    """
+    found = np.full((samples, branches, len(entries)), -1, np.int32)
+    for step, entry in enumerate(entries):
+        table = getattr(entry, name).get(str(layer))
+        if table is not None:
+            if len(table) != samples or any(len(row) != branches for row in table):
+                raise CorruptTrace(f"{JOURNAL}, line {step + 1}, has no {name} for layer {layer} of {samples} x {branches} calls")
+            found[:, :, step] = table
+    return found
 
 
 def steps_of(entries: Sequence[Step]) -> dict[str, NDArray[Any]]:

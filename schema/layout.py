@@ -40,6 +40,15 @@ CONVENTION: Final = {
 STEP: Final = 2
 """The step axis of recorded arrays: after sample and branch."""
 
+ONCE: Final = {"key": "key_step", "value": "value_step", "value_norm": "value_step"}
+"""Arrays that are stored once while they do not change, and the table of the step whose block serves each step."""
+
+SERVES: Final = "position on the step axis where this step's {} lies; -1 where the call is absent"
+PROBE_KEY: Final = "key of each probe's tokens; the same at every step"
+OUTPUT: Final = "output projection, the part that takes this head's channels; the same at every step"
+VALUE: Final = "value; at each step read the step named by value_step"
+VALUE_NORM: Final = "norm of a token's value through a head of the output projection; at each step read the step named by value_step"
+
 _ITEMSIZE: Final = {"float16": 2, "float32": 4, "float64": 8, "int8": 1, "int32": 4, "uint8": 1, "bool": 1}
 
 
@@ -127,20 +136,35 @@ def layout(trace: TraceRecord) -> tuple[ArrayPlan, ...]:
 
 def layer_layout(trace: TraceRecord, index: int) -> tuple[ArrayPlan, ...]:
     """The arrays of one layer: the data of its encoding, then its coordinates."""
-    return (*data_plans(trace, index).values(), *_coordinates(trace, trace.layers[index], layer_path(index)))
+    return (*data_plans(trace, index).values(), *_coordinates(trace, index))
 
 
 def data_plans(trace: TraceRecord, index: int) -> dict[str, ArrayPlan]:
     """The arrays of one layer that are written step by step, by name."""
     layer, root = trace.layers[index], layer_path(index)
     plans = _probabilities(trace, layer, root) if layer.encoding == "probabilities" else _factors(trace, layer, root)
+    plans += _values(trace, layer, root)
     return {plan.path.rsplit("/", 1)[1]: plan for plan in plans}
 
 
-def probe_layout(trace: TraceRecord, index: int) -> ArrayPlan | None:
-    """The array of a layer that is written with the layer itself, since no step changes it: the keys of its probes, if it has any."""
-    layer = trace.layers[index]
-    return _probe_key(trace, layer, layer_path(index)) if layer.probes else None
+def step_tables(layer: Layer) -> tuple[str, ...]:
+    """Names of a layer's tables of the step whose block serves each step."""
+    keys, values = layer.encoding == "factors", layer.values != "none"
+    return (*(["key_step"] if keys else []), *(["value_step"] if values else []))
+
+
+def fixed_layout(trace: TraceRecord, index: int) -> dict[str, ArrayPlan]:
+    """The arrays of a layer that are written with the layer itself, since no step changes them, by name: the keys of its probes, and
+    its output projection."""
+    layer, root = trace.layers[index], layer_path(index)
+    plans: dict[str, ArrayPlan] = {}
+    if layer.probes:
+        shape: tuple[int, ...] = (layer.heads, layer.probe_tokens, layer.head_dim)
+        plans["probe_key"] = _fixed(trace, layer, f"{root}/probe_key", ("probe_token", "channel"), shape, PROBE_KEY)
+    if layer.values == "full":
+        shape = (layer.heads, layer.value_dim, layer.output_dim)
+        plans["output"] = _fixed(trace, layer, f"{root}/output", ("value_channel", "output_channel"), shape, OUTPUT)
+    return plans
 
 
 def step_layout(steps: int, layers: int) -> list[ArrayPlan]:
@@ -232,6 +256,14 @@ def _factors(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
     return [*plans, _query_lse(trace, layer, root)] if layer.partial_keys else plans
 
 
+def _values(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
+    if layer.values == "full":
+        dims, cell = ("token", "value_channel"), (layer.tokens, layer.value_dim)
+        return [_blocks(trace, layer, f"{root}/value", layer.factor_dtype, dims, cell, {"long_name": VALUE})]
+    plan = _blocks(trace, layer, f"{root}/value_norm", "float32", ("token",), (layer.tokens,), {"long_name": VALUE_NORM})
+    return [plan] if layer.values == "norms" else []
+
+
 def _query_lse(trace: TraceRecord, layer: Layer, root: str) -> ArrayPlan:
     attributes = {"long_name": "logsumexp of scores over all keys of the call", "coordinates": "timestep"}
     return _blocks(trace, layer, f"{root}/query_lse", "float32", _axes(layer), layer.places, attributes)
@@ -280,7 +312,9 @@ def _split(length: int, most: int) -> int:
     return max(n for pair in small for n in (pair, length // pair) if n <= max(1, most))
 
 
-def _coordinates(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
+def _coordinates(trace: TraceRecord, index: int) -> list[ArrayPlan]:
+    layer, root = trace.layers[index], layer_path(index)
+
     def column(name: str, dim: str, length: int, dtype: str, fill: float | int, attributes: dict[str, Any]) -> ArrayPlan:
         return ArrayPlan(f"{root}/{name}", (dim,), (length,), dtype, (max(length, 1),), fill=fill, attributes=attributes)
 
@@ -297,38 +331,20 @@ def _coordinates(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]
         plans.append(column("frame", "frame", layer.frames, "float64", nan, meaning))
     if layer.head_numbers:
         plans.append(column("head", "head", layer.heads, "int32", -1, {"long_name": "number of the head in the model, from 0"}))
-    if layer.probes:
-        plans.append(_probe_key(trace, layer, root))
+    plans += fixed_layout(trace, index).values()
     shape = (trace.samples, len(trace.branches), trace.steps)
-    if trace.chunk_steps > 1:
-        meaning = {"long_name": "whether the call happened"}
+
+    def table(name: str, dtype: str, fill: int | bool, meaning: str) -> ArrayPlan:
         whole = tuple(max(n, 1) for n in shape)
-        plans.append(ArrayPlan(f"{root}/called", ("sample", "branch", "step"), shape, "bool", whole, fill=False, attributes=meaning))
-    if layer.encoding == "factors":
-        meaning = {"long_name": "position on the step axis where this step's key lies; -1 where the call is absent"}
-        plans.append(
-            ArrayPlan(
-                f"{root}/key_step",
-                ("sample", "branch", "step"),
-                shape,
-                "int32",
-                tuple(max(n, 1) for n in shape),
-                fill=-1,
-                attributes=meaning,
-            )
-        )
-    return plans
+        return ArrayPlan(f"{root}/{name}", ("sample", "branch", "step"), shape, dtype, whole, fill=fill, attributes={"long_name": meaning})
+
+    if trace.chunk_steps > 1:
+        plans.append(table("called", "bool", False, "whether the call happened"))
+    return plans + [table(name, "int32", -1, SERVES.format(name.removesuffix("_step"))) for name in step_tables(layer)]
 
 
-def _probe_key(trace: TraceRecord, layer: Layer, root: str) -> ArrayPlan:
-    shape = (layer.heads, layer.probe_tokens, layer.head_dim)
-    return ArrayPlan(
-        f"{root}/probe_key",
-        ("head", "probe_token", "channel"),
-        shape,
-        layer.factor_dtype,
-        (1, *shape[1:]),
-        fill=math.nan,
-        codec=trace.codec,
-        attributes={"long_name": "key of each probe's tokens; the same at every step"},
-    )
+def _fixed(trace: TraceRecord, layer: Layer, path: str, dims: tuple[str, str], shape: tuple[int, ...], meaning: str) -> ArrayPlan:
+    """An array of one chunk a head."""
+    chunk = (1, *shape[1:])
+    attributes = {"long_name": meaning}
+    return ArrayPlan(path, ("head", *dims), shape, layer.factor_dtype, chunk, fill=math.nan, codec=trace.codec, attributes=attributes)

@@ -15,11 +15,13 @@ from .text import Text
 Softmax: TypeAlias = Literal["generated", "keys"]
 
 Encoding: TypeAlias = Literal["probabilities", "factors"]
+Values: TypeAlias = Literal["none", "norms", "full"]
 Role: TypeAlias = Literal["text", "reference", "self"]
 ImageRole: TypeAlias = Literal["generated", "reference", "mask", "reference_mask", "input"]
 Status: TypeAlias = Literal["recording", "interrupted", "complete"]
 
 ENCODINGS: Final[tuple[Encoding, ...]] = ("probabilities", "factors")
+VALUES: Final[tuple[Values, ...]] = ("none", "norms", "full")
 ROLES: Final[tuple[Role, ...]] = ("text", "reference", "self")
 IMAGE_ROLES: Final[tuple[ImageRole, ...]] = ("generated", "reference", "mask", "reference_mask", "input")
 STATUSES: Final[tuple[Status, ...]] = ("recording", "interrupted", "complete")
@@ -107,6 +109,16 @@ class Layer:
     column_mass_lost: float = 0.0
     """Worst |1 - sum over x| of one token's G column as decoded, over all that was recorded: what the encoding lost or added."""
 
+    values: Values = "none"
+    """What is kept of the values: `norms` of what each gives through a head of the output projection, or in `full` themselves and it."""
+    value_dim: int = 0
+    """Channels of a value, where values are kept in full."""
+    output_dim: int = 0
+    """Channels of the module's output, where values are kept in full."""
+    gain: float = 1.0
+    """What the model multiplies what this call gives with before its output projection, such as an IP-Adapter's scale; norms have it in
+    them."""
+
     def __post_init__(self) -> None:
         require(bool(self.path) and self.path.isprintable(), f"a layer needs a module path of plain characters, not {self.path!a}")
         for name in ("heads", "head_dim", "tokens"):
@@ -122,6 +134,12 @@ class Layer:
         require(
             self.factor_dtype in FACTOR_DTYPES,
             f"layer {self.path}: factors cannot be {self.factor_dtype}; they are {' or '.join(FACTOR_DTYPES)}",
+        )
+        require(self.values in VALUES, f"layer {self.path}: values {self.values!r}; they are kept as {', '.join(VALUES)}")
+        sizes, full = (self.value_dim, self.output_dim), self.values == "full"
+        require(
+            (min(sizes) > 0) if full else (sizes == (0, 0) and self.gain == 1),
+            f"layer {self.path}: values {self.values} with channels {sizes} and gain {self.gain}; only full ones have them, and then both",
         )
         require(
             self.call_tokens == 0 or self.call_tokens >= self.tokens,
@@ -235,6 +253,8 @@ class Codec:
 
 LATER: Final = {"chunk_steps": 1}
 """Fields of the record that came after the first release, and what they say where they are left out."""
+LATER_LAYER: Final = {"values": "none", "value_dim": 0, "output_dim": 0, "gain": 1.0}
+"""Those of a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +313,7 @@ class TraceRecord:
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON; fields that came after the first release are left out where they say nothing."""
         document = cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
-        return {name: value for name, value in document.items() if name not in LATER or value != LATER[name]}
+        return _told({**document, "layers": [_told(layer, LATER_LAYER) for layer in document["layers"]]}, LATER)
 
     @classmethod
     def from_json(cls, doc: JSON) -> Self:
@@ -308,6 +328,10 @@ class TraceRecord:
                 "Open it with the release that wrote it, or upgrade: pip install --upgrade i2am"
             )
         return decode(cls, doc, "the trace record")
+
+
+def _told(document: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name not in later or value != later[name]}
 
 
 def _plain(value: Any) -> Any:

@@ -47,10 +47,16 @@ def sum_calls(index: int, calls: Calls, at: tuple[int, int], steps: Steps) -> li
             rows, columns = each.generated.sum(0, dtype=np.float64), each.token[0].astype(np.float64)
             if not columns.all():
                 columns = _unhide(calls, (*at, step), columns)
-            found.append(CallSums(index, (*at, step), _ends(rows), _ends(columns)))
+            found.append(CallSums(index, (*at, step), _ends(rows), _ends(columns), _look_at_norms(calls, at, step)))
     except CorruptTrace as error:
         found.append(CallSums(index, (*at, steps[0]), (np.nan, np.nan), (np.nan, np.nan), str(error)))
     return found
+
+
+def _look_at_norms(calls: Calls, at: tuple[int, int], step: int) -> str:
+    """What is wrong with a call's norms of values; nothing where it has none."""
+    norms = calls.arrays["value_norm"].part(at, [step]) if "value_norm" in calls.arrays else np.zeros(1)
+    return "" if (norms >= 0).all() else f"step {step}: norms of values are negative, or no numbers"
 
 
 def _ends(values: NDArray[np.float64]) -> tuple[float, float]:

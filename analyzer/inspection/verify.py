@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...schema.codec import MANTISSA
 from ...schema.errors import CorruptTrace, NoAnswer, TraceError
 from ...schema.journal import MANIFEST_VERSIONS, Bounds, FileSum, FileSums, bounds_of, decode_lines, decode_manifest, encode_manifest
-from ...schema.layout import JOURNAL, MANIFEST, ROOT, STEP, data_plans
+from ...schema.layout import JOURNAL, MANIFEST, ROOT, STEP, data_plans, fixed_layout
 from ..progress import hidden
 from ..storage.location import Location, locate
 from ..storage.storage import Listing, Storage
@@ -238,12 +238,14 @@ def _check_file(root: Storage, name: str, expected: FileSum) -> list[Finding]:
 
 def _check_tables(trace: Trace) -> list[Finding]:
     """Chunks of arrays other than calls, which the ledger sums too."""
-    calls = {plan.path for index in range(len(trace.layers)) for plan in data_plans(trace.record, index).values()}
+    layers = range(len(trace.layers))
+    calls = {plan.path for index in layers for plan in data_plans(trace.record, index).values()}
+    fixed = {plan.path for index in layers for plan in fixed_layout(trace.record, index).values()}
     wrong = []
     for path, files in trace.arrays.items():
         try:
             if path not in calls:
-                (read_heads if path.endswith("/probe_key") else read_table)(trace.storage, files)
+                (read_heads if path in fixed else read_table)(trace.storage, files)
         except CorruptTrace as error:
             wrong.append(Finding(path, str(error)))
     return wrong

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ...schema.errors import CorruptTrace
 from ...schema.journal import FileSum, FileSums
-from ...schema.layout import MANIFEST, ROOT, data_plans, documents, image_layout, layout, probe_layout
+from ...schema.layout import MANIFEST, ROOT, data_plans, documents, fixed_layout, image_layout, layout
 from ...schema.trace import TraceRecord
 from ..progress import hidden
 from ..storage.location import Location, describe_location, settle
@@ -71,10 +71,7 @@ def copy(path: Location | Storage, out: Location, *, overwrite: bool = False, pr
 
 def in_order(record: TraceRecord, sums: FileSums) -> list[str]:
     """Files as they lie in an archive: attention layer by layer, pictures, then all that opening the trace reads, the root last."""
-    attention = []
-    for index in range(len(record.layers)):
-        probes = probe_layout(record, index)
-        attention += [*data_plans(record, index).values(), *([probes] if probes else [])]
+    attention = [plan for i in range(len(record.layers)) for plan in (*data_plans(record, i).values(), *fixed_layout(record, i).values())]
     pictures = [image_layout(image) for image in record.images]
     first = {plan.path for plan in (*attention, *pictures)}
     tables = [plan for plan in layout(record) if plan.path not in first]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...schema.codec import MANTISSA, decode_probability, encode_probability
 from ...schema.errors import InvalidInput
-from ...schema.layout import layer_path
+from ...schema.layout import ONCE, layer_path, step_tables
 from ...schema.trace import Layer
 from ..store.chunks import read_heads
 from ..store.validation import Contents
@@ -56,21 +56,22 @@ class Origin:
         return found
 
     @cached_property
-    def key_step(self) -> NDArray[np.int32]:
-        """Dims (sample, branch, step): the first step at which a call's key serves, -1 where the call is absent."""
-        table = self.contents.key_steps[self.index]
-        assert table is not None  # only factors have keys
-        given, found = table[:, :, list(self.steps)], np.full(self.called.shape, -1, np.int32)
-        for at in np.ndindex(found.shape[:2]):
-            for step in np.flatnonzero(self.called[at]):
-                found[at][step] = np.argmax((given[at] == given[at][step]) & self.called[at])
-        return found
+    def serving(self) -> dict[str, NDArray[np.int32]]:
+        """By name of the table, (sample, branch, step): the first step whose block serves a call, -1 where the call is absent."""
+        tables = {}
+        for name in step_tables(self.layer):
+            given = self.contents.serving[self.index][name][:, :, list(self.steps)]
+            tables[name] = found = np.full(self.called.shape, -1, np.int32)
+            for at in np.ndindex(found.shape[:2]):
+                for step in np.flatnonzero(self.called[at]):
+                    found[at][step] = np.argmax((given[at] == given[at][step]) & self.called[at])
+        return tables
 
     def stored(self, name: str) -> NDArray[np.bool_]:
-        """Dims (sample, branch, step): whether an array has numbers there; a key is stored once while it does not change."""
-        if name != "key":
+        """Dims (sample, branch, step): whether an array has numbers there; a key, or a value, is stored once while it does not change."""
+        if name not in ONCE:
             return self.called
-        found: NDArray[np.bool_] = self.key_step == np.arange(len(self.steps))
+        found: NDArray[np.bool_] = self.serving[ONCE[name]] == np.arange(len(self.steps))
         return found
 
     def take(self, name: str, dtype: str, at: At, steps: Sequence[int], rows: slice) -> NDArray[Any]:
@@ -108,22 +109,21 @@ class Origin:
 
     def coordinate(self, name: str) -> NDArray[Any]:
         """A small array of the new layer."""
-        match name:
-            case "called":
-                return self.called
-            case "key_step":
-                return self.key_step
-            case "head":
-                return np.array(self.layer.head_numbers, np.int32)
+        if name in self.serving:
+            return self.serving[name]
+        if name == "called":
+            return self.called
+        if name == "head":
+            return np.array(self.layer.head_numbers, np.int32)
         found = self.contents.table(f"{layer_path(self.index)}/{name}")
         return found[list(self.steps)] if name in ("step", "timestep") else found
 
-    def probe_key(self) -> NDArray[Any]:
-        """Keys of the layer's probes.
+    def fixed(self, name: str) -> NDArray[Any]:
+        """An array that no step changes: keys of the layer's probes, or its output projection.
 
-        Dims     (head, probe token, channel)
+        Dims     (head, ...)
         """
-        files = self.contents.arrays[f"{layer_path(self.index)}/probe_key"]
+        files = self.contents.arrays[f"{layer_path(self.index)}/{name}"]
         return cast_factors(read_heads(self.contents.storage, files)[list(self.heads)], self.layer.factor_dtype, self.layer)
 
 

@@ -29,6 +29,7 @@ from ...schema.layout import (
     ArrayPlan,
     data_plans,
     documents,
+    fixed_layout,
     layer_layout,
     layer_path,
     layout,
@@ -98,9 +99,8 @@ def rewrite(target: Target, source: Contents, record: TraceRecord, origins: Sequ
                 tell(job_bytes(done.job))
             worst = max((float(np.abs(1 - column).max()) for column in columns.values()), default=origin.layer.column_mass_lost)
             lost.append(min(1.0, worst) if math.isfinite(worst) else 1.0)
-            for plan in layer_layout(record, index):
-                if plan.path.endswith("/probe_key"):
-                    add(whole(plan, origin.probe_key()))
+            for name, plan in fixed_layout(record, index).items():
+                add(whole(plan, origin.fixed(name)))
         layers = tuple(dataclasses.replace(layer, column_mass_lost=share) for layer, share in zip(record.layers, lost, strict=True))
         record = dataclasses.replace(record, layers=layers)
         plans = {plan.path: plan for plan in layout(record)}
@@ -181,11 +181,11 @@ def data_bytes(record: TraceRecord, origins: Sequence[Origin]) -> int:
 
 
 def tables(source: Contents, record: TraceRecord, origins: Sequence[Origin]) -> dict[str, NDArray[Any]]:
-    """Every array that is neither attention nor picture nor key of a probe, by path."""
+    """Every array that is neither attention nor picture nor fixed with its layer, by path."""
     steps = list(origins[0].steps) if origins else list(range(record.steps))
     found: dict[str, NDArray[Any]] = {}
     for index, origin in enumerate(origins):
-        data = {*data_plans(record, index), "probe_key"}
+        data = {*data_plans(record, index), *fixed_layout(record, index)}
         for name in (plan.path.rsplit("/", 1)[1] for plan in layer_layout(record, index)):
             if name not in data:
                 found[f"{layer_path(index)}/{name}"] = origin.coordinate(name)

@@ -56,6 +56,11 @@ class Blocks:
         return (*self.where.shape, *self.plan.shape[LEADING:])
 
     @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.plan.shape)
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """As stored."""
         return np.dtype(self.plan.dtype)

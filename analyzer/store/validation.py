@@ -16,22 +16,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace, IncompleteTrace, InvalidInput
-from ...schema.journal import FileSum, FileSums, Step, bounds_of, decode_lines, decode_manifest, present_of, require_bounded, steps_of
+from ...schema.journal import (
+    FileSum,
+    FileSums,
+    Step,
+    bounds_of,
+    decode_lines,
+    decode_manifest,
+    present_of,
+    require_bounded,
+    steps_of,
+    table_of,
+)
 from ...schema.layout import (
     JOURNAL,
     MANIFEST,
+    ONCE,
     ROOT,
     STEP,
     ArrayPlan,
     data_plans,
     documents,
+    fixed_layout,
     image_layout,
     layer_path,
     layout,
-    probe_layout,
     record_sum,
     root_document,
     step_layout,
+    step_tables,
 )
 from ...schema.messages import option, plain
 from ...schema.trace import TraceRecord
@@ -60,8 +73,8 @@ class Contents:
     """By path, the files of every array."""
     call_steps: tuple[NDArray[np.int32], ...]
     """Per layer, (sample, branch, step): the step position on disk, -1 where absent."""
-    key_steps: tuple[NDArray[np.int32] | None, ...]
-    """Per layer of encoding `factors`, (sample, branch, step): the step position whose key serves."""
+    serving: tuple[dict[str, NDArray[np.int32]], ...]
+    """Per layer, by name (`key_step` of factors, `value_step`), (sample, branch, step): the step position whose block serves."""
 
     @property
     def path(self) -> Path | str:
@@ -76,8 +89,7 @@ class Contents:
 
     def blocks(self, layer: int, name: str) -> Blocks:
         """A recorded array of a layer, such as `probability` or `key`, as it is stored."""
-        where = self.key_steps[layer] if name == "key" else self.call_steps[layer]
-        assert where is not None  # only layers with factors have keys, and inspect read their key_step
+        where = self.serving[layer][ONCE[name]] if name in ONCE else self.call_steps[layer]
         files = self.arrays[f"{layer_path(layer)}/{name}"]
         return Blocks(self.storage, files, where, self.record.layers[layer].name)
 
@@ -160,12 +172,11 @@ def _complete(root: Storage, record: TraceRecord, document: dict[str, Any]) -> C
         require_equal(root, f"{folder}/{ROOT}", found[f"{folder}/{ROOT}"], expected)
     *columns, present = (read_table(root, arrays[plan.path]) for plan in step_layout(record.steps, len(record.layers)))
     steps = dict(zip(("evaluation", "timestep", "sigma", "scheduler_step"), columns, strict=True))
-    keys = tuple(
-        read_table(root, arrays[f"{layer_path(i)}/key_step"]) if layer.encoding == "factors" else None
-        for i, layer in enumerate(record.layers)
+    serving = tuple(
+        {name: read_table(root, arrays[f"{layer_path(i)}/{name}"]) for name in step_tables(layer)} for i, layer in enumerate(record.layers)
     )
     lost = tuple(layer.column_mass_lost for layer in record.layers)
-    return _contents(root, record, steps, present, lost, arrays, keys)
+    return _contents(root, record, steps, present, lost, arrays, serving)
 
 
 def _partial(root: Storage, record: TraceRecord, document: dict[str, Any], entries: list[Step]) -> Contents:
@@ -178,15 +189,16 @@ def _partial(root: Storage, record: TraceRecord, document: dict[str, Any], entri
     if listing is not None and listing.links:
         raise CorruptTrace(f"{next(iter(listing.links))} in the unfinished trace {root} is a link; copy it with its links resolved: cp -rL")
     require_files(root, files, listing)
-    # The root names pictures, and layers with their probes, only once they are on disk.
-    early = [*(image_layout(image) for image in record.images), *_probe_plans(record)]
+    # The root names pictures, and layers with their fixed arrays, only once they are on disk.
+    early = [*(image_layout(image) for image in record.images), *_fixed_plans(record)]
     for name in (name for plan in early for name in plan.file_names if name not in files):  # older journals do not list them
         require_known(root, [] if root.has(name) else [name])
         files[name] = FileSum(root.size(name), "")
     layers = len(record.layers)
     lost = tuple(max([0.0, *(entry.lost.get(str(index), 0.0) for entry in entries)]) for index in range(layers))
-    keys = tuple(_journalled_keys(record, i, entries) for i in range(layers))
-    return _contents(root, record, steps_of(entries), present_of(entries, layers), lost, _index(record, files, JOURNAL), keys)
+    shape = (record.samples, len(record.branches))
+    serving = tuple({n: table_of(entries, n, i, *shape) for n in step_tables(layer)} for i, layer in enumerate(record.layers))
+    return _contents(root, record, steps_of(entries), present_of(entries, layers), lost, _index(record, files, JOURNAL), serving)
 
 
 def _index(record: TraceRecord, files: FileSums, ledger: str) -> dict[str, ArrayFiles]:
@@ -213,10 +225,10 @@ def _contents(
     present: NDArray[np.bool_],
     lost: tuple[float, ...],
     arrays: dict[str, ArrayFiles],
-    keys: tuple[NDArray[np.int32] | None, ...],
+    serving: tuple[dict[str, NDArray[np.int32]], ...],
 ) -> Contents:
-    calls = tuple(_calls(root, record, i, present[:, i], keys[i], arrays) for i in range(len(record.layers)))
-    return Contents(root, record, steps, present, lost, arrays, calls, keys)
+    calls = tuple(_calls(root, record, i, present[:, i], serving[i], arrays) for i in range(len(record.layers)))
+    return Contents(root, record, steps, present, lost, arrays, calls, serving)
 
 
 def _calls(
@@ -224,14 +236,15 @@ def _calls(
     record: TraceRecord,
     index: int,
     present: NDArray[np.bool_],
-    keys: NDArray[np.int32] | None,
+    serving: dict[str, NDArray[np.int32]],
     arrays: dict[str, ArrayFiles],
 ) -> NDArray[np.int32]:
     """Where each call lies. A call has all of its files or none; where files hold several steps, a table says which were called."""
     table = read_table(root, arrays[f"{layer_path(index)}/called"]) if record.chunk_steps > 1 else None
     name, steps = record.layers[index].name, len(present)
-    if keys is not None and ((keys < -1) | (keys > np.arange(steps))).any():
-        raise CorruptTrace(f"key_step of layer {name} points to a step that comes later; the trace was changed after the recording")
+    for kind, served in serving.items():
+        if ((served < -1) | (served > np.arange(steps))).any():
+            raise CorruptTrace(f"{kind} of layer {name} points to a step that comes later; the trace was changed after the recording")
     listed = {plan: arrays[path] for plan, path in ((n, f"{layer_path(index)}/{n}") for n in data_plans(record, index))}
     some: dict[str, NDArray[np.bool_]] = {}
     every: dict[str, NDArray[np.bool_]] = {}
@@ -240,20 +253,20 @@ def _calls(
         some[data], every[data] = (
             _each_step(found, files.plan, steps) for found in (np.logical_or.reduce(parts, -1), np.logical_and.reduce(parts, -1))
         )
-    called = functools.reduce(np.logical_or, [some[data] for data in some if data != "key"]) if table is None else table
+    called = functools.reduce(np.logical_or, [some[data] for data in some if data not in ONCE]) if table is None else table
     for data, files in listed.items():
-        if data != "key" and (called & ~every[data]).any():
+        if data not in ONCE and (called & ~every[data]).any():
             sample, branch, step = (int(i) for i in np.argwhere(called & ~every[data])[0])
             require_known(root, [files.missing(sample, branch, step // files.plan.chunks[STEP])])
-    if keys is not None:
-        at = np.argwhere(called)
-        served = keys[called]
-        whole = (served >= 0) & every["key"][at[:, 0], at[:, 1], served]
+    for data in ONCE.keys() & listed.keys():
+        steps_of_blocks, at = serving[ONCE[data]], np.argwhere(called)
+        served = steps_of_blocks[called]
+        whole = (served >= 0) & every[data][at[:, 0], at[:, 1], served]
         if not whole.all():
             sample, branch, step = (int(i) for i in at[np.argmin(whole)])
-            key = listed["key"].plan
-            file = int(keys[sample, branch, step]) // key.chunks[STEP]
-            require_known(root, [key.key(sample, branch, file, *[0] * (len(key.shape) - LEADING))])
+            plan = listed[data].plan
+            file = int(steps_of_blocks[sample, branch, step]) // plan.chunks[STEP]
+            require_known(root, [plan.key(sample, branch, file, *[0] * (len(plan.shape) - LEADING))])
     if not np.array_equal(called.any((0, 1)), present):
         step = int(np.argmax(called.any((0, 1)) != present))
         raise CorruptTrace(
@@ -273,24 +286,10 @@ def _each_step(files: NDArray[np.bool_], plan: ArrayPlan, steps: int) -> NDArray
     return found
 
 
-def _probe_plans(record: TraceRecord) -> list[ArrayPlan]:
-    plans = (probe_layout(record, index) for index in range(len(record.layers)))
-    return [plan for plan in plans if plan is not None]
+def _fixed_plans(record: TraceRecord) -> list[ArrayPlan]:
+    return [plan for index in range(len(record.layers)) for plan in fixed_layout(record, index).values()]
 
 
 def _large(record: TraceRecord) -> list[ArrayPlan]:
     """Arrays whose chunks have checksums in the ledger and are not hashed before they are needed."""
-    return [plan for index in range(len(record.layers)) for plan in data_plans(record, index).values()] + _probe_plans(record)
-
-
-def _journalled_keys(record: TraceRecord, index: int, entries: list[Step]) -> NDArray[np.int32] | None:
-    if record.layers[index].encoding != "factors":
-        return None
-    keys = np.full((record.samples, len(record.branches), len(entries)), -1, np.int32)
-    for step, entry in enumerate(entries):
-        table = entry.key_step.get(str(index))
-        if table is not None:
-            if len(table) != len(keys) or any(len(row) != len(keys[0]) for row in table):
-                raise CorruptTrace(f"{JOURNAL}, line {step + 1}, has no table of key steps for layer {record.layers[index].name}")
-            keys[:, :, step] = table
-    return keys
+    return [plan for index in range(len(record.layers)) for plan in data_plans(record, index).values()] + _fixed_plans(record)

@@ -12,7 +12,6 @@ Every session of xarray loads this module; what reads a trace is loaded when one
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -147,7 +146,7 @@ def layer_dataset(trace: Trace, index: int) -> xr.Dataset:
     from .views import MEANING, View, coordinates, view_dims
 
     view, layer = View(Calls.of(trace, index), "probability"), trace.layers[index]
-    facts = {"layer": layer.name, **dataclasses.asdict(layer), "column_mass_lost": trace.lost[index]}
+    facts = {"layer": layer.name, **trace.record.to_json()["layers"][index], "column_mass_lost": trace.lost[index]}
     facts |= {"call_heads": layer.model_heads, "call_tokens": layer.call_tokens or layer.tokens}
     array = LazyArray(view.shape, "float32", view.__getitem__, indexing.IndexingSupport.OUTER)
     attention = lazy_variable(view_dims(layer), array, view.chunks, {"long_name": MEANING["probability"]})

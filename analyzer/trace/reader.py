@@ -14,7 +14,7 @@ from ...schema.errors import UnknownSelection
 from ...schema.layout import layer_path
 from ...schema.messages import listed, option, plain
 from ...schema.selection import Layers, Selector, match_layers
-from ...schema.trace import Image, Layer
+from ...schema.trace import Image, Layer, Values
 from ..storage.location import Location
 from ..storage.storage import Storage
 from ..store.chunks import read_heads
@@ -204,6 +204,41 @@ class Trace(Contents):
         Range    [0, 1], sums to 1 over y and x, in a video over frame, y and x
         """
         return self._view(layer, "generated")
+
+    def value_norms(self, layer: Selector) -> xr.DataArray:
+        """Norms |v W| of what each token's value v gives through a head's part W of the output projection: NaN where the call is absent.
+
+        Dims     (sample, branch, step, head, token), float32, lazy
+        Raises   UnknownSelection for a layer that was recorded without values
+        """
+        from .views import lazy_norms
+
+        return lazy_norms(self, self._valued(layer, ("norms", "full")))
+
+    def values(self, layer: Selector) -> xr.DataArray:
+        """Values as the model had them: NaN where the call is absent.
+
+        Dims     (sample, branch, step, head, token, value_channel), lazy
+        Raises   UnknownSelection for a layer whose values were not recorded in full
+        """
+        from .views import lazy_values
+
+        return lazy_values(self, self._valued(layer, ("full",)))
+
+    def output_projection(self, layer: Selector) -> NDArray[np.float32] | NDArray[np.float16]:
+        """The output projection as the model had it: what a head takes of the values v goes out as gain * v @ W.
+
+        Dims     (head, value_channel, output_channel)
+        Raises   as `values`; CorruptTrace
+        """
+        return read_heads(self.storage, self.arrays[f"{layer_path(self._valued(layer, ('full',)))}/output"])
+
+    def _valued(self, layer: Selector, kinds: tuple[Values, ...]) -> int:
+        index = self.layer(layer)
+        if (kept := self.layers[index].values) not in kinds:
+            what = "has no values" if kept == "none" else "has norms of values only"
+            raise UnknownSelection(f"layer {self.layers[index].name} {what}; record them with {option('values', kinds[0])}")
+        return index
 
     def _view(self, layer: Selector, kind: Kind) -> xr.DataArray:
         from .views import lazy_array  # dask and xarray load slowly, and most of a trace needs neither

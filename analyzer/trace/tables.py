@@ -33,6 +33,7 @@ def layer_rows(contents: Contents) -> list[dict[str, Any]]:
                 for g in layer.groups
             ],
             "encoding": layer.encoding,
+            "values": layer.values,
             "calls": int(contents.present[:, index].sum()),
             "column_mass_lost": contents.lost[index],
         }
@@ -52,7 +53,7 @@ def layer_table(contents: Contents) -> pd.DataFrame:
             **{name: tuple(row[name]) for name in ("grid", "head_numbers")},
             **{name: row[name] for name in ("frames", "heads", "call_heads", "head_dim", "tokens")},
             "groups": ", ".join(group["name"] for group in row["groups"]),
-            **{name: row[name] for name in ("encoding", "calls", "column_mass_lost")},
+            **{name: row[name] for name in ("encoding", "values", "calls", "column_mass_lost")},
             "bytes": stored_bytes(contents, row["index"]),
         }
         for row in layer_rows(contents)

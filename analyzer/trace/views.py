@@ -1,4 +1,4 @@
-"""Lazy arrays of P, S and G of one layer."""
+"""Lazy arrays of P, S and G of one layer, and of its values."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ...schema.layout import STEP, layer_path
 from ...schema.trace import Layer
+from ..store.chunks import Blocks, read_heads
 from ..store.validation import Contents
 from .calls import Calls, Kind
 from .softmax import Values
 
+PLACES: Final = ("frame", "y", "x")
 LEADING: Final = ("sample", "branch", "step", "head")
 MEANING: Final[dict[Kind, str]] = {
     "probability": "attention probability, softmax over all keys of the call",
@@ -81,6 +84,48 @@ def lazy_array(contents: Contents, index: int, kind: Kind) -> xr.DataArray:
     return xr.DataArray(array, dims=view_dims(layer), coords=coordinates(contents, layer), attrs=attrs, name=kind)
 
 
+def lazy_values(contents: Contents, index: int) -> xr.DataArray:
+    """The values of the layer at `index`, kept in full, as the model had them.
+
+    Dims     (sample, branch, step, head, token, value_channel)
+    """
+    blocks, layer = contents.blocks(index, "value"), contents.record.layers[index]
+    attrs = {"long_name": "value", "layer": layer.name, "trace": contents.record.id, "gain": layer.gain}
+    return _stored(contents, index, blocks, (*LEADING, "token", "value_channel"), attrs)
+
+
+def lazy_norms(contents: Contents, index: int) -> xr.DataArray:
+    """Norms of what each token's value gives through a head of the layer at `index`, as they were recorded or from values in full.
+
+    Dims     (sample, branch, step, head, token), float32
+    """
+    layer, dims = contents.record.layers[index], (*LEADING, "token")
+    attrs = {"long_name": "norm of a token's value through a head of the output projection", "layer": layer.name}
+    attrs["trace"] = contents.record.id
+    if layer.values == "norms":
+        return _stored(contents, index, contents.blocks(index, "value_norm"), dims, attrs)
+    output = read_heads(contents.storage, contents.arrays[f"{layer_path(index)}/output"]).astype(np.float64)
+    gram = layer.gain**2 * output @ output.swapaxes(1, 2)  # (head, channel, channel)
+
+    def norms(value: Values) -> Values:
+        found: Values = np.sqrt(np.maximum(((value @ gram) * value).sum(-1), 0)).astype(np.float32)
+        return found
+
+    values = lazy_values(contents, index)
+    array = values.data.map_blocks(norms, drop_axis=5, dtype=np.float32)
+    return xr.DataArray(array, dims=dims, coords=values.coords, attrs=attrs, name="value_norm")
+
+
+def _stored(contents: Contents, index: int, blocks: Blocks, dims: tuple[str, ...], attrs: dict[str, Any]) -> xr.DataArray:
+    """A recorded array as it is, whole calls at a time; NaN where the call is absent."""
+    name, chunks = blocks.plan.path.rpartition("/")[2], (*blocks.plan.chunks[: STEP + 1], *blocks.shape[STEP + 1 :])
+    token, meta = f"i2am-{name}-{contents.token}-{index}", np.empty((0,) * blocks.ndim, blocks.dtype)
+    array = da.from_array(blocks, chunks=chunks, name=token, asarray=False, meta=meta)  # type: ignore[no-untyped-call]
+    labels = coordinates(contents, contents.record.layers[index])
+    known = {dim: label for dim, label in labels.items() if dim not in PLACES}
+    return xr.DataArray(array, dims=dims, coords=known, attrs=attrs, name=name)
+
+
 def view_dims(layer: Layer) -> tuple[str, ...]:
     """Names of the axes of a layer's P, S and G."""
     return (*LEADING, *place_dims(layer.places), "token")
@@ -101,7 +146,7 @@ def coordinates(contents: Contents, layer: Layer) -> dict[str, Any]:
 
 def place_dims(places: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the axes of the generated places: frame stands before y and x in a video."""
-    return ("frame", "y", "x")[-len(places) :]
+    return PLACES[-len(places) :]
 
 
 def centres(length: int) -> NDArray[np.float64]:

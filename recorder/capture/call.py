@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
+from ..encoding.values import Output
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Call:
@@ -46,11 +48,22 @@ class Call:
     """How far keys that stood in rows of their own lay apart before they were made into one; on the device."""
     ordinal: int = 0
     """How many calls came before it in this run of the module."""
+    value: Tensor | None = None
+    """(row, head or fewer, token, channel); None where values are not asked for, or not seen."""
+    gain: float = 1.0
+    """What the module multiplies what the call gives with, such as an IP-Adapter's scale."""
+    outputs: tuple[Output, ...] = ()
+    """Projections that what the queries took of the values goes out through; none where that is not known."""
 
     @property
     def segments(self) -> tuple[tuple[str, int], ...]:
         """Projections and how many keys each made, in order."""
         return tuple(zip(self.projection.split("+"), self.parts or (self.key.shape[2],), strict=True))
+
+    def output_of(self, queries: slice) -> Output | None:
+        """The projection that these queries go out through, if it is known."""
+        known = self.outputs if self.value is not None else ()
+        return next((output for output in known if output.takes(queries, self.query.shape[2])), None)
 
 
 Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]

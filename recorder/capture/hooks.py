@@ -7,7 +7,8 @@ which projection the values of a call came from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from threading import get_ident
 from typing import Any
 
@@ -18,10 +19,10 @@ from ...schema.messages import option
 from ..encoding.scores import default_scale
 from .call import Call, Change, Listener
 from .mode import Census, Mode
-from .modules import is_muted, is_self_attention, is_single_stream, other_attention, strip
+from .modules import adapter_scale, is_self_attention, is_single_stream, other_attention, strip
 from .origins import FollowingMode
 from .projected import Factors, projects_attention
-from .projections import Projections
+from .projections import Outputs, Projections
 from .resampler import resampler_of, watch_resampler
 
 
@@ -30,7 +31,8 @@ class Capture:
 
     `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
     what their projections made stands for it. `shapes_only` is for modules on the meta device, whose values cannot tell where they
-    came from. `joins` is for pipelines that join a reference's features to those of self-attention.
+    came from. `joins` is for pipelines that join a reference's features to those of self-attention. With `values` calls have their values,
+    and the projections that they go out through, and may be told of only when they have been made: a listener cannot change them.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Capture:
         outside: bool = False,
         shapes_only: bool = False,
         joins: bool = False,
+        values: bool = False,
     ) -> None:
         self._roots = roots
         self._modules = modules
@@ -48,7 +51,8 @@ class Capture:
         self._listener = listener
         self._handles: list[Any] = []
         self._projections = Projections()
-        seen = self._attend, self._take_softmax if outside else None
+        self._outputs = Outputs(self._is_wanted, self._tell, self._gives) if values else None
+        seen = self._attend, self._take_softmax if outside else None, None if self._outputs is None else self._outputs.take
         self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
         self._on = False
@@ -57,6 +61,8 @@ class Capture:
         self._path = ""
         self.factors = Factors()
         """Of modules that multiply matrices themselves."""
+        self._around = {f"{name}.{strip(inner)}".rstrip("."): part for name, root in roots.items() for inner, part in root.named_modules()}
+        """Every module of the denoisers by path."""
         self._calls: list[str] = []
         self._census = Census()
 
@@ -96,6 +102,8 @@ class Capture:
         self._handles.clear()
         self._projections.forget()
         self.factors.forget()
+        with suppress(Exception):  # calls of a module that failed are told of, but what stopped it is what counts
+            self._settle()
 
     @contextmanager
     def unheard(self) -> Iterator[None]:
@@ -126,6 +134,7 @@ class Capture:
         def end(*_: object) -> None:
             if not self._is_elsewhere():
                 self.factors.settle()
+                self._settle()
                 self._listener.end(name)
 
         self._handles.append(root.register_forward_pre_hook(begin, with_kwargs=True))
@@ -155,6 +164,8 @@ class Capture:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._is_wanted() and (self._outside or (single and not self._joins) or _has_context(args, kwargs)):
                 see(module, args, kwargs)
+                if self._outputs is not None:
+                    self._outputs.enter(path)
                 self._path = path
                 self._projections.forget()
                 self.factors.begin(path, module, args, kwargs)
@@ -175,6 +186,8 @@ class Capture:
                 self._listener.unseen(path, module)
             self._projections.forget()
             self.factors.forget()
+            if self._outputs is not None:
+                self._outputs.leave(path, output)
 
         see, single = self._shape_hook(path), is_single_stream(module)
         # One that could attend and multiplies nothing was put there to skip attention, as CatVTON does.
@@ -183,6 +196,8 @@ class Capture:
         self._handles.append(module.register_forward_hook(leave, always_call=True))
         self._handles += self._projections.hooks(module, self._is_inside)
         self._handles += self.factors.hooks(module, self._is_inside) if self._outside else []
+        if self._outputs is not None:
+            self._handles += self._outputs.hooks(path, module, self._around.get(path.rpartition(".")[0]))
 
     def _hear_factors(self, output: object, args: tuple[Any, ...]) -> bool:
         """Tell of attention that no call showed; whether there was any."""
@@ -192,18 +207,26 @@ class Capture:
         self.factors.check_output(output, args[0] if args else None)
         query, key, scale, mask = found
         grid, around = self._grid(query.shape[2])
-        own = self._projections.own
+        own, known = self._projections.own, None if self._outputs is None else self._outputs.own.get(self._path)
         call = Call(path=self._path, projection="", query=query, key=key, scale=scale, mask=mask, grid=grid, around=around, own=own)
-        self._tell(call)
+        self._tell(call if known is None else replace(call, value=self.factors.values(), outputs=(known,)))
         return True
 
     def _tell(self, call: Call) -> None:
-        """Tell of attention that was read off projections, which nothing can change."""
+        """Tell of attention that was read off projections, or of a call that has been made already: nothing can change these."""
         if self._listener.hear(call) is not None:
             raise UnsupportedModel(
                 f"{call.path} is read at its projections, not where it attends, so nothing can be changed there; choose other modules "
                 f"through {option('layers')}"
             )
+
+    def _gives(self, given: Any) -> bool:
+        """Whether this is what the running module, which calls no attention that shows, takes of its values."""
+        return self._outside and self._is_inside() and not self._calls and self.factors.gives(given)
+
+    def _settle(self) -> None:
+        if self._outputs is not None:
+            self._outputs.settle()
 
     def _take_softmax(self, scores: Tensor) -> None:
         if not self._calls:
@@ -241,8 +264,12 @@ class Capture:
         repeat, ordinal = self._calls.count(projection), len(self._calls)
         self._calls.append(projection)
         module = self._modules[self._path]
+        scale_of_adapter = None if self._outside else adapter_scale(module, projection, repeat)
+        call_key, gain = (self._path, projection, repeat), 1.0 if scale_of_adapter is None else scale_of_adapter
+        if self._outputs is not None:
+            self._outputs.begin(call_key, gain, (query.shape[0], query.shape[1]))
         joined = self._joins and is_self_attention(module)
-        if (not self._outside and is_muted(module, projection, repeat)) or (joined and key.shape[2] == query.shape[2]):
+        if gain == 0 or (joined and key.shape[2] == query.shape[2]):
             return None
         grid, around = self._grid(query.shape[2])
         call = Call(
@@ -260,7 +287,12 @@ class Capture:
             own=self._projections.own,
             joined=joined,
             context=self._projections.input(projection),
+            gain=gain,
         )
+        value = value if value.ndim == query.ndim else value.unflatten(0, (query.shape[0], -1))  # type: ignore[no-untyped-call]
+        if self._outputs is not None:
+            self._outputs.hear(call_key, replace(call, value=value))
+            return None
         change = self._listener.hear(call)
         return None if change is None else lambda output: _changed(change, call, value, output)
 
@@ -279,8 +311,7 @@ def _has_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _changed(change: Change, call: Call, value: Tensor, output: Tensor) -> Tensor:
     """What a call gives once it is changed, laid out as it was: outside diffusers its rows and heads may share an axis."""
     rows, heads = call.query.shape[:2]
-    values = value.reshape(rows, -1, *value.shape[-2:]) if value.ndim == 3 else value
-    changed = change(values, output.reshape(rows, heads, *output.shape[-2:]))
+    changed = change(value, output.reshape(rows, heads, *output.shape[-2:]))
     return output.clone().copy_(changed.reshape(output.shape))
 
 

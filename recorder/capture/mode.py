@@ -20,11 +20,13 @@ Attend: TypeAlias = Callable[..., Callable[[Tensor], Tensor] | None]
 
 
 class Mode(TorchFunctionMode):
-    """Shows each attention call, and what a softmax is taken of, to a function, then runs it."""
+    """Shows each attention call, and what a softmax is taken of, to a function, then runs it; what attention gave, to another."""
 
-    def __init__(self, attend: Attend, soften: Callable[[Tensor], None] | None = None) -> None:
+    def __init__(
+        self, attend: Attend, soften: Callable[[Tensor], None] | None = None, give: Callable[[Tensor], None] | None = None
+    ) -> None:
         super().__init__()
-        self._attend, self._soften = attend, soften
+        self._attend, self._soften, self._give = attend, soften, give
         self.worked = False
         """Whether anything was multiplied since this was last set."""
 
@@ -33,7 +35,10 @@ class Mode(TorchFunctionMode):
         if func is ATTENTION:
             change = self._attend(*args, **kwargs)
             output = func(*args, **kwargs)
-            return output if change is None else change(output)
+            output = output if change is None else change(output)
+            if self._give is not None:
+                self._give(output)
+            return output
         if self._soften is not None and (name := getattr(func, "__name__", "")) in PRODUCTS:
             self.worked = True
             if name == "softmax":

@@ -91,15 +91,18 @@ def reads_adapter(module: nn.Module) -> bool:
     return hasattr(getattr(module, "processor", None), "to_v_ip")
 
 
-def is_muted(module: nn.Module, projection: str, repeat: int) -> bool:
-    """Whether an IP-Adapter's scale multiplies what a call gives by 0; not every processor leaves such a call out."""
+def adapter_scale(module: nn.Module, projection: str, repeat: int) -> float | None:
+    """What a processor multiplies what an IP-Adapter's call gives with; None for other calls, and where it says no number.
+
+    Not every processor leaves out a call that it multiplies by 0.
+    """
     _, adapter, number = projection.partition("to_v_ip")
     scale = getattr(getattr(module, "processor", None), "scale", None) if adapter else None
     # One for each adapter, and within it, where masks part them, one for each of its images.
     for index in (int(number.lstrip(".") or 0), repeat):
         if isinstance(scale, list):
             scale = scale[index] if index < len(scale) else None
-    return isinstance(scale, (int, float)) and scale == 0
+    return float(scale) if isinstance(scale, (int, float)) else None
 
 
 def strip(path: str) -> str:

@@ -73,8 +73,10 @@ def _joined(segments: list[tuple[str, int]]) -> Segments:
 class FollowingMode(Mode):
     """A mode that follows tensors without numbers through what is made of them."""
 
-    def __init__(self, attend: Attend, soften: Callable[[Tensor], None] | None, origins: Origins) -> None:
-        super().__init__(attend, soften)
+    def __init__(
+        self, attend: Attend, soften: Callable[[Tensor], None] | None, give: Callable[[Tensor], None] | None, origins: Origins
+    ) -> None:
+        super().__init__(attend, soften, give)
         self._origins = origins
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:

@@ -163,6 +163,30 @@ class Factors:
                 self._doubt(far)
         self.sampled.add(self._path)
 
+    def values(self) -> Tensor | None:
+        """Values of the running module's attention; None where it is not known that it has one for each key.
+
+        Dims     (row, head, token, channel)
+        """
+        made, found = self._made.get("to_v", []), self.read()
+        if found is None or len(made) != 1 or made[0].shape[:2] != (found[1].shape[0], found[1].shape[2]):
+            return None
+        return self._split(made[0], found[1].shape[1]).detach()
+
+    def gives(self, given: Any) -> bool:
+        """Whether this is what the running module takes of its values: one query of each row is computed anew."""
+        value, found = self.values(), self.read()
+        if value is None or found is None or not isinstance(given, Tensor):
+            return False
+        query = found[0]
+        if given.shape != (query.shape[0], query.shape[2], query.shape[1] * value.shape[3]):
+            return False
+        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+            places = [self._random.randrange(query.shape[2]) for _ in range(query.shape[0])]
+            made = torch.cat([_attend(row, place, value, *found) for row, place in enumerate(places)])
+            seen = torch.stack([given[row, place].detach().float() for row, place in enumerate(places)])
+            return bool((seen - made).abs().amax() <= made.abs().amax() * agreement(query, given))
+
     def settle(self) -> None:
         """Ask the device what it found of the modules that have run.
 

@@ -1,19 +1,26 @@
-"""The projection that an attention call's keys came from, told by the values, which neither norms nor positions change."""
+"""The projections around an attention call: which made its keys, told by the values, which neither norms nor positions change, and which
+takes what the call gives."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from ..encoding.values import Output
+from .call import Call
+from .modules import strip
 from .origins import Origins, Segments
 
 PROJECTION: Final = re.compile(
     r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_q?kv)|([qv])_proj"
 )
+ENTERING: Final = re.compile(r"(?:processor\.)?(?:to_[qkv]|to_added|add_[qkv]_proj|[qkv]_proj)")
+"""How the names of layers begin that make queries, keys and values."""
 FUSED: Final = {
     "to_kv": ("to_v", 1),
     "to_qkv": ("to_v", 2),
@@ -25,6 +32,10 @@ FUSED: Final = {
 
 GATED: Final = "to_qkv_mlp_proj"
 """The one whose output goes on behind the values."""
+ROUNDING: Final = 8
+"""What a projection is given may be this many units in the last place of the largest from what calls gave."""
+BLOCK: Final = 2**22
+"""Numbers that are compared at once."""
 UNKNOWN: Final = "?"
 """Stands for keys of which no projection is known, such as those that were kept from an earlier pass."""
 
@@ -118,6 +129,155 @@ class Projections:
             found.append((_unfused(name), _tokens(output)))
             start += _tokens(output)
         return tuple(found)
+
+
+CallKey: TypeAlias = tuple[str, str, int]
+"""Module path, projection of the values, and repeat of a call."""
+
+
+class Outputs:
+    """The projections that attention goes out through, proven by what they are given in a module's first run.
+
+    Calls whose projection is not known yet are held until their module, or the block around it, has shown it.
+    """
+
+    def __init__(self, running: Callable[[], bool], tell: Callable[[Call], None], gives: Callable[[Any], bool]) -> None:
+        self._running, self._tell, self._gives = running, tell, gives
+        self.own: dict[str, Output | None] = {}
+        """Of modules that multiply matrices themselves, by path; None where nothing was found. `gives` knows what they take of values."""
+        self._path = ""
+        self._known: dict[CallKey, tuple[Output, ...]] = {}
+        self._watched: set[nn.Module] = set()
+        self._blocks: dict[str, bool] = {}
+        self._now: tuple[CallKey, float, tuple[int, int]] | None = None
+        self._given: list[tuple[CallKey, float, Tensor]] = []
+        """What calls of the running module gave: (row, head, x, channel), and what it is multiplied with."""
+        self._found: list[tuple[set[CallKey], Output]] = []
+        self._held: list[tuple[CallKey, Call]] = []
+
+    def hooks(self, path: str, module: nn.Module, block: nn.Module | None) -> list[Any]:
+        """Watch what linear layers of a module, and of the block around it, are given; returns the handles."""
+        inside = [child for name, child in module.named_modules() if _is_linear(child) and not ENTERING.match(strip(name))]
+        around = [child for child in ([] if block is None else block.children()) if _is_linear(child)]
+        self._blocks[path] = bool(around)
+        new = {child: child in around for child in (*inside, *around) if child not in self._watched}
+        self._watched |= new.keys()
+        return [child.register_forward_pre_hook(self._look(outer)) for child, outer in new.items()]
+
+    def enter(self, path: str) -> None:
+        """A module is about to run."""
+        self.settle()
+        self._path = path
+
+    def begin(self, key: CallKey, gain: float, rows_and_heads: tuple[int, int]) -> None:
+        """The running module attends."""
+        self._now = (key, gain, rows_and_heads)
+
+    def take(self, result: Tensor) -> None:
+        """What the call gave that was begun last."""
+        if self._now is not None and (self._held or self._now[0] not in self._known):
+            key, gain, leading = self._now
+            self._given.append((key, gain, result.detach().reshape(*leading, *result.shape[-2:])))
+        self._now = None
+
+    def hear(self, key: CallKey, call: Call) -> None:
+        """Tell of a call, at once if its projections are known."""
+        if key in self._known:
+            self._tell(replace(call, outputs=self._known[key]))
+        else:
+            self._held.append((key, call))
+
+    def leave(self, path: str, output: Any) -> None:
+        """A module has run; what it gave may be what a call gave, beside what its projection did. It gives None where it failed."""
+        for tensor in output if self._found and isinstance(output, tuple) else ():
+            self._match(None, tensor)
+        self.own.setdefault(path, None)
+        if output is not None and (self._found or not self._blocks[path]):
+            self.settle()
+
+    def settle(self) -> None:
+        """Tell of calls that are held: what has not been proven by now is not known."""
+        held, found = self._held, self._found
+        self.forget()
+        for key in {key for key, _ in held}.union(*(keys for keys, _ in found)):
+            self._known[key] = tuple(output for keys, output in found if key in keys)
+        for key, call in held:
+            self._tell(replace(call, outputs=self._known[key]))
+
+    def forget(self) -> None:
+        """Let go of everything that was given, and of what was held."""
+        self._given, self._found, self._held, self._now = [], [], [], None
+
+    def _look(self, outer: bool) -> Callable[[nn.Module, Any], None]:
+        def look(child: nn.Module, args: Any) -> None:
+            if not (args and self._running()):
+                return
+            if self._held:
+                if self._match(child, args[0]) and outer:
+                    self.settle()
+            elif self._path not in self.own and self._gives(args[0]):
+                self.own[self._path] = Output(child, args[0], args[0].shape[-1])
+
+        return look
+
+    def _match(self, child: nn.Module | None, given: Any) -> bool:
+        """Whether a layer is given what calls of the running module gave, all together or one; `child` is None for what it put out."""
+        together = [self._given] if len(self._given) > 1 and child is not None else []
+        for calls in [*together, *([one] for one in self._given)]:
+            heads, channels = calls[0][2].shape[1], calls[0][2].shape[3]
+            if (place := _place_of(given, calls, heads * channels, child is None)) is not None:
+                self._found.append(({key for key, _, _ in calls}, Output(child, given, heads * channels, *place)))
+                return True
+        return False
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
+
+
+def _place_of(given: Any, calls: list[tuple[CallKey, float, Tensor]], width: int, whole: bool) -> tuple[int | None, bool] | None:
+    """Which queries of some calls, summed, stand first in each row of what a layer is given: how many, None for all, and whether they are
+    the last; None if none do. Tensors without numbers agree."""
+    if not isinstance(given, Tensor) or given.ndim < 2 or (given.shape[-1] != width if whole else given.shape[-1] < width):
+        return None
+    rows, counts = calls[0][2].shape[0], [one.shape[2] for _, _, one in calls]
+    most, least = max(counts), min(counts)
+    if any(one.shape[0] != rows or one.shape[1] * one.shape[3] != width for _, _, one in calls) or given.numel() % (rows * given.shape[-1]):
+        return None
+    taken = given.detach().reshape(rows, -1, given.shape[-1])[..., :width]
+    count = taken.shape[1]
+    if given.is_meta:
+        return (None, False) if count <= least else None
+    for last in (False, True) if count <= least else ():
+        parts = [(gain, one[:, :, one.shape[2] - count :] if last else one[:, :, :count]) for _, gain, one in calls]
+        if _agree(taken, parts):
+            return (None if count == most else count), last
+    return _overlap(taken, calls[0][2]) if len(calls) == 1 else None
+
+
+def _overlap(taken: Tensor, one: Tensor) -> tuple[int, bool] | None:
+    """How many of a call's first, or last, queries stand first, or last, in what is put together of several calls; None if none do."""
+    most = min(taken.shape[1], one.shape[2])
+    for last in (True, False):
+        part, seen = (one[:, :, -most:], taken[:, -most:]) if last else (one[:, :, :most], taken[:, :most])
+        same = (part.transpose(1, 2).flatten(2) == seen).all(2).all(0).long()
+        if count := int((same.flip(0) if last else same).cumprod(0).sum()):
+            return count, last
+    return None
+
+
+def _agree(taken: Tensor, parts: list[tuple[float, Tensor]]) -> bool:
+    """Whether numbers are a sum of others, each multiplied, but for rounding; a few positions at a time.
+
+    Dims     (row, x, head * channel), (row, head, x, channel)
+    """
+    step, allowed = max(1, BLOCK // (taken.shape[0] * taken.shape[2])), ROUNDING * torch.finfo(parts[0][1].dtype).eps
+    for first in range(0, taken.shape[1], step):
+        seen = taken[:, first : first + step].float()
+        made = sum(gain * part[:, :, first : first + step].float().transpose(1, 2).flatten(2) for gain, part in parts)
+        if not bool((seen - made).abs().amax() <= allowed * seen.abs().amax()):  # what is no number agrees with nothing
+            return False
+    return True
 
 
 def _unfused(name: str) -> str:

@@ -16,6 +16,7 @@ import click
 from ...schema.errors import InvalidInput, NoAnswer
 from ...schema.journal import disk_bytes
 from ...schema.messages import require_extra, size_text
+from ...schema.trace import VALUES
 from ..plan.budget import free_bytes
 from ..plan.options import Options
 from ..specs.files import named_files, note_outside
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @click.option("--branches", help="cond, uncond or both.")
 @click.option("--encoding", help="probabilities, factors or auto.")
 @click.option("--keys", help="auto, all, reference or text.")
+@click.option("--values", help="Kept of the values: none, norms, full, or auto (norms where they add 2 % at most).")
 @click.option("--max-bytes", help="Most that a trace may hold before compression, such as 5GB; refused beforehand if it would hold more.")
 @click.option("--keep-bits", type=int, help="Round probabilities to so many of float16's 10 mantissa bits, to pack better.")
 @click.option("--probes", type=click.Path(path_type=Path), help="A TOML file with a table [probes]: texts and images to keep keys of.")
@@ -291,4 +293,6 @@ def render(found: Estimate, wanted: str, free: int) -> str:
         mark = "   <- chosen" if name == wanted else ""
         lines.append(f"{name:13}  {size_text(size.nbytes):>9} before compression, {size.files} files{mark}")
     lines.append(f"{'free':13}  {size_text(free):>9}")
+    kinds = [layer.values for layer in trace.layers]
+    lines += [f"{'values':13}  {kind} in {kinds.count(kind)} of {len(kinds)} layers" for kind in VALUES[1:] if kind in kinds]
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from ..labels.layers import Sites
 from ..labels.refusals import hidden_attention, refuse_pipeline
 from ..labels.scenes import read_scene
 from ..labels.tokens import Context, Scene
-from ..plan.budget import Size, choose_encoding, encoded, layer_bytes, weigh
+from ..plan.budget import Size, choose_encoding, choose_values, encoded, layer_bytes, weigh
 from ..plan.options import ENCODINGS_WANTED, Options, select_layers, select_steps
 from ..specs.loading import check_call, find_class
 from ..specs.spec import Spec
@@ -53,6 +53,7 @@ class Estimate:
                 "head_dim": layer.head_dim,
                 "grid": list(layer.grid),
                 "tokens": layer.tokens,
+                "values": layer.values,
                 "groups": [dataclasses.asdict(group) for group in layer.groups],
                 "bytes": dict(sizes),
                 "auto": choose_encoding("auto", layer.tokens, layer.head_dim, False),
@@ -93,9 +94,9 @@ def estimate(spec: Spec) -> Estimate:
         # Rows and columns of a packed latent are one axis.
         latent_grid=None if latent is None or latent.ndim == 3 else (latent.shape[-2], latent.shape[-1]),
     )
-    made = {choice: encoded(trace, choice) for choice in ENCODINGS_WANTED}
+    made = {choice: choose_values(encoded(trace, choice), options.values) for choice in ENCODINGS_WANTED}
     layers = tuple({choice: layer_bytes(made[choice], index) for choice in ENCODINGS} for index in range(len(trace.layers)))
-    return Estimate(trace, evaluations, {choice: weigh(made[choice]) for choice in made}, layers)
+    return Estimate(made["probabilities"], evaluations, {choice: weigh(made[choice]) for choice in made}, layers)
 
 
 def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[Layer]:
@@ -103,7 +104,7 @@ def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[
     modules = attention_modules(pipeline)
     chosen = {path: modules[path] for path in select_layers(options.layers, list(modules))}
     listener = _Shapes(pipeline, options)
-    with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener, shapes_only=True):
+    with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener, shapes_only=True, values=options.values != "none"):
         for denoiser in denoisers(pipeline).values():
             denoiser(**inputs)
     return listener.sites.layers.all

@@ -47,8 +47,10 @@ def whole_video(call: Call, frames: int) -> Call:
     query = call.query.reshape(-1, inner, *call.query.shape[1:])  # (video, row, head, x, channel)
     query = query.permute((0, 2, 3, 1, 4) if temporal else (0, 2, 1, 3, 4)).flatten(2, 3)
     key = call.key.reshape(-1, inner, *call.key.shape[1:])  # (video, row, head, token, channel)
+    value = None if call.value is None else call.value.reshape(-1, inner, *call.value.shape[1:])[:, 0]
     grid, span = call.around, frames if frames > 1 else 0
-    return replace(call, query=query, key=key[:, 0], grid=grid, frames=span, uneven=_unevenness(key) if inner > 1 else None)
+    uneven = _unevenness(key) if inner > 1 else None
+    return replace(call, query=query, key=key[:, 0], value=value, grid=grid, frames=span, uneven=uneven)
 
 
 def _unevenness(key: Tensor) -> Tensor:

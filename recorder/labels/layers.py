@@ -79,7 +79,8 @@ class Layers:
             return None
         columns = () if kept == groups else columns_of(kept)
         masked = hides(mask, generated, columns) or _differ(call)
-        index, layer = self.place(key, self.describe(call, ordinal, moved_together(kept), places, masked))
+        layer = _with_values(self.describe(call, ordinal, moved_together(kept), places, masked), call, generated, self._options.values)
+        index, layer = self.place(key, layer)
         return Site(index=index, layer=layer, generated=generated, columns=columns, order=order)
 
     def describe(
@@ -192,6 +193,15 @@ class Sites:
         while ordinal in taken:
             ordinal += 1
         return key, ordinal
+
+
+def _with_values(layer: Layer, call: Call, generated: slice, wanted: str) -> Layer:
+    """A layer with what is to be kept of its values, where their way out of the module is known."""
+    if wanted == "none" or call.value is None or (output := call.output_of(generated)) is None:
+        return layer
+    if wanted != "full":
+        return replace(layer, values="norms")
+    return replace(layer, values="full", value_dim=call.value.shape[3], output_dim=output.output_channels, gain=call.gain)
 
 
 def require_same(known: Layer, layer: Layer) -> None:

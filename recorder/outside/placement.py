@@ -35,7 +35,8 @@ def arrange(call: Call, order: tuple[int, ...]) -> Call:
         mask = mask.index_select(-1, index)
     if mask is not None and whole and mask.ndim > 1 and mask.shape[-2] > 1:
         mask = mask.index_select(-2, index)
-    return replace(call, query=query, key=call.key.index_select(2, index), mask=mask)
+    value = None if call.value is None else call.value.index_select(2, index)
+    return replace(call, query=query, key=call.key.index_select(2, index), value=value, mask=mask)
 
 
 @lru_cache(maxsize=64)  # one for each resolution; sent to the device once

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ...schema.errors import NoSpace
-from ...schema.layout import ArrayPlan, documents, layer_layout, layout
+from ...schema.layout import ONCE, ArrayPlan, documents, layer_layout, layout
 from ...schema.messages import option, size_text
 from ...schema.trace import Encoding, TraceRecord
 from .options import ENCODINGS_WANTED, select_layers
@@ -19,6 +19,10 @@ LEDGERS: Final = 3
 """Root, journal and manifest."""
 COMPRESSION: Final = 3
 """No recording was ever seen to compress better than this, unrounded; what needs more room than that cannot fit."""
+
+
+CHEAP: Final = 0.02
+"""Most that norms of values may add to a layer, as a share of its bytes, to be kept unasked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,17 @@ def encoded(trace: TraceRecord, choice: str) -> TraceRecord:
     return dataclasses.replace(trace, layers=tuple(layers))
 
 
+def choose_values(trace: TraceRecord, wanted: str) -> TraceRecord:
+    """The trace whose layers keep what is wanted of their values, where they can: `auto` keeps norms only where they are cheap."""
+    if wanted != "auto":
+        return trace
+    without = dataclasses.replace(trace, layers=tuple(dataclasses.replace(layer, values="none") for layer in trace.layers))
+    sizes = [(layer_bytes(without, index), layer_bytes(trace, index)) for index in range(len(trace.layers))]
+    cheap = [after <= before * (1 + CHEAP) for before, after in sizes]
+    layers = tuple(pair[fits] for pair, fits in zip(zip(without.layers, trace.layers, strict=True), cheap, strict=True))
+    return dataclasses.replace(trace, layers=layers)
+
+
 def choose_encoding(wanted: str, tokens: int, head_dim: int, masked: bool) -> Encoding:
     """The encoding of one layer; a masked call's scores cannot be had from its factors."""
     if masked or wanted == "probabilities" or (wanted == "auto" and tokens < head_dim):
@@ -65,8 +80,8 @@ def free_bytes(path: Path) -> int:
 
 
 def _repeats(plan: ArrayPlan, trace: TraceRecord) -> int:
-    """How many times an array's plan counts what is stored once: keys made of embeddings, not of the image that is being made."""
-    if not plan.path.endswith("/key"):
+    """How many times an array's plan counts what is stored once: keys and values made of embeddings, not of the image being made."""
+    if plan.path.rpartition("/")[2] not in ONCE:
         return 1
     layer = trace.layers[int(plan.path.split("/")[1])]
     joint = layer.partial_keys or any(group.role == "self" for group in layer.groups)

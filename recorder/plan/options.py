@@ -18,6 +18,7 @@ from ...schema.trace import Codec, Layer, Role
 
 KEYS: Final = ("auto", "all", "reference", "text")
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
+VALUES_WANTED: Final = ("auto", "none", "norms", "full")
 RESERVED: Final = ("text", "reference", "self")
 """What token groups of the run itself are called."""
 
@@ -170,6 +171,8 @@ class Options:
     """Pictures of references that the pipeline is given as embeddings, as Flux Redux is; kept with the images."""
     facts: Mapping[str, Any] | None = None
     """Anything JSON can say, kept under provenance."""
+    values: str = "auto"
+    """What is kept of the values: `none`, `norms`, `full`, or `auto`: norms in layers that they make larger by 2 % at most."""
     probes: Mapping[str, Any] | None = None
     """Texts and pictures that the run is not given, by name; their keys are kept."""
 
@@ -181,6 +184,7 @@ class Options:
             object.__setattr__(self, "layers", list(self.layers))
         _choice("encoding", self.encoding, ENCODINGS_WANTED)
         _choice("keys", self.keys, KEYS)
+        _choice("values", self.values, VALUES_WANTED)
         Codec(self.codec, self.level, self.keep_bits)  # type: ignore[arg-type]
         if self.keep_bits < MANTISSA and self.encoding == "factors":
             exact = f"{option('keep_bits', self.keep_bits)} rounds probabilities, but factors are kept exactly"

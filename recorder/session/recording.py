@@ -42,6 +42,7 @@ OPTIONS: Final = {field.name: field.default for field in fields(Options)}
 OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, "
 TRUSTED: Final = "on trust"
 LEFT_OUT: Final = "attention of {count} other modules reads more than the image itself and is left out, such as {example}"
+NO_OUTPUT: Final = "no linear layer of the module, or of the block around it, is given what attention took of the values"
 SAMPLED: Final = "as its output at one query of each row in every call shows"
 
 
@@ -59,6 +60,7 @@ def record(
     queue_mb: float = 512,
     heads: Positions = None,
     keep_bits: int = 10,
+    values: str = "auto",
     max_bytes: int | str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -81,6 +83,7 @@ def record(
     `queue_mb`         most that waits to be written, in MiB
     `heads`            heads, as `steps`; None is all
     `keep_bits`        bits of a stored probability's mantissa, from 1 to 10 (all): fewer pack smaller
+    `values`           kept of the values: none, norms (of what each gives through a head), full, or auto: norms where they are cheap
     `max_bytes`        most that the trace may hold before compression, such as "5GB"; None sets no limit
     `overwrite`        replace a trace that is at `path`
     `progress`         whether to show how far the run has come
@@ -93,7 +96,7 @@ def record(
     """
     options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
-    options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes)
+    options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes, values=values)
     check_arguments(pipeline, call, OPTIONS, [name for name, default in OPTIONS.items() if getattr(options, name) is not default])
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
@@ -209,14 +212,17 @@ class Recording:
         trusted += [LEFT_OUT.format(count=len(gone), example=gone[0])] if gone else []
         notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
         unproven: JSON = {why: sorted(paths) for paths, why in own if paths}
-        return {"versions": dict(versions()), "options": self._options.to_json(), "facts": self.facts, "notes": notes, "unproven": unproven}
+        said: dict[str, JSON] = {"notes": notes, "unproven": unproven}
+        if self._run is not None and self._run.without_values:
+            said["without_values"] = {NO_OUTPUT: list(self._run.without_values)}
+        return {"versions": dict(versions()), "options": self._options.to_json(), "facts": self.facts, **said}
 
     @contextmanager
     def _listening(self, run: Run) -> Iterator[Capture]:
         """All that the denoisers attend to is heard by `run`; what stops it leaves what is whole."""
         labels = run.labels
-        joins = self._declared is None and reads_features(self._model)
-        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins)
+        joins, values = self._declared is None and reads_features(self._model), self._options.values != "none"
+        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins, values=values)
         self._capture = capture
         bar = progress_bar(self.path, self._options.progress, self._model)
         try:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import datetime
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...schema.errors import UnsupportedModel
 from ...schema.messages import option, parse_bytes
 from ...schema.record import JSON
-from ...schema.trace import Codec, Layer, TraceRecord
+from ...schema.trace import Codec, Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
 from ..encoding.scores import Scratch, encode_scores, exact, heads_of, mask_of, share_heads, sum_rows, take_keys
 from ..encoding.transfer import Block, Outbox
+from ..encoding.values import Output, value_norms
 from ..images.pictures import Picture
 from ..labels.frames import same_keys, uneven_keys
 from ..labels.layers import Site, hides, part_of_mask
 from ..labels.passes import Evaluation
-from ..plan.budget import check_budget, free_bytes
+from ..plan.budget import check_budget, choose_values, free_bytes
 from ..plan.options import Options
 from ..store.writer import Writer
 from .course import Course, Labels
@@ -43,6 +47,10 @@ class Run(Course):
         self._waiting: list[Evaluation] = []
         self._outbox, self._scratch = Outbox(), Scratch()
         self._layers = 0
+        self._outputs: dict[int, Output] = {}
+        """Projections of the layers that keep something of their values."""
+        self.without_values: list[str] = []
+        """Layers of which nothing is known of where their values go."""
 
     def hear(self, call: Call) -> None:
         """Label one attention call and queue its blocks."""
@@ -51,11 +59,24 @@ class Run(Course):
         this = self.evaluation.passes[-1]
         for arranged, index, site, row in self.labels.place(call, this):
             if site.index == self._layers:
-                probes, keys = self.labels.probe_keys(call, site.layer, this)
-                self._open().add_layer(replace(site.layer, probes=probes), keys)
-                self._layers += 1
+                self._add_layer(arranged, site, *self.labels.probe_keys(call, site.layer, this))
             blocks, lost = _encode_row(arranged, index, site, self._options.keep_bits, self._outbox, self._scratch)
+            if site.index in self._outputs:
+                blocks |= _encode_values(arranged, index, site, self._outputs[site.index], self._outbox)
             self._open().put(site.index, row.sample, row.branch, self.evaluation.position, blocks, lost=lost)
+
+    def _add_layer(self, call: Call, site: Site, probes: tuple[TokenGroup, ...], keys: NDArray[Any] | None) -> None:
+        """A layer is met for the first time."""
+        writer, known = self._open(), call.output_of(site.generated)
+        alone = replace(writer.trace, layers=(replace(site.layer, probes=probes),))
+        layer = choose_values(alone, self._options.values).layers[0]
+        if known is not None and layer.values != "none":
+            self._outputs[site.index] = known
+        elif self._options.values != "none" and site.layer.values == "none":
+            self.without_values.append(layer.name)
+        full = known is not None and layer.values == "full"
+        writer.add_layer(layer, keys, _output_heads(known, layer) if known is not None and full else None)
+        self._layers += 1
 
     def complete(self, now: Evaluation) -> None:
         """Commit an evaluation that ran through, unless the layers are not known yet."""
@@ -133,7 +154,7 @@ class Run(Course):
 
 def _encode_row(
     call: Call, row: int, site: Site, keep_bits: int, outbox: Outbox, scratch: Scratch
-) -> tuple[Mapping[str, Block], Callable[[], float]]:
+) -> tuple[dict[str, Block], Callable[[], float]]:
     """The blocks that a layer keeps of one row of a call, and what float16 loses of a token's column, once that is known."""
     layer, columns = site.layer, site.columns
     mask = part_of_mask(mask_of(call.mask, row), site.generated)
@@ -154,6 +175,36 @@ def _encode_row(
     if layer.partial_keys:
         factors["query_lse"] = outbox.block(_lay_out(sum_rows(query, key, call.scale, mask, scratch), layer))
     return factors, _losses(call, outbox, None)
+
+
+def _encode_values(call: Call, row: int, site: Site, output: Output, outbox: Outbox) -> dict[str, Block]:
+    """What a layer keeps of the values of one row of a call."""
+    layer = site.layer
+    if call.value is None:
+        raise UnsupportedModel(f"{layer.name} shows no values from here on; record it with {option('values', 'none')}")
+    value = share_heads(call.value[row if call.value.shape[0] > 1 else 0], layer.model_heads)
+    gram = output.gram(layer.model_heads)
+    if layer.head_numbers:
+        value, gram = (torch.stack([each[number] for number in layer.head_numbers]) for each in (value, gram))
+    value = take_keys(value, site.columns)
+    if layer.values == "norms":
+        return {"value_norm": outbox.block(value_norms(value, gram, call.gain), fresh=True)}
+    if call.gain != layer.gain:
+        raise UnsupportedModel(
+            f"the scale of the adapter in {layer.name} was {layer.gain:g} and is {call.gain:g} now, which values kept in full cannot say; "
+            f"keep it constant, or use {option('values', 'norms')}"
+        )
+    return {"value": outbox.block(exact(value).to(getattr(torch, layer.factor_dtype)))}
+
+
+def _output_heads(output: Output, layer: Layer) -> NDArray[Any]:
+    """The output projection of the heads that a layer keeps, as it is stored.
+
+    Dims     (head, value channel, output channel)
+    """
+    weight = output.weight().reshape(layer.model_heads, layer.value_dim, layer.output_dim)
+    found: NDArray[Any] = weight[list(layer.heads_kept)].to(getattr(torch, layer.factor_dtype)).cpu().numpy()
+    return found
 
 
 def _losses(call: Call, outbox: Outbox, lost: Block | None) -> Callable[[], float]:

@@ -8,13 +8,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.journal import Step, present_of, steps_of
-from ...schema.layout import layer_path
+from ...schema.journal import Step, present_of, steps_of, table_of
+from ...schema.layout import ONCE, layer_path, step_tables
 from ...schema.record import BRANCHES
 from ...schema.trace import TraceRecord
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
 """Path of an array -> its values."""
+Called: TypeAlias = dict[int, dict[tuple[int, int], dict[str, int]]]
+"""Layer -> sample and branch -> by the name of a table, the step at which what is stored once lies."""
 
 
 def columns(trace: TraceRecord, entries: Sequence[Step]) -> Columns:
@@ -24,6 +26,19 @@ def columns(trace: TraceRecord, entries: Sequence[Step]) -> Columns:
     for index in range(len(trace.layers)):
         arrays |= {f"{layer_path(index)}/{name}": values for name, values in _layer(trace, index, table, entries).items()}
     return arrays
+
+
+def serving_steps(trace: TraceRecord, called: Called) -> dict[str, Any]:
+    """The tables of one step, `key_step` and `value_step`, as its line in the journal has them."""
+    samples, branches = range(trace.samples), range(len(trace.branches))
+    return {
+        name: {
+            str(layer): tuple(tuple(at.get((s, b), {}).get(name, -1) for b in branches) for s in samples)
+            for layer, at in sorted(called.items())
+            if name in step_tables(trace.layers[layer])
+        }
+        for name in ONCE.values()
+    }
 
 
 def _layer(trace: TraceRecord, index: int, table: Columns, entries: Sequence[Step]) -> Columns:
@@ -39,11 +54,8 @@ def _layer(trace: TraceRecord, index: int, table: Columns, entries: Sequence[Ste
         arrays["frame"] = _centres(layer.frames)
     if layer.head_numbers:
         arrays["head"] = np.array(layer.head_numbers, dtype=np.int32)
-    if layer.encoding == "factors":
-        key_step = np.full((trace.samples, len(trace.branches), len(entries)), -1, dtype=np.int32)
-        for step, entry in enumerate(entries):
-            key_step[:, :, step] = entry.key_step.get(str(index), -1)
-        arrays["key_step"] = key_step
+    shape = (trace.samples, len(trace.branches))
+    arrays |= {name: table_of(entries, name, index, *shape) for name in step_tables(layer)}
     return arrays
 
 

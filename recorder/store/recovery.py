@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
 from ...schema.journal import FileSum, FileSums, Step, decode_lines
-from ...schema.layout import JOURNAL, MANIFEST, MOST_ROOT_BYTES, ROOT, documents, image_layout, probe_layout, record_sum
+from ...schema.layout import JOURNAL, MANIFEST, MOST_ROOT_BYTES, ROOT, documents, fixed_layout, image_layout, record_sum
 from ...schema.messages import option, plain
 from ...schema.record import parse_json
 from ...schema.trace import TraceRecord
@@ -124,9 +124,9 @@ def _first_damaged(root: Path, steps: Sequence[Step]) -> tuple[int, str] | None:
 
 
 def _early_files(root: Path, record: TraceRecord) -> FileSums:
-    """Pictures and keys of probes, as they are: a journal of an older release does not list them."""
-    probes = (probe_layout(record, index) for index in range(len(record.layers)))
-    plans = [*(image_layout(image) for image in record.images), *(plan for plan in probes if plan is not None)]
+    """Pictures, keys of probes and output projections, as they are: a journal of an older release does not list them."""
+    fixed = (plan for index in range(len(record.layers)) for plan in fixed_layout(record, index).values())
+    plans = [*(image_layout(image) for image in record.images), *fixed]
     found = {name: _sum(root / name) for plan in plans for name in plan.file_names}
     missing = [name for name, given in found.items() if given is None]
     if missing:

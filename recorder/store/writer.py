@@ -29,13 +29,14 @@ from ...schema.errors import InvalidInput, NoSpace, TraceError
 from ...schema.journal import FileSums, Step, encode_line
 from ...schema.layout import (
     JOURNAL,
+    ONCE,
     ROOT,
     ArrayPlan,
     data_plans,
     documents,
+    fixed_layout,
     image_layout,
     layer_documents,
-    probe_layout,
     root_document,
     step_layout,
 )
@@ -43,6 +44,7 @@ from ...schema.messages import option
 from ...schema.text import Text
 from ...schema.trace import Image, Layer, TraceRecord
 from .completion import check_block, complete, require_readable
+from .coordinates import Called, serving_steps
 from .files import FULL, Storage, prepare
 from .lock import TraceLock
 from .workers import Job, Workers
@@ -72,7 +74,7 @@ class _Written:
     """What is on disk of a step that is not committed yet."""
 
     files: FileSums = field(default_factory=dict)
-    key_step: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
+    called: Called = field(default_factory=dict)
     lost: dict[int, float] = field(default_factory=dict)
     calls: int = 0
     """Put, and not yet written."""
@@ -98,7 +100,8 @@ class Writer:
         self._committed: list[Step] = []
         self._early: FileSums = {}
         """Pictures and keys of probes that no line of the journal lists yet."""
-        self._keys: dict[tuple[int, int, int], tuple[bytes, int]] = {}
+        self._last: dict[tuple[str, int, int, int], tuple[bytes, int]] = {}
+        """Of what is stored once while it does not change: its hash, and the step at which it lies."""
         self._stale = False
         self._completing = False
         self._process = os.getpid()
@@ -123,24 +126,26 @@ class Writer:
         """Steps that are durable."""
         return len(self._committed)
 
-    def add_layer(self, layer: Layer, probe_key: NDArray[Any] | None = None) -> int:
-        """Create a layer's arrays, with the keys of its probes if it has any, and return its index.
+    def add_layer(self, layer: Layer, probe_key: NDArray[Any] | None = None, output: NDArray[Any] | None = None) -> int:
+        """Create a layer's arrays, with the keys of its probes and its output projection if it has any, and return its index.
 
-        Dims     probe_key (head, probe token, channel)
+        Dims     probe_key (head, probe token, channel), output (head, value channel, output channel)
         """
         index = len(self._trace.layers)
         trace = dataclasses.replace(self._trace, layers=(*self._trace.layers, layer))
-        probes = probe_layout(trace, index)
-        if (probes is None) != (probe_key is None):
-            raise InvalidInput(f"layer {layer.name} has {layer.probe_tokens} tokens of probes; their keys come with it, and only then")
-        if probes is not None and probe_key is not None:
-            check_block(probes, probe_key, probes.shape)
+        plans = fixed_layout(trace, index)
+        given = {name: values for name, values in (("probe_key", probe_key), ("output", output)) if values is not None}
+        if set(given) != set(plans):
+            keys = f"layer {layer.name} has {layer.probe_tokens} tokens of probes; their keys come with it, and only then"
+            raise InvalidInput(f"{keys}, as its output projection does with values in full (here {layer.values})")
+        for name, values in given.items():
+            check_block(plans[name], values, plans[name].shape)
         written: FileSums = {}
         try:
             for folder, document in layer_documents(trace, index).items():
                 self._storage.write_document(folder, document)
-            if probes is not None and probe_key is not None:
-                written = self._storage.write_block(probes, (), probe_key, durable=False)
+            for name, values in given.items():
+                written |= self._storage.write_block(plans[name], (), values, durable=False)
         except OSError as error:
             self._raise(error)
         with self._lock:  # only now may the root name it
@@ -165,8 +170,8 @@ class Writer:
         nbytes = sum(block.nbytes for block in blocks.values())
         with self._lock:
             self._steps[step].calls += 1
-        # Whether a key is new depends on the step before, so calls that have keys go in order.
-        order = at if "key" in blocks else None
+        # Whether a key is new depends on the step before, so calls that have keys, or values, go in order.
+        order = None if ONCE.keys().isdisjoint(blocks) else at
         self._submit(Job(partial(self._store, at, step, dict(blocks), lost), nbytes, step, order))
 
     def commit(self, step: int, *, evaluation: int, timestep: float, sigma: float, scheduler_step: int) -> None:
@@ -265,14 +270,14 @@ class Writer:
     def _store(self, at: tuple[int, int, int], step: int, blocks: dict[str, Block], lost: float | Callable[[], float]) -> None:
         """In a worker: encode and write the blocks of one call."""
         files: FileSums = {}
-        position = -1
+        positions: dict[str, int] = {}
         for name in tuple(blocks):
             block = blocks.pop(name)
             data = block() if callable(block) else block
             plan = self._plans[at[0]][name]
             check_block(plan, data, plan.shape[3:])
-            if name == "key":
-                position = self._place_key(at, step, data)
+            if name in ONCE:
+                positions[ONCE[name]] = position = self._place((name, *at), step, data)
                 if position != step:
                     continue
             files |= self._storage.write_block(plan, (*at[1:], step), data)
@@ -282,15 +287,15 @@ class Writer:
             record = self._steps[step]
             record.calls -= 1
             record.files |= files
-            record.key_step.setdefault(at[0], {})[at[1:]] = position
+            record.called.setdefault(at[0], {})[at[1:]] = positions
             record.lost[at[0]] = max(share, record.lost.get(at[0], 0.0))
 
-    def _place_key(self, at: tuple[int, int, int], step: int, key: NDArray[Any]) -> int:
-        """The step at which this key lies: an earlier one if it has not changed since."""
-        digest = hashlib.sha256(np.ascontiguousarray(key).data).digest()
-        last = self._keys.get(at)
+    def _place(self, what: tuple[str, int, int, int], step: int, data: NDArray[Any]) -> int:
+        """The step at which this lies: an earlier one if it has not changed since."""
+        digest = hashlib.sha256(np.ascontiguousarray(data).data).digest()
+        last = self._last.get(what)
         if last is None or last[0] != digest:
-            self._keys[at] = last = (digest, step)
+            self._last[what] = last = (digest, step)
         return last[1]
 
     def _journal(self) -> None:
@@ -307,16 +312,13 @@ class Writer:
         self._storage.settle(name for entry in ready for name in self._steps[entry.step].files)
         for closed in ready:
             record = self._steps.pop(closed.step)
-            keys = {str(layer): self._table(at) for layer, at in sorted(record.key_step.items()) if "key" in self._plans[layer]}
-            present, lost = tuple(sorted(record.key_step)), {str(layer): share for layer, share in sorted(record.lost.items())}
-            entry = dataclasses.replace(closed, present=present, key_step=keys, lost=lost, files={**early, **record.files})
+            present, lost = tuple(sorted(record.called)), {str(layer): share for layer, share in sorted(record.lost.items())}
+            tables = serving_steps(self._trace, record.called)
+            entry = dataclasses.replace(closed, present=present, lost=lost, files={**early, **record.files}, **tables)
             self._storage.append(JOURNAL, encode_line(entry))
             self._committed.append(entry)
             early = {}
         self._workers.rest(PAUSE)
-
-    def _table(self, at: dict[tuple[int, int], int]) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(at.get((s, b), -1) for b in range(len(self._trace.branches))) for s in range(self._trace.samples))
 
     def _write_root(self) -> None:
         trace = self._trace

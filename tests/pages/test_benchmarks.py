@@ -93,7 +93,7 @@ def test_clocks_count_each_second_once_and_by_thread(load: Any, monkeypatch: pyt
 def test_shares_of_a_recorded_run_add_up_and_leave_the_recorder_as_it_was(encoding: str, load: Any, tmp_path: Path) -> None:
     shares, before = load("shares"), (run.encode_scores, files.Storage.write_block)
     pipeline, call = build("ip-full")
-    rows = shares.shares(lambda: record(pipeline, tmp_path / "run.zarr", encoding=encoding, progress=False, **call()))
+    rows = shares.shares(lambda: record(pipeline, tmp_path / "run.zarr", encoding=encoding, values="none", progress=False, **call()))
     assert (run.encode_scores, files.Storage.write_block) == before
     parts = {(part, thread) for part, thread, *_ in rows}
     assert ("compress and write", "writing") in parts and ("copy off the device", "sampling") in parts

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from i2am.schema.layout import data_plans, probe_layout
+from i2am.schema.layout import data_plans, fixed_layout
 from i2am.schema.text import Text
 from i2am.schema.trace import Layer, TraceRecord
 
@@ -30,6 +30,7 @@ class MemoryWriter:
         self.commits: list[dict[str, Any]] = []
         self.images: dict[str, np.ndarray] = {}
         self.probe_keys: dict[int, np.ndarray] = {}
+        self.outputs: dict[int, np.ndarray] = {}
         self.reason: str | None = None
         MemoryWriter.last = self
 
@@ -37,14 +38,18 @@ class MemoryWriter:
     def committed(self) -> int:
         return len(self.commits)
 
-    def add_layer(self, layer: Layer, probe_key: np.ndarray | None = None) -> int:
+    def add_layer(self, layer: Layer, probe_key: np.ndarray | None = None, output: np.ndarray | None = None) -> int:
         self.trace = dataclasses.replace(self.trace, layers=(*self.trace.layers, layer))
         index = len(self.trace.layers) - 1
-        plan = probe_layout(self.trace, index)
-        assert (plan is None) == (probe_key is None)
-        if plan is not None and probe_key is not None:
-            assert (probe_key.shape, str(probe_key.dtype)) == (plan.shape, plan.dtype)
+        plans = fixed_layout(self.trace, index)
+        given = {name: values for name, values in (("probe_key", probe_key), ("output", output)) if values is not None}
+        assert set(given) == set(plans)
+        for name, values in given.items():
+            assert (values.shape, str(values.dtype)) == (plans[name].shape, plans[name].dtype)
+        if probe_key is not None:
             self.probe_keys[index] = probe_key
+        if output is not None:
+            self.outputs[index] = output
         return index
 
     def add_texts(self, texts: Sequence[Text]) -> None:

@@ -39,6 +39,10 @@ class Synthetic:
     """(sample, branch, step, head, [frame,] y, x, channel), as the model had it."""
     key: list[np.ndarray] = field(default_factory=list)
     """(sample, branch, step, head, token, channel)."""
+    value: list[np.ndarray | None] = field(default_factory=list)
+    """(sample, branch, step, head, token, value channel) of each layer that keeps its values, or norms of them."""
+    output: list[np.ndarray | None] = field(default_factory=list)
+    """(head, value channel, output channel) of the same."""
     probe_key: list[np.ndarray | None] = field(default_factory=list)
     """(head, probe token, channel) of each layer that has probes."""
     images: dict[str, np.ndarray] = field(default_factory=dict)
@@ -127,7 +131,8 @@ def synthetic_trace(
     for layer in chosen:
         _draw(result, layer, rng, (samples, len(branches), steps), sharpness, static_keys)
         _draw_probes(result, layer, seed, plant)
-        result.writer.add_layer(layer, result.probe_key[-1])
+        _draw_values(result, layer, seed, (samples, len(branches), steps), static_keys)
+        result.writer.add_layer(layer, result.probe_key[-1], result.output[-1] if layer.values == "full" else None)
     result.writer.add_texts(texts)
     _write(result, chosen, branches, steps, set(absent))
     result.images = _pictures(rng, samples, image_size, reference_size, **({"frames": frames} if frames else {}))
@@ -154,6 +159,28 @@ def _draw_probes(result: Synthetic, layer: Layer, seed: int, plant: Callable[[in
     if plant and layer.probes:
         plant(len(result.probe_key), drawn)
     result.probe_key.append(drawn if layer.probes else None)
+
+
+def _draw_values(result: Synthetic, layer: Layer, seed: int, lead: tuple[int, int, int], static: bool) -> None:
+    """Random values and output projection of one layer that keeps something of them."""
+    rng, (channels, out) = np.random.default_rng([seed, 7, len(result.value)]), (layer.value_dim or 5, layer.output_dim or 6)
+    value = rng.standard_normal((*lead, layer.heads, layer.tokens, channels)).astype(layer.factor_dtype)
+    if static:
+        value[:] = value[:, :, :1]
+    output = rng.standard_normal((layer.heads, channels, out)).astype(layer.factor_dtype)
+    result.value.append(value if layer.values != "none" else None)
+    result.output.append(output if layer.values != "none" else None)
+
+
+def value_norms(made: Synthetic, layer: int) -> np.ndarray:
+    """|gain v W| in float64, one value after another: (sample, branch, step, head, token)."""
+    value, output = made.value[layer], made.output[layer]
+    assert value is not None
+    assert output is not None
+    found = np.empty(value.shape[:-1])
+    for at in np.ndindex(found.shape):
+        found[at] = np.linalg.norm(made.trace.layers[layer].gain * value[at].astype(np.float64) @ output[at[3]].astype(np.float64))
+    return found
 
 
 def _draw(result: Synthetic, layer: Layer, rng: np.random.Generator, lead: tuple[int, int, int], sharpness: float, static: bool) -> None:
@@ -193,6 +220,7 @@ def _write(result: Synthetic, layers: Sequence[Layer], branches: tuple[str, ...]
             for sample in range(result.trace.samples):
                 for b, branch in enumerate(branches):
                     blocks, lost = _blocks(result, index, layer, (sample, b, step))
+                    blocks |= _value_blocks(result, index, layer, (sample, b, step))
                     result.writer.put(index, sample, branch, step, blocks, lost=lost)
         result.writer.commit(step, evaluation=step, timestep=1000.0 - 10 * step, sigma=14.0 / (step + 1), scheduler_step=step)
 
@@ -207,6 +235,15 @@ def _blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, int, int
     kept = (found * np.exp(a.reshape(layer.heads, -1)[..., None] - b[:, None])).sum(1)
     lost = float(np.clip(1 - kept, 0, 1).max())
     return {"probability": stored, "query_lse": a.astype(np.float32), "token_lse": b.astype(np.float32)}, lost
+
+
+def _value_blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    value, output = result.value[index], result.output[index]
+    if layer.values == "none" or value is None or output is None:
+        return {}
+    if layer.values == "full":
+        return {"value": value[at]}
+    return {"value_norm": np.linalg.norm(value[at].astype(np.float64) @ output, axis=-1).astype(np.float32)}
 
 
 def _pictures(

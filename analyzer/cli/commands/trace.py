@@ -60,10 +60,17 @@ def write_summary(facts: dict[str, Any]) -> str:
         *dict.fromkeys(prompts),
         *([("probes", probes)] if probes else []),
         ("size", size_text(facts["bytes"]) + raw),
+        *([("values", write_values(facts["layers"]))] if any(row["values"] != "none" for row in facts["layers"]) else []),
         ("precision", f"at most {facts['column_mass_lost']:.2g} of one token's column lost by the encoding"),
     ]
     columns = ("layer", "grid", "heads", "keys", "calls", "encoding", "groups")
     return "\n".join([*(f"{name:<10}{plain(text)}" for name, text in head), "", align([columns, *map(layer_row, facts["layers"])])])
+
+
+def write_values(rows: list[dict[str, Any]]) -> str:
+    """How many layers keep what of their values."""
+    kinds = [row["values"] for row in rows]
+    return ", ".join(f"{kind} in {kinds.count(kind)} of {len(kinds)} layers" for kind in ("norms", "full") if kind in kinds)
 
 
 def layer_row(row: dict[str, Any]) -> tuple[object, ...]:

@@ -65,7 +65,7 @@ def require_same_arrays(one: Trace, other: Trace) -> None:
         for name in data_plans(one.record, index):
             assert one.blocks(index, name)[...].tobytes() == other.blocks(index, name)[...].tobytes()
         np.testing.assert_array_equal(one.call_steps[index], other.call_steps[index])
-        np.testing.assert_array_equal(one.key_steps[index], other.key_steps[index])
+        np.testing.assert_equal(one.serving[index], other.serving[index])
         if one.layers[index].probes:
             np.testing.assert_array_equal(one.probe_key(index), other.probe_key(index))
     data = {plan.path for index in range(len(one.layers)) for plan in data_plans(one.record, index).values()}

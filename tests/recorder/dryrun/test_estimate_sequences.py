@@ -125,9 +125,20 @@ def check(found: Estimate, memory: type[MemoryWriter]) -> None:
 def test_the_dry_run_finds_what_the_recording_has(family: str, keys: str, tmp_path: Path, memory: type[MemoryWriter]) -> None:
     pipeline, call = pixart() if family == "pixart" else build(family)
     written, pictures, more = FAMILIES[family]
-    found = estimate(write_spec(tmp_path, pipeline, written, pictures, more + f'[record]\nkeys = "{keys}"\n'))
-    record(pipeline, PATH, keys=keys, **call())
+    found = estimate(write_spec(tmp_path, pipeline, written, pictures, more + f'[record]\nkeys = "{keys}"\nvalues = "none"\n'))
+    record(pipeline, PATH, keys=keys, values="none", **call())
     check(found, memory)
+
+
+@pytest.mark.parametrize("values", ["auto", "norms", "full"])
+@pytest.mark.parametrize("family", ["flux", "klein", "kandinsky", "wan-image"])
+def test_the_dry_run_counts_what_is_kept_of_values(family: str, values: str, tmp_path: Path, memory: type[MemoryWriter]) -> None:
+    pipeline, call = build(family)
+    written, pictures, more = FAMILIES[family]
+    found = estimate(write_spec(tmp_path, pipeline, written, pictures, more + f'[record]\nvalues = "{values}"\n'))
+    record(pipeline, PATH, values=values, **call())
+    assert [layer.values for layer in found.trace.layers] == [layer.values for layer in memory.last.trace.layers]
+    assert found.sizes["probabilities"] == weigh(dataclasses.replace(memory.last.trace, images=()))
 
 
 def adapter_file(folder: Path, embedding: int) -> None:
@@ -164,11 +175,11 @@ def test_sd3_with_an_adapter_from_its_file(tmp_path: Path, memory: type[MemoryWr
     pipeline, call = sd3()
     adapter_file(tmp_path / "adapter", embedding=4)
     more = '[[adapters]]\nfrom_pretrained = "adapter"\nweight_name = "ip.safetensors"\nscale = 0.7\n'
-    found = estimate(write_spec(tmp_path, pipeline, SIZE + SHORT, {}, more))
+    found = estimate(write_spec(tmp_path, pipeline, SIZE + SHORT, {}, more + '[record]\nvalues = "none"\n'))
     pipeline.save_pretrained(tmp_path / "model")
     pipeline = load_pipeline(read_spec(tmp_path / "spec.toml"))
     texts = {name: noise(i, 1, 77 + TEXT, WIDE) for i, name in enumerate(("prompt_embeds", "negative_prompt_embeds"))}
-    record(pipeline, PATH, **{**call(), **texts, "ip_adapter_image_embeds": noise(5, 2, 9, 4)})
+    record(pipeline, PATH, values="none", **{**call(), **texts, "ip_adapter_image_embeds": noise(5, 2, 9, 4)})
     check(found, memory)
     blocks = [layer for layer in found.trace.layers if "transformer_blocks" in layer.path]
     assert [layer.groups[0].role for layer in blocks] == ["text", "reference"] * 2
@@ -216,9 +227,9 @@ def test_flux_with_an_adapter_from_its_file(folder: str, tmp_path: Path, memory:
     """
     (tmp_path / "spec.toml").write_text(text)
     spec = read_spec(tmp_path / "spec.toml")
-    found = estimate(spec)
+    found = estimate(dataclasses.replace(spec, options={**spec.options, "values": "none"}))
     loaded = load_pipeline(spec)
-    record(loaded, PATH, **{**call(), "ip_adapter_image": picture(1, 32, 24)})
+    record(loaded, PATH, values="none", **{**call(), "ip_adapter_image": picture(1, 32, 24)})
     check(found, memory)
     assert [(layer.call, layer.groups[0].role, layer.tokens) for layer in found.trace.layers[:2]] == [
         (0, "text", TEXT),
@@ -247,7 +258,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_kontext_at_its_published_size_from_configs_alone(published: Path) -> None:
     start = time.process_time()
-    found = estimate(read_spec(published))
+    spec = read_spec(published)
+    found = estimate(dataclasses.replace(spec, options={**spec.options, "values": "none"}))
     assert time.process_time() - start < 30, "twelve thousand million weights, none of them made"
     assert len(found.trace.layers) == 19 + 38
     assert {(layer.heads, layer.head_dim, layer.grid, layer.tokens, layer.call_tokens) for layer in found.trace.layers} == {
@@ -273,7 +285,7 @@ def test_the_one_line_of_the_docs_makes_a_small_trace_of_it(published: Path) -> 
 
 
 def test_what_is_too_large_is_refused_before_any_weight_is_read(published: Path, tmp_path: Path) -> None:
-    arguments = [str(published), "-o", str(tmp_path / "run.zarr"), "--encoding", "factors", "--max-bytes", "5GB"]
+    arguments = [str(published), "-o", str(tmp_path / "run.zarr"), "--encoding", "factors", "--values", "none", "--max-bytes", "5GB"]
     with pytest.raises(
         NoSpace, match=r"would hold 161 GB before compression and the limit is max_bytes='5GB'; .*layers='transformer\..*steps='::28'"
     ):

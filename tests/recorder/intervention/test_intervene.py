@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from outside_models import UNET, paint_by_example, sample, super_resolution
 
 import pipelines
-from i2am.recorder import Intervention, alter_pixels, check_determinism, intervene, intervening
+from i2am.analyzer import open_trace
+from i2am.recorder import Intervention, alter_pixels, check_determinism, intervene, intervening, record, recording
 from i2am.schema.errors import InvalidInput, UnknownSelection, UnsupportedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -197,6 +199,19 @@ def test_an_error_of_the_pipeline_leaves_no_hook(adapter: Any) -> None:
         pipeline(**call(), callback_on_step_end=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert hooks(pipeline) == before
     assert np.array_equal(run(adapter), painted(pipeline(**call())))
+
+
+def test_a_recording_of_a_changed_run_keeps_the_same_values_and_lets_it_change(adapter: Any, tmp_path: Path) -> None:
+    pipeline, call = adapter
+    record(pipeline, tmp_path / "plain.zarr", values="full", progress=False, **call())
+    zero = Intervention("zero", group="reference", tokens=[0, 4])
+    with recording(pipeline, tmp_path / "changed.zarr", values="full", progress=False):
+        changed = run(adapter, zero)
+    assert np.array_equal(changed, run(adapter, zero))
+    plain, made = (open_trace(tmp_path / f"{name}.zarr") for name in ("plain", "changed"))
+    for layer in plain.layers:
+        assert np.array_equal(plain.output_projection(layer.name), made.output_projection(layer.name))
+        assert np.array_equal(plain.values(layer.name).isel(step=0), made.values(layer.name).isel(step=0))
 
 
 def test_a_resampler_cannot_be_changed_and_what_reads_its_tokens_can() -> None:

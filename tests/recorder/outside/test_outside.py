@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from outside_models import (
     PATH,
     REFERENCE,
     TEXT,
+    UNET,
     Diffusion,
     cat_vton,
     garment_network,
@@ -27,7 +29,7 @@ from outside_models import (
     super_resolution,
 )
 from outside_viton import HiddenPatchAttention, viton_v1
-from torch import Tensor
+from torch import Tensor, nn
 
 from i2am.analyzer import g2r, open_trace, r2g, sram
 from i2am.analyzer.numerics.resize import resize
@@ -316,3 +318,59 @@ def test_token_groups_may_be_the_schemas_own(memory: type[MemoryWriter]) -> None
     with recording(model, PATH, denoisers={"unet": "model.diffusion_model"}, groups=groups, order=("uncond", "cond"), layers="*image*"):
         sample(model, cond, uncond)
     assert [layer.groups for layer in memory.last.trace.layers] == [(row,)] * 5
+
+
+def way_out(module: Any) -> nn.Linear:
+    found = getattr(module, "to_out", None) or module.out_proj
+    return found[0] if isinstance(found, nn.Sequential) else found
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_what_all_tokens_give_is_what_the_module_gives(family: str, memory: type[MemoryWriter]) -> None:
+    case = CASES[family]
+    model, cond, uncond = case.build(samples=1)
+    run: dict[str, Any] = {"order": case.order, "sequential": case.sequential, "samples": 1, "steps": 2}
+    plain = sample(model, cond, uncond, **run)
+    out: dict[str, list[Tensor]] = defaultdict(list)
+    modules = dict(model.model["diffusion_model"].named_modules())
+    for path, module in modules.items():
+        if hasattr(module, "to_out") or hasattr(module, "out_proj"):
+            way_out(module).register_forward_hook(lambda _, args, output, path=path: out[f"unet.{path}"].append(output.clone()))
+    said = {"groups": case.groups, "order": case.order, "sequential": case.sequential, **case.settings}
+    with recording(model, PATH, denoisers=UNET, progress=False, encoding="factors", values="full", **said):
+        assert torch.equal(plain, sample(model, cond, uncond, **run))
+    trace, blocks = memory.last.trace, memory.last.blocks
+    assert {layer.values for layer in trace.layers} == {"full"}
+    sums: dict[str, Any] = defaultdict(float)
+    for index, layer in enumerate(trace.layers):
+        linear = way_out(modules[layer.path.removeprefix("unet.")])
+        output, given = (
+            memory.last.outputs[index],
+            {name: numbers.astype(np.float64) for name, numbers in blocks[index, 0, "cond", 0].items()},
+        )
+        assert np.array_equal(output.reshape(-1, layer.output_dim), linear.weight.detach().T)
+        if not layer.partial_keys:
+            scores = layer.scale * np.einsum("hxc,htc->hxt", given["query"].reshape(layer.heads, -1, layer.head_dim), given["key"])
+            shares = np.exp(scores - scores.max(2, keepdims=True))
+            shares /= shares.sum(2, keepdims=True)
+            sums[layer.path] += np.einsum("hxt,htc,hco->xo", shares, given["value"], output)
+    row = 0 if case.sequential else case.order.index("cond")
+    one = case.order.index("cond") if case.sequential else 0
+    for path, found in sums.items():
+        linear = way_out(modules[path.removeprefix("unet.")])
+        truth = out[path][one][row].detach() - (0 if linear.bias is None else linear.bias.detach())
+        np.testing.assert_allclose(found, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_that_changes_what_it_took_keeps_no_values(memory: type[MemoryWriter]) -> None:
+    model, cond, uncond = paint_by_example()
+    network = model.model["diffusion_model"]
+    path, module = next((p, m) for p, m in network.named_modules() if p.endswith("attn2"))
+    way_out(module).register_forward_pre_hook(lambda _, args: (2 * args[0],), prepend=True)
+    with recording(
+        model, PATH, denoisers=UNET, progress=False, encoding="factors", values="norms", groups="reference", order=("uncond", "cond")
+    ):
+        sample(model, cond, uncond, steps=1)
+    kinds = {layer.path: layer.values for layer in memory.last.trace.layers}
+    assert kinds.pop(f"unet.{path}") == "none"
+    assert set(kinds.values()) == {"norms"}
