@@ -12,7 +12,7 @@ import click
 from ....schema.errors import CorruptTrace
 from ....schema.messages import parse_bytes, size_text
 from ...output.files import check_output, endings
-from ..options import branch_option, example, group_option, json_option, output_option, overwrite_option, traces_argument
+from ..options import branch_option, example, json_option, output_option, overwrite_option, traces_argument
 from ..text import answer, say, write_skipped
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Shown:
 @click.option("--no-browser", is_flag=True, help="Print the address and open nothing.")
 @click.option("--budget", default="8MB", show_default=True, metavar="SIZE", help="Bytes that the overview of a run takes at most.")
 @click.option("--time-groups", type=click.IntRange(min=1), metavar="N", help="Split the steps into N groups, the noisiest first.")
-@group_option
+@click.option("--group", metavar="NAME", help="Token group.  [default: all]")
 @click.option("--sample", type=int, metavar="N", help="Generated image, from 0.  [default: all]")
 @branch_option
 @overwrite_option
