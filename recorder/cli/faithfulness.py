@@ -66,17 +66,18 @@ def faithfulness_command(
     recorded = read_generated(trace, run, asked["sample"])
     require_recorder()
     from ...schema.experiments.effects import EffectRecord
-    from ..intervention.effects import distance, float_arguments, measure_cells, patch_grid, reference_group, run_baseline
+    from ..intervention.effects import check_cells, distance, float_arguments, measure_cells, patch_grid, reference_group, run_baseline
     from ..session.provenance import versions
     from ..specs.hub import reachable
     from ..specs.loading import load_pipeline, run_arguments
 
+    named = reference_group(run, group)
     record = EffectRecord(
         id=str(uuid.uuid4()),
         trace=run.id,
         kind=asked["kind"],
-        group=reference_group(run, group),
-        cells=lattice,
+        group=named,
+        cells=check_cells(run, named, lattice),
         grid=patch_grid(run),
         sample=asked["sample"],
         layers=asked["layers"],

@@ -112,6 +112,20 @@ def reference_group(trace: TraceRecord, name: str | None) -> str:
     return name
 
 
+def check_cells(trace: TraceRecord, group: str, cells: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of cells that the tokens of a trace's group can be told apart by.
+
+    Raises   InvalidInput if no layer has so many
+    """
+    grids = {found.grid for layer in trace.layers for found in layer.groups if found.name == group and found.grid is not None}
+    if not any(cells[0] <= rows and cells[1] <= columns for rows, columns in grids):
+        rows, columns = max(grids)
+        raise InvalidInput(
+            f"{option('cells', f'{cells[0]}x{cells[1]}')} is finer than the {rows} x {columns} tokens of {group}; ask for fewer cells"
+        )
+    return cells
+
+
 def patch_grid(trace: TraceRecord) -> tuple[int, int]:
     """(rows, columns) of the grid that maps of a trace are brought to."""
     grids = (layer.grid for layer in trace.layers if not layer.is_resampler)

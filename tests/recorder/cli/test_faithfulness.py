@@ -114,6 +114,7 @@ def test_an_interrupted_experiment_keeps_what_it_has(folder: Path, tmp_path: Pat
         (["--cells", "2x3"], AlreadyExists, "effects of another experiment or run"),
         (["--cells", "2x2", "--kind", "zero"], AlreadyExists, "--overwrite|overwrite=True"),
         (["--cells", "wide"], InvalidInput, "write 8x8"),
+        (["--cells", "40x2"], InvalidInput, "--cells 40x2 is finer than the|cells=.40x2. is finer than the"),
         (["--cells", "2x2", "--group", "shirt"], InvalidInput, "the trace has reference; choose"),
         (["--cells", "2x2", "--sample", "1"], InvalidInput, "has samples 0 to 0"),
     ],
