@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
@@ -76,7 +77,7 @@ class Labels(Protocol):
         """What the trace says of model, sampler and inputs."""
 
 
-class Course:
+class Course(ABC):
     """Keeps count of a run's evaluations; what is done with their attention, a subclass says."""
 
     def __init__(self, labels: Labels, options: Options) -> None:
@@ -135,6 +136,6 @@ class Course:
         if now is not None and now.done:
             self.complete(now)
 
+    @abstractmethod
     def complete(self, now: Evaluation) -> None:
         """Take an evaluation that ran through."""
-        raise NotImplementedError
