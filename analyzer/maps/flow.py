@@ -65,7 +65,8 @@ def warp_reference(trace: Trace, found: xr.Dataset, *, fade: bool = False) -> ND
 
         picture = warp_reference(trace, flow(trace, layers="*up_blocks.1*"))
 
-    `found` is what `flow` returned, of one map. Places between the centres of patches, and colours between those of pixels, are bilinear; beyond an edge the edge is repeated.
+    `found` is what `flow` returned, of one map. Places between the centres of patches, and colours between those of pixels, are bilinear;
+    beyond an edge the edge is repeated.
     With `fade`, a pixel is paler the wider its patch looks, and white where attention is as wide as an even one, as the flow says nothing
     there.
 
@@ -90,4 +91,4 @@ def warp_reference(trace: Trace, found: xr.Dataset, *, fade: bool = False) -> ND
     if fade:
         width = resize(np.asarray(found["spread"], np.float64).max(-1), size, "bilinear")[..., None]
         warped = 255 + (warped - 255) * np.clip(1 - width / EVEN, 0, 1)
-    return np.rint(warped).astype(np.uint8)
+    return np.asarray(np.rint(warped), np.uint8)
