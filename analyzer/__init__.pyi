@@ -39,6 +39,8 @@ from .methods.recipes import Recipe as Recipe
 from .methods.recipes import get_recipe as get_recipe
 from .metrics.boxes import box_iou as box_iou
 from .metrics.boxes import find_boxes as find_boxes
+from .metrics.boxes import random_box_iou as random_box_iou
+from .metrics.boxes import whole_box_iou as whole_box_iou
 from .metrics.entropy import concentration as concentration
 from .metrics.entropy import entropy as entropy
 from .metrics.overlap import imacs as imacs
