@@ -279,3 +279,13 @@ def test_hooks_are_gone_afterwards_and_a_compiled_denoiser_is_looked_through(mem
         sample(model, cond)
     assert [layer.path for layer in memory.last.trace.layers] == ["unet.middle_block.transformer_blocks.0.attn1"]
     assert not any(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in unet.modules())
+
+
+def test_self_attention_is_recorded_where_it_is_declared(memory: type[MemoryWriter]) -> None:
+    record(super_resolution, {"groups": {"*attn1": "self", **SR}, "keys": "self"})
+    layers = memory.last.trace.layers
+    assert layers and {(tuple((g.name, g.role, g.grid) for g in layer.groups)) for layer in layers} == {
+        (("self", "self", layer.grid),) for layer in layers
+    }
+    record(super_resolution, {"groups": {"*attn1": "self", **SR}, "keys": "all", "self_grid": 0})
+    assert "self" not in {group.role for layer in memory.last.trace.layers for group in layer.groups}
