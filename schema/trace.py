@@ -141,8 +141,8 @@ class Layer:
         sizes, full = (self.value_dim, self.output_dim), self.values == "full"
         require(
             (min(sizes) > 0) if full else (sizes == (0, 0) and self.gain == 1 and not self.residual),
-            f"layer {self.path}: values {self.values} with channels {sizes}, gain {self.gain}, residual {self.residual}; only full ones have "
-            "them, and then channels always",
+            f"layer {self.path}: values {self.values} with channels {sizes}, gain {self.gain} and residual {self.residual}; "
+            "only full ones have them, and then channels always",
         )
         require(
             self.call_tokens == 0 or self.call_tokens >= self.tokens,

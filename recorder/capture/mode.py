@@ -15,6 +15,7 @@ from .wrapping import only_here
 ATTENTION: Final = torch._C._nn.scaled_dot_product_attention
 PRODUCTS: Final = frozenset({"linear", "matmul", "__matmul__", "bmm", "baddbmm", "einsum", "softmax"})
 """What no module can attend without, under the names of torch's functions."""
+SUMS: Final = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__"})
 JOINS: Final = (torch.cat, torch.concat)
 
 Attend: TypeAlias = Callable[..., Callable[[Tensor], Tensor] | None]
@@ -48,6 +49,20 @@ class Mode(TorchFunctionMode):
             if name == "softmax":
                 self._soften(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
+
+
+class FirstUse(TorchFunctionMode):
+    """Sees whether a tensor is added to something first of all."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self._tensor: Tensor | None = tensor
+        self.added = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if self._tensor is not None and any(value is self._tensor for value in args):
+            self.added, self._tensor = getattr(func, "__name__", "") in SUMS, None
+        return func(*args, **(kwargs or {}))
 
 
 class Census:

@@ -8,8 +8,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-ROUNDING: Final = 8
-"""A sum may be this many units in the last place of its largest number from what was added."""
+from .mode import FirstUse
+
+SEQUENCE: Final = 3
+"""Axes of a stream: (row, x, channel)."""
 
 
 class Residuals:
@@ -30,6 +32,8 @@ class Residuals:
         """By block: what its modules were given in this run of it."""
         self._open: tuple[str, Tensor] | None = None
         """The module that ran last, and its output, if it is not known what that is added to."""
+        self._use: FirstUse | None = None
+        """Of that output, on the meta device, where no numbers tell a sum."""
 
     def hooks(self, path: str, name: str, block: nn.Module | None) -> list[Any]:
         """Watch what the modules of the block `name` around a module are given; returns the handles."""
@@ -49,6 +53,9 @@ class Residuals:
         self._close()
         if path not in self._sources and isinstance(output, Tensor):
             self._open = (path, output.detach())
+            if output.is_meta:
+                self._use = FirstUse(output)
+                self._use.__enter__()  # type: ignore[no-untyped-call]
         else:
             self._sources.setdefault(path, None)
 
@@ -69,6 +76,7 @@ class Residuals:
     def forget(self) -> None:
         """Let go of everything that was given."""
         self._open = None
+        self._stop()
         for given in self._given.values():
             given.clear()
 
@@ -100,7 +108,8 @@ class Residuals:
             return
         path, output = self._open
         for name, stream in self._given[block].items():
-            if _is_sum(total.detach(), stream, output):
+            same = total.shape == stream.shape == output.shape and total.ndim == SEQUENCE
+            if same and (_is_sum(total.detach(), stream, output) if self._use is None else self._use.added):
                 self._sources[path] = name
                 self._close()
                 return
@@ -110,15 +119,17 @@ class Residuals:
         if self._open is not None:
             self._sources.setdefault(self._open[0], None)
             self._open = None
+            self._stop()
             self._settled()
+
+    def _stop(self) -> None:
+        if self._use is not None:
+            self._use.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._use = None
 
 
 def _is_sum(total: Tensor, one: Tensor, other: Tensor) -> bool:
-    """Whether a tensor is the sum of two others but for rounding, which must be far below what is added; those without numbers agree."""
-    if not total.shape == one.shape == other.shape or total.ndim != 3:
-        return False
-    if total.is_meta:
-        return True
-    allowed = ROUNDING * torch.finfo(other.dtype).eps * float(total.abs().amax())
-    apart = float((total.float() - one.float() - other.float()).abs().amax())
-    return apart <= allowed < float(other.abs().amax()) / ROUNDING  # what is no number agrees with nothing
+    """Whether a tensor is the sum of two others, bit for bit, in their dtype or, where norms are given float32, in the second's; and the
+    second adds something."""
+    sums = (one + other, total), (one.to(other.dtype) + other, total.to(other.dtype))
+    return any(torch.equal(made.to(seen.dtype), seen) for made, seen in sums) and not torch.equal(one.to(total.dtype), total)
