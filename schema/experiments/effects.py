@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
+from ..arrays.array import ArrayPlan
 from ..errors import NotATrace
-from ..layout import ArrayPlan
 from ..record import decode, require
 
 Leaving: TypeAlias = Literal["drop", "zero"]
