@@ -26,7 +26,11 @@ def map_orders(trace: Path, group: str, cells: tuple[int, int], sample: int, bra
     """
     found: dict[str, NDArray[np.float64]] = {}
     for entry in entry_points(group=GROUP):
-        ranked: Mapping[str, NDArray[np.float64]] = entry.load()(str(trace), group=group, cells=cells, sample=sample, branch=branch)
+        try:
+            rank = entry.load()
+        except ImportError:  # of what is not installed whole
+            continue
+        ranked: Mapping[str, NDArray[np.float64]] = rank(str(trace), group=group, cells=cells, sample=sample, branch=branch)
         found |= {name: np.asarray(values, np.float64) for name, values in ranked.items()}
     if odd := next((name for name, values in found.items() if values.shape != cells), None):
         raise InvalidInput(f"the order {odd} ranks {found[odd].shape} cells, expected {cells}; update what the entry point {GROUP} names")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -220,5 +221,6 @@ def test_orders_by_maps_come_from_whatever_is_installed(monkeypatch: pytest.Monk
     np.testing.assert_array_equal(found["attention"], np.ones((2, 3)))
     with pytest.raises(InvalidInput, match=r"order attention ranks \(2, 3\) cells, expected \(3, 3\)"):
         map_orders(Path("run.zarr"), "reference", (3, 3), 0, "cond")
-    monkeypatch.setattr("i2am.recorder.intervention.orders.entry_points", lambda group: [])
+    gone = EntryPoint("cells", "i2am.nowhere:rank", "i2am.orders")
+    monkeypatch.setattr("i2am.recorder.intervention.orders.entry_points", lambda group: [gone])
     assert map_orders(Path("run.zarr"), "reference", (2, 3), 0, "cond") == {}
