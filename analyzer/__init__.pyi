@@ -23,6 +23,8 @@ from .maps.attribution import r2g as r2g
 from .maps.attribution import sram as sram
 from .maps.attribution import token_map as token_map
 from .maps.comparison import compare as compare
+from .maps.copying import copy_score as copy_score
+from .maps.copying import repaint as repaint
 from .maps.heatmap import heatmap as heatmap
 from .maps.looks import looks as looks
 from .maps.looks import row_entropy as row_entropy
