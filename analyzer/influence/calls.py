@@ -11,8 +11,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import xarray as xr
 
+from ...schema.arrays.layers import layer_path
 from ...schema.errors import UnknownSelection
-from ...schema.layout import layer_path
 from ...schema.messages import option
 from ...schema.trace import Layer
 from ..methods.recipes import Weight

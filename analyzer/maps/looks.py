@@ -127,7 +127,8 @@ def row_entropy(
         heads = [place for place, number in enumerate(trace.layers[index].heads_kept) if number in selected]
         calls = weighted_array(trace, index, "probability", weight or "attention")
         calls = calls.isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
-        calls = np.abs(calls) if weight == "contribution" else calls
+        if weight == "contribution":
+            calls = abs(calls)
         even: xr.DataArray = xr.apply_ufunc(
             row_evenness, calls, input_core_dims=[["token"]], dask="parallelized", output_dtypes=[np.float64], keep_attrs=False
         ).mean(place_dims(trace.layers[index].places))
