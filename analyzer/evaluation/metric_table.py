@@ -23,7 +23,7 @@ from ..maps.copying import find_painted, repaint
 from ..maps.heatmap import scored_picture
 from ..maps.looks import looks, row_entropy
 from ..methods.recipes import Recipe, Weight, get_recipe
-from ..metrics.boxes import box_iou
+from ..metrics.boxes import box_iou, random_box_iou, whole_box_iou
 from ..metrics.copying import score_copies
 from ..metrics.entropy import concentration, entropy
 from ..metrics.masks import binarize, fit_mask
@@ -90,6 +90,8 @@ METRICS: Final = {
         Metric("miou_r", "g2r_masked", "reference_mask", miou, "higher", "mean overlap of masked G2R and the reference mask"),
         Metric("box_iou_g", "r2g", "mask", box_iou, "higher", "overlap of the boxes of R2G and of the mask", cut=True),
         Metric("box_iou_r", "g2r_masked", "reference_mask", box_iou, "higher", "overlap of the boxes of masked G2R and its mask", cut=True),
+        Metric("whole_box_iou", "r2g", "mask", whole_box_iou, "", "overlap of the whole picture and the box of the mask"),
+        Metric("random_box_iou", "r2g", "mask", random_box_iou, "", "mean overlap of random boxes and that of the mask"),
         Metric("pck", "looks", "truth", pck, "higher", "patches that look most at where they truly come from"),
         Metric("pointing_error", "looks", "truth", pointing_error, "lower", "mean distance of where a patch looks from the truth"),
         Metric("attention_variation", "looks", "mask", attention_variation, "", "how far apart neighbouring masked patches look"),

@@ -7,17 +7,15 @@ from typing import Final, Unpack
 import dask.array as da
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import guess, option
-from ...schema.trace import Image
 from ..aggregation.selection import MapOptions
 from ..facts import MapFacts
 from ..metrics.copying import CONTROLS, Control, Painted, score_copies
 from ..numerics.cells import cell_means, covered_cells
 from ..numerics.window import Window
-from ..trace.images import find_image, load_mask, own_mask
+from ..trace.images import find_image, load_mask, own_mask, still_picture
 from ..trace.reader import Trace
 from .looks import looks
 
@@ -40,7 +38,7 @@ def repaint(trace: Trace, **options: Unpack[MapOptions]) -> xr.DataArray:
     image = find_image(trace, facts.image, "reference")
     if image is None:
         raise InvalidInput(f"{trace.path} holds no picture of the reference {facts.group}, whose colours would be copied")
-    pixels = _still(trace, image) / 255
+    pixels = still_picture(trace, image) / 255
     means = cell_means(pixels, Window.of(image.window, pixels.shape[:2]), (rows.sizes["ref_y"], rows.sizes["ref_x"]))
     weights = da.maximum(rows.data, 0)
     copied = da.tensordot(weights, means, axes=2) / weights.sum((-2, -1))[..., None]
@@ -60,7 +58,7 @@ def find_painted(trace: Trace, sample: int = 0, mask: str | None = None) -> Pain
     name, grid = mask or own_mask(trace, sample), trace.latent_grid
     pixels = None if name is None else load_mask(trace, name)
     counted = np.ones(grid, bool) if pixels is None else covered_cells(pixels, Window.of(None, pixels.shape), grid)
-    shown = _still(trace, image) / 255
+    shown = still_picture(trace, image) / 255
     return Painted(cell_means(shown, Window.of(None, shown.shape[:2]), grid), counted)
 
 
@@ -83,10 +81,3 @@ def copy_score(trace: Trace, *, control: Control | None = None, mask: str | None
         raise InvalidInput(f"there is no control {control!r}; {guess(control, CONTROLS)}use {option('control', 'turned')} or shuffled")
     painted = find_painted(trace, options.get("sample", 0), mask)
     return score_copies(repaint(trace, **options), painted, control)
-
-
-def _still(trace: Trace, image: Image) -> NDArray[np.uint8]:
-    """The pixels of a picture in colour, of a video its middle frame."""
-    pixels = trace.image(image.name)
-    still = pixels[len(pixels) // 2] if pixels.ndim == 4 else pixels
-    return np.broadcast_to(still, (*still.shape[:2], len(COLOURS)))
