@@ -43,6 +43,8 @@ class Synthetic:
     """(sample, branch, step, head, token, value channel) of each layer that keeps its values, or norms of them."""
     output: list[np.ndarray | None] = field(default_factory=list)
     """(head, value channel, output channel) of the same."""
+    residual: list[np.ndarray | None] = field(default_factory=list)
+    """(sample, branch, step, [frame,] y, x) of each layer that keeps norms of the residual stream."""
     probe_key: list[np.ndarray | None] = field(default_factory=list)
     """(head, probe token, channel) of each layer that has probes."""
     images: dict[str, np.ndarray] = field(default_factory=dict)
@@ -170,6 +172,7 @@ def _draw_values(result: Synthetic, layer: Layer, seed: int, lead: tuple[int, in
     output = rng.standard_normal((layer.heads, channels, out)).astype(layer.factor_dtype)
     result.value.append(value if layer.values != "none" else None)
     result.output.append(output if layer.values != "none" else None)
+    result.residual.append(rng.random((*lead, *layer.places), np.float32) if layer.residual else None)
 
 
 def value_norms(made: Synthetic, layer: int) -> np.ndarray:
@@ -242,7 +245,8 @@ def _value_blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, in
     if layer.values == "none" or value is None or output is None:
         return {}
     if layer.values == "full":
-        return {"value": value[at]}
+        residual = result.residual[index]
+        return {"value": value[at]} | ({} if residual is None else {"residual_norm": residual[at]})
     return {"value_norm": np.linalg.norm(value[at].astype(np.float64) @ output, axis=-1).astype(np.float32)}
 
 
@@ -274,3 +278,16 @@ def _images(pictures: dict[str, np.ndarray], window: tuple[float, float, float, 
         )
         for name, pixels in pictures.items()
     ]
+
+
+def self_layer(path: str, grid: tuple[int, int], *, heads: int = 2, head_dim: int = 8, text: int = 0, reference: Any = None) -> Layer:
+    """A layer whose keys are the image's own positions; joint attention has text before them, and a reference's grid behind."""
+    sizes = [("text", "text", text, None), ("self", "self", math.prod(grid), grid)]
+    sizes += [("reference", "reference", math.prod(reference), reference)] if reference else []
+    groups, stop = [], 0
+    for name, role, tokens, placed in sizes:
+        if tokens:
+            image = "reference" if role == "reference" else None
+            groups.append(TokenGroup(name, role, stop, stop + tokens, grid=placed, image=image))
+            stop += tokens
+    return Layer(path, 0, heads, head_dim, head_dim**-0.5, grid, stop, tuple(groups))
