@@ -163,7 +163,7 @@ class Grounds:
         """
         if self.named[role]:
             return self.named[role]
-        if role == "mask" or self.chosen.groups[0].role == "self":
+        if role == "mask" or self.on_reference.groups[0].role == "self":
             return own_mask(self.trace, self.select.sample)
         image = self.image(role)
         return own_reference_mask(self.trace, image.name if image else None)
