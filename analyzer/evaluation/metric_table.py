@@ -136,9 +136,14 @@ class Grounds:
         return choose(self.trace, self.select, recipe=self.row)
 
     @property
+    def on_reference(self) -> Selection:
+        """The calls of maps on the reference, for which some recipes take other layers; raises as `choose`."""
+        return choose(self.trace, self.select, recipe=self.row, on_reference=True)
+
+    @property
     def places(self) -> bool:
         """Whether there are maps on the reference: the tokens have places, and the recipe maps them."""
-        return self.row.g2r != "none" and has_places(self.chosen)
+        return self.row.g2r != "none" and has_places(self.on_reference)
 
     @property
     def note(self) -> str | None:
@@ -149,7 +154,7 @@ class Grounds:
         """The picture that a mask of this role is of."""
         if role == "mask":
             return find_image(self.trace, f"generated_{self.select.sample}", "generated")
-        return key_image(self.trace, self.chosen.groups[0], self.select.sample)
+        return key_image(self.trace, self.on_reference.groups[0], self.select.sample)
 
     def mask(self, role: str) -> str | None:
         """Name of the mask of a role; None if there is none.
@@ -158,7 +163,7 @@ class Grounds:
         """
         if self.named[role]:
             return self.named[role]
-        if role == "mask" or self.chosen.groups[0].role == "self":
+        if role == "mask" or self.on_reference.groups[0].role == "self":
             return own_mask(self.trace, self.select.sample)
         image = self.image(role)
         return own_reference_mask(self.trace, image.name if image else None)
