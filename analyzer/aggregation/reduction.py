@@ -66,7 +66,8 @@ class Resampling:
         """
         if set(self.head_weights) == {1.0}:
             return values
-        return values * np.array(self.head_weights, values.dtype).reshape(-1, *(1 for _ in values.shape[1:]))
+        weighed: Values = (values.T * np.array(self.head_weights, values.dtype)).T
+        return weighed
 
     @property
     def clamps(self) -> bool:

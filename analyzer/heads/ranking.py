@@ -79,6 +79,8 @@ def weigh_heads(
 ) -> WeightMap:
     """Each head's score as its weight, by layer, of all heads or of the best: what `r2g(trace, heads=...)` and every other map takes.
 
+    `top`  how many of the best; None is all
+
     What else it takes is as for `select_heads`. Heads whose score is 0 do not count.
 
     Raises   as `select_heads`; a map refuses weights below 0
