@@ -98,7 +98,8 @@ class Capture:
             else:
                 self._watch_attention(path, module)
         for name, root in self._roots.items() if not self._outside else ():
-            for path, module in other_attention(name, root).items():
+            others = {path: module for path, module in other_attention(name, root).items() if path not in self._modules}
+            for path, module in others.items():
                 self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
                 self._handles += self._census.hooks(path, module, lambda: self._is_wanted() and not self._entered)
         _on_now.append(self)

@@ -72,7 +72,8 @@ def options_of(interventions: Sequence[Intervention], reference_image: Any = Non
     named = [one.layers for one in interventions if isinstance(one.layers, list)]
     layers = [selector for each in named for selector in each] if 0 < len(named) == len(interventions) else None
     branches = {one.branches for one in interventions} or {"cond"}
-    return Options(layers=layers, keys="all", branches=branches.pop() if len(branches) == 1 else "both", reference_image=reference_image)
+    wanted = branches.pop() if len(branches) == 1 else "both"
+    return Options(layers=layers, keys="all", self_grid=0, branches=wanted, reference_image=reference_image)
 
 
 class Experiment(Course):

@@ -15,8 +15,9 @@ from ...schema.messages import option, parse_bytes
 from ...schema.record import BRANCHES, NAME
 from ...schema.selection import Layers, Positions, match_layers, pick_positions, read_positions, write_positions
 from ...schema.trace import Codec, Layer, Role
+from ...schema.truth.files import read_truth
 
-KEYS: Final = ("auto", "all", "reference", "text")
+KEYS: Final = ("auto", "all", "reference", "text", "self")
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
 VALUES_WANTED: Final = ("auto", "none", "norms", "full")
 RESERVED: Final = ("text", "reference", "self")
@@ -152,7 +153,10 @@ class Options:
     encoding: str = "probabilities"
     """`probabilities`, `factors` or `auto`."""
     keys: str = "auto"
-    """`reference`, `text`, `all` (both), or `auto`: both, but of a softmax shared with the image's own tokens the reference alone."""
+    """`reference`, `text`, `self` (the image's own tokens), `all` of these, or `auto`: reference and text, but of a softmax that they share
+    with the image's own tokens the reference alone."""
+    self_grid: int = 32
+    """Self-attention is kept of layers with at most this many times this many positions; 0 keeps none."""
     codec: str = "lz4"
     level: int = 5
     queue_mb: float = 512
@@ -171,6 +175,8 @@ class Options:
     """Pictures of references that the pipeline is given as embeddings, as Flux Redux is; kept with the images."""
     facts: Mapping[str, Any] | None = None
     """Anything JSON can say, kept under provenance."""
+    truth: Any = None
+    """Where places of the image really come from: a file, pairs of places or a flow, as `schema.truth` reads them."""
     values: str = "auto"
     """What is kept of the values: `none`, `norms`, `full`, or `auto`: norms in layers that they make larger by 2 % at most."""
     probes: Mapping[str, Any] | None = None
@@ -185,6 +191,8 @@ class Options:
         _choice("encoding", self.encoding, ENCODINGS_WANTED)
         _choice("keys", self.keys, KEYS)
         _choice("values", self.values, VALUES_WANTED)
+        if type(self.self_grid) is not int or self.self_grid < 0 or (self.keys == "self" and not self.self_grid):
+            raise InvalidInput(f"{option('self_grid', self.self_grid)}; give the side of the largest grid whose self-attention is kept")
         Codec(self.codec, self.level, self.keep_bits)  # type: ignore[arg-type]
         if self.keep_bits < MANTISSA and self.encoding == "factors":
             exact = f"{option('keep_bits', self.keep_bits)} rounds probabilities, but factors are kept exactly"
@@ -194,6 +202,8 @@ class Options:
                 f"probes are asked of queries, which {option('encoding', self.encoding)} does not keep in every layer; "
                 f"record with {option('encoding', 'factors')}"
             )
+        if self.truth is not None:
+            object.__setattr__(self, "truth", read_truth(self.truth))
         parse_bytes("max_bytes", self.max_bytes)
         if not isinstance(self.queue_mb, (int, float)) or not self.queue_mb > 0:
             raise InvalidInput(f"{option('queue_mb', self.queue_mb)} is no size; give a number of MiB above 0")
@@ -204,13 +214,18 @@ class Options:
                 raise InvalidInput(f"facts cannot be kept as JSON: {error}; give numbers, text, lists and dicts") from error
 
     @property
+    def wants_self(self) -> bool:
+        """Whether self-attention is kept of any layer."""
+        return self.keys in ("self", "all") and self.self_grid > 0
+
+    @property
     def axis(self) -> tuple[str, ...]:
         """The branch axis of the trace."""
         return select_branches(self.branches)
 
     def to_json(self) -> dict[str, Any]:
         """The options as provenance keeps them."""
-        names = [f.name for f in fields(self) if f.name not in ("reference_mask", "reference_image", "facts", "probes")]
+        names = [f.name for f in fields(self) if f.name not in ("reference_mask", "reference_image", "facts", "truth", "probes")]
         probes = {probe.name: probe.to_json() for probe in read_probes(self.probes)}
         return {**{name: getattr(self, name) for name in names}, "probes": probes}
 
