@@ -31,7 +31,8 @@ from .maps.flow import warp_reference as warp_reference
 from .maps.heatmap import heatmap as heatmap
 from .maps.looks import looks as looks
 from .maps.looks import row_entropy as row_entropy
-from .maps.rollout import carry as carry
+from .maps.resampler import carry as carry
+from .maps.rollout import rollout as rollout
 from .maps.words import WordSpan as WordSpan
 from .maps.words import list_words as list_words
 from .maps.words import word_map as word_map
