@@ -13,7 +13,11 @@ PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/i2am demo -o demo --overwrite
 
-test: lint docs unit wheel laptop
+# Types, pages and an installation take one core each, so they run beside each other; the tests take all.
+test: $(VENV)/installed
+	$(MAKE) --jobs 2 lint docs $(LAPTOP)/installed
+	$(MAKE) unit
+	$(MAKE) laptop
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

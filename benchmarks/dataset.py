@@ -29,7 +29,7 @@ from measure import interleave, machine, peak_memory, size_on_disk, table
 
 from i2am.recorder.store.writer import Writer
 from i2am.schema import Layer, TokenGroup, TraceRecord, encode_probability
-from i2am.schema.layout import data_plans
+from i2am.schema.arrays.layers import data_plans
 from i2am.schema.trace import Image
 
 HEADS, TOKENS, DEPTH, THREADS, SIDE = 8, 257, 40, 2, 64

@@ -22,7 +22,7 @@ from measure import interleave, machine, size_on_disk, table
 
 from i2am.recorder.store.writer import Writer
 from i2am.schema import Layer, TokenGroup, TraceRecord, encode_probability
-from i2am.schema.layout import data_plans
+from i2am.schema.arrays.layers import data_plans
 
 HEADS, GRID, TOKENS, DEPTH = 8, (64, 64), 257, 40
 THREADS = 2

@@ -25,9 +25,9 @@ from .errors import UnknownVersion as UnknownVersion
 from .errors import UnsupportedModel as UnsupportedModel
 
 if TYPE_CHECKING:
+    from .arrays.array import ArrayPlan as ArrayPlan
     from .codec import decode_probability as decode_probability
     from .codec import encode_probability as encode_probability
-    from .layout import ArrayPlan as ArrayPlan
     from .layout import layout as layout
     from .record import FORMAT_VERSION as FORMAT_VERSION
     from .text import Text as Text
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 # Loaded on first use: who needs the errors alone, such as `i2am --help`, need not wait for numpy.
 _LATER: Final = {
     **dict.fromkeys(("decode_probability", "encode_probability"), "codec"),
-    **dict.fromkeys(("ArrayPlan", "layout"), "layout"),
+    "ArrayPlan": "arrays.array",
+    "layout": "layout",
     "FORMAT_VERSION": "record",
     **dict.fromkeys(("Text", "Word"), "text"),
     **dict.fromkeys(("Codec", "Image", "Layer", "TokenGroup", "TraceRecord"), "trace"),

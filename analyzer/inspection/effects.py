@@ -1,14 +1,14 @@
-"""Effects that `i2am faithfulness` measured, read without the model: what leaving out a cell of the reference changed in each patch."""
+"""Effects that `i2am faithfulness` measured, read without the model: what each trial changed in each patch of the picture."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Final
 
 import google_crc32c
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
 from ...schema.experiments.effects import EffectRecord
@@ -22,34 +22,53 @@ from ..trace.reader import Trace
 CRC_BYTES: Final = 4
 
 
-def open_effects(path: Location, trace: Trace | None = None) -> xr.DataArray:
-    """What leaving out each cell of the reference changed in each patch of the picture.
+def open_effects(path: Location, trace: Trace | None = None) -> xr.Dataset:
+    """What interventions on a run changed in each patch of the picture, one variable for each kind of trial that was asked for.
 
     `path`   what `i2am faithfulness` wrote: a folder, a zip file or an address
     `trace`  the trace that the effects are to be held against; those of another run are refused
 
-    Dims     (cell_y, cell_x, y, x)
-    Units    mean absolute difference, in shares of the way from black to white; NaN for a cell that was not tried yet
+    Dims     effect, pixels (cell_y, cell_x, y, x), without (y, x), layers (layer, y, x), heads (layer, head, y, x),
+             deletion, insertion (order, share, y, x)
+    Units    mean absolute difference, in shares of the way from black to white; NaN for what was not tried yet
     Raises   NotATrace, CorruptTrace, InvalidInput for effects of another run
     """
     storage = locate(path)
     if not storage.has(ROOT):
         raise NotATrace(f"{storage.describe()}; `i2am faithfulness` writes effects")
     record = EffectRecord.from_json(parse_json(read_file(storage, ROOT, MOST_ROOT_BYTES), f"{ROOT} of {storage}"), str(storage))
-    plan, where = record.plan, f"effect/{ROOT}"
-    if parse_json(read_file(storage, where, MOST_DOCUMENT_BYTES), where) != json.loads(json.dumps(plan.to_json())):
-        raise CorruptTrace(f"{where} of {storage} is not what its record plans; measure the effects again")
     if trace is not None and trace.record.id != record.trace:
         raise InvalidInput(f"{storage} holds effects of the run {record.trace}, and the trace is the run {trace.record.id}; open its own")
-    effect = np.full(plan.shape, np.nan, np.float32)
-    for cell in itertools.product(*map(range, record.cells)):
-        if storage.has(name := plan.key(*cell, 0, 0)):
-            effect[cell] = _read_cell(storage, name, record.grid)
-    attributes = {"id": record.id, "trace": record.trace, "kind": record.kind, "group": record.group, "sample": record.sample}
-    return xr.DataArray(effect, dims=plan.dims, name="effect", attrs={**plan.attributes, **attributes})
+    arrays = {name: xr.Variable(plan.dims, _read_array(storage, record, name), plan.attributes) for name, plan in record.plans.items()}
+    dims = {dim for variable in arrays.values() for dim in variable.dims}
+    labels = {
+        "layer": record.layer_names,
+        "head": range(max(record.layer_heads, default=0)),
+        "order": record.orders,
+        "share": record.shares,
+    }
+    told = ("id", "trace", "kind", "group", "sample", "branches", "batch")
+    return xr.Dataset(
+        arrays,
+        {name: (name, list(values)) for name, values in labels.items() if name in dims},
+        {name: getattr(record, name) for name in told},
+    )
 
 
-def _read_cell(storage: Storage, name: str, grid: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _read_array(storage: Storage, record: EffectRecord, name: str) -> NDArray[np.float32]:
+    """One array, NaN where a trial is still to be made."""
+    plan = record.plans[name]
+    where = f"{name}/{ROOT}"
+    if parse_json(read_file(storage, where, MOST_DOCUMENT_BYTES), where) != json.loads(json.dumps(plan.to_json())):
+        raise CorruptTrace(f"{where} of {storage} is not what its record plans; measure the effects again")
+    found = np.full(plan.shape, np.nan, np.float32)
+    for place in record.places(name):
+        if storage.has(file := plan.key(*place, 0, 0)):
+            found[place] = _read_trial(storage, file, record.grid)
+    return found
+
+
+def _read_trial(storage: Storage, name: str, grid: tuple[int, int]) -> NDArray[np.float32]:
     size = 4 * grid[0] * grid[1]
     data = read_file(storage, name, size + CRC_BYTES)
     found = np.frombuffer(data[:size], "<f4") if len(data) == size + CRC_BYTES else None

@@ -12,10 +12,12 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
+from ...schema.arrays.array import STEP
+from ...schema.arrays.layers import data_plans, fixed_layout
 from ...schema.codec import MANTISSA
 from ...schema.errors import CorruptTrace, NoAnswer, TraceError
 from ...schema.journal import MANIFEST_VERSIONS, Bounds, FileSum, FileSums, bounds_of, decode_lines, decode_manifest, encode_manifest
-from ...schema.layout import JOURNAL, MANIFEST, ROOT, STEP, data_plans, fixed_layout
+from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ..progress import hidden
 from ..storage.location import Location, locate
 from ..storage.storage import Listing, Storage

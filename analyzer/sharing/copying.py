@@ -11,9 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ...schema.arrays.layers import data_plans, fixed_layout
 from ...schema.errors import CorruptTrace
 from ...schema.journal import FileSum, FileSums
-from ...schema.layout import MANIFEST, ROOT, data_plans, documents, fixed_layout, image_layout, layout
+from ...schema.layout import MANIFEST, ROOT, documents, image_layout, layout
 from ...schema.trace import TraceRecord
 from ..progress import hidden
 from ..storage.location import Location, describe_location, settle

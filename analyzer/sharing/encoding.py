@@ -14,9 +14,9 @@ import numpy as np
 from numcodecs.blosc import BITSHUFFLE, Blosc
 from numpy.typing import NDArray
 
+from ...schema.arrays.array import STEP, ArrayPlan
 from ...schema.errors import InvalidInput
 from ...schema.journal import FileSum
-from ...schema.layout import STEP, ArrayPlan
 from ..store.chunks import cell
 
 Chunk: TypeAlias = tuple[bytes, int]

@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.layers import ONCE, layer_path, step_tables
 from ...schema.codec import MANTISSA, decode_probability, encode_probability
 from ...schema.errors import InvalidInput
-from ...schema.layout import ONCE, layer_path, step_tables
 from ...schema.trace import Layer
 from ..store.chunks import read_heads
 from ..store.validation import Contents

@@ -19,22 +19,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.array import STEP, ArrayPlan
+from ...schema.arrays.layers import data_plans, fixed_layout, layer_layout, layer_path
 from ...schema.journal import FileSums, encode_manifest, require_bounded
-from ...schema.layout import (
-    MANIFEST,
-    MOST_DOCUMENT_BYTES,
-    MOST_ROOT_BYTES,
-    ROOT,
-    STEP,
-    ArrayPlan,
-    data_plans,
-    documents,
-    fixed_layout,
-    layer_layout,
-    layer_path,
-    layout,
-    root_document,
-)
+from ...schema.layout import MANIFEST, MOST_DOCUMENT_BYTES, MOST_ROOT_BYTES, ROOT, documents, layout, root_document
 from ...schema.trace import TraceRecord
 from ..store.validation import Contents
 from ..trace.calls import At

@@ -19,8 +19,8 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
+from ...schema.arrays.array import STEP, ArrayPlan
 from ...schema.errors import CorruptTrace, NoAnswer
-from ...schema.layout import STEP, ArrayPlan
 from ..storage.storage import Bytes, Part, Storage
 from .ledger import ArrayFiles
 

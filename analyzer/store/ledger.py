@@ -14,9 +14,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.array import ArrayPlan
 from ...schema.errors import CorruptTrace
 from ...schema.journal import FileSum
-from ...schema.layout import ArrayPlan
 
 Crcs: TypeAlias = NDArray[np.uint32]
 Named: TypeAlias = Sequence[tuple[str, FileSum]]

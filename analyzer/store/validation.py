@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.array import STEP, ArrayPlan
+from ...schema.arrays.layers import ONCE, data_plans, fixed_layout, layer_path, step_tables
 from ...schema.errors import CorruptTrace, IncompleteTrace, InvalidInput
 from ...schema.journal import (
     FileSum,
@@ -28,24 +30,7 @@ from ...schema.journal import (
     steps_of,
     table_of,
 )
-from ...schema.layout import (
-    JOURNAL,
-    MANIFEST,
-    ONCE,
-    ROOT,
-    STEP,
-    ArrayPlan,
-    data_plans,
-    documents,
-    fixed_layout,
-    image_layout,
-    layer_path,
-    layout,
-    record_sum,
-    root_document,
-    step_layout,
-    step_tables,
-)
+from ...schema.layout import JOURNAL, MANIFEST, ROOT, documents, image_layout, layout, record_sum, root_document, step_layout
 from ...schema.messages import option, plain
 from ...schema.trace import TraceRecord
 from ..storage.location import Location, locate

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
+from ...schema.arrays.layers import layer_path
 from ...schema.errors import InvalidInput, UnknownSelection
-from ...schema.layout import CONVENTION, ROOT, image_layout, layer_path
+from ...schema.layout import CONVENTION, ROOT, image_layout
 from ...schema.messages import listed
 from ..facts import plain_attrs
 

@@ -19,8 +19,9 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.array import STEP
+from ...schema.arrays.layers import data_plans, layer_path
 from ...schema.codec import decode_bits, decode_probability
-from ...schema.layout import STEP, data_plans, layer_path
 from ...schema.trace import Layer
 from ..store.chunks import ROWS, Blocks, read_heads
 from ..store.ledger import ArrayFiles

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.layers import layer_path
 from ...schema.errors import UnknownSelection
-from ...schema.layout import layer_path
 from ...schema.messages import listed, option, plain
 from ...schema.selection import Layers, Selector, match_layers
 from ...schema.trace import Image, Layer, Values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from ...schema.layout import data_plans
+from ...schema.arrays.layers import data_plans
 from ..store.validation import Contents
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ...schema.layout import STEP, layer_path
+from ...schema.arrays.array import STEP
+from ...schema.arrays.layers import layer_path
 from ...schema.trace import Layer
 from ..store.chunks import Blocks, read_heads
 from ..store.validation import Contents

@@ -140,7 +140,7 @@ def measure_cells(
     Raises   as `intervene`
     """
     record: EffectRecord = store.record
-    for cell in store.missing:
+    for name, cell in store.missing:
         what = Intervention(
             record.kind,
             group=record.group,
@@ -150,5 +150,5 @@ def measure_cells(
             branches=record.branches,
         )
         after = picture_of(intervene(pipeline, what, **call), record.sample)
-        store.put(cell, place_effect(baseline.picture, after, record.grid))
+        store.put(name, cell, place_effect(baseline.picture, after, record.grid))
         progress()

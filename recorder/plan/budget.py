@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...schema.arrays.array import ArrayPlan
+from ...schema.arrays.layers import ONCE, layer_layout
 from ...schema.errors import NoSpace
-from ...schema.layout import ONCE, ArrayPlan, documents, layer_layout, layout
+from ...schema.layout import documents, layout
 from ...schema.messages import option, size_text
 from ...schema.trace import Encoding, TraceRecord
 from .options import ENCODINGS_WANTED, select_layers

@@ -9,9 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ...schema.arrays.array import ArrayPlan
 from ...schema.errors import CorruptTrace, InvalidInput
 from ...schema.journal import FileSum, Step, encode_manifest, require_bounded
-from ...schema.layout import MANIFEST, MOST_ROOT_BYTES, ROOT, ArrayPlan, documents, layout, root_document
+from ...schema.layout import MANIFEST, MOST_ROOT_BYTES, ROOT, documents, layout, root_document
 from ...schema.record import parse_json
 from ...schema.trace import TraceRecord
 from .coordinates import columns

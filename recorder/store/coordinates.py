@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.layers import ONCE, layer_path, step_tables
 from ...schema.journal import Step, present_of, steps_of, table_of
-from ...schema.layout import ONCE, layer_path, step_tables
 from ...schema.record import BRANCHES
 from ...schema.trace import TraceRecord
 

@@ -1,8 +1,8 @@
-"""The folder of an experiment: its record, and a file for each cell that was tried; what is there is gone on with."""
+"""The folder of an experiment: its record, and a file for each trial; what is there is gone on with."""
 
 from __future__ import annotations
 
-import itertools
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,8 @@ from .lock import TraceLock
 
 HEADER: Final = 16
 """Bytes of a blosc header; those from 4 to 8 say how many it unpacks to."""
+CRC_BYTES: Final = 4
+"""After what is not packed."""
 
 
 class EffectStore:
@@ -37,14 +39,16 @@ class EffectStore:
                 f"{root} holds effects of another experiment or run; choose another path, or {option('overwrite', True)} to replace it"
             )
         self._new, self._storage = known is None or overwrite, Storage(root)
-        self.record = record if known is None or overwrite else known
+        self.record = record if known is None or overwrite else known.joined(record)
 
     @property
-    def missing(self) -> list[tuple[int, int]]:
-        """Cells that were not tried yet, row by row."""
-        plan, (rows, columns) = self.record.plan, self.record.cells
-        every = itertools.product(range(rows), range(columns))
-        return [cell for cell in every if self._new or not (self._storage.root / plan.key(*cell, 0, 0)).is_file()]
+    def missing(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Trials that were not made yet, in order, each by its array and its place there."""
+        every = ((name, place) for name in self.record.plans for place in self.record.places(name))
+        return [(name, place) for name, place in every if self._new or not self._file(name, place).is_file()]
+
+    def _file(self, name: str, place: tuple[int, ...]) -> Path:
+        return self._storage.root / self.record.plans[name].key(*place, 0, 0)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -60,21 +64,35 @@ class EffectStore:
         root.mkdir(parents=True, exist_ok=True)
         lock = TraceLock(root)
         try:
-            if self._new:
-                self._storage.write_document("effect", self.record.plan.to_json())
-                self._storage.write_document("", self.record.to_json())
-                self._storage.settle()
-                self._new = False
+            for name, plan in self.record.plans.items():
+                self._storage.write_document(name, plan.to_json())
+            self._storage.write_document("", self.record.to_json())
+            self._storage.settle()
+            self._new = False
             yield
         finally:
             lock.release()
 
-    def put(self, cell: tuple[int, int], effect: NDArray[np.float32]) -> None:
-        """Keep the effect of one cell, durably; only while `opened`.
+    def put(self, name: str, place: tuple[int, ...], effect: NDArray[np.float32]) -> None:
+        """Keep what one trial changed, durably; only while `opened`.
 
         Dims     effect (y, x)
         """
-        self._storage.settle(self._storage.write_block(self.record.plan, cell, effect))
+        self._storage.settle(self._storage.write_block(self.record.plans[name], place, effect))
+
+    def read_cells(self) -> NDArray[np.float64]:
+        """Mean effect of each cell.
+
+        Dims     (cell_y, cell_x)
+        Raises   CorruptTrace for a file that has another size
+        """
+        found, size = np.empty(self.record.cells), math.prod(self.record.grid)
+        for place in self.record.places("effect"):
+            file = self._file("effect", place)
+            if len(data := file.read_bytes()) != 4 * size + CRC_BYTES:
+                raise CorruptTrace(f"{file} was changed; remove that file and run the same command again")
+            found[place] = np.frombuffer(data, "<f4", size).mean(dtype=np.float64)
+        return found
 
 
 def _find_record(root: Path) -> EffectRecord:

@@ -25,9 +25,10 @@ import numpy as np
 from numcodecs.blosc import BITSHUFFLE, Blosc
 from numpy.typing import NDArray
 
+from ...schema.arrays.array import ArrayPlan
 from ...schema.errors import AlreadyExists, InvalidInput
 from ...schema.journal import FileSum, FileSums
-from ...schema.layout import JOURNAL, MANIFEST, MOST_DOCUMENT_BYTES, MOST_ROOT_BYTES, ROOT, ArrayPlan
+from ...schema.layout import JOURNAL, MANIFEST, MOST_DOCUMENT_BYTES, MOST_ROOT_BYTES, ROOT
 from ...schema.messages import refuse_taken
 from .lock import TraceLock
 

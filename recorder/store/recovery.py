@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...schema.arrays.layers import fixed_layout
 from ...schema.errors import CorruptTrace, InvalidInput, NotATrace
 from ...schema.journal import FileSum, FileSums, Step, decode_lines
-from ...schema.layout import JOURNAL, MANIFEST, MOST_ROOT_BYTES, ROOT, documents, fixed_layout, image_layout, record_sum
+from ...schema.layout import JOURNAL, MANIFEST, MOST_ROOT_BYTES, ROOT, documents, image_layout, record_sum
 from ...schema.messages import option, plain
 from ...schema.record import parse_json
 from ...schema.trace import TraceRecord

@@ -25,21 +25,11 @@ from typing import Any, Final, NoReturn, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.array import ArrayPlan
+from ...schema.arrays.layers import ONCE, data_plans, fixed_layout
 from ...schema.errors import InvalidInput, NoSpace, TraceError
 from ...schema.journal import FileSums, Step, encode_line
-from ...schema.layout import (
-    JOURNAL,
-    ONCE,
-    ROOT,
-    ArrayPlan,
-    data_plans,
-    documents,
-    fixed_layout,
-    image_layout,
-    layer_documents,
-    root_document,
-    step_layout,
-)
+from ...schema.layout import JOURNAL, ROOT, documents, image_layout, layer_documents, root_document, step_layout
 from ...schema.messages import option
 from ...schema.text import Text
 from ...schema.trace import Image, Layer, TraceRecord

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from i2am.schema import Codec, Image, Layer, TokenGroup, TraceRecord, decode_probability, encode_probability, layout
 from i2am.schema import errors as tree
+from i2am.schema.arrays.array import CHUNK_BYTES, SHARD_BYTES
+from i2am.schema.arrays.layers import data_plans
 from i2am.schema.codec import PROBABILITY_SCALE, decode_bits, factor_dtype
 from i2am.schema.errors import CorruptTrace, InvalidInput, TraceError, UnknownVersion
-from i2am.schema.layout import CHUNK_BYTES, SHARD_BYTES, data_plans, documents, root_document
+from i2am.schema.layout import documents, root_document
 
 pytestmark = pytest.mark.analyzer
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from i2am.schema.layout import data_plans, fixed_layout
+from i2am.schema.arrays.layers import data_plans, fixed_layout
 from i2am.schema.text import Text
 from i2am.schema.trace import Layer, TraceRecord
 

@@ -82,7 +82,7 @@ def test_the_size_of_blocks_does_not_matter(made: Synthetic, monkeypatch: pytest
 
 
 def test_files_and_chunks_of_any_size_give_the_same_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = import_module("i2am.schema.layout")  # the package has a function of that name
+    plan = import_module("i2am.schema.arrays.array")
     found = []
     for shard, chunk in ((2**26, 2**20), (2**11, 2**8), (2**12, 2**12)):
         monkeypatch.setattr(plan, "SHARD_BYTES", shard)

@@ -173,7 +173,7 @@ def test_maps_do_not_depend_on_how_files_are_cut(
     encoding: str, shard: int, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole videos, some frames, some rows of a frame, with inner chunks of the same kinds."""
-    plan = import_module("i2am.schema.layout")  # the package has a function of that name
+    plan = import_module("i2am.schema.arrays.array")
     monkeypatch.setattr(plan, "SHARD_BYTES", shard)
     monkeypatch.setattr(plan, "CHUNK_BYTES", (chunk, chunk))
     layers = [reference_layer("a", (6, 4), heads=2, reference=(2, 2), frames=4)]

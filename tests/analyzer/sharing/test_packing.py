@@ -24,7 +24,8 @@ from i2am.analyzer import Trace, diagnose, g2r, open_trace, pack, r2g, sram, unp
 from i2am.analyzer.inspection.verify import verify
 from i2am.analyzer.sharing import encoding
 from i2am.schema import AlreadyExists, Codec, CorruptTrace, IncompleteTrace, InvalidInput, TokenGroup
-from i2am.schema.layout import data_plans, image_layout, layout
+from i2am.schema.arrays.layers import data_plans
+from i2am.schema.layout import image_layout, layout
 from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -116,7 +117,7 @@ def test_nothing_is_packed_in_the_main_thread(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_chunk_is_cut_along_rows_where_it_would_be_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bounds = sys.modules["i2am.schema.layout"]
+    bounds = sys.modules["i2am.schema.arrays.array"]
     monkeypatch.setattr(bounds, "CHUNK_BYTES", (256, 1024))
     monkeypatch.setattr(bounds, "SHARD_BYTES", 2048)
     synthetic_trace(tmp_path / "t.zarr", layers=LAYERS, steps=7, encoding=None, branches=("cond", "uncond"), absent={(3, 0)})

@@ -19,9 +19,9 @@ from i2am.analyzer import g2r, open_trace, r2g, sram
 from i2am.analyzer.inspection.verify import verify
 from i2am.analyzer.store.chunks import Blocks
 from i2am.analyzer.trace.reader import Trace
+from i2am.schema.arrays.layers import data_plans
 from i2am.schema.errors import CorruptTrace, IncompleteTrace, InvalidInput, NotATrace, TraceError, UnknownSelection, UnknownVersion
 from i2am.schema.journal import decode_manifest, encode_manifest
-from i2am.schema.layout import data_plans
 from i2am.schema.trace import TraceRecord
 from traces import Synthetic, reference_layer, synthetic_trace
 

@@ -9,7 +9,7 @@ import pytest
 
 from i2am.analyzer import open_trace
 from i2am.analyzer.trace.tables import BLOCK, layer_rows
-from i2am.schema.layout import data_plans
+from i2am.schema.arrays.layers import data_plans
 from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer

@@ -13,9 +13,10 @@ from i2am.analyzer.inspection.info import describe
 from i2am.analyzer.inspection.verify import verify
 from i2am.analyzer.sharing.packing import pack, unpack
 from i2am.recorder.store.recovery import seal
+from i2am.schema.arrays.layers import data_plans, fixed_layout
 from i2am.schema.errors import CorruptTrace, InvalidInput, UnknownSelection
 from i2am.schema.journal import require_bounded
-from i2am.schema.layout import data_plans, fixed_layout, layout
+from i2am.schema.layout import layout
 from i2am.schema.trace import Layer, TraceRecord
 from traces import Synthetic, default_layers, reference_layer, synthetic_trace, value_norms
 

@@ -18,9 +18,10 @@ from i2am.recorder.store.files import Storage, encode_files
 from i2am.recorder.store.lock import TraceLock
 from i2am.recorder.store.workers import Job, Workers
 from i2am.recorder.store.writer import Writer
+from i2am.schema.arrays.array import ArrayPlan
 from i2am.schema.errors import AlreadyExists, InvalidInput
 from i2am.schema.journal import decode_lines, decode_manifest
-from i2am.schema.layout import ArrayPlan, layout
+from i2am.schema.layout import layout
 from i2am.schema.trace import Codec, Image, Layer, TraceRecord
 from traces import Synthetic, default_layers, reference_layer, synthetic_trace
 
