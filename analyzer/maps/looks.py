@@ -13,12 +13,13 @@ import xarray as xr
 from ...schema.errors import InvalidInput
 from ..aggregation.request import AXES, MapRequest, kept_axes, request_map
 from ..aggregation.selection import Select, SelectOptions, choose, split
-from ..methods.recipes import Recipe, get_recipe
+from ..influence.calls import weigh_calls
+from ..methods.recipes import Recipe, Weight, get_recipe
 from ..metrics.pointing import PLACES, Grid, Values
 from ..numerics.resize import bring, middle
 from ..numerics.statistics import row_evenness
 from ..trace.reader import Trace
-from ..trace.views import centres, place_dims
+from ..trace.views import centres, lazy_array, place_dims
 
 
 def looks(
@@ -27,6 +28,7 @@ def looks(
     keep: Iterable[str] | str = (),
     time_groups: int | None = None,
     recipe: str | Recipe = "i2am",
+    weight: Weight | None = None,
     **options: Unpack[SelectOptions],
 ) -> xr.DataArray:
     """SRAM of every patch of the latent grid at once, in one pass over the trace.
@@ -35,10 +37,10 @@ def looks(
     they are strong.
 
     Dims     kept axes in the order time, layer, head, then (y, x, ref_y, ref_x); lazy
-    Range    >= 0; NaN where no call is left to average
+    Range    >= 0, of contributions any; NaN where no call is left to average
     Raises   UnknownSelection; InvalidInput for tokens that have no place on a picture
     """
-    row = get_recipe(recipe, query_mask=False)
+    row = get_recipe(recipe, weight=weight, query_mask=False)
     if trace.latent_frames:
         raise InvalidInput(f"{trace.path} is of a video, and patches point from the places of one image; ask sram for a patch of a frame")
     request = request_map(trace, "sram", Select(**options), recipe=row, keep=keep, time_groups=time_groups)
@@ -61,11 +63,15 @@ def _of_layer(request: MapRequest, steps: tuple[int, ...], i: int) -> da.Array:
     """
     trace, chosen, row, to = request.trace, request.chosen, request.row, request.target[1:]
     index, tokens, columns = chosen.layers[i], chosen.groups[i], request.columns[i]
-    calls = trace.probabilities(index) if columns.softmax == "keys" else trace.generated_softmax(index)
     spatial = slice(columns.tokens[0], columns.tokens[-1] + 1)
-    part = calls.isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial).astype(np.float64)
+    part, plain = (
+        lazy_array(trace, index, "probability" if columns.softmax == "keys" else "generated", weigh_calls(trace, index, weight), weight)
+        .isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial)
+        .astype(np.float64)
+        for weight in (row.weight, "attention")
+    )
     if columns.among is not None:
-        part = part / part.sum("token")
+        part = part / plain.sum("token")
     if tokens.grid != to:
         if "time" in row.before:
             part = part.sum("step", skipna=True, min_count=1).expand_dims(step=[0], axis=0)

@@ -71,15 +71,19 @@ class View:
         return result
 
 
-def lazy_array(contents: Contents, index: int, kind: Kind) -> xr.DataArray:
-    """P, S or G of the layer at `index`.
+def lazy_array(contents: Contents, index: int, kind: Kind, calls: Calls | None = None, weight: str = "") -> xr.DataArray:
+    """P, S or G of the layer at `index`; of other calls than the layer's own if they are given, whose weight names them.
 
     Dims     (sample, branch, step, head, [frame,] y, x, token), float32
     """
-    view = View(Calls.of(contents, index), kind)
+    view = View(calls or Calls.of(contents, index), kind)
     layer = view.calls.layer
     array = da.from_array(  # type: ignore[no-untyped-call]
-        view, chunks=view.chunks, name=f"i2am-{kind}-{contents.token}-{index}", asarray=False, meta=np.empty((0,) * view.ndim, np.float32)
+        view,
+        chunks=view.chunks,
+        name=f"i2am-{kind}{weight}-{contents.token}-{index}",
+        asarray=False,
+        meta=np.empty((0,) * view.ndim, np.float32),
     )
     attrs = {"long_name": MEANING[kind], "layer": layer.name, "trace": contents.record.id}
     return xr.DataArray(array, dims=view_dims(layer), coords=coordinates(contents, layer), attrs=attrs, name=kind)
