@@ -37,14 +37,17 @@ class Asked:
         options = {"group": told.get("group"), "sample": int(told.get("sample", 0)), "branch": None if branches == "both" else branches}
         return cls((effects.sizes["cell_y"], effects.sizes["cell_x"]), options | {"layers": list(told.get("layers", ())) or None})
 
-    def maps(self, trace: Trace, recipe: Recipe, weight: Weight, level: str) -> dict[Direction, xr.DataArray]:
-        """SRAM of all patches, and G2R, cell by cell.
+    def maps(self, trace: Trace, recipe: Recipe, weight: Weight, level: str, patches: bool) -> dict[Direction, xr.DataArray]:
+        """G2R and, for `patches`, SRAM of all of them, cell by cell.
 
-        Dims     kept axes, then (y, x, cell_y, cell_x) and (cell_y, cell_x); lazy
+        Dims     kept axes, then (cell_y, cell_x) and (y, x, cell_y, cell_x); lazy
         Raises   as `g2r`
         """
-        chosen: dict[str, Any] = {"keep": LEVELS[level], "recipe": recipe, "weight": weight, **self.options}
-        return {"SRAM": to_cells(looks(trace, **chosen), self.cells), "G2R": self.g2r(trace, recipe, weight, level)}
+        found: dict[Direction, xr.DataArray] = {"G2R": self.g2r(trace, recipe, weight, level)}
+        if patches:
+            chosen: dict[str, Any] = {"keep": LEVELS[level], "recipe": recipe, "weight": weight, **self.options}
+            found["SRAM"] = to_cells(looks(trace, **chosen), self.cells)
+        return found
 
     def g2r(self, trace: Trace, recipe: str | Recipe, weight: Weight, level: str = "") -> xr.DataArray:
         """G2R alone, as `maps` has it."""
