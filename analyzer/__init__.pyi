@@ -23,6 +23,10 @@ from .maps.attribution import r2g as r2g
 from .maps.attribution import sram as sram
 from .maps.attribution import token_map as token_map
 from .maps.comparison import compare as compare
+from .maps.copying import copy_score as copy_score
+from .maps.copying import repaint as repaint
+from .maps.flow import flow as flow
+from .maps.flow import warp_reference as warp_reference
 from .maps.heatmap import heatmap as heatmap
 from .maps.looks import looks as looks
 from .maps.looks import row_entropy as row_entropy
@@ -35,6 +39,8 @@ from .methods.recipes import Recipe as Recipe
 from .methods.recipes import get_recipe as get_recipe
 from .metrics.boxes import box_iou as box_iou
 from .metrics.boxes import find_boxes as find_boxes
+from .metrics.boxes import random_box_iou as random_box_iou
+from .metrics.boxes import whole_box_iou as whole_box_iou
 from .metrics.entropy import concentration as concentration
 from .metrics.entropy import entropy as entropy
 from .metrics.overlap import imacs as imacs

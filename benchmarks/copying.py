@@ -1,4 +1,4 @@
-"""Whether the copy score of a head tells those that point at known truth from others, with random weights as the control.
+"""Whether the copy score tells heads that point at known truth from others, beside turned copies and random weights as controls.
 
     python benchmarks/copying.py --cache out/truth
 
@@ -15,20 +15,18 @@ from measure import machine
 from recordings import pipelines, recordings
 from scipy.stats import rankdata
 
-from i2am.analyzer import head_accuracy, make_overview, open_trace
+from i2am.analyzer import copy_score, head_accuracy, open_trace
 
 POINTS = 0.5
 
 
-def score_heads(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Copy score and pointing accuracy of each head of a recording, in the same order."""
+def score_heads(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Copy score, its control and pointing accuracy of each head of a recording, in the same order."""
     trace = open_trace(path)
-    overview = make_overview(trace)
-    [view] = overview.facts["views"]
-    heads = sum(layer["heads"] for layer in view["layers"])
-    copied = overview.reader().read(f"{view['path']}/scores")[:heads, overview.facts["scores"].index("copy")]
-    accuracy = head_accuracy([trace])
-    return copied, np.concatenate([accuracy.sel(layer=layer["name"]).values[: layer["heads"]] for layer in view["layers"]])
+    scores, control = (copy_score(trace, keep=("layer", "head"), control=each) for each in (None, "turned"))
+    accuracy = head_accuracy([trace]).sel(layer=scores["layer_name"].values)
+    there = np.isfinite(accuracy.values)
+    return scores.values[there], control.values[there], accuracy.values[there]
 
 
 def separate(high: np.ndarray, low: np.ndarray) -> float:
@@ -48,17 +46,18 @@ def describe(scores: np.ndarray) -> str:
 @click.option("--steps", default=10, show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("out/truth"), show_default=True, help="Folder of the recordings.")
 def main(pairs: int, steps: int, cache: Path) -> None:
-    """Print the copy scores of pointing heads, of others, and of heads with random weights."""
+    """Print the copy scores of pointing heads, the same of copies turned, of other heads, and of heads with random weights."""
     found = {
         name: tuple(
             map(np.concatenate, zip(*(score_heads(path) for _, path in recordings(model, cache / name, pairs, steps)), strict=True))
         )
         for name, model in pipelines().items()
     }
-    copied, accuracy = found["trained"]
+    copied, control, accuracy = found["trained"]
     points = accuracy > POINTS
     print(f"{machine()}; {pairs} held-out pairs, {steps} steps")
     print(f"pointing heads          {describe(copied[points])}")
+    print(f"the same, copies turned {describe(control[points])}")
     print(f"other heads             {describe(copied[~points])}")
     print(f"heads of random weights {describe(found['random'][0])}")
     print(f"area under the ROC curve, pointing against other heads: {separate(copied[points], copied[~points]):.3f}")

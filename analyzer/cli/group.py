@@ -29,6 +29,7 @@ SUMMARIES: Final = {
     "record": "Run a diffusers pipeline described by a TOML file and record its attention.",
     "demo": "Record and analyse the small model that comes with i2am.",
     "faithfulness": "Repeat a recorded run with each cell of the reference left out, and keep what that changes.",
+    "objects": "Make a manifest of annotated pictures: an object's box as mask, the object as reference.",
     "status": "Which recordings of a manifest are complete, partial, missing or broken.",
     "seal": "Make a complete, smaller trace of what an unfinished recording committed.",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias, Unpack, get_args
 
 import numpy as np
@@ -18,10 +19,12 @@ from ..aggregation.selection import MapOptions, Select, Selection, SelectOptions
 from ..inspection.info import caution
 from ..inspection.truth import find_truth, require_truth
 from ..maps.attribution import g2r, r2g
+from ..maps.copying import find_painted, repaint
 from ..maps.heatmap import scored_picture
 from ..maps.looks import looks, row_entropy
 from ..methods.recipes import Recipe, get_recipe
-from ..metrics.boxes import box_iou
+from ..metrics.boxes import box_iou, random_box_iou, whole_box_iou
+from ..metrics.copying import score_copies
 from ..metrics.entropy import concentration, entropy
 from ..metrics.masks import binarize, fit_mask
 from ..metrics.overlap import ImacsOptions, imacs, iou, miou
@@ -30,19 +33,22 @@ from ..metrics.pointing import attention_variation, pck, pointing_error
 from ..trace.images import find_image, load_mask, own_mask, own_reference_mask
 from ..trace.reader import Trace
 
-Need: TypeAlias = Literal["mask", "reference_mask", "truth", "places", "image", "tokens"]
-"""What a trace must have: a mask, the truth, tokens with a place that the recipe maps, an image and no video, two tokens or more."""
+Need: TypeAlias = Literal["mask", "reference_mask", "truth", "places", "image", "tokens", "painted"]
+"""What a trace must have: a mask, the truth, tokens with a place that the recipe maps, an image and no video, two tokens or more, and
+pictures of what was generated and of the reference."""
 MASKS: Final = ("mask", "reference_mask")
-Of: TypeAlias = Literal["r2g", "g2r", "g2r_masked", "looks", "rows"]
-"""What is judged: R2G; G2R of all positions; G2R of those in the mask (v1, Eq. 17); SRAM of every patch; rows of P, call by call."""
-Against: TypeAlias = Literal["", "mask", "reference_mask", "truth"]
-"""What it is held against: nothing, a mask of the generated image or of the reference, the true place of every patch."""
+Of: TypeAlias = Literal["r2g", "g2r", "g2r_masked", "looks", "copies", "rows"]
+"""What is judged: R2G; G2R of all positions; G2R of those in the mask (v1, Eq. 17); SRAM of every patch; the colours of where each
+patch looked; rows of P, call by call."""
+Against: TypeAlias = Literal["", "mask", "reference_mask", "truth", "painted"]
+"""What it is held against: nothing, a mask of the generated image or of the reference, the true place or the colour of every patch."""
 
 NEEDS: Final[dict[Of, tuple[Need, ...]]] = {
     "r2g": (),
     "g2r": ("places",),
     "g2r_masked": ("places", "mask"),
     "looks": ("places", "image"),
+    "copies": ("places", "image"),
     "rows": ("tokens",),
 }
 
@@ -84,9 +90,13 @@ METRICS: Final = {
         Metric("miou_r", "g2r_masked", "reference_mask", miou, "higher", "mean overlap of masked G2R and the reference mask"),
         Metric("box_iou_g", "r2g", "mask", box_iou, "higher", "overlap of the boxes of R2G and of the mask", cut=True),
         Metric("box_iou_r", "g2r_masked", "reference_mask", box_iou, "higher", "overlap of the boxes of masked G2R and its mask", cut=True),
+        Metric("whole_box_iou", "r2g", "mask", whole_box_iou, "", "overlap of the whole picture and the box of the mask"),
+        Metric("random_box_iou", "r2g", "mask", random_box_iou, "", "mean overlap of random boxes and that of the mask"),
         Metric("pck", "looks", "truth", pck, "higher", "patches that look most at where they truly come from"),
         Metric("pointing_error", "looks", "truth", pointing_error, "lower", "mean distance of where a patch looks from the truth"),
         Metric("attention_variation", "looks", "mask", attention_variation, "", "how far apart neighbouring masked patches look"),
+        Metric("copy_score", "copies", "painted", score_copies, "higher", "colours of where patches looked against those they have"),
+        Metric("copy_control", "copies", "painted", partial(score_copies, control="turned"), "", "the same by chance: copies turned"),
         Metric("entropy_g", "r2g", "", entropy, "", "evenness of R2G over the generated image"),
         Metric("entropy_r", "g2r", "", entropy, "", "evenness of G2R over the reference"),
         Metric("concentration_g", "r2g", "", concentration, "", "share of R2G in its strongest tenth"),
@@ -183,6 +193,8 @@ class Grounds:
             return truth is not None and bool(truth.known.any())
         if need == "tokens":
             return all(group.tokens - group.specials > 1 for group in choose(self.trace, self.select).groups)
+        if need == "painted":
+            return self.image("mask") is not None and self.image("reference_mask") is not None
         return self.places if need == "places" else not self.trace.latent_frames
 
 
@@ -256,6 +268,8 @@ def plan_metrics(
             maps[row.of] = ASK[row.of](trace, pixels.get("mask"), asked)
         if row.against == "truth":
             targets["truth"] = require_truth(trace)
+        elif row.against == "painted":
+            targets["painted"] = find_painted(trace, grounds.select.sample, mask)
         elif row.against:
             # Looks lie on the reference with their last axes, but the mask is of the patches that look.
             mine = pixels[row.against]
@@ -300,6 +314,7 @@ ASK: Final[dict[Of, Callable[[Trace, Any, Any], xr.DataArray]]] = {
     "g2r": lambda trace, mask, options: g2r(trace, **{**options, "recipe": get_recipe(options["recipe"], query_mask=False)}),
     "g2r_masked": lambda trace, mask, options: g2r(trace, query_mask=mask, **options),
     "looks": lambda trace, mask, options: looks(trace, **options),
+    "copies": lambda trace, mask, options: repaint(trace, **options),
     # Rows of P are the model's own, whatever maps are made of them.
     "rows": lambda trace, mask, options: row_entropy(trace, **{name: value for name, value in options.items() if name != "recipe"}),
 }

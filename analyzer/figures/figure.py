@@ -18,7 +18,7 @@ from ..trace.reader import Trace, open_trace
 from .heads import heads
 from .panels import Asked, CallOptions, Charts, Grid
 from .parts import layers, methods, time, tokens, words
-from .runs import patches, runs
+from .runs import patches, runs, warped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,7 @@ class Kind:
 KINDS: Final = {
     "runs": Kind("a row a run: input, reference, generated, R2G, G2R, SRAM of patches", runs, ("at", "recipe"), True),
     "patches": Kind("the generated image with patches framed, and where each looked", patches, ("at", "recipe", "columns")),
+    "flow": Kind("the generated image, the reference warped to it by where patches looked, and the reference", warped, ("recipe",)),
     "layers": Kind("layers by time, or other axes that are kept", layers, ("direction", "at", "keep", "time_groups", "recipe", "columns")),
     "time": Kind("R2G, G2R and SRAM of a patch from noise to picture", time, ("at", "time_groups", "recipe")),
     "methods": Kind("one map by several methods", methods, ("direction", "at", "recipes", "columns")),
@@ -76,7 +77,7 @@ def figure(
 
         figure("run.zarr", "layers", at=(6, 7), time_groups=3, layers="*up*").savefig("layers.pdf")
 
-    `kind`       runs, patches, layers, time, methods, words, tokens or heads
+    `kind`       runs, patches, flow, layers, time, methods, words, tokens or heads
     `direction`  r2g or g2r, of layers and methods
     `at`         one patch, or several, of the latent grid
     `words`      words of the prompt, or of heads their concepts; None is all

@@ -11,9 +11,11 @@ import numpy as np
 
 from ...schema.errors import UnknownSelection
 from ...schema.trace import ImageRole
+from ..facts import MapFacts
 from ..inspection.patches import Cell, choose_cells
 from ..inspection.truth import find_truth
 from ..maps.attribution import g2r, r2g, sram
+from ..maps.flow import flow, warp_reference
 from ..output.sheets import Mark, patch_mark
 from ..trace.images import own_mask
 from ..trace.reader import Trace
@@ -44,6 +46,22 @@ def patches(asked: Asked) -> Grid:
     generated = image(trace, f"generated_{asked.options.get('sample', 0)}")
     framed = [] if generated is None else [Panel(picture=generated, title="generated", marks=_frames(trace, cells))]
     return Grid(rows=wrap([*framed, *(_look(trace, cell, i, asked) for i, cell in enumerate(cells, 1))], asked.columns))
+
+
+def warped(asked: Asked) -> Grid:
+    """The generated image, the reference warped to it by the flow of attention, and the reference as it is.
+
+    The warped one is pale where patches look widely, and their flow says nothing.
+    """
+    trace = asked.trace
+    found = flow(trace, **asked.options)
+    reference = image(trace, MapFacts.of(found["flow"]).image)
+    pictures = {
+        "generated": image(trace, f"generated_{asked.select.sample}"),
+        "reference, warped": warp_reference(trace, found, fade=True),
+        "reference": reference,
+    }
+    return Grid(rows=[[Panel(picture=pixels, title=title) for title, pixels in pictures.items() if pixels is not None]])
 
 
 def _run(trace: Trace, asked: Asked) -> dict[str, Panel | None]:

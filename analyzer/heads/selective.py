@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
-from ...schema.selection import Layers
-from ..aggregation.selection import Positions, Select, whole
+from ...schema.selection import Layers, read_positions
+from ..aggregation.selection import Positions, Select
 from ..maps.attribution import r2g
 from ..maps.heatmap import scored_picture
 from ..maps.words import word_map
@@ -46,7 +46,7 @@ def selective_iou(
     concept: str | None = None,
     concepts: Given = None,
     probe: str = PROBE,
-    count: int | None = None,
+    count: Positions = None,
     thresholds: Sequence[float] = THRESHOLDS,
     mask: str | None = None,
     word: str | None = None,
@@ -61,9 +61,9 @@ def selective_iou(
 
     The map is R2G or, with a `word` of the prompt, that word's (recipe `hrv-selective` where none is named). Without scores,
     heads are chosen by truth or by relevance on half of the traces and judged on the other half, and the other way round. Without a
-    count it is the paper's share of all heads, 30 of 128.
+    count it is the paper's share of all heads, 30 of 128; several counts, such as [1, 2, 4] or slice(1, None), make a curve.
 
-    Dims     (heads, threshold, trace): heads are all, top, bottom
+    Dims     (heads, [count,] threshold, trace): heads are all, top, bottom
     Range    [0, 1]
     Raises   InvalidInput if the scores were made of a trace that is judged, or there are too few traces to deal; as `r2g`, `select_heads`
     Source   Park et al. 2026 (arXiv 2604.05906), table of thresholds
@@ -81,23 +81,30 @@ def selective_iou(
     maps_of = partial(r2g, recipe=recipe or "i2am") if word is None else partial(word_map, word=word, recipe=recipe or "hrv-selective")
     found, counts = [], set()
     for chosen, judged in dealt:
-        taken = whole(count, "a number of heads") if count is not None else published_count(len(rank_heads(chosen, concept)))
+        ranked = rank_heads(chosen, concept)
+        taken = _counts(count, len(ranked))
         counts.add(taken)
-        kinds = [by_layer(rank_heads(chosen, concept), chosen)]  # as `KINDS` names them
-        kinds += [select_heads(chosen, concept, top=taken), select_heads(chosen, concept, bottom=taken)]
+        kinds = [by_layer(ranked, chosen), *(select_heads(chosen, concept, top=n) for n in taken)]
+        kinds += [select_heads(chosen, concept, bottom=n) for n in taken]
+        # Of each of `KINDS`, the map of every count; all heads have one for all counts.
+        rows = [[0] * len(taken), *np.arange(1, len(kinds)).reshape(2, -1)]
         for trace in judged:
             require_same_heads(chosen, trace)
             pixels = _load_mask(trace, mask, sample)
             maps = compute(*(maps_of(trace, **replace(select, heads=heads).options()) for heads in kinds))  # type: ignore[no-untyped-call]
             pictures = [scored_picture(map, pixels) for map in maps]
-            found.append([[float(iou(picture, pixels, threshold)) for threshold in thresholds] for picture in pictures])
+            each = np.array([[float(iou(picture, pixels, threshold)) for threshold in thresholds] for picture in pictures])
+            found.append(each[rows])
+    (taken,) = counts
     how = (by, "the other half of the traces")
     if scores is not None:
         how = (scores.attrs.get("kind", ""), f"{len(scores.attrs['traces'])} other traces")
-    facts = {"by": how[0], "word": word or "", "count": counts.pop(), "of": len(rank_heads(dealt[0][0], concept)), "chosen_on": how[1]}
-    coords = {"heads": list(KINDS), "threshold": list(thresholds), "trace": [trace.id for _, judged in dealt for trace in judged]}
-    table = xr.DataArray(np.stack(found, axis=-1), dims=("heads", "threshold", "trace"), coords=coords, attrs=facts, name="iou")
-    return table.sortby("trace")
+    facts = {"by": how[0], "word": word or "", "of": len(rank_heads(dealt[0][0], concept)), "chosen_on": how[1]}
+    coords = {"heads": list(KINDS), "count": list(taken), "threshold": list(thresholds)}
+    coords["trace"] = [trace.id for _, judged in dealt for trace in judged]
+    table = xr.DataArray(np.stack(found, axis=-1), dims=tuple(coords), coords=coords, attrs=facts, name="iou").sortby("trace")
+    several = isinstance(count, (slice, Iterable))
+    return table if several else table.isel(count=0, drop=True).assign_attrs(count=taken[0])
 
 
 def deal(opened: list[Trace]) -> list[tuple[list[Trace], list[Trace]]]:
@@ -117,6 +124,14 @@ def published_count(total: int) -> int:
     Range    [1, total / 2], so that the best and the worst are different heads
     """
     return max(1, min(round(total * PUBLISHED), total // 2))
+
+
+def _counts(count: Positions, total: int) -> tuple[int, ...]:
+    """The numbers of heads that are asked for, of a model with so many."""
+    if count is None:
+        return (published_count(total),)
+    asked = read_positions(count, "count")
+    return tuple(n for n in range(total + 1)[asked] if n) if isinstance(asked, slice) else tuple(asked)
 
 
 def flat_note(table: xr.DataArray) -> str | None:

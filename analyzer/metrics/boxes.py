@@ -18,12 +18,15 @@ from ...schema.errors import InvalidInput
 from ..facts import MapFacts
 from .masks import binarize, fit_mask
 from .overlap import segment
-from .placement import Map, over_frames, scored
+from .placement import Map, over_frames, place, scored
 
 PERCENTILE: Final = 65.0
 SQUARE: Final = 5
 """Side of the structuring element in pixels, at the published picture size of 512."""
 EDGES: Final = ("top", "left", "bottom", "right")
+SHARES: Final = (0.1, 0.3)
+"""Of the picture: objects that the published detection protocol takes, and its random boxes."""
+DRAWS: Final = 1000
 NEIGHBOURS: Final = np.ones((3, 3), bool)
 """Pixels that touch at a corner hang together."""
 
@@ -110,3 +113,46 @@ def box_iou(map: Map, mask: Map, percentile: float = PERCENTILE, square: int = S
     inside = fit_mask(map, mask)
     found = find_boxes(map, (inside.shape[0], inside.shape[1]), percentile, square)
     return over_frames(scored(found, overlap(found.values, box_of(inside)), "box_iou", axes=1, percentile=percentile))
+
+
+def whole_box_iou(map: Map, mask: Map) -> xr.DataArray:
+    """What a box around the whole picture would score in place of the map's: the share of it that the mask's box takes.
+
+    Dims     map (..., row, column), mask (row, column) -> (...)
+    Range    (0, 1]
+    Raises   as `iou`
+    Source   Park et al., ICLR 2025, detection protocol, "overall image"
+    """
+    return _baseline(map, mask, np.array([[0.0, 0, 1, 1]]), "whole_box_iou")
+
+
+def random_box_iou(map: Map, mask: Map, shares: tuple[float, float] = SHARES, draws: int = DRAWS, seed: int = 0) -> xr.DataArray:
+    """What a random box would score in place of the map's: the mean over `draws` boxes of 10 to 30 % of the picture.
+
+    `shares`  of the picture that a box takes, least and most
+    `draws`  random boxes
+
+    Area, then height, then place are uniform over what fits; how the published boxes were drawn is not known.
+
+    Dims     map (..., row, column), mask (row, column) -> (...)
+    Range    [0, 1]
+    Raises   as `iou`
+    Source   Park et al., ICLR 2025, detection protocol, "random 10-30 %"
+    """
+    rng = np.random.default_rng(seed)
+    area = rng.uniform(*shares, draws)
+    height = rng.uniform(area, 1)
+    size = np.stack([height, area / height], axis=-1)
+    corner = rng.uniform(0, 1 - size)
+    return _baseline(map, mask, np.concatenate([corner, corner + size], axis=-1), "random_box_iou")
+
+
+def _baseline(map: Map, mask: Map, boxes: NDArray[np.float64], name: str) -> xr.DataArray:
+    """The mean overlap of boxes, in shares of the picture, with the mask's: the same for each map.
+
+    Dims     map (..., row, column), boxes (box, edge) -> (...)
+    """
+    inside = fit_mask(map, mask)
+    placed = place(map, (inside.shape[0], inside.shape[1]))
+    score = overlap(boxes * np.tile(inside.shape, 2), box_of(inside)).mean()
+    return over_frames(scored(placed, np.full(placed.shape[:-2], score), name))

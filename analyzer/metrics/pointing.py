@@ -36,7 +36,7 @@ def peaks(looks: xr.DataArray) -> xr.DataArray:
     flat = values.reshape(*values.shape[:-2], -1)
     absent = np.isnan(flat).any(-1, keepdims=True)
     best = np.where(absent, 0, flat).argmax(-1)
-    found = np.where(absent, np.nan, _places(looks)[best])
+    found = np.where(absent, np.nan, cell_places(looks)[best])
     coords = {name: axis for name, axis in looks.coords.items() if not {"ref_y", "ref_x"} & set(axis.dims)}
     return xr.DataArray(found, dims=(*looks.dims[:-2], "place"), coords=coords, attrs=looks.attrs, name="peaks")
 
@@ -92,10 +92,7 @@ def attention_variation(looks: xr.DataArray, mask: Map | None = None) -> xr.Data
     Source   Kim et al., StableVITON, CVPR 2024, attention total variation loss
     """
     values = np.asarray(looks, np.float64)
-    places = _places(looks)
-    flat = values.reshape(*values.shape[:-2], -1)
-    with np.errstate(invalid="ignore"):
-        centre = flat @ places / flat.sum(-1, keepdims=True)  # (..., y, x, place)
+    centre, _ = expected_places(values.reshape(*values.shape[:-2], -1), cell_places(looks))
     grid = (values.shape[-4], values.shape[-3])
     inside = np.ones(grid, bool) if mask is None else resize(binarize(mask), grid, "nearest") > 0
     total = np.zeros(values.shape[:-4])
@@ -109,7 +106,21 @@ def attention_variation(looks: xr.DataArray, mask: Map | None = None) -> xr.Data
     return scored(looks, total, "attention_variation", axes=len(PLACES))
 
 
-def _places(looks: xr.DataArray) -> NDArray[np.float64]:
+def expected_places(rows: Values, places: Values) -> tuple[Values, Values]:
+    """The mean place that each row looks at, weighted by how strongly, and the standard deviation around it along each axis.
+
+    Dims     rows (..., cell), places (cell, place) -> (..., place) twice
+    """
+    with np.errstate(invalid="ignore"):
+        shares = rows / rows.sum(-1, keepdims=True)
+    mean = shares @ places
+    # Less the middle, which leaves squares that do not cancel.
+    middle = places.mean(0)
+    squares = shares @ (places - middle) ** 2 - (mean - middle) ** 2
+    return mean, np.sqrt(np.maximum(squares, 0))
+
+
+def cell_places(looks: xr.DataArray) -> NDArray[np.float64]:
     """Centres of the reference's cells in shares of its picture, of which they may cover only a window.
 
     Dims     -> (cell, place)

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..methods.recipes import Recipe
+from ..numerics.cells import cell_means, covered_cells
 from ..numerics.resize import middle
 from ..numerics.window import Window
 from ..trace.calls import Calls
 from ..trace.reader import Trace
 from .group import encode_maps, encode_rows, pack
 from .measures import Grounds, Targets, Totals, add_totals
-from .pictures import cell_means
 from .plan import Packed, Plan, Sampling, cell_starts, measured_grid, sampled_places
 from .scan import Look, Part, Probed
 from .views import LayerView, ShownWord, View
@@ -51,7 +51,7 @@ def make_grounds(trace: Trace, view: View, recipe: Recipe) -> Grounds:
         reference=view.reference,
         mask=mask,
         reference_mask=None if view.reference_mask is None else trace.image(view.reference_mask)[..., 0],
-        inside=None if mask is None else _covered(mask, Window.of(None, mask.shape), trace.latent_grid),
+        inside=None if mask is None else covered_cells(mask, Window.of(None, mask.shape), trace.latent_grid),
     )
 
 
@@ -111,7 +111,7 @@ def _targets(trace: Trace, view: View, one: LayerView, samples: Values, rows: tu
     inside = painted = colours = outside = None
     if view.mask is not None:
         mask = trace.image(view.mask)[..., 0]
-        inside = np.broadcast_to(_covered(mask, Window.of(None, mask.shape), places[1:]), places)
+        inside = np.broadcast_to(covered_cells(mask, Window.of(None, mask.shape), places[1:]), places)
     if view.generated is not None and view.reference is not None and one.group.grid is not None:
         pixels = trace.image(view.generated.name) / 255
         frames = pixels[middle(len(pixels), places[0])] if pixels.ndim == 4 else pixels[None]
@@ -120,7 +120,7 @@ def _targets(trace: Trace, view: View, one: LayerView, samples: Values, rows: tu
         colours = _colours(trace, view, one.group.grid)
     if view.reference_mask is not None and one.group.grid is not None and view.reference is not None:
         mask = trace.image(view.reference_mask)[..., 0]
-        outside = ~_covered(mask, Window.of(view.reference.window, mask.shape), one.group.grid).ravel()
+        outside = ~covered_cells(mask, Window.of(view.reference.window, mask.shape), one.group.grid).ravel()
     return Targets(
         rows=rows,
         patches=np.ones(len(samples), bool) if inside is None else inside.reshape(-1)[samples],
@@ -141,14 +141,6 @@ def _colours(trace: Trace, view: View, grid: tuple[int, int]) -> Values | None:
     picture = pixels[len(pixels) // 2] if pixels.ndim == 4 else pixels
     found = cell_means(picture, Window.of(view.reference.window, picture.shape[:2]), grid).reshape(-1, 3)
     return np.concatenate([found, np.ones((len(found), 1))], 1).astype(np.float32)
-
-
-def _covered(mask: Values, window: Window, grid: tuple[int, int]) -> Values:
-    """Cells of which a mask covers more than half.
-
-    Dims     (y, x) -> (row, column)
-    """
-    return np.asarray(cell_means((mask >= 128)[..., None], window, grid)[..., 0] > 0.5)
 
 
 def pack_rows(trace: Trace, views: Sequence[View]) -> Packed:

@@ -7,8 +7,7 @@
     share     share of the softmax that the group has: mean over all patches
     peak      greatest share that a row gives one token: mean over patches in the mask
 
-The copy score is ours: paint each patch in the mean colour of where it looked, and compare. Heads that know where a patch comes from
-repaint the picture. It needs colours that carry over, and has no value for a reference of one colour.
+`metrics/copying.py` says what the copy score is. Here it is on each layer's own grid, of the patches whose rows are measured.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from ...schema.trace import Image
 from ..facts import MapFacts, picture_facts
 from ..maps.heatmap import scored_picture
+from ..metrics.copying import correlate_colours
 from ..metrics.overlap import imacs
 from ..numerics.resize import middle
 
@@ -31,8 +31,6 @@ Values: TypeAlias = NDArray[Any]
 
 MEASURES: Final = ("evenness", "leak", "inside", "copy", "share", "peak")
 SCORES: Final = ("imacs_g", "imacs_r", "inside", "leak", "copy", "evenness")
-PLAIN: Final = 1e-6
-"""Colours, of 0 to 1, that differ by less than this are one colour."""
 AT_ONCE: Final = 2**18
 """Pixels of maps that are scored at once."""
 
@@ -83,22 +81,17 @@ def mean_known(values: Values) -> Values:
     return np.asarray(np.where(count > 0, np.where(there, values, 0).sum(-1) / np.maximum(count, 1), np.nan))
 
 
-def copy_score(copied: Values, targets: Targets) -> Values:
-    """Correlation of copied with painted colours, over patches in the mask and the three colours, each less its mean.
+def score_copied(copied: Values, targets: Targets) -> Values:
+    """The copy score of patches in the mask.
 
     Dims     copied (..., patch, 4): colours times attention, and attention -> (...)
     Range    [-1, 1]; NaN where either has one colour, or fewer than two patches count
     """
     painted, patches = targets.painted, targets.patches
-    if painted is None or np.count_nonzero(patches) < 2:
+    if painted is None:
         return np.full(copied.shape[:-2], np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
-        seen = copied[..., patches, :3] / copied[..., patches, 3:]
-        seen -= seen.mean(-2, keepdims=True)
-        shown = painted[patches] - painted[patches].mean(0)
-        spread = [np.sqrt((each**2).mean((-2, -1))) for each in (seen, shown)]
-        score = (seen * shown).mean((-2, -1)) / (spread[0] * spread[1])
-    return np.asarray(np.where((spread[0] > PLAIN) & (spread[1] > PLAIN), np.clip(score, -1, 1), np.nan))
+        return correlate_colours(copied[..., patches, :3] / copied[..., patches, 3:], painted[patches])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +172,7 @@ class Grounds:
                 found["leak"] = maps.leaked[:, 0] / maps.leaked[:, 1]
             found["evenness"] = maps.evenness[:, 0] / maps.evenness[:, 1]
         if maps.copied is not None:
-            found["copy"] = copy_score(maps.copied, maps.targets)
+            found["copy"] = score_copied(maps.copied, maps.targets)
         return np.stack([found[name] for name in SCORES], 1).astype(np.float32)
 
     def _imacs(self, maps: Values, direction: str, image: Image | None, mask: Values) -> Values:

@@ -1,4 +1,4 @@
-"""Pictures of an overview, and what lies in the cells of a grid over a picture: mean colours, and whether the mask covers most."""
+"""The pictures that an overview shows, as large as its budget allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from ..numerics.resize import middle
-from ..numerics.window import Window
 from ..trace.reader import Trace
 from .group import pack
 from .views import View, shown_frames
@@ -21,30 +20,6 @@ SIDES: Final = (768, 512, 384, 256, 192, 128, 96, 64)
 """Longest side of a picture in pixels: the first at which pictures take no more than their share of the budget."""
 SHARE: Final = 0.25
 """Share of the budget that pictures may take."""
-
-
-def cell_means(picture: Values, window: Window, grid: tuple[int, int]) -> Values:
-    """The mean of a picture's pixels in each cell of a grid over its window.
-
-    Dims     (y, x, channel) -> (row, column, channel), float64
-    """
-    height, width = picture.shape[:2]
-    down = _overlaps(height, window.top, window.bottom, grid[0])
-    across = _overlaps(width, window.left, window.right, grid[1])
-    wide = np.tensordot(down, picture.astype(np.float64), (1, 0))
-    return np.asarray(np.moveaxis(np.tensordot(across, wide, (1, 1)), 0, 1))
-
-
-def _overlaps(length: int, low: float, high: float, cells: int) -> Values:
-    """How much of each cell each pixel of an axis covers.
-
-    Dims     (cell, pixel); each row sums to 1
-    """
-    edges = np.clip(np.linspace(low, high, cells + 1), 0, length)
-    pixels = np.arange(length)
-    covered = np.clip(np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels), 0, None)
-    total = covered.sum(1, keepdims=True)
-    return np.asarray(np.divide(covered, total, out=np.zeros_like(covered), where=total > 0))
 
 
 def list_images(views: list[View]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from ..numerics.statistics import row_evenness
 from ..trace.calls import At, Calls
 from ..trace.scan import Sums, scan, segments
 from ..trace.softmax import Columns
-from .measures import MEASURES, Targets, copy_score, measure_call
+from .measures import MEASURES, Targets, measure_call, score_copied
 
 Values: TypeAlias = NDArray[Any]
 
@@ -240,6 +240,6 @@ def _finish(calls: Calls, gatherer: Gatherer, sums: Sums, step: int) -> None:
         gatherer.peak.reshape(shape),
         gatherer.copied.reshape(*shape, gatherer.copied.shape[-1]),
     )
-    score = None if look.targets.colours is None else copy_score(copied, look.targets)
+    score = None if look.targets.colours is None else score_copied(copied, look.targets)
     part.stats[step] = measure_call(look.targets, r2g, g2r, share, even, peak, score)
     part.copied += copied

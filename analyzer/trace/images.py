@@ -99,3 +99,13 @@ def find_image(trace: Trace, name: str | None, role: str) -> Image | None:
     found = [image for image in trace.images if image.name == name]
     only = [image for image in trace.images if image.role == role]
     return found[0] if found else only[0] if len(only) == 1 and name is None else None
+
+
+def still_picture(trace: Trace, image: Image) -> Pixels:
+    """The pixels of a picture in colour, of a video its middle frame.
+
+    Dims     (y, x, colour)
+    """
+    pixels = trace.image(image.name)
+    still = pixels[len(pixels) // 2] if pixels.ndim == 4 else pixels
+    return np.broadcast_to(still, (*still.shape[:2], 3))

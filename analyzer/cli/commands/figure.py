@@ -27,7 +27,7 @@ from ..options import (
 from ..text import answer
 from .methods import labels
 
-KINDS: Final = ("runs", "patches", "layers", "time", "methods", "words", "tokens", "heads")
+KINDS: Final = ("runs", "patches", "flow", "layers", "time", "methods", "words", "tokens", "heads")
 STYLES: Final = "mako, viridis, plain, i2am, daam, or a colour map of matplotlib."
 
 
@@ -86,6 +86,7 @@ def figure_command(
     \b
     runs      a row a run: input, reference, generated, R2G, G2R, SRAM of patches
     patches   the generated image with patches framed, and where each of them looked
+    flow      the generated image, the reference warped to it by where patches looked, and the reference
     layers    layers by time, or the axes that --keep names
     time      R2G, G2R, and SRAM with --at, from noise to picture
     methods   one map by several methods

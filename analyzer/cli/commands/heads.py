@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from ..options import (
     group_option,
     json_option,
     layers_option,
+    numbers,
     output_option,
     overwrite_option,
     scheduler_option,
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from ...heads.scores import Sources
+    from ...output.files import Table
     from ...trace.reader import Trace
 
 BY: Final = click.Choice(["relevance", "truth"])
 CONCEPTS_HELP: Final = "TOML file with own concepts and their words.  [default: the published 34 x 10]"
+COUNT: Final = "Heads of the best and of the worst; several make a curve, 1: all of it.  [default: 30 of every 128]"
 PROBE_HELP: Final = "Probe that holds the concepts' words."
 ONLY_BY: Final = {**dict.fromkeys(("concepts", "probe", "seed", "draws", "keep"), "relevance"), "group": "truth"}
 """Options that only one way to score heads takes."""
@@ -156,6 +160,7 @@ def select_command(scores: Path, concept: str | None, top: int | None, bottom: i
         "i2am selective demos/*.zarr",
         "i2am selective demos/*.zarr --count 7 --thresholds 0.3,0.4,0.5 --json",
         "i2am selective others/*.zarr --heads-from hrv.nc --concept Animals --count 30",
+        "i2am selective others/*.zarr --heads-from hrv.nc --concept Animals --counts 1: -o curve.csv",
         "i2am selective dogs/*.zarr --word dog --mask mask_0 --heads-from hrv.nc --concept Animals",
     ),
 )
@@ -165,7 +170,8 @@ def select_command(scores: Path, concept: str | None, top: int | None, bottom: i
 @click.option("--concept", metavar="NAME", help="Concept to rank heads by.")
 @click.option("--concepts", type=PATH, metavar="FILE", help=CONCEPTS_HELP)
 @click.option("--probe", metavar="NAME", help=f"{PROBE_HELP}  [default: concepts]")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Heads of the best and of the worst.  [default: 30 of every 128]")
+@output_option(f"Keep the IoU of each trace: {endings('maps')}, or of their mean {endings('table')}.")
+@click.option("--count", "--counts", "count", callback=numbers, metavar="N,N|A:B", help=COUNT)
 @click.option("--thresholds", callback=levels, metavar="T,T", help="Of normalised R2G.  [default: 0.3,0.4,0.5]")
 @click.option("--mask", metavar="NAME|PNG", help="Where the reference should appear.  [default: the trace's mask]")
 @click.option("--word", metavar="WORD", help="Map of a word of the prompt instead of R2G.")
@@ -175,31 +181,44 @@ def select_command(scores: Path, concept: str | None, top: int | None, bottom: i
 @branch_option
 @group_option
 @click.option("--recipe", help="Method, such as i2am.  [default: i2am]")
+@overwrite_option
 @json_option
 def selective_command(
     traces: tuple[Path, ...],
     partial: bool,
     heads_from: Path | None,
     by: str | None,
+    count: list[int] | slice | None,
+    out: Path | None,
+    overwrite: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Hold R2G, or a word's map, above each threshold against the mask: maps of all heads, of the best, of the worst, mean over traces.
 
-    No trace is judged with heads that were chosen on it: without --heads-from the traces are dealt into two halves.
+    No trace is judged with heads that were chosen on it: without --heads-from the traces are dealt into two halves. Several counts make
+    a curve: a row for each.
     """
     from ...heads.files import load_heads
     from ...heads.selective import flat_note, selective_iou
+    from ...output.files import Output, check_output, save
 
     if heads_from is not None and by is not None:
         raise click.UsageError("--by scores heads anew, --heads-from takes scores there are; give one of them")
+    if out is not None:
+        check_output(out, "map", "table", overwrite=overwrite)
     scores = None if heads_from is None else load_heads(heads_from)
-    table = selective_iou(open_paths(traces, partial), scores, **given(by=by, **options))
+    alone = count[0] if isinstance(count, list) and len(count) == 1 else count
+    table = selective_iou(open_paths(traces, partial), scores, **given(by=by, count=alone, **options))
+    if out is not None:
+        save(Output({"iou": table}, table=tabulate(table)), out, overwrite=overwrite)
     rows = dict(zip(table["heads"].values.tolist(), table.values, strict=True))
     facts = {
+        "out": out,
+        **({"counts": table["count"].values} if "count" in table.dims else {}),
         **table.attrs,
         "thresholds": table["threshold"].values,
-        "iou": {kind: values.mean(1) for kind, values in rows.items()},
+        "iou": {kind: values.mean(-1) for kind, values in rows.items()},
         "traces": table["trace"].values,
         "iou_by_trace": rows,
     }
@@ -254,15 +273,42 @@ def write_scores(scores: xr.DataArray, count: int) -> str:
     return "\n".join([*lines, *(f"{i:>3}: {name}" for i, name in enumerate(names))])
 
 
+def tabulate(table: xr.DataArray) -> Table:
+    """Means over traces as rows of a file, one for each count and threshold; `_error` is the standard error."""
+    from ...output.files import Table
+
+    curve = table if "count" in table.dims else table.expand_dims(count=[table.attrs["count"]])
+    kinds = curve["heads"].values.tolist()
+    rows = []
+    for count, level in product(curve["count"].values.tolist(), curve["threshold"].values.tolist()):
+        found = curve.sel(count=count, threshold=level)
+        mean, error = found.mean("trace").values.tolist(), standard_error(found).values.tolist()
+        each = dict(zip(kinds, mean, strict=True)) | dict(zip((f"{kind}_error" for kind in kinds), error, strict=True))
+        rows.append({"count": count, "threshold": level, **each})
+    caption = f"IoU of maps of all {table.attrs['of']} heads, of the best and of the worst; mean over {table.sizes['trace']} traces."
+    return Table(dict.fromkeys(rows[0], float), rows, table.attrs, caption)
+
+
+def standard_error(table: xr.DataArray) -> xr.DataArray:
+    """Of the mean over traces; NaN for one."""
+    found: xr.DataArray = table.std("trace", ddof=1) / table.sizes["trace"] ** 0.5
+    return found
+
+
 def write_table(table: xr.DataArray) -> str:
-    """IoU as text: a row a threshold, mean over traces with its standard error."""
+    """IoU as text: a row a threshold, and a count where there are several; mean over traces with its standard error."""
+    curve = "count" in table.dims
     kinds, traces = table["heads"].values.tolist(), table.sizes["trace"]
-    names = {"all": f"all {table.attrs['of']}", **{kind: f"{kind} {table.attrs['count']}" for kind in kinds[1:]}}
-    rows = [[f"{'threshold':<10}", *(f"{names[kind]:>16}" for kind in kinds)]]
-    for level in table["threshold"].values.tolist():
-        cells = (table.sel(heads=kind, threshold=level).values for kind in kinds)
-        texts = (f"{cell.mean():.4f}" + (f" +-{cell.std(ddof=1) / traces**0.5:.4f}" if traces > 1 else "") for cell in cells)
-        rows.append([f"{level:g}", *texts])
-    better = int((table.sel(heads="top").mean("threshold") > table.sel(heads="all").mean("threshold")).sum())
+    names = [f"all {table.attrs['of']}", *(kind if curve else f"{kind} {table.attrs['count']}" for kind in kinds[1:])]
+    rows = [[*(["heads"] if curve else []), "threshold", *(f"{name:>16}" for name in names)]]
+    counts = table["count"].values.tolist() if curve else [None]
+    for level, count in product(table["threshold"].values.tolist(), counts):
+        found = table.sel(threshold=level) if count is None else table.sel(threshold=level, count=count)
+        pairs = zip(found.mean("trace").values.tolist(), standard_error(found).values.tolist(), strict=True)
+        texts = (f"{mean:.4f}" + (f" +-{error:.4f}" if traces > 1 else "") for mean, error in pairs)
+        rows.append([*([str(count)] if curve else []), f"{level:g}", *texts])
+    over = [axis for axis in table.dims if axis not in ("heads", "trace")]
+    mean = table.mean(over)
+    better = int((mean.sel(heads="top") > mean.sel(heads="all")).sum())
     end = f"top better than all in {better} of {traces} traces; heads chosen by {table.attrs['by']} on {table.attrs['chosen_on']}"
     return f"{align(rows, right=True)}\n{end}"

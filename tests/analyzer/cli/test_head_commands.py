@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tomllib
 from collections.abc import Callable
@@ -142,6 +143,22 @@ def test_the_table_is_one_command(folder: Path, truth: Path, capsys: pytest.Capt
     assert answer(capsys, "selective", folder / "traces", *own)["by"] == "relevance"
 
 
+def test_a_curve_is_printed_and_kept(folder: Path, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["selective", str(folder / "traces/2.zarr"), "--heads-from", str(truth), "--thresholds", "0.3,0.5"]
+    found = answer(capsys, *asked, "--counts", "1:")
+    assert found["counts"] == [1, 2, 3, 4, 5, 6] and np.shape(found["iou"]["top"]) == (6, 2)
+    assert run([*asked, "--counts", "2,6", "-o", str(tmp_path / "curve.csv")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["heads", "threshold", "all", "6", "top", "bottom"]
+    assert [line.split()[:2] for line in printed[1:5]] == [["2", "0.3"], ["6", "0.3"], ["2", "0.5"], ["6", "0.5"]]
+    rows = list(csv.DictReader((tmp_path / "curve.csv").read_text().splitlines()))
+    assert [(row["count"], row["threshold"]) for row in rows] == [("2", "0.3"), ("2", "0.5"), ("6", "0.3"), ("6", "0.5")]
+    assert float(rows[0]["top"]) == pytest.approx(found["iou"]["top"][1][0]) and rows[2]["top"] == rows[2]["all"]
+    assert run([*asked, "-o", str(tmp_path / "single.nc"), "--count", "3"]) == 0
+    assert run([*asked, "-o", str(tmp_path / "single.tex"), "--count", "3"]) == 0
+    assert "3 &" in (tmp_path / "single.tex").read_text()
+
+
 BAD: list[tuple[Callable[[Path], list[Any]], int, str]] = [
     (lambda f: ["heads", f / "traces/0.zarr"], 2, "lacks 340 of the concepts' words: Dog,"),
     (lambda f: ["heads", f / "traces/0.zarr", "--probe", "hues"], 2, "has a probe 'hues'; it has other, concepts. To have one,"),
@@ -167,6 +184,9 @@ BAD: list[tuple[Callable[[Path], list[Any]], int, str]] = [
     (lambda f: ["selective", f / "traces", "--heads-from", f / "truth.nc", "--by", "truth"], 2, "--by scores heads anew"),
     (lambda f: ["selective", f / "traces", "--thresholds", "half"], 2, "--thresholds are numbers with commas between"),
     (lambda f: ["selective", f / "traces", "--thresholds", "1.5"], 2, "threshold is 1.5"),
+    (lambda f: ["selective", f / "traces", "--counts", "few"], 2, "--counts few is no choice of counts"),
+    (lambda f: ["selective", f / "traces", "--count", 0], 2, "cannot take 0 heads; the scores rank 6"),
+    (lambda f: ["selective", f / "traces", "-o", f / "t.png"], 2, "end it in"),
     (lambda f: ["concepts", "--from", f / "truth.nc"], 2, "cannot be read as a list of concepts"),
 ]  # fmt: skip
 

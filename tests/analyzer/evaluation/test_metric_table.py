@@ -76,7 +76,7 @@ def test_a_trace_brings_some_metrics_and_not_others(trace: Trace, tmp_path: Path
         ({"layers": [reference_layer(reference=(1, 1), specials=0)]}, {}, {"tokens", "truth"}),
         ({"layers": [reference_layer("a", (8, 6), frames=2)], "frames": 2}, {}, {"image", "truth"}),
         ({}, {"recipe": "daam"}, {"places", "truth"}),
-        ({"status": "interrupted"}, {}, {"mask", "reference_mask", "truth"}),
+        ({"status": "interrupted"}, {}, {"mask", "reference_mask", "truth", "painted"}),
     ],
 )
 def test_what_is_available_is_what_can_be_judged(

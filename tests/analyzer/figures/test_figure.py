@@ -16,13 +16,13 @@ import pytest
 import xarray as xr
 from probed import CONCEPTS, trace_of
 
-from i2am.analyzer import figure, head_relevance, open_trace, r2g, sram
+from i2am.analyzer import figure, flow, head_relevance, open_trace, r2g, sram, warp_reference
 from i2am.analyzer.cli.commands.figure import KINDS as TYPED
 from i2am.analyzer.cli.main import run
 from i2am.analyzer.figures.figure import KINDS
 from i2am.analyzer.figures.panels import Asked, Grid, Panel, wrap
 from i2am.analyzer.figures.parts import layers, methods, time, tokens, words
-from i2am.analyzer.figures.runs import patches, runs
+from i2am.analyzer.figures.runs import patches, runs, warped
 from i2am.schema.errors import InvalidInput, MissingExtra, TraceError
 from i2am.schema.text import Text, Word
 from traces import reference_layer, synthetic_trace
@@ -118,6 +118,14 @@ def test_runs_are_rows_as_papers_lay_them_out(folder: Path) -> None:
 def test_patches_are_chosen_where_none_is_named(folder: Path) -> None:
     grid = patches(asked(folder / "run.zarr"))
     assert [panel.title.partition(":")[0] for panel in grid.panels] == ["generated", "1", "2", "3"]
+
+
+def test_flow_shows_the_reference_warped_to_the_generated_image(folder: Path) -> None:
+    trace = open_trace(folder / "run.zarr")
+    panels = {panel.title: panel.picture for panel in warped(asked(folder / "run.zarr", options={"layers": [0]})).panels}
+    assert list(panels) == ["generated", "reference, warped", "reference"]
+    np.testing.assert_array_equal(panels["reference, warped"], warp_reference(trace, flow(trace, layers=[0]), fade=True))
+    assert [pixels.shape for pixels in panels.values() if pixels is not None] == [(64, 48, 3), (64, 48, 3), (30, 50, 3)]
 
 
 def test_methods_are_in_units_of_their_mean_and_say_how_alike_they_are(folder: Path) -> None:

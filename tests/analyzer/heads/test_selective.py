@@ -137,6 +137,23 @@ def test_scores_of_other_traces_judge_all(made: list[Synthetic], traces: list[Tr
     assert table.attrs == {"by": "truth", "word": "", "count": 3, "of": 9, "chosen_on": "2 other traces"}
 
 
+def test_several_counts_make_a_curve(made: list[Synthetic], traces: list[Trace]) -> None:
+    scores = head_accuracy(traces[:2])
+    curve = selective_iou(traces[2:], scores, count=slice(1, None, 3), thresholds=(0.3, 0.5))
+    assert curve.dims == ("heads", "count", "threshold", "trace") and curve["count"].values.tolist() == [1, 4, 7]
+    assert "count" not in curve.attrs and curve.identical(selective_iou(traces[2:], scores, count="1::3", thresholds=(0.3, 0.5)))
+    ranked = rank_heads(scores)
+    for each in made[2:]:
+        at = {"threshold": 0.5, "trace": each.trace.id}
+        for count in (1, 4, 7):
+            found = curve.sel(count=count, **at)
+            assert float(found.sel(heads="top")) == pytest.approx(iou_oracle(each, ranked[:count], 0.5), abs=2e-3)
+            assert float(found.sel(heads="bottom")) == pytest.approx(iou_oracle(each, ranked[-count:], 0.5), abs=2e-3)
+            assert float(found.sel(heads="all")) == pytest.approx(iou_oracle(each, ranked, 0.5), abs=2e-3)
+    whole = selective_iou(traces[2:], scores, count=[9])
+    np.testing.assert_array_equal(whole.sel(heads="top"), whole.sel(heads="all"))
+
+
 def test_heads_are_chosen_by_relevance_too(tmp_path: Path) -> None:
     probes = probed("unet.down_blocks.0.attn2", 3, LATENT).probes
     layers = [
@@ -202,6 +219,8 @@ def test_what_cannot_be_judged_says_why(traces: list[Trace], tmp_path: Path) -> 
         (lambda: selective_iou(traces, concept="Color"), InvalidInput, "truth knows no concepts; leave out concept='Color'"),
         (lambda: selective_iou(traces[2:], scores, concept="Color"), InvalidInput, "scores are of heads alone, not of concepts"),
         (lambda: selective_iou(traces, count=10), UnknownSelection, "cannot take 10 heads; the scores rank 9"),
+        (lambda: selective_iou(traces, count=[1, 0]), UnknownSelection, "cannot take 0 heads; the scores rank 9"),
+        (lambda: selective_iou(traces, count="few"), InvalidInput, "count"),
         (lambda: selective_iou(traces, mask="hat"), UnknownSelection, "hat is neither a picture file nor an image of the trace"),
         (lambda: head_accuracy(untold), InvalidInput, "does not say where its patches truly come from"),
         (lambda: head_accuracy([traces[0], other]), InvalidInput, "has the layer unet.up_blocks.0.attn2, which the trace .* does not have"),

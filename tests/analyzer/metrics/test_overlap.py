@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from i2am.analyzer.metrics.boxes import box_iou, box_of, clean, find_boxes, largest, overlap
+from i2am.analyzer.metrics.boxes import box_iou, box_of, clean, find_boxes, largest, overlap, random_box_iou, whole_box_iou
 from i2am.analyzer.metrics.overlap import cut, imacs, iou, miou, segment
 from i2am.analyzer.metrics.placement import hide
 from i2am.analyzer.numerics.resize import resize
@@ -186,3 +186,26 @@ def test_the_mask_of_a_windowed_map_is_cut_and_brought_to_its_grid() -> None:
 def test_what_cannot_be_meant_is_refused(ask: object, reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
         ask()  # type: ignore[operator]
+
+
+def test_baselines_of_boxes_know_the_mask_alone() -> None:
+    rng = np.random.default_rng(0)
+    map = xr.DataArray(rng.random((2, 6, 8)), dims=("head", "y", "x"), coords={"head": [0, 1]})
+    mask = np.zeros((6, 8), bool)
+    mask[1:4, 2:7] = True
+    mask[2, 3] = False  # its box counts
+    np.testing.assert_allclose(whole_box_iou(map, mask), [15 / 48] * 2)
+    boxes = np.random.default_rng(1)
+    drawn = []
+    while len(drawn) < 20_000:
+        area = boxes.uniform(0.1, 0.3)
+        height = boxes.uniform(area, 1)
+        width = area / height
+        top, left = boxes.uniform(0, 1 - height), boxes.uniform(0, 1 - width)
+        rows = min((top + height) * 6, 4) - max(top * 6, 1)
+        columns = min((left + width) * 8, 7) - max(left * 8, 2)
+        both = max(rows, 0) * max(columns, 0)
+        drawn.append(both / (15 + area * 48 - both))
+    found = random_box_iou(map, mask, draws=20_000)
+    np.testing.assert_allclose(found, [np.mean(drawn)] * 2, atol=0.005)
+    assert found.equals(random_box_iou(2 * map, mask, draws=20_000)) and 0 < float(random_box_iou(map[0], mask)) < 1

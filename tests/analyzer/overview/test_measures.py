@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from i2am.analyzer import Trace, make_overview, open_trace, row_entropy
-from i2am.analyzer.overview.measures import Targets, copy_score
+from i2am.analyzer.overview.measures import Targets, score_copied
 from traces import Synthetic, reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
@@ -74,16 +74,16 @@ def targets(painted: np.ndarray) -> Targets:
     return Targets(rows=(1, 1, count), patches=np.ones(count, bool), painted=painted, colours=None, inside=None, outside=None)
 
 
-def test_a_copy_scores_one_its_negative_minus_one_and_one_colour_nothing() -> None:
+def test_a_score_copieds_one_its_negative_minus_one_and_one_colour_nothing() -> None:
     painted = np.random.default_rng(0).random((7, 3))
     weights = np.linspace(0.1, 1, 7)[:, None]
     copies = np.stack([painted, 1 - painted, np.full((7, 3), 0.3)])
     copied = np.concatenate([copies * weights, np.broadcast_to(weights, (3, 7, 1))], -1)
-    np.testing.assert_allclose(copy_score(copied, targets(painted)), [1, -1, np.nan], atol=1e-12)
-    assert np.isnan(copy_score(copied, targets(np.full((7, 3), 0.5)))).all()
-    assert np.isnan(copy_score(copied[:, :1], targets(painted[:1]))).all()
+    np.testing.assert_allclose(score_copied(copied, targets(painted)), [1, -1, np.nan], atol=1e-12)
+    assert np.isnan(score_copied(copied, targets(np.full((7, 3), 0.5)))).all()
+    assert np.isnan(score_copied(copied[:, :1], targets(painted[:1]))).all()
 
 
 def test_a_patch_that_gives_the_reference_nothing_is_no_number() -> None:
     painted = np.random.default_rng(0).random((7, 3))
-    assert np.isnan(copy_score(np.zeros((2, 7, 4)), targets(painted))).all()
+    assert np.isnan(score_copied(np.zeros((2, 7, 4)), targets(painted))).all()
