@@ -6,6 +6,9 @@ from .evaluation.difference import differ as differ
 from .evaluation.metric_table import METRICS as METRICS
 from .evaluation.metric_table import available as available
 from .evaluation.metric_table import judge as judge
+from .faithfulness.judgement import Faithfulness as Faithfulness
+from .faithfulness.judgement import faithfulness as faithfulness
+from .faithfulness.orders import rank_cells as rank_cells
 from .figures.figure import figure as figure
 from .heads.concepts import concept_words as concept_words
 from .heads.concepts import load_concepts as load_concepts

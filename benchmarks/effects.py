@@ -42,7 +42,9 @@ def lay_out(arrays: dict[str, np.ndarray]) -> xr.Dataset:
     names = [str(name).removesuffix(LAYERS) + LAYERS for name in arrays.pop("layer_names")]
     axes = {"effect": ("cell_y", "cell_x"), "pixels": ("cell_y", "cell_x"), "layers": ("layer",), "heads": ("layer", "head")}
     dims = {name: (*axes.get(name, ()), "y", "x") for name in arrays}
-    return xr.Dataset({name: (dims[name], values) for name, values in arrays.items()}, coords={"layer": names, "head": range(arrays["heads"].shape[1])})
+    return xr.Dataset(
+        {name: (dims[name], values) for name, values in arrays.items()}, coords={"layer": names, "head": range(arrays["heads"].shape[1])}
+    )
 
 
 def measure(pipeline: TryOnPipeline, pair: Pair, steps: int, cells: int, few: bool) -> dict[str, np.ndarray]:

@@ -63,7 +63,10 @@ def agree(map: Values, effects: Values, drawing: Drawing) -> Agreement:
     value, linear = _correlate(map[None], effects[None])
     draws = drawn_correlations(map, effects, drawing.counts(map.size))
     return Agreement(
-        spearman=_interval(value[0], draws, map.size), pearson=float(linear[0]), random=_shuffled(map[None], effects[None], drawing), draws=draws
+        spearman=_interval(value[0], draws, map.size),
+        pearson=float(linear[0]),
+        random=_shuffled(map[None], effects[None], drawing),
+        draws=draws,
     )
 
 

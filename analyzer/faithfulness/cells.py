@@ -67,9 +67,10 @@ def to_cells(map: xr.DataArray, cells: tuple[int, int]) -> xr.DataArray:
         size = map.sizes[f"ref_{name}"]
         if size < count:
             raise InvalidInput(
-                f"the effects are of {cells[0]} x {cells[1]} cells, more than the {map.sizes['ref_y']} x {map.sizes['ref_x']} places of the "
-                f"map; measure them again with fewer {option('cells')}, or choose a recipe with finer maps"
+                f"the effects are of {cells[0]} x {cells[1]} cells, more than the {map.sizes['ref_y']} x {map.sizes['ref_x']} places of "
+                f"the map; measure them again with fewer {option('cells')}, or choose a recipe with finer maps"
             )
         lies = np.arange(size) * count // size == np.arange(count)[:, None]
         shares.append(xr.DataArray(lies / lies.sum(1, keepdims=True), dims=(f"cell_{name}", f"ref_{name}")))
-    return xr.dot(map.drop_vars(("ref_y", "ref_x")), *shares, dim=("ref_y", "ref_x"))
+    found: xr.DataArray = xr.dot(map.drop_vars(("ref_y", "ref_x")), *shares, dim=("ref_y", "ref_x"))
+    return found

@@ -32,7 +32,9 @@ def measure_areas(effects: xr.Dataset, inside: NDArray[np.bool_], drawing: Drawi
         return ()
     shares = effects["share"].values.astype(np.float64)
     curves = effects[["deletion", "insertion"]].to_array("curve").transpose("order", "curve", "share", "y", "x").values[..., inside]
-    whole = effects["without"].values[inside] if "without" in effects else curves[np.isfinite(curves).all((1, 2, 3))].max((0, 1, 2), initial=0)
+    whole = (
+        effects["without"].values[inside] if "without" in effects else curves[np.isfinite(curves).all((1, 2, 3))].max((0, 1, 2), initial=0)
+    )
     known, counts = np.isfinite(curves).all((1, 2, 3)), drawing.counts(whole.size)
     found = []
     for order, curve in zip(effects["order"].values[known], curves[known], strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
@@ -18,9 +18,9 @@ from ..storage.location import Location
 from ..trace.images import own_mask
 from ..trace.reader import Trace
 from .agreement import Drawing
-from .cells import Asked, Direction
+from .cells import Asked
 from .curves import Area, measure_areas
-from .scores import CELLS, SILENCED, Against, Score, Truth, patches_inside, score_cells, score_parts
+from .scores import CELLS, SILENCED, Score, Truth, patches_inside, score_cells, score_parts
 from .table import COLUMNS, row_of
 from .verdict import write_verdict
 
@@ -99,7 +99,9 @@ def faithfulness(
                 done, others = compute(mine, beside)  # type: ignore[no-untyped-call]
                 scores += score_cells(done, others, truths, drawing, names)
             scores += _parts(trace, measured, asked, row, weight, drawing)
-    notes += [f"{truth.tried.sum()} of {truth.tried.size} cells were tried for {what}" for what, truth in truths.items() if not truth.tried.all()]
+    notes += [
+        f"{truth.tried.sum()} of {truth.tried.size} cells were tried for {what}" for what, truth in truths.items() if not truth.tried.all()
+    ]
     return Faithfulness(tuple(scores), measure_areas(measured, inside, drawing), write_verdict(scores), tuple(notes))
 
 
@@ -118,7 +120,8 @@ def _check(trace: Trace, other: Trace | None, effects: xr.Dataset) -> tuple[int,
     for one in filter(None, (trace, other)):
         if tuple(one.latent_grid) != grid:
             raise InvalidInput(
-                f"{one.path} has {one.latent_grid[0]} x {one.latent_grid[1]} patches, the effects have {grid[0]} x {grid[1]}; give a trace of one size"
+                f"{one.path} has {one.latent_grid[0]} x {one.latent_grid[1]} patches, and the effects have {grid[0]} x {grid[1]}; "
+                "give a trace of the same size"
             )
     if other is not None and other.record.id == trace.record.id:
         raise InvalidInput(f"{other.path} is the trace itself; {option('other')} is of the same run with another reference")

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ..metrics.masks import binarize
-from ..numerics.resize import resize
-from ..numerics.statistics import Interval
+from ..numerics.resize import middle
 from ..trace.images import load_mask, own_mask
 from ..trace.reader import Trace
 from .agreement import Agreement, Drawing, agree, agree_by_patch
@@ -75,7 +74,7 @@ class Truth:
         Raises   InvalidInput for too few cells
         """
         values = effect.transpose("y", "x", "cell_y", "cell_x").values.astype(np.float64)
-        tried = np.isfinite(values).all((0, 1))
+        tried = np.asarray(np.isfinite(values).all((0, 1)))
         if tried.sum() < FEWEST:
             raise InvalidInput(
                 f"{tried.sum()} of {tried.size} cells of {name!r} were tried, and an order of fewer than {FEWEST} says nothing; go on with "
@@ -97,7 +96,11 @@ def patches_inside(trace: Trace, sample: int, grid: tuple[int, int]) -> NDArray[
     Dims     (y, x)
     """
     name = own_mask(trace, sample)
-    return np.ones(grid, bool) if name is None else resize(binarize(load_mask(trace, name)), grid, "nearest") > 0
+    if name is None:
+        return np.ones(grid, bool)
+    mask = binarize(load_mask(trace, name))
+    rows, columns = (middle(size, count) for size, count in zip(mask.shape, grid, strict=True))
+    return mask[rows][:, columns]
 
 
 def score_cells(
@@ -120,7 +123,14 @@ def score_cells(
                     beside = truth.judge(direction, other.sel(at), drawing).spearman.mean
                 agreement = truth.judge(direction, one, drawing)
                 yield Score(
-                    map=direction, against=against, recipe=names[0], weight=names[1], layer=layer, head=head, agreement=agreement, other=beside
+                    map=direction,
+                    against=against,
+                    recipe=names[0],
+                    weight=names[1],
+                    layer=layer,
+                    head=head,
+                    agreement=agreement,
+                    other=beside,
                 )
 
 
@@ -133,9 +143,11 @@ def score_parts(map: xr.DataArray, against: Against, effects: xr.DataArray, draw
     totals = {place: float(one.sum(skipna=False)) for place, one in places(map)}
     known = [place for place, value in totals.items() if np.isfinite(value) and np.isfinite(moved.get(place, np.nan))]
     if len(known) < FEWEST_PARTS:
-        raise InvalidInput(f"{len(known)} {against} with maps were switched off, and an order needs {FEWEST_PARTS}; go on with `i2am faithfulness`")
-    pair = (np.array([values[place] for place in known]) for values in (totals, moved))
-    return Score(map="totals", against=against, recipe=names[0], weight=names[1], agreement=agree(*pair, drawing))
+        raise InvalidInput(
+            f"{len(known)} {against} with maps were switched off, and an order needs {FEWEST_PARTS}; go on with `i2am faithfulness`"
+        )
+    first, second = (np.array([values[place] for place in known]) for values in (totals, moved))
+    return Score(map="totals", against=against, recipe=names[0], weight=names[1], agreement=agree(first, second, drawing))
 
 
 def places(map: xr.DataArray) -> Iterator[tuple[Place, xr.DataArray]]:

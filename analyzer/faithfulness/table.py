@@ -1,10 +1,19 @@
-"""Scores as rows of a table that files and terminals take."""
+"""Scores as rows of a table: for pandas, files and papers."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
+from ..numerics.statistics import LEVEL
+from ..output.files import Output, Table, save
+from ..output.latex import Cell
 from .scores import Score
+
+if TYPE_CHECKING:
+    from .judgement import Faithfulness
 
 COLUMNS: Final[dict[str, type[str] | type[float]]] = {
     "map": str, "against": str, "recipe": str, "weight": str, "layer": str, "head": float, "spearman": float, "low": float, "high": float,
@@ -20,3 +29,39 @@ def row_of(score: Score) -> dict[str, Any]:
     named = {name: getattr(score, name) for name in ("map", "against", "recipe", "weight", "layer", "head")}
     controls = {"random_low": low, "random_high": high, "other": score.other, "own_other": found.own_other}
     return {**named, **numbers, **controls, "count": found.spearman.count}
+
+
+def facts_of(found: Faithfulness) -> dict[str, Any]:
+    """All that was found, as one JSON document."""
+    return {
+        "scores": [row_of(score) for score in found.scores],
+        "areas": [asdict(area) for area in found.areas],
+        "verdict": found.verdict,
+        "notes": list(found.notes),
+        "level": LEVEL,
+    }
+
+
+def save_scores(found: Faithfulness, path: Path, *, overwrite: bool = False) -> None:
+    """Write a row a score, whole or not at all; raises as `output.files.check_output`."""
+    facts = {name: value for name, value in facts_of(found).items() if name != "scores"}
+    caption = f"Rank correlation of maps with effects of interventions, with its {LEVEL:.0%} bootstrap interval. {found.verdict}"
+    save(Output(table=Table(COLUMNS, facts_of(found)["scores"], facts, caption, print_scores(found.scores))), path, overwrite=overwrite)
+
+
+def print_scores(scores: Sequence[Score]) -> list[dict[str, Cell]]:
+    """What a paper prints; layers and heads only where some are kept apart."""
+    kept = [name for name, there in (("layer", any(s.layer for s in scores)), ("head", any(s.head is not None for s in scores))) if there]
+    return [
+        {
+            "map": score.map,
+            "against": score.against,
+            "recipe": score.recipe,
+            "weight": score.weight,
+            **{name: getattr(score, name) for name in kept},
+            "rank correlation": score.agreement.spearman,
+            "shuffled up to": score.agreement.random[1],
+            "other reference": score.other,
+        }
+        for score in scores
+    ]

@@ -1,7 +1,7 @@
 """The verdict on a run's maps in plain words: which may be believed, which say something, and which say nothing.
 
-A map says something if its interval lies above what shuffled cells reach, and may be believed if that interval lies above 0.5 too. Maps are as good
-as the best if the interval of the difference, sample by sample, holds 0.
+A map says something if its interval lies above what shuffled cells reach, and may be believed if that interval lies above 0.5 too.
+Maps are as good as the best if the interval of the difference, sample by sample, holds 0.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def _judge(scores: Sequence[Score]) -> str:
     found = best.agreement.spearman
     grade = "may be believed" if found.low >= ENOUGH else "says something, but not enough to be believed"
     parts = [
-        f"{scores[0].map} by {named(best)} {grade}: it follows {against} (rank correlation {found.mean:.2f}, {LEVEL:.0%} {found.low:.2f} to "
-        f"{found.high:.2f})"
+        f"{scores[0].map} by {named(best)} {grade}: it follows {against} (rank correlation {found.mean:.2f}, {LEVEL:.0%} {found.low:.2f} "
+        f"to {found.high:.2f})"
     ]
     if equals:
         parts.append(f"as good: {_listed(equals)}")
