@@ -45,8 +45,9 @@ def facts_of(found: Faithfulness) -> dict[str, Any]:
 def save_scores(found: Faithfulness, path: Path, *, overwrite: bool = False) -> None:
     """Write a row a score, whole or not at all; raises as `output.files.check_output`."""
     facts = {name: value for name, value in facts_of(found).items() if name != "scores"}
+    rows = [{name: None if value != value else value for name, value in row_of(score).items()} for score in found.scores]  # NaN is a gap
     caption = f"Rank correlation of maps with effects of interventions, with its {LEVEL:.0%} bootstrap interval. {found.verdict}"
-    save(Output(table=Table(COLUMNS, facts_of(found)["scores"], facts, caption, print_scores(found.scores))), path, overwrite=overwrite)
+    save(Output(table=Table(COLUMNS, rows, facts, caption, print_scores(found.scores))), path, overwrite=overwrite)
 
 
 def print_scores(scores: Sequence[Score]) -> list[dict[str, Cell]]:
