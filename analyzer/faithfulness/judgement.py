@@ -163,7 +163,7 @@ def _parts(trace: Trace, effects: xr.Dataset, asked: Asked, row: Recipe, weight:
     """Scores of layers and heads as wholes."""
     for against, level in SILENCED.items():
         if against in effects:
-            yield score_parts(asked.g2r(trace, row, weight, level).compute(), against, effects[against], drawing, (row.label, weight))
+            yield from score_parts(asked.g2r(trace, row, weight, level).compute(), against, effects[against], drawing, (row.label, weight))
 
 
 def _levels(keep: Iterable[str] | str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ SILENCED: Final[dict[Against, str]] = {"layers": "layer", "heads": "head"}
 FEWEST: Final = 8
 """Cells whose order says something."""
 FEWEST_PARTS: Final = 3
-"""Layers or heads, likewise."""
+"""Layers or heads, likewise; a recipe may take fewer."""
 
 Values: TypeAlias = NDArray[np.float64]
 Place: TypeAlias = tuple[str, int | None]
@@ -134,20 +134,14 @@ def score_cells(
                 )
 
 
-def score_parts(map: xr.DataArray, against: Against, effects: xr.DataArray, drawing: Drawing, names: tuple[str, str]) -> Score:
-    """How well the total of each layer's or head's G2R orders what switching it off changes.
-
-    Raises   InvalidInput for too few that were tried
-    """
+def score_parts(map: xr.DataArray, against: Against, effects: xr.DataArray, drawing: Drawing, names: tuple[str, str]) -> Iterator[Score]:
+    """How well the total of each layer's or head's G2R orders what switching it off changes; nothing where there are too few."""
     moved = {place_of(one): float(one.mean()) for one in each(effects)}
     totals = {place: float(one.sum(skipna=False)) for place, one in places(map)}
     known = [place for place, value in totals.items() if np.isfinite(value) and np.isfinite(moved.get(place, np.nan))]
-    if len(known) < FEWEST_PARTS:
-        raise InvalidInput(
-            f"{len(known)} {against} with maps were switched off, and an order needs {FEWEST_PARTS}; go on with `i2am faithfulness`"
-        )
-    first, second = (np.array([values[place] for place in known]) for values in (totals, moved))
-    return Score(map="totals", against=against, recipe=names[0], weight=names[1], agreement=agree(first, second, drawing))
+    if len(known) >= FEWEST_PARTS:
+        first, second = (np.array([values[place] for place in known]) for values in (totals, moved))
+        yield Score(map="totals", against=against, recipe=names[0], weight=names[1], agreement=agree(first, second, drawing))
 
 
 def places(map: xr.DataArray) -> Iterator[tuple[Place, xr.DataArray]]:
