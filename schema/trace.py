@@ -118,6 +118,8 @@ class Layer:
     gain: float = 1.0
     """What the model multiplies what this call gives with before its output projection, such as an IP-Adapter's scale; norms have it in
     them."""
+    residual: bool = False
+    """Whether, with values in full, the norm of what the module's output is added to is kept for each position."""
 
     def __post_init__(self) -> None:
         require(bool(self.path) and self.path.isprintable(), f"a layer needs a module path of plain characters, not {self.path!a}")
@@ -138,8 +140,9 @@ class Layer:
         require(self.values in VALUES, f"layer {self.path}: values {self.values!r}; they are kept as {', '.join(VALUES)}")
         sizes, full = (self.value_dim, self.output_dim), self.values == "full"
         require(
-            (min(sizes) > 0) if full else (sizes == (0, 0) and self.gain == 1),
-            f"layer {self.path}: values {self.values} with channels {sizes} and gain {self.gain}; only full ones have them, and then both",
+            (min(sizes) > 0) if full else (sizes == (0, 0) and self.gain == 1 and not self.residual),
+            f"layer {self.path}: values {self.values} with channels {sizes}, gain {self.gain} and residual {self.residual}; "
+            "only full ones have them, and then channels always",
         )
         require(
             self.call_tokens == 0 or self.call_tokens >= self.tokens,
@@ -253,7 +256,7 @@ class Codec:
 
 LATER: Final = {"chunk_steps": 1}
 """Fields of the record that came after the first release, and what they say where they are left out."""
-LATER_LAYER: Final = {"values": "none", "value_dim": 0, "output_dim": 0, "gain": 1.0}
+LATER_LAYER: Final = {"values": "none", "value_dim": 0, "output_dim": 0, "gain": 1.0, "residual": False}
 """Those of a layer."""
 
 

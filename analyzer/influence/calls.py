@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import xarray as xr
 
+from ...schema.arrays.layers import layer_path
 from ...schema.errors import UnknownSelection
-from ...schema.layout import layer_path
 from ...schema.messages import option
 from ...schema.trace import Layer
 from ..methods.recipes import Weight
@@ -21,6 +22,7 @@ from ..store.ledger import ArrayFiles
 from ..trace.calls import ALL, At, Calls, Kind, Rows, Steps, Sweep
 from ..trace.reader import Trace
 from ..trace.softmax import Columns, Values, generated_from
+from ..trace.views import lazy_array
 from .factors import directions, knock_outs, norms
 
 Blocks: TypeAlias = Iterator[tuple[int, int, Any, Values]]
@@ -44,6 +46,11 @@ def weigh_calls(trace: Trace, index: int, weight: Weight) -> Calls:
         return calls
     _require(calls.layer, weight)
     return WeightedCalls(calls.layer, calls.arrays, weight=weight, given=calls, output=trace.arrays.get(f"{layer_path(index)}/output"))
+
+
+def weighted_array(trace: Trace, index: int, kind: Kind, weight: Weight) -> xr.DataArray:
+    """P or G of the layer at `index`, weighted; dims as `lazy_array`, raises as `weigh_calls`."""
+    return lazy_array(trace, index, kind, weigh_calls(trace, index, weight), "" if weight == "attention" else f"-{weight}")
 
 
 def _require(layer: Layer, weight: Weight) -> None:

@@ -29,7 +29,8 @@ def norms(value: Values, output: Values) -> Values:
     Source   Kobayashi et al., Attention is Not Only a Weight, EMNLP 2020
     """
     gram = output @ output.swapaxes(1, 2)
-    return np.sqrt(np.maximum(((value @ gram) * value).sum(-1), 0))
+    lengths: Values = np.sqrt(np.maximum(((value @ gram) * value).sum(-1), 0))
+    return lengths
 
 
 def directions(given: Values, output: Values) -> Values:

@@ -19,6 +19,7 @@ At: TypeAlias = tuple[int, int, int]
 
 BLOCK_BYTES: Final = 2**24
 """P that one thread holds at once, in bytes of float64."""
+NORMS: Final = {"value_norm": "values", "residual_norm": "the residual stream"}
 MOST_SHIFT: Final = 700.0
 """exp of more would overflow; no P that is not 0 goes with it."""
 
@@ -54,9 +55,11 @@ def sum_calls(index: int, calls: Calls, at: tuple[int, int], steps: Steps) -> li
 
 
 def _look_at_norms(calls: Calls, at: tuple[int, int], step: int) -> str:
-    """What is wrong with a call's norms of values; nothing where it has none."""
-    norms = calls.arrays["value_norm"].part(at, [step]) if "value_norm" in calls.arrays else np.zeros(1)
-    return "" if (norms >= 0).all() else f"step {step}: norms of values are negative, or no numbers"
+    """What is wrong with a call's norms; nothing where it has none."""
+    for name, what in NORMS.items():
+        if name in calls.arrays and not (calls.arrays[name].part(at, [step]) >= 0).all():
+            return f"step {step}: norms of {what} are negative, or no numbers"
+    return ""
 
 
 def _ends(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -13,13 +13,13 @@ import xarray as xr
 from ...schema.errors import InvalidInput
 from ..aggregation.request import AXES, MapRequest, kept_axes, request_map
 from ..aggregation.selection import Select, SelectOptions, choose, split
-from ..influence.calls import weigh_calls
+from ..influence.calls import weighted_array
 from ..methods.recipes import Recipe, Weight, get_recipe
 from ..metrics.pointing import PLACES, Grid, Values
 from ..numerics.resize import bring, middle
 from ..numerics.statistics import row_evenness
 from ..trace.reader import Trace
-from ..trace.views import centres, lazy_array, place_dims
+from ..trace.views import centres, place_dims
 
 
 def looks(
@@ -65,7 +65,7 @@ def _of_layer(request: MapRequest, steps: tuple[int, ...], i: int) -> da.Array:
     index, tokens, columns = chosen.layers[i], chosen.groups[i], request.columns[i]
     spatial = slice(columns.tokens[0], columns.tokens[-1] + 1)
     part, plain = (
-        lazy_array(trace, index, "probability" if columns.softmax == "keys" else "generated", weigh_calls(trace, index, weight), weight)
+        weighted_array(trace, index, "probability" if columns.softmax == "keys" else "generated", weight)
         .isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial)
         .astype(np.float64)
         for weight in (row.weight, "attention")
@@ -102,13 +102,14 @@ def row_entropy(
     specials: bool = False,
     keep: Iterable[str] | str = (),
     time_groups: int | None = None,
+    weight: Weight | None = None,
     **options: Unpack[SelectOptions],
 ) -> xr.DataArray:
     """How evenly single patches look at the reference: entropy of each row of P over the group's tokens, over that of an even row.
 
-    Each row is made to sum to 1 over those tokens first. Means run over the generated positions, and over those of time, layer and
-    head that are not kept; every call is read once. A map hides this: a hundred patches that each look at another place make an
-    even map.
+    Each row, weighted or as it is, is made to sum to 1 over those tokens first; of contributions their sizes count. Means run over
+    the generated positions, and over those of time, layer and head that are not kept; every call is read once. A map hides this: a
+    hundred patches that each look at another place make an even map.
 
     Dims     kept axes in the order time, layer, head; lazy
     Range    [0, 1]; NaN where no call was recorded
@@ -124,7 +125,10 @@ def row_entropy(
             name = trace.layers[index].name
             raise InvalidInput(f"layer {name} has {tokens.stop - first} tokens of {tokens.name} to look at; a row needs two to be uneven")
         heads = [place for place, number in enumerate(trace.layers[index].heads_kept) if number in selected]
-        calls = trace.probabilities(index).isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
+        calls = weighted_array(trace, index, "probability", weight or "attention")
+        calls = calls.isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
+        if weight == "contribution":
+            calls = abs(calls)
         even: xr.DataArray = xr.apply_ufunc(
             row_evenness, calls, input_core_dims=[["token"]], dask="parallelized", output_dtypes=[np.float64], keep_attrs=False
         ).mean(place_dims(trace.layers[index].places))

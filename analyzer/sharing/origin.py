@@ -16,7 +16,7 @@ from ...schema.errors import InvalidInput
 from ...schema.trace import Layer
 from ..store.chunks import read_heads
 from ..store.validation import Contents
-from ..trace.calls import At, Calls
+from ..trace.calls import ALL, At, Calls
 
 MOST_SHIFT: Final = 700.0
 """exp of more would overflow; no P that is not 0 goes with it."""
@@ -82,7 +82,8 @@ class Origin:
         """
         calls, given = self.calls, [self.steps[step] for step in steps]
         if name in calls.arrays:
-            found = calls.arrays[name].part(at, given, list(self.heads), rows)
+            stored = calls.arrays[name]
+            found = stored.part(at, given, list(self.heads) if "head" in stored.plan.dims else ALL, rows)
         elif name == "probability":
             found = encode_probability(calls.region("probability", at, given, list(self.heads), rows))
         else:

@@ -233,6 +233,22 @@ class Trace(Contents):
         """
         return read_heads(self.storage, self.arrays[f"{layer_path(self._valued(layer, ('full',)))}/output"])
 
+    def residual_norms(self, layer: Selector) -> xr.DataArray:
+        """Norms of the residual stream, to which the output of the layer's module is added: NaN where the call is absent.
+
+        Dims     (sample, branch, step, [frame,] y, x), float32, lazy
+        Raises   as `values`; UnknownSelection for a layer whose block does not show the stream
+        """
+        from .views import lazy_residuals
+
+        index = self._valued(layer, ("full",))
+        if not self.layers[index].residual:
+            raise UnknownSelection(
+                f"layer {self.layers[index].name} has no norms of the residual stream: its block shows no plain sum of the module's output "
+                "and something else (gates of adaptive norms, or a sum inside the module), or the trace was recorded before they were kept"
+            )
+        return lazy_residuals(self, index)
+
     def _valued(self, layer: Selector, kinds: tuple[Values, ...]) -> int:
         index = self.layer(layer)
         if (kept := self.layers[index].values) not in kinds:

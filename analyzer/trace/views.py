@@ -121,13 +121,24 @@ def lazy_norms(contents: Contents, index: int) -> xr.DataArray:
     return xr.DataArray(array, dims=dims, coords=values.coords, attrs=attrs, name="value_norm")
 
 
+def lazy_residuals(contents: Contents, index: int) -> xr.DataArray:
+    """Norms of what the output of the module of the layer at `index` is added to.
+
+    Dims     (sample, branch, step, [frame,] y, x), float32
+    """
+    layer = contents.record.layers[index]
+    attrs = {"long_name": "norm of the residual stream that the module's output is added to", "layer": layer.name}
+    attrs["trace"] = contents.record.id
+    return _stored(contents, index, contents.blocks(index, "residual_norm"), (*LEADING[:-1], *place_dims(layer.places)), attrs)
+
+
 def _stored(contents: Contents, index: int, blocks: Blocks, dims: tuple[str, ...], attrs: dict[str, Any]) -> xr.DataArray:
     """A recorded array as it is, whole calls at a time; NaN where the call is absent."""
     name, chunks = blocks.plan.path.rpartition("/")[2], (*blocks.plan.chunks[: STEP + 1], *blocks.shape[STEP + 1 :])
     token, meta = f"i2am-{name}-{contents.token}-{index}", np.empty((0,) * blocks.ndim, blocks.dtype)
     array = da.from_array(blocks, chunks=chunks, name=token, asarray=False, meta=meta)  # type: ignore[no-untyped-call]
     labels = coordinates(contents, contents.record.layers[index])
-    known = {dim: label for dim, label in labels.items() if dim not in PLACES}
+    known = {name: label for name, label in labels.items() if (label[0] if isinstance(label, tuple) else name) in dims}
     return xr.DataArray(array, dims=dims, coords=known, attrs=attrs, name=name)
 
 

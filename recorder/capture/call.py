@@ -54,6 +54,8 @@ class Call:
     """What the module multiplies what the call gives with, such as an IP-Adapter's scale."""
     outputs: tuple[Output, ...] = ()
     """Projections that what the queries took of the values goes out through; none where that is not known."""
+    residual: Tensor | None = None
+    """(row, x), float32: norm of what the module's output is added to; None where it is not asked for, or not known."""
 
     @property
     def segments(self) -> tuple[tuple[str, int], ...]:

@@ -18,12 +18,12 @@ from ...schema.errors import UnsupportedModel
 from ...schema.messages import option
 from ..encoding.scores import default_scale
 from .call import Call, Change, Listener
-from .mode import Census, Mode
+from .mode import Census, FollowingMode, Mode
 from .modules import adapter_scale, is_self_attention, is_single_stream, other_attention, strip
-from .origins import FollowingMode
 from .projected import Factors, projects_attention
 from .projections import Outputs, Projections
 from .resampler import resampler_of, watch_resampler
+from .residuals import Residuals
 
 
 class Capture:
@@ -32,7 +32,8 @@ class Capture:
     `outside` is for models that are not diffusers' own: all that the modules attend to is told, and where no attention call shows,
     what their projections made stands for it. `shapes_only` is for modules on the meta device, whose values cannot tell where they
     came from. `joins` is for pipelines that join a reference's features to those of self-attention. With `values` calls have their values,
-    and the projections that they go out through, and may be told of only when they have been made: a listener cannot change them.
+    and the projections that they go out through, and may be told of only when they have been made: a listener cannot change them. With
+    `residuals` they have the norm of what their module's output is added to, too.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Capture:
         shapes_only: bool = False,
         joins: bool = False,
         values: bool = False,
+        residuals: bool = False,
     ) -> None:
         self._roots = roots
         self._modules = modules
@@ -52,6 +54,7 @@ class Capture:
         self._handles: list[Any] = []
         self._projections = Projections()
         self._outputs = Outputs(self._is_wanted, self._tell, self._gives) if values else None
+        self._residuals = Residuals(self._is_wanted, self._settle) if residuals else None
         seen = self._attend, self._take_softmax if outside else None, None if self._outputs is None else self._outputs.take
         self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
@@ -102,6 +105,8 @@ class Capture:
         self._handles.clear()
         self._projections.forget()
         self.factors.forget()
+        if self._residuals is not None:
+            self._residuals.forget()
         with suppress(Exception):  # calls of a module that failed are told of, but what stopped it is what counts
             self._settle()
 
@@ -186,8 +191,10 @@ class Capture:
                 self._listener.unseen(path, module)
             self._projections.forget()
             self.factors.forget()
+            if self._residuals is not None:
+                self._residuals.leave(path, output)
             if self._outputs is not None:
-                self._outputs.leave(path, output)
+                self._outputs.leave(path, output, waits=self._residuals is not None and self._residuals.waiting)
 
         see, single = self._shape_hook(path), is_single_stream(module)
         # One that could attend and multiplies nothing was put there to skip attention, as CatVTON does.
@@ -198,6 +205,9 @@ class Capture:
         self._handles += self.factors.hooks(module, self._is_inside) if self._outside else []
         if self._outputs is not None:
             self._handles += self._outputs.hooks(path, module, self._around.get(path.rpartition(".")[0]))
+        if self._residuals is not None:
+            around = path.rpartition(".")[0]
+            self._handles += self._residuals.hooks(path, around, self._around.get(around))
 
     def _hear_factors(self, output: object, args: tuple[Any, ...]) -> bool:
         """Tell of attention that no call showed; whether there was any."""
@@ -214,6 +224,9 @@ class Capture:
 
     def _tell(self, call: Call) -> None:
         """Tell of attention that was read off projections, or of a call that has been made already: nothing can change these."""
+        norm = None if self._residuals is None else self._residuals.of(call.path)
+        if norm is not None and norm.shape == (call.query.shape[0], call.query.shape[2]):
+            call = replace(call, residual=norm)
         if self._listener.hear(call) is not None:
             raise UnsupportedModel(
                 f"{call.path} is read at its projections, not where it attends, so nothing can be changed there; choose other modules "

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..encoding.values import Output
 from .call import Call
+from .mode import Origins, Segments
 from .modules import strip
-from .origins import Origins, Segments
 
 PROJECTION: Final = re.compile(
     r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_q?kv)|([qv])_proj"
@@ -187,12 +187,15 @@ class Outputs:
         else:
             self._held.append((key, call))
 
-    def leave(self, path: str, output: Any) -> None:
-        """A module has run; what it gave may be what a call gave, beside what its projection did. It gives None where it failed."""
+    def leave(self, path: str, output: Any, waits: bool = False) -> None:
+        """A module has run; what it gave may be what a call gave, beside what its projection did. It gives None where it failed.
+
+        One that `waits` is settled later: something else of its calls is still to be seen.
+        """
         for tensor in output if self._found and isinstance(output, tuple) else ():
             self._match(None, tensor)
         self.own.setdefault(path, None)
-        if output is not None and (self._found or not self._blocks[path]):
+        if output is not None and not waits and (self._found or not self._blocks[path]):
             self.settle()
 
     def settle(self) -> None:

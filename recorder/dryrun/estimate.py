@@ -104,7 +104,8 @@ def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[
     modules = attention_modules(pipeline)
     chosen = {path: modules[path] for path in select_layers(options.layers, list(modules))}
     listener = _Shapes(pipeline, options)
-    with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener, shapes_only=True, values=options.values != "none"):
+    seen = {"values": options.values != "none", "residuals": options.values == "full"}
+    with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener, shapes_only=True, **seen):
         for denoiser in denoisers(pipeline).values():
             denoiser(**inputs)
     return listener.sites.layers.all

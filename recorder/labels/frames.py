@@ -48,9 +48,11 @@ def whole_video(call: Call, frames: int) -> Call:
     query = query.permute((0, 2, 3, 1, 4) if temporal else (0, 2, 1, 3, 4)).flatten(2, 3)
     key = call.key.reshape(-1, inner, *call.key.shape[1:])  # (video, row, head, token, channel)
     value = None if call.value is None else call.value.reshape(-1, inner, *call.value.shape[1:])[:, 0]
+    norms = None if call.residual is None else call.residual.reshape(-1, inner, positions)  # (video, row, x)
+    residual = None if norms is None else (norms.transpose(1, 2) if temporal else norms).flatten(1)
     grid, span = call.around, frames if frames > 1 else 0
     uneven = _unevenness(key) if inner > 1 else None
-    return replace(call, query=query, key=key[:, 0], value=value, grid=grid, frames=span, uneven=uneven)
+    return replace(call, query=query, key=key[:, 0], value=value, residual=residual, grid=grid, frames=span, uneven=uneven)
 
 
 def _unevenness(key: Tensor) -> Tensor:

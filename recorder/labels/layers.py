@@ -201,7 +201,8 @@ def _with_values(layer: Layer, call: Call, generated: slice, wanted: str) -> Lay
         return layer
     if wanted != "full":
         return replace(layer, values="norms")
-    return replace(layer, values="full", value_dim=call.value.shape[3], output_dim=output.output_channels, gain=call.gain)
+    full = replace(layer, values="full", value_dim=call.value.shape[3], output_dim=output.output_channels, gain=call.gain)
+    return replace(full, residual=call.residual is not None)
 
 
 def require_same(known: Layer, layer: Layer) -> None:

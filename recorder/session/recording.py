@@ -43,6 +43,7 @@ OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and 
 TRUSTED: Final = "on trust"
 LEFT_OUT: Final = "attention of {count} other modules reads more than the image itself and is left out, such as {example}"
 NO_OUTPUT: Final = "no linear layer of the module, or of the block around it, is given what attention took of the values"
+NO_SUM: Final = "no module of the block is given the sum of the module's output, not gated, and what another one was given before"
 SAMPLED: Final = "as its output at one query of each row in every call shows"
 
 
@@ -215,14 +216,17 @@ class Recording:
         said: dict[str, JSON] = {"notes": notes, "unproven": unproven}
         if self._run is not None and self._run.without_values:
             said["without_values"] = {NO_OUTPUT: list(self._run.without_values)}
+        if self._run is not None and self._run.without_residuals:
+            said["without_residuals"] = {NO_SUM: list(self._run.without_residuals)}
         return {"versions": dict(versions()), "options": self._options.to_json(), "facts": self.facts, **said}
 
     @contextmanager
     def _listening(self, run: Run) -> Iterator[Capture]:
         """All that the denoisers attend to is heard by `run`; what stops it leaves what is whole."""
         labels = run.labels
-        joins, values = self._declared is None and reads_features(self._model), self._options.values != "none"
-        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins, values=values)
+        joins, kept = self._declared is None and reads_features(self._model), self._options.values
+        seen = {"values": kept != "none", "residuals": kept == "full"}
+        capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins, **seen)
         self._capture = capture
         bar = progress_bar(self.path, self._options.progress, self._model)
         try:

@@ -51,6 +51,8 @@ class Run(Course):
         """Projections of the layers that keep something of their values."""
         self.without_values: list[str] = []
         """Layers of which nothing is known of where their values go."""
+        self.without_residuals: list[str] = []
+        """Layers that keep values in full and of which it is not known what their module's output is added to."""
 
     def hear(self, call: Call) -> None:
         """Label one attention call and queue its blocks."""
@@ -75,6 +77,8 @@ class Run(Course):
         elif self._options.values != "none" and site.layer.values == "none":
             self.without_values.append(layer.name)
         full = known is not None and layer.values == "full"
+        if full and not layer.residual:
+            self.without_residuals.append(layer.name)
         writer.add_layer(layer, keys, _output_heads(known, layer) if known is not None and full else None)
         self._layers += 1
 
@@ -194,7 +198,12 @@ def _encode_values(call: Call, row: int, site: Site, output: Output, outbox: Out
             f"the scale of the adapter in {layer.name} was {layer.gain:g} and is {call.gain:g} now, which values kept in full cannot say; "
             f"keep it constant, or use {option('values', 'norms')}"
         )
-    return {"value": outbox.block(exact(value).to(getattr(torch, layer.factor_dtype)))}
+    blocks = {"value": outbox.block(exact(value).to(getattr(torch, layer.factor_dtype)))}
+    if not layer.residual:
+        return blocks
+    if call.residual is None:
+        raise UnsupportedModel(f"{layer.name} does not show what its output is added to from here on; use {option('values', 'norms')}")
+    return blocks | {"residual_norm": outbox.block(call.residual[row, site.generated].reshape(layer.places))}
 
 
 def _output_heads(output: Output, layer: Layer) -> NDArray[Any]:

@@ -94,24 +94,32 @@ class ArrayPlan:
 def blocks(
     trace: TraceRecord, layer: Layer, path: str, dtype: str, dims: tuple[str, ...], cell: tuple[int, ...], attributes: dict[str, Any]
 ) -> ArrayPlan:
-    """An array of which one (sample, branch, step) is one file, or several along the first axis of `cell` if it is large.
+    """An array of all heads of each call, as `call_blocks`."""
+    return call_blocks(trace, path, dtype, ("head", *dims), (layer.heads, *cell), attributes)
+
+
+def call_blocks(
+    trace: TraceRecord, path: str, dtype: str, dims: tuple[str, ...], lengths: tuple[int, ...], attributes: dict[str, Any]
+) -> ArrayPlan:
+    """An array of which one (sample, branch, step) is one file, or several along the second of its own axes if it is large.
 
     Frames and rows count as one axis of rows: a piece is some whole frames, or some rows of one frame. Packed, a file is one chunk of
     several steps.
     """
-    shape = (trace.samples, len(trace.branches), trace.steps, layer.heads, *cell)
-    axes = ("sample", "branch", "step", "head", *dims)
-    lead = 2 if dims[0] == "frame" else 1
-    row = layer.heads * math.prod(cell[lead:]) * _ITEMSIZE[dtype]
+    whole, *cell = lengths
+    shape = (trace.samples, len(trace.branches), trace.steps, *lengths)
+    axes = ("sample", "branch", "step", *dims)
+    lead = 2 if dims[1] == "frame" else 1
+    row = whole * math.prod(cell[lead:]) * _ITEMSIZE[dtype]
     if trace.chunk_steps > 1:
         steps = max(1, min(trace.chunk_steps, trace.steps, CHUNK_BYTES[1] // row))
-        rows = _split_rows(cell[:lead], CHUNK_BYTES[1] // (steps * row))
-        chunk = (1, 1, steps, layer.heads, *rows, *cell[lead:])
+        rows = _split_rows(tuple(cell[:lead]), CHUNK_BYTES[1] // (steps * row))
+        chunk = (1, 1, steps, whole, *rows, *cell[lead:])
         return ArrayPlan(path, axes, shape, dtype, chunk, None, math.nan, trace.codec, attributes, steps > 1)
-    shard_rows = _split_rows(cell[:lead], SHARD_BYTES // row)
+    shard_rows = _split_rows(tuple(cell[:lead]), SHARD_BYTES // row)
     low, high = CHUNK_BYTES
     chunk_rows = _split_rows(shard_rows, min(max(math.prod(shard_rows) * row // 8, low), high) // row)
-    shard, chunk = ((1, 1, 1, layer.heads, *rows, *cell[lead:]) for rows in (shard_rows, chunk_rows))
+    shard, chunk = ((1, 1, 1, whole, *rows, *cell[lead:]) for rows in (shard_rows, chunk_rows))
     return ArrayPlan(path, axes, shape, dtype, chunk, shard if chunk != shard else None, math.nan, trace.codec, attributes)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from ..codec import PROBABILITY_SCALE
 from ..record import BRANCHES
 from ..trace import Layer, TraceRecord
-from .array import ArrayPlan, blocks
+from .array import ArrayPlan, blocks, call_blocks
 
 ONCE: Final = {"key": "key_step", "value": "value_step", "value_norm": "value_step"}
 """Arrays that are stored once while they do not change, and the table of the step whose block serves each step."""
@@ -18,6 +18,7 @@ PROBE_KEY: Final = "key of each probe's tokens; the same at every step"
 OUTPUT: Final = "output projection, the part that takes this head's channels; the same at every step"
 VALUE: Final = "value; at each step read the step named by value_step"
 VALUE_NORM: Final = "norm of a token's value through a head of the output projection; at each step read the step named by value_step"
+RESIDUAL_NORM: Final = "norm of the residual stream that the module's output is added to"
 
 
 def layer_path(index: int) -> str:
@@ -85,7 +86,11 @@ def _factors(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
 def _values(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
     if layer.values == "full":
         dims, cell = ("token", "value_channel"), (layer.tokens, layer.value_dim)
-        return [blocks(trace, layer, f"{root}/value", layer.factor_dtype, dims, cell, {"long_name": VALUE})]
+        residual = {"long_name": RESIDUAL_NORM, "coordinates": "timestep"}
+        return [
+            blocks(trace, layer, f"{root}/value", layer.factor_dtype, dims, cell, {"long_name": VALUE}),
+            *([call_blocks(trace, f"{root}/residual_norm", "float32", _axes(layer), layer.places, residual)] if layer.residual else []),
+        ]
     plan = blocks(trace, layer, f"{root}/value_norm", "float32", ("token",), (layer.tokens,), {"long_name": VALUE_NORM})
     return [plan] if layer.values == "norms" else []
 

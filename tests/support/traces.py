@@ -43,6 +43,8 @@ class Synthetic:
     """(sample, branch, step, head, token, value channel) of each layer that keeps its values, or norms of them."""
     output: list[np.ndarray | None] = field(default_factory=list)
     """(head, value channel, output channel) of the same."""
+    residual: list[np.ndarray | None] = field(default_factory=list)
+    """(sample, branch, step, [frame,] y, x) of each layer that keeps norms of the residual stream."""
     probe_key: list[np.ndarray | None] = field(default_factory=list)
     """(head, probe token, channel) of each layer that has probes."""
     images: dict[str, np.ndarray] = field(default_factory=dict)
@@ -170,6 +172,7 @@ def _draw_values(result: Synthetic, layer: Layer, seed: int, lead: tuple[int, in
     output = rng.standard_normal((layer.heads, channels, out)).astype(layer.factor_dtype)
     result.value.append(value if layer.values != "none" else None)
     result.output.append(output if layer.values != "none" else None)
+    result.residual.append(rng.random((*lead, *layer.places), np.float32) if layer.residual else None)
 
 
 def value_norms(made: Synthetic, layer: int) -> np.ndarray:
@@ -242,7 +245,8 @@ def _value_blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, in
     if layer.values == "none" or value is None or output is None:
         return {}
     if layer.values == "full":
-        return {"value": value[at]}
+        residual = result.residual[index]
+        return {"value": value[at]} | ({} if residual is None else {"residual_norm": residual[at]})
     return {"value_norm": np.linalg.norm(value[at].astype(np.float64) @ output, axis=-1).astype(np.float32)}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from oracles import AT, DIRECTIONS, Weigh, ask, assert_close, oracle, softmaxes
 
-from i2am.analyzer import RECIPES, get_recipe, looks, open_trace, r2g, token_map
+from i2am.analyzer import RECIPES, available, entropy, get_recipe, judge, looks, open_trace, r2g, row_entropy, token_map
 from i2am.analyzer.sharing.packing import pack
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from traces import Synthetic, reference_layer, synthetic_trace, value_norms
@@ -175,3 +175,21 @@ def test_norms_and_some_heads_do_where_they_suffice(tmp_path: Path) -> None:
     layers = [reference_layer("down.attn2", (8, 6), values="norms", hidden=3, heads=2, call_heads=4, head_numbers=(1, 2))]
     made = synthetic_trace(tmp_path / "run.zarr", layers=layers)
     assert_close(ask(open_trace(made.path), "g2r", weight="norm"), oracle(made, "g2r", layers=(0,), heads=(0, 1), weigh=norm))
+
+
+@pytest.mark.parametrize("weight", ["norm", "contribution", "knock-out"])
+def test_rows_have_the_entropy_of_what_their_tokens_give(made: Synthetic, weight: str) -> None:
+    rows = np.abs(products(made, 0, weight)[..., 5:])
+    shares = rows / rows.sum(-1, keepdims=True)
+    truth = np.nanmean(-(shares * np.log(shares)).sum(-1)) / np.log(15)
+    assert_close(row_entropy(open_trace(made.path), layers=0, weight=weight), truth)
+    assert_close(judge(open_trace(made.path), ["row_entropy"], layers=0, weight=weight)["row_entropy"], truth)
+
+
+def test_metrics_are_of_weighted_maps(made: Synthetic) -> None:
+    trace = open_trace(made.path)
+    found = judge(trace, ["entropy_r", "entropy_g", "imacs_r"], weight="knock-out")
+    assert float(found["entropy_r"]) == float(entropy(ask(trace, "g2r", weight="knock-out", sample=0, branch="cond")))
+    assert float(found["entropy_g"]) == float(entropy(r2g(trace, recipe="i2am(weight=knock-out)")))
+    assert found["entropy_r"] != judge(trace, ["entropy_r"])["entropy_r"]
+    assert "entropy_r" in available(trace, weight="norm")

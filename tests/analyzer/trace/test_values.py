@@ -25,7 +25,7 @@ pytestmark = pytest.mark.analyzer
 FULL = {"values": "full", "value_dim": 5, "output_dim": 6}
 LAYERS = (
     reference_layer("unet.down.attn2", (8, 6), heads=2, values="norms"),
-    reference_layer("unet.mid.attn2", (4, 3), heads=4, **FULL, gain=0.75),
+    reference_layer("unet.mid.attn2", (4, 3), heads=4, **FULL, gain=0.75, residual=True),
     reference_layer("unet.up.attn2", (8, 6), heads=2),
 )
 
@@ -54,6 +54,10 @@ def check(made: Synthetic, path: Path) -> None:
     there = trace.present[:, 1]
     np.testing.assert_array_equal(values.values[:, :, there], made.value[1][:, :, there])
     np.testing.assert_array_equal(trace.output_projection("*mid*"), made.output[1])
+    residual = trace.residual_norms("*mid*")
+    assert residual.dims == ("sample", "branch", "step", "y", "x")
+    np.testing.assert_array_equal(residual.values[:, :, there], made.residual[1][:, :, there])
+    assert np.isnan(residual.values[:, :, ~there]).all()
 
 
 def test_values_come_back(made: Synthetic) -> None:
@@ -91,6 +95,7 @@ def test_a_part_keeps_its_values(made: Synthetic, tmp_path: Path) -> None:
         np.testing.assert_array_equal(trace.value_norms(name).values, expected.values)
     np.testing.assert_array_equal(trace.values("*mid*").values, whole.values("*mid*").isel(step=[1, 2, 4], head=[1]).values)
     np.testing.assert_array_equal(trace.output_projection("*mid*"), whole.output_projection("*mid*")[[1]])
+    np.testing.assert_array_equal(trace.residual_norms("*mid*").values, whole.residual_norms("*mid*").isel(step=[1, 2, 4]).values)
     assert verify(tmp_path / "part.zarr").ok
 
 
@@ -138,14 +143,14 @@ def test_asking_for_what_was_not_recorded_says_how_to(made: Synthetic) -> None:
     trace = open_trace(made.path)
     with pytest.raises(UnknownSelection, match=r"layer unet.up.attn2 has no values; record them with values='norms'"):
         trace.value_norms("*up*")
-    for ask in (trace.values, trace.output_projection):
+    for ask in (trace.values, trace.output_projection, trace.residual_norms):
         with pytest.raises(UnknownSelection, match=r"layer unet.down.attn2 has norms of values only; record them with values='full'"):
             ask("*down*")
 
 
 def test_traces_without_values_say_nothing_of_them(tmp_path: Path) -> None:
     made = synthetic_trace(tmp_path / "run.zarr")
-    assert not {"values", "value_dim", "output_dim", "gain"} & set(made.trace.to_json()["layers"][0])
+    assert not {"values", "value_dim", "output_dim", "gain", "residual"} & set(made.trace.to_json()["layers"][0])
     assert TraceRecord.from_json(made.trace.to_json()) == made.trace
     assert b"value" not in (made.path / "journal.jsonl").read_bytes()
     assert not any("value" in plan.path or "output" in plan.path for plan in layout(made.trace))
@@ -154,13 +159,20 @@ def test_traces_without_values_say_nothing_of_them(tmp_path: Path) -> None:
 def test_records_say_of_values_what_they_hold(made: Synthetic) -> None:
     assert TraceRecord.from_json(made.trace.to_json()) == made.trace
     assert set(data_plans(made.trace, 0)) == {"query", "key", "value_norm"}
-    assert set(data_plans(made.trace, 1)) == {"query", "key", "value"}
+    assert set(data_plans(made.trace, 1)) == {"query", "key", "value", "residual_norm"}
     assert set(fixed_layout(made.trace, 1)) == {"output"}
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"values": "some"}, {"values": "full"}, {"values": "full", "value_dim": 4}, {"values": "norms", "value_dim": 4}, {"gain": 2.0}],
+    [
+        {"values": "some"},
+        {"values": "full"},
+        {"values": "full", "value_dim": 4},
+        {"values": "norms", "value_dim": 4},
+        {"gain": 2.0},
+        {"residual": True},
+    ],
 )
 def test_layers_that_contradict_themselves_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match="values"):
@@ -180,3 +192,19 @@ def test_an_output_projection_comes_with_full_values_and_only_then(tmp_path: Pat
         made.writer.add_layer(layer)
     with pytest.raises(InvalidInput, match="layers/003/output takes float32"):
         made.writer.add_layer(layer, output=np.zeros((4, 5, 7), np.float32))
+
+
+def test_residual_norms_of_a_video_come_back_from_every_layout(tmp_path: Path) -> None:
+    layers = (reference_layer("unet.mid.attn2", (4, 3), frames=6, **FULL, residual=True), reference_layer("unet.up.attn2", (4, 3), **FULL))
+    made = synthetic_trace(tmp_path / "run.zarr", layers=layers, encoding="factors", steps=3)
+    pack(made.path, tmp_path / "packed.zarr.zip", chunk_steps=2)
+    for path in (made.path, tmp_path / "packed.zarr.zip"):
+        found = open_trace(path).residual_norms("*mid*")
+        assert found.dims == ("sample", "branch", "step", "frame", "y", "x")
+        np.testing.assert_array_equal(found.values, made.residual[0])
+        np.testing.assert_array_equal(
+            found.isel(frame=slice(1, 5, 2), x=2, step=[2, 0]).values, made.residual[0][:, :, [2, 0]][..., 1:5:2, :, 2]
+        )
+        assert verify(path).ok
+    with pytest.raises(UnknownSelection, match=r"layer unet.up.attn2 has no norms of the residual stream.*gates"):
+        open_trace(made.path).residual_norms("*up*")
