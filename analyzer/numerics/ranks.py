@@ -30,8 +30,8 @@ def standardized(rows: NDArray[Any]) -> Values:
     centred = np.asarray(rows, np.float64) - np.mean(rows, -1, keepdims=True, dtype=np.float64)
     length = np.linalg.norm(centred, axis=-1, keepdims=True)
     scale = np.abs(rows).max(-1, keepdims=True) * centred.shape[-1] ** 0.5
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(length > scale * np.finfo(np.float64).eps, centred / length, np.nan)
+    known = length > scale * np.finfo(np.float64).eps
+    return np.divide(centred, length, out=np.full(centred.shape, np.nan), where=np.broadcast_to(known, centred.shape))
 
 
 def drawn_correlations(first: Values, second: Values, counts: NDArray[Any]) -> Values:
@@ -53,7 +53,8 @@ def shuffled_correlations(first: Values, second: Values, orders: NDArray[np.intp
     Dims     first, second (row, value), both standardized; orders (sample, value) -> (sample,)
     """
     products: Values = first.T @ second / len(first)
-    return products[orders, np.arange(orders.shape[1])].sum(1)
+    found: Values = products[orders, np.arange(orders.shape[1])].sum(1)
+    return found
 
 
 def _drawn_ranks(values: Values, counts: NDArray[Any]) -> Values:
