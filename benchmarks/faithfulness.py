@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import numpy as np
 import xarray as xr
 from curves import curves_of
 from effects import effects_of
@@ -25,8 +24,8 @@ from recordings import pipelines, record_pair
 from truth import write_page
 
 from i2am.analyzer import faithfulness, g2r, get_recipe, head_accuracy, open_trace
-from i2am.analyzer.faithfulness.curves import measure_areas
 from i2am.analyzer.faithfulness.agreement import Drawing
+from i2am.analyzer.faithfulness.curves import measure_areas
 from i2am.analyzer.faithfulness.table import row_of
 from i2am.analyzer.methods.recipes import Recipe
 from i2am.analyzer.trace.reader import Trace
@@ -96,7 +95,9 @@ def describe_parts(trace: Trace, effects: xr.Dataset) -> dict[str, Any]:
 
     Dims     lists (layer,), (layer, head)
     """
-    totals = {w: g2r(trace, keep=("layer", "head"), recipe=MASKED, weight=w).sum(("ref_y", "ref_x")).values for w in ("attention", "contribution")}
+    totals = {
+        w: g2r(trace, keep=("layer", "head"), recipe=MASKED, weight=w).sum(("ref_y", "ref_x")).values for w in ("attention", "contribution")
+    }
     accuracy = head_accuracy([trace])
     order = [accuracy["layer"].values.tolist().index(layer.name) for layer in trace.layers]
     scale = float(effects["without"].mean())
@@ -118,7 +119,9 @@ def describe_parts(trace: Trace, effects: xr.Dataset) -> dict[str, Any]:
 @click.option("--cells", default=8, show_default=True, help="Rows, and columns, of cells.")
 @click.option("--few", default=4, show_default=True, help="Pairs of the control with random weights, and of single keys.")
 @click.option("--some", default=8, show_default=True, help="Pairs of curves, and of the control with another reference.")
-@click.option("--cache", type=click.Path(path_type=Path), default=Path("out/faithfulness"), show_default=True, help="Folder of what is kept.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), default=Path("out/faithfulness"), show_default=True, help="Folder of what is kept."
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Page to write the tables into; printed without it.")
 def main(pairs: int, steps: int, cells: int, few: int, some: int, cache: Path, out: Path | None) -> None:
     """Print which maps follow what is measured by leaving things out."""

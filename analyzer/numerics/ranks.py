@@ -31,7 +31,8 @@ def standardized(rows: NDArray[Any]) -> Values:
     length = np.linalg.norm(centred, axis=-1, keepdims=True)
     scale = np.abs(rows).max(-1, keepdims=True) * centred.shape[-1] ** 0.5
     known = length > scale * np.finfo(np.float64).eps
-    return np.divide(centred, length, out=np.full(centred.shape, np.nan), where=np.broadcast_to(known, centred.shape))
+    found: Values = np.divide(centred, length, out=np.full(centred.shape, np.nan), where=np.broadcast_to(known, centred.shape))
+    return found
 
 
 def drawn_correlations(first: Values, second: Values, counts: NDArray[Any]) -> Values:
@@ -44,7 +45,8 @@ def drawn_correlations(first: Values, second: Values, counts: NDArray[Any]) -> V
     one, two = (_centred(_drawn_ranks(values, counts), weights) for values in (first, second))
     lengths = np.sqrt((weights * one**2).sum(1) * (weights * two**2).sum(1))
     products = (weights * one * two).sum(1)
-    return np.divide(products, lengths, out=np.full(len(counts), np.nan), where=lengths > 0)
+    found: Values = np.divide(products, lengths, out=np.full(len(counts), np.nan), where=lengths > 0)
+    return found
 
 
 def shuffled_correlations(first: Values, second: Values, orders: NDArray[np.intp]) -> Values:
