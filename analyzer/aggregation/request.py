@@ -15,7 +15,7 @@ from ...schema.trace import Image, Role, Softmax
 from ..facts import MapFacts, picture_facts
 from ..methods.recipes import Grid, Recipe, Weight, get_recipe
 from ..trace.calls import Calls
-from ..trace.images import find_image
+from ..trace.images import find_image, key_image
 from ..trace.reader import Trace
 from ..trace.softmax import Columns
 from ..trace.views import centres
@@ -163,7 +163,7 @@ def request_map(
     kept = kept_axes(keep, time_groups)
     chosen = choose(trace, select, recipe=row, on_reference=on_reference, role=role, probe=probe)
     if on_reference:
-        image = find_image(trace, chosen.groups[0].image, "reference")
+        image = key_image(trace, chosen.groups[0], chosen.sample)
         field = "reference_target" if direction == "g2r" or row.sram_target == "g2r" else "sram_target"
         target, places = _reference_cells(trace, getattr(row, field), field, chosen, image)
         softmax: Softmax = "generated" if row.g2r == "generated" else "keys"

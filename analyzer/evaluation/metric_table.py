@@ -30,7 +30,7 @@ from ..metrics.masks import binarize, fit_mask
 from ..metrics.overlap import ImacsOptions, imacs, iou, miou
 from ..metrics.placement import over_frames
 from ..metrics.pointing import attention_variation, pck, pointing_error
-from ..trace.images import find_image, load_mask, own_mask, own_reference_mask
+from ..trace.images import find_image, key_image, load_mask, own_mask, own_reference_mask
 from ..trace.reader import Trace
 
 Need: TypeAlias = Literal["mask", "reference_mask", "truth", "places", "image", "tokens", "painted"]
@@ -149,7 +149,7 @@ class Grounds:
         """The picture that a mask of this role is of."""
         if role == "mask":
             return find_image(self.trace, f"generated_{self.select.sample}", "generated")
-        return find_image(self.trace, self.chosen.groups[0].image, "reference")
+        return key_image(self.trace, self.chosen.groups[0], self.select.sample)
 
     def mask(self, role: str) -> str | None:
         """Name of the mask of a role; None if there is none.
@@ -158,7 +158,7 @@ class Grounds:
         """
         if self.named[role]:
             return self.named[role]
-        if role == "mask":
+        if role == "mask" or self.chosen.groups[0].role == "self":
             return own_mask(self.trace, self.select.sample)
         image = self.image(role)
         return own_reference_mask(self.trace, image.name if image else None)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import get_ident
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
@@ -24,6 +24,14 @@ from .projected import Factors, projects_attention
 from .projections import Outputs, Projections
 from .resampler import resampler_of, watch_resampler
 from .residuals import Residuals
+
+_on_now: Final[list[Capture]] = []
+
+
+def is_captured(roots: Mapping[str, nn.Module]) -> bool:
+    """Whether the attention of any of these modules is captured in this thread already."""
+    own = {id(root) for root in roots.values()}
+    return any(not one._is_elsewhere() and own & {id(root) for root in one._roots.values()} for one in _on_now)
 
 
 class Capture:
@@ -90,12 +98,15 @@ class Capture:
             else:
                 self._watch_attention(path, module)
         for name, root in self._roots.items() if not self._outside else ():
-            for path, module in other_attention(name, root).items():
+            others = {path: module for path, module in other_attention(name, root).items() if path not in self._modules}
+            for path, module in others.items():
                 self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
                 self._handles += self._census.hooks(path, module, lambda: self._is_wanted() and not self._entered)
+        _on_now.append(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        _on_now.remove(self)
         # torch runs no hook for a KeyboardInterrupt, so the mode may still be on.
         while self._entered:
             self._leave_mode()

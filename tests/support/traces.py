@@ -278,3 +278,16 @@ def _images(pictures: dict[str, np.ndarray], window: tuple[float, float, float, 
         )
         for name, pixels in pictures.items()
     ]
+
+
+def self_layer(path: str, grid: tuple[int, int], *, heads: int = 2, head_dim: int = 8, text: int = 0, reference: Any = None) -> Layer:
+    """A layer whose keys are the image's own positions; joint attention has text before them, and a reference's grid behind."""
+    sizes = [("text", "text", text, None), ("self", "self", math.prod(grid), grid)]
+    sizes += [("reference", "reference", math.prod(reference), reference)] if reference else []
+    groups, stop = [], 0
+    for name, role, tokens, placed in sizes:
+        if tokens:
+            image = "reference" if role == "reference" else None
+            groups.append(TokenGroup(name, role, stop, stop + tokens, grid=placed, image=image))
+            stop += tokens
+    return Layer(path, 0, heads, head_dim, head_dim**-0.5, grid, stop, tuple(groups))
