@@ -34,16 +34,19 @@ def head_accuracy(
     sample: int = 0,
     branch: str | None = None,
     group: str | None = None,
+    truth: Any = None,
     radius: float = RADIUS,
 ) -> xr.DataArray:
-    """Pointing accuracy of every head by itself (PCK of its SRAM, summed over steps), mean over traces whose truth is known.
+    """Pointing accuracy of every head by itself (PCK of its SRAM, summed over steps), mean over traces.
+
+    `truth` is a file or an array of known truth that holds for all of them; None is each trace's own.
 
     Dims     (layer, head), layers in published order: down, mid, up
     Range    [0, 1]; NaN where a layer has no such head
     Raises   InvalidInput for a trace without truth, or of another model than the first; as `sram`
     """
     select = Select(layers=layers, sample=sample, branch=branch, group=group)
-    return _mean(traces, "truth", partial(_accuracies, radius=radius), select).assign_attrs(radius=float(radius))
+    return _mean(traces, "truth", partial(_accuracies, given=truth, radius=radius), select).assign_attrs(radius=float(radius))
 
 
 def head_contribution(
@@ -87,8 +90,8 @@ def _mean(traces: Sources, kind: str, score: Callable[[Trace, Select, Selection]
     return each[0].copy(data=np.mean(in_order, axis=0)).assign_attrs(facts, branch=select.branch or "")
 
 
-def _accuracies(trace: Trace, select: Select, chosen: Selection, radius: float) -> list[Any]:
-    truth = require_truth(trace)
+def _accuracies(trace: Trace, select: Select, chosen: Selection, given: Any, radius: float) -> list[Any]:
+    truth = require_truth(trace, given)
     # Layer by layer: a look is as large as the attention of one call.
     return [pck(looks(trace, keep="head", **replace(select, layers=i).options()), truth, radius).values for i in chosen.layers]
 
