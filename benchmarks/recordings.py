@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from i2am.recorder import record
-from i2am.recorder.demo.cli import truth_facts
+from i2am.recorder.demo.cli import pair_facts, true_places
 from i2am.recorder.demo.pairs import HELD_OUT, Pair, draw_pair
 from i2am.recorder.demo.pipeline import TryOnPipeline, load_shipped
 
@@ -43,16 +44,16 @@ def recordings(pipeline: TryOnPipeline, folder: Path, pairs: int, steps: int) ->
         yield pair, path
 
 
-def record_pair(pipeline: TryOnPipeline, pair: Pair, steps: int, path: Path, encoding: str = "factors") -> None:
+def record_pair(pipeline: TryOnPipeline, pair: Pair, steps: int, path: Path, encoding: str = "factors", **options: Any) -> None:
     """Record one pair, exactly unless otherwise asked, with its truth; what is there is whole."""
     part = path.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     latent = pipeline.size // pipeline.block
     record(
         pipeline, part, encoding=encoding, progress=False, reference_mask=pair.reference_mask,
-        facts={"demo": truth_facts(pair, (latent, latent))}, num_inference_steps=steps, output_type="np",
+        facts={"demo": pair_facts(pair)}, truth=true_places(pair, (latent, latent)), num_inference_steps=steps, output_type="np",
         generator=torch.Generator().manual_seed(pair.seed),
-        image=pair.agnostic, mask_image=pair.mask, example_image=pair.reference,
+        image=pair.agnostic, mask_image=pair.mask, example_image=pair.reference, **options,
     )  # fmt: skip
     part.rename(path)
 

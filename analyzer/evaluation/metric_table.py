@@ -241,6 +241,7 @@ def plan_metrics(
     *,
     mask: str | None = None,
     reference_mask: str | None = None,
+    truth: Any = None,
     settings: ImacsOptions | None = None,
     optional: bool = False,
     recipe: str | Recipe = "i2am",
@@ -251,8 +252,8 @@ def plan_metrics(
 ) -> Judgement:
     """Find what the metrics need of a trace before anything of it is read.
 
-    Masks are the trace's own unless others are named. `settings` are those of IMACS. With `optional`, metrics whose masks or places
-    the trace does not have are left out.
+    Masks and truth are the trace's own unless others are given. `settings` are those of IMACS. With `optional`, metrics whose masks or
+    places the trace does not have are left out.
 
     Raises   InvalidInput for an unknown metric, a metric whose mask or truth the trace does not have, masks of another size;
              UnknownSelection
@@ -273,7 +274,7 @@ def plan_metrics(
         if row.of not in maps:
             maps[row.of] = ASK[row.of](trace, pixels.get("mask"), asked)
         if row.against == "truth":
-            targets["truth"] = require_truth(trace)
+            targets["truth"] = require_truth(trace, truth)
         elif row.against == "painted":
             targets["painted"] = find_painted(trace, grounds.select.sample, mask)
         elif row.against:
@@ -289,6 +290,7 @@ def judge(
     *,
     mask: str | None = None,
     reference_mask: str | None = None,
+    truth: Any = None,
     settings: ImacsOptions | None = None,
     **options: Unpack[MapOptions],
 ) -> dict[str, xr.DataArray]:
@@ -297,7 +299,7 @@ def judge(
     Raises   InvalidInput for an unknown metric, a metric whose mask or truth the trace does not have, masks of another size;
              UnknownSelection
     """
-    plan = plan_metrics(trace, names, mask=mask, reference_mask=reference_mask, settings=settings, **options)
+    plan = plan_metrics(trace, names, mask=mask, reference_mask=reference_mask, truth=truth, settings=settings, **options)
     computed = compute(plan.maps)[0]  # type: ignore[no-untyped-call]
     return plan.scores(computed)
 
