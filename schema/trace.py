@@ -118,6 +118,8 @@ class Layer:
     gain: float = 1.0
     """What the model multiplies what this call gives with before its output projection, such as an IP-Adapter's scale; norms have it in
     them."""
+    concepts: tuple[str, ...] = ()
+    """Words that attended to the image beside the run, of which it is kept how well each position agrees with each."""
     residual: bool = False
     """Whether, with values in full, the norm of what the module's output is added to is kept for each position."""
 
@@ -256,7 +258,7 @@ class Codec:
 
 LATER: Final = {"chunk_steps": 1}
 """Fields of the record that came after the first release, and what they say where they are left out."""
-LATER_LAYER: Final = {"values": "none", "value_dim": 0, "output_dim": 0, "gain": 1.0, "residual": False}
+LATER_LAYER: Final = {"values": "none", "value_dim": 0, "output_dim": 0, "gain": 1.0, "residual": False, "concepts": []}
 """Those of a layer."""
 
 

@@ -21,7 +21,7 @@ from .call import Call, Change, Listener
 from .mode import Census, FollowingMode, Mode
 from .modules import adapter_scale, is_self_attention, is_single_stream, other_attention, strip
 from .projected import Factors, projects_attention
-from .projections import Outputs, Projections
+from .projections import CallKey, Outputs, Projections
 from .resampler import resampler_of, watch_resampler
 from .residuals import Residuals
 
@@ -110,6 +110,11 @@ class Capture:
         with suppress(Exception):  # calls of a module that failed are told of, but what stopped it is what counts
             self._settle()
 
+    @property
+    def listens(self) -> bool:
+        """Whether what the denoisers compute is wanted now."""
+        return self._is_wanted()
+
     @contextmanager
     def unheard(self) -> Iterator[None]:
         """Keep what modules compute inside from the listener."""
@@ -127,7 +132,7 @@ class Capture:
         return self._on and not self._is_elsewhere()
 
     def _is_inside(self) -> bool:
-        return self._entered > 0 and not self._is_elsewhere()
+        return self._entered > 0 and self._is_wanted()
 
     def _watch_root(self, name: str, root: nn.Module) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -303,11 +308,15 @@ class Capture:
             gain=gain,
         )
         value = value if value.ndim == query.ndim else value.unflatten(0, (query.shape[0], -1))  # type: ignore[no-untyped-call]
+        return lambda output: self._heard(call_key, call, value, output)
+
+    def _heard(self, key: CallKey, call: Call, value: Tensor, output: Tensor) -> Tensor:
+        """Tell of a call that has just been made, and give what stands for its output."""
         if self._outputs is not None:
-            self._outputs.hear(call_key, replace(call, value=value))
-            return None
+            self._outputs.hear(key, replace(call, value=value))
+            return output
         change = self._listener.hear(call)
-        return None if change is None else lambda output: _changed(change, call, value, output)
+        return output if change is None else _changed(change, call, value, output)
 
     def _grid(self, positions: int, path: str = "") -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""

@@ -15,7 +15,7 @@ from ...schema.record import JSON
 from ...schema.trace import ENCODINGS, Codec, Encoding, Layer, TraceRecord
 from ..capture.call import Call
 from ..capture.hooks import Capture
-from ..capture.modules import attention_modules, denoisers
+from ..capture.modules import attention_modules, denoisers, double_blocks
 from ..families import family_of
 from ..labels.grids import Canvases
 from ..labels.layers import Sites
@@ -137,6 +137,7 @@ class _Shapes:
         self._denoisers, self._canvases = denoisers(pipeline), Canvases()
         self.sites = Sites(Context.of(pipeline, appended=True), replace(options, encoding="probabilities", probes=None))
         self._scene = Scene()
+        self._double, self._concepts = double_blocks(pipeline), len(options.concepts)
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         self._scene, _ = read_scene(self._denoisers[root], self._canvases, args, kwargs)
@@ -146,7 +147,9 @@ class _Shapes:
         if call.resampler is not None:
             self.sites.find_resampler(call, self._scene)
         else:
-            self.sites.find(call, self._scene)
+            joint = self._concepts > 0 and call.path in self._double and call.own and "add_v_proj" in call.projection
+            scores = call.query.new_empty(call.query.shape[0], self._concepts, call.query.shape[2]) if joint else None
+            self.sites.find(replace(call, concepts=scores), self._scene)
 
     def end(self, root: str) -> None:
         pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from os import PathLike
@@ -69,6 +69,7 @@ def record(
     reference_image: Any = None,
     facts: dict[str, Any] | None = None,
     probes: Mapping[str, Any] | None = None,
+    concepts: Sequence[str] = (),
     **call: Any,
 ) -> Any:
     """Run a pipeline once with the arguments `call`, write its attention to `path`, and return its output.
@@ -92,12 +93,14 @@ def record(
     `reference_image`  pictures of references that the pipeline is given as embeddings, as Flux Redux is; kept with the images
     `facts`            anything JSON can say, kept under provenance
     `probes`           words or pictures to ask for that the run is not given: {"animals": ["dog", "zebra"]}
+    `concepts`         words that attend to the image beside the run, as ConceptAttention has it: ["cat", "sky"] (Flux)
 
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
     options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
     options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes, values=values)
+    options = replace(options, concepts=concepts)
     check_arguments(pipeline, call, OPTIONS, [name for name, default in OPTIONS.items() if getattr(options, name) is not default])
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
@@ -266,7 +269,8 @@ class Recording:
         try:
             with labels.watched(run), self._listening(run) as capture:
                 labels.probing.unheard = capture.unheard
-                output = original(self._model, *args, **kwargs)
+                with labels.concepts.following(capture):
+                    output = original(self._model, *args, **kwargs)
         finally:
             self._running = False
         self._generated = generated_pictures(output, arguments.get("output_type"))
