@@ -23,6 +23,7 @@ from .maps.attribution import r2g as r2g
 from .maps.attribution import sram as sram
 from .maps.attribution import token_map as token_map
 from .maps.comparison import compare as compare
+from .maps.concepts import concept_map as concept_map
 from .maps.copying import copy_score as copy_score
 from .maps.copying import repaint as repaint
 from .maps.flow import flow as flow

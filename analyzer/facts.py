@@ -26,6 +26,8 @@ class MapFacts:
     """Which axes are kept, as the paper abbreviates it."""
     recipe: str = "i2am"
     """Label of the recipe."""
+    weight: str | None = None
+    """What softmax values were multiplied by; None for attention as it is."""
     trace: str | None = None
     group: str | None = None
     """Token group, or probe."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 import xarray as xr
 
 from ...schema.trace import Softmax
+from ..influence.calls import weigh_calls
 from ..trace.calls import Calls, Kind
 from ..trace.images import masks
 from ..trace.scan import scan, segments
@@ -93,8 +94,8 @@ def _plan_scan(request: MapRequest, i: int, to: Resampling) -> Source:
     row, chosen, trace, weights = request.row, request.chosen, request.trace, request.weights
     other: Softmax = "keys" if row.g2r == "none" else row.g2r
     index, counted = chosen.layers[i], request.columns[i].tokens
-    calls = Calls.of(trace, index)
-    name = f"i2am-scan-{trace.token}-{row.r2g}-{other}-{weights.token}-{index}-{chosen.sample}-{chosen.branch}"
+    calls = weigh_calls(trace, index, row.weight)
+    name = f"i2am-scan-{trace.token}-{row.weight}-{row.r2g}-{other}-{weights.token}-{index}-{chosen.sample}-{chosen.branch}"
     plans = tuple(trace.arrays[f"images/{image.name}"] for image in masks(trace))
     graph: Graph = {(name, "weights"): (query_weights, trace.storage, plans, weights.extra, calls.layer.places)}
     for steps in _present(request, calls):
@@ -111,15 +112,15 @@ def _plan_row(request: MapRequest, i: int) -> Source:
     """One layer from the attention of one position a call."""
     chosen, trace, columns = request.chosen, request.trace, request.columns[i]
     index = chosen.layers[i]
-    calls, to = Calls.of(trace, index), _resampling(request, i)
+    calls, to = weigh_calls(trace, index, request.row.weight), _resampling(request, i)
     frame, row, x = cell(request.at, trace.latent_places, (max(calls.layer.frames, 1), *calls.layer.grid))
     y = row + frame * calls.layer.grid[0]  # rows are counted through the frames
     kind: Kind = "probability" if columns.softmax == "keys" else "generated"
     only = "" if columns.among is None else f"-{min(columns.among)}-{max(columns.among)}"
-    name = f"i2am-patch-{trace.token}-{kind}-{index}-{chosen.sample}-{chosen.branch}-{y}-{x}{only}"
+    name = f"i2am-patch-{trace.token}-{request.row.weight}-{kind}-{index}-{chosen.sample}-{chosen.branch}-{y}-{x}{only}"
     graph: Graph = {}
     for steps in _present(request, calls):
-        _unfold(graph, name, steps, (Calls.patch, calls, (chosen.sample, chosen.branch), steps, y, x, kind, columns.among))
+        _unfold(graph, name, steps, (calls.patch, (chosen.sample, chosen.branch), steps, y, x, kind, columns.among))
     tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
     return Source(name, graph, tasks, Lift(None, (), 1, (columns.tokens[0], columns.tokens[-1] + 1), to))
 
@@ -128,11 +129,11 @@ def _plan_exact(request: MapRequest, i: int, exact: Exact) -> Source:
     """One layer from exact maps."""
     trace, chosen, weights = request.trace, request.chosen, request.weights
     index, called = chosen.layers[i], request.called[i]
-    calls = Calls.of(trace, index)
+    calls = weigh_calls(trace, index, request.row.weight)
     # A group of steps is one task where it is added before a clamp; else those that share files are, which leaves more to do at a time.
     together, at = exact.to.steps_first and exact.to.clamp, (chosen.sample, chosen.branch)
     groups = tuple((steps,) if together and steps else tuple(calls.groups(at, steps)) for steps in called)
-    facts = repr((exact, weights.which, weights.token, groups))
+    facts = repr((exact, request.row.weight, weights.which, weights.token, groups))
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
     name = f"i2am-exact-{trace.token}-{digest}-{index}-{chosen.sample}-{chosen.branch}"
     graph: Graph = {}

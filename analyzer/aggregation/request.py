@@ -13,9 +13,9 @@ from ...schema.errors import InvalidInput
 from ...schema.messages import option
 from ...schema.trace import Image, Role, Softmax
 from ..facts import MapFacts, picture_facts
-from ..methods.recipes import Grid, Recipe, get_recipe
+from ..methods.recipes import Grid, Recipe, Weight, get_recipe
 from ..trace.calls import Calls
-from ..trace.images import find_image
+from ..trace.images import find_image, key_image
 from ..trace.reader import Trace
 from ..trace.softmax import Columns
 from ..trace.views import centres
@@ -32,6 +32,13 @@ MEANING: Final[dict[Direction, str]] = {
     "sram": "SRAM: where the patch looked",
     "tokens": "attention to the tokens",
 }
+WEIGHTS: Final[dict[Weight, str]] = {
+    "attention": "",
+    "norm": ", attention times norms of values",
+    "contribution": ", contributions to the layers' outputs",
+    "knock-out": ", effects of losing single tokens on the layers' outputs",
+}
+"""What a weight makes of a map."""
 PLACES: Final = {
     "y": ("from the top", "share of the height"),
     "x": ("from the left", "share of the width"),
@@ -86,7 +93,9 @@ class MapRequest:
         """What xarray's plots write beside the colours."""
         row, by_time = self.row, "time" in self.axes
         sums = (row.time_groups if by_time else row.time, row.heads, row.layers, row.queries if self.direction == "g2r" else row.tokens)
-        return {"long_name": MEANING[self.direction], "units": "sum of probabilities" if "sum" in sums else "mean probability"}
+        how, plain = ("sum", "mean")["sum" not in sums], row.weight == "attention"
+        units = f"{how}, in units of the layers' outputs" if not plain else "sum of probabilities" if how == "sum" else "mean probability"
+        return {"long_name": f"{MEANING[self.direction]}{WEIGHTS[row.weight]}", "units": units}
 
     def facts(self) -> MapFacts:
         """What the map says of itself."""
@@ -95,6 +104,7 @@ class MapRequest:
             direction=self.direction,
             levels="+".join(LEVELS[axis] for axis in self.axes) or "ULAM",
             recipe=self.row.label,
+            weight=None if self.row.weight == "attention" else self.row.weight,
             trace=self.trace.id,
             group=chosen.groups[0].name,
             sample=chosen.sample,
@@ -144,12 +154,16 @@ def request_map(
 ) -> MapRequest:
     """What a call of a map function asks for; `specials` says whether tokens without a place count in R2G, None as the recipe does."""
     row, on_reference = get_recipe(recipe), direction in ("g2r", "sram")
+    if row.weight == "contribution":  # signed: what is under 0 is no overshoot of the resampling
+        row = get_recipe(row, clamp=False)
+    if probe is not None and row.weight != "attention":
+        raise InvalidInput(f"a probe has keys and no values, so its maps have no weight; leave out {option('weight', row.weight)}")
     if on_reference and row.g2r == "none":
         raise InvalidInput(f"recipe {row.name} has no maps on the reference; it has R2G and maps of tokens, or change its field g2r")
     kept = kept_axes(keep, time_groups)
     chosen = choose(trace, select, recipe=row, on_reference=on_reference, role=role, probe=probe)
     if on_reference:
-        image = find_image(trace, chosen.groups[0].image, "reference")
+        image = key_image(trace, chosen.groups[0], chosen.sample)
         field = "reference_target" if direction == "g2r" or row.sram_target == "g2r" else "sram_target"
         target, places = _reference_cells(trace, getattr(row, field), field, chosen, image)
         softmax: Softmax = "generated" if row.g2r == "generated" else "keys"

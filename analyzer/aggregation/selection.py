@@ -17,7 +17,7 @@ from ...schema.selection import Positions as Positions
 from ...schema.selection import pick_positions as pick_positions
 from ...schema.selection import whole as whole
 from ...schema.trace import Layer, Role, TokenGroup
-from ..methods.recipes import Recipe, get_recipe
+from ..methods.recipes import Recipe, Weight, get_recipe
 from ..numerics.resize import middle
 from ..trace.heads import pick_heads
 from ..trace.reader import Trace
@@ -70,6 +70,7 @@ class MapOptions(SelectOptions, total=False):
     keep: Iterable[str] | str
     time_groups: int | None
     recipe: str | Recipe
+    weight: Weight | None
 
 
 @dataclass(frozen=True, slots=True)

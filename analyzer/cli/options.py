@@ -78,6 +78,13 @@ def recipe_names() -> Iterable[str]:
     return RECIPES
 
 
+def weight_names() -> Iterable[str]:
+    """Names of what softmax values may be multiplied by."""
+    from ..methods.recipes import CHOICES
+
+    return CHOICES["weight"]
+
+
 def style_names() -> Iterable[str]:
     """Names of the looks of a picture of one map."""
     from ..output.colours import STYLES
@@ -154,6 +161,12 @@ SELECTION: Final = (
         shell_complete=completing(recipe_names),
     ),
     changes_option,
+    click.option(
+        "--weight",
+        metavar="NAME",
+        help="Multiply attention: norm, contribution, knock-out (values needed).  [default: attention]",
+        shell_complete=completing(weight_names),
+    ),
 )
 
 
@@ -190,10 +203,11 @@ def selection_options(command: F) -> F:
 def given(**options: Any) -> dict[str, Any]:
     """The options that were typed, changes made to the recipe: the library's own defaults stand for the others."""
     typed = {name: value for name, value in options.items() if value is not None}
-    if changes := typed.pop("changes", ()):
+    changes, weight = typed.pop("changes", ()), typed.pop("weight", None)
+    if changes or weight:
         from ..methods.recipes import get_recipe, read_changes
 
-        typed["recipe"] = get_recipe(typed.get("recipe", "i2am"), **read_changes(changes)).label
+        typed["recipe"] = get_recipe(typed.get("recipe", "i2am"), **({"weight": weight} | read_changes(changes))).label
     return typed
 
 

@@ -25,7 +25,7 @@ from ...schema.errors import CorruptTrace, InvalidInput, TraceError
 from ...schema.messages import option
 from ..aggregation.selection import Select, SelectOptions
 from ..evaluation.metric_table import METRICS
-from ..methods.recipes import Recipe, get_recipe
+from ..methods.recipes import Recipe, Weight, get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..output.files import Output, Table, save
 from ..output.latex import ARROWS, Cell
@@ -87,6 +87,7 @@ def evaluate(
     reference_mask: str | None = None,
     partial: bool = False,
     seed: int = 0,
+    weight: Weight | None = None,
     **options: Unpack[SelectOptions],
 ) -> xr.Dataset:
     """Metrics of every trace of a dataset: paths, folders that hold traces, and patterns such as `runs/*.zarr`.
@@ -103,7 +104,12 @@ def evaluate(
         raise InvalidInput(f"an evaluation has one number for each trace and metric, so it cannot take {option(kept[0])}")
     wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     request = DatasetRequest(
-        metrics=wanted, select=Select.of(options), recipe=recipe, mask=mask, reference_mask=reference_mask, partial=partial
+        metrics=wanted,
+        select=Select.of(options),
+        recipe=get_recipe(recipe, weight=weight),
+        mask=mask,
+        reference_mask=reference_mask,
+        partial=partial,
     )
     if client is not None and jobs != 1:
         raise InvalidInput(f"{option('jobs')} is of this machine, and a client has workers of its own; give one of them")

@@ -20,7 +20,7 @@ from ...schema.errors import InvalidInput, TraceError
 from ...schema.messages import listed
 from ..aggregation.selection import Select, SelectOptions
 from ..evaluation.metric_table import METRICS
-from ..methods.recipes import Recipe, get_recipe
+from ..methods.recipes import Recipe, Weight, get_recipe
 from ..numerics.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean
 from ..output.files import Output, Table, save
 from ..output.latex import ARROWS, Cell
@@ -83,6 +83,7 @@ def differ_pairs(
     *,
     partial: bool = False,
     seed: int = 0,
+    weight: Weight | None = None,
     **options: Unpack[SelectOptions],
 ) -> xr.Dataset:
     """Metrics of two datasets whose traces are paired by name, as `evaluate` calls them, and their differences, second less first.
@@ -96,7 +97,7 @@ def differ_pairs(
     Raises   NotATrace where there is no trace, InvalidInput if no two have one name; if no pair can be asked, the first trace's error
     """
     wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    request = DatasetRequest(metrics=wanted, select=Select.of(options), recipe=recipe, partial=partial)
+    request = DatasetRequest(metrics=wanted, select=Select.of(options), recipe=get_recipe(recipe, weight=weight), partial=partial)
     return tabulate(ask_pairs(find_traces(first), find_traces(second), request, client, seed))
 
 

@@ -18,7 +18,7 @@ from ...schema.trace import Layer
 from ..aggregation.selection import MapOptions, Select, Selection, SelectOptions, choose, has_places
 from ..facts import MapFacts
 from ..maps.attribution import g2r, r2g
-from ..methods.recipes import Recipe, get_recipe
+from ..methods.recipes import Recipe, Weight, get_recipe
 from ..numerics.statistics import correlation
 from ..output.files import Output, save
 from ..output.illustration import picture, provenance
@@ -43,14 +43,20 @@ class Difference:
 
 
 def differ(
-    first: Trace, second: Trace, metrics: Iterable[str] | None = None, recipe: str | Recipe = "i2am", **options: Unpack[SelectOptions]
+    first: Trace,
+    second: Trace,
+    metrics: Iterable[str] | None = None,
+    recipe: str | Recipe = "i2am",
+    *,
+    weight: Weight | None = None,
+    **options: Unpack[SelectOptions],
 ) -> Difference:
     """Ask both for the same maps and metrics, by default all that both can answer; options as of maps, `keep` excepted.
 
     Raises   InvalidInput naming the layers, heads, tokens or steps in which the recordings differ in shape; as the maps and metrics
     """
-    row, select = get_recipe(recipe), Select.of(options)
-    asked: MapOptions = {"recipe": row, "keep": (), "time_groups": None, **select.options()}
+    row, select = get_recipe(recipe, weight=weight), Select.of(options)
+    asked: MapOptions = {"recipe": row, "weight": None, "keep": (), "time_groups": None, **select.options()}
     chosen = [choose(trace, select, recipe=row) for trace in (first, second)]
     if found := differences(first, second, *chosen):
         raise InvalidInput(f"{first.path} and {second.path} are of different shapes and cannot be laid over each other: {'; '.join(found)}")

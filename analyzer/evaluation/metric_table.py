@@ -22,7 +22,7 @@ from ..maps.attribution import g2r, r2g
 from ..maps.copying import find_painted, repaint
 from ..maps.heatmap import scored_picture
 from ..maps.looks import looks, row_entropy
-from ..methods.recipes import Recipe, get_recipe
+from ..methods.recipes import Recipe, Weight, get_recipe
 from ..metrics.boxes import box_iou, random_box_iou, whole_box_iou
 from ..metrics.copying import score_copies
 from ..metrics.entropy import concentration, entropy
@@ -30,7 +30,7 @@ from ..metrics.masks import binarize, fit_mask
 from ..metrics.overlap import ImacsOptions, imacs, iou, miou
 from ..metrics.placement import over_frames
 from ..metrics.pointing import attention_variation, pck, pointing_error
-from ..trace.images import find_image, load_mask, own_mask, own_reference_mask
+from ..trace.images import find_image, key_image, load_mask, own_mask, own_reference_mask
 from ..trace.reader import Trace
 
 Need: TypeAlias = Literal["mask", "reference_mask", "truth", "places", "image", "tokens", "painted"]
@@ -149,7 +149,7 @@ class Grounds:
         """The picture that a mask of this role is of."""
         if role == "mask":
             return find_image(self.trace, f"generated_{self.select.sample}", "generated")
-        return find_image(self.trace, self.chosen.groups[0].image, "reference")
+        return key_image(self.trace, self.chosen.groups[0], self.select.sample)
 
     def mask(self, role: str) -> str | None:
         """Name of the mask of a role; None if there is none.
@@ -158,7 +158,7 @@ class Grounds:
         """
         if self.named[role]:
             return self.named[role]
-        if role == "mask":
+        if role == "mask" or self.chosen.groups[0].role == "self":
             return own_mask(self.trace, self.select.sample)
         image = self.image(role)
         return own_reference_mask(self.trace, image.name if image else None)
@@ -239,6 +239,7 @@ def plan_metrics(
     settings: ImacsOptions | None = None,
     optional: bool = False,
     recipe: str | Recipe = "i2am",
+    weight: Weight | None = None,
     keep: Iterable[str] | str = (),
     time_groups: int | None = None,
     **options: Unpack[SelectOptions],
@@ -253,8 +254,8 @@ def plan_metrics(
     """
     rows = find_metrics(names)
     named = {"mask": mask, "reference_mask": reference_mask}
-    grounds = Grounds(trace, Select.of(options), get_recipe(recipe), named)
-    asked: MapOptions = {"recipe": grounds.row, "keep": keep, "time_groups": time_groups, **grounds.select.options()}
+    grounds = Grounds(trace, Select.of(options), get_recipe(recipe, weight=weight), named)
+    asked: MapOptions = {"recipe": grounds.row, "weight": None, "keep": keep, "time_groups": time_groups, **grounds.select.options()}
     if optional:
         if reference_mask is not None and not grounds.places:
             name = grounds.chosen.groups[0].name
@@ -296,12 +297,12 @@ def judge(
     return plan.scores(computed)
 
 
-def available(trace: Trace, recipe: str | Recipe = "i2am", **options: Unpack[SelectOptions]) -> list[str]:
+def available(trace: Trace, recipe: str | Recipe = "i2am", weight: Weight | None = None, **options: Unpack[SelectOptions]) -> list[str]:
     """Names of the metrics whose masks, places and truth the trace itself brings.
 
     Raises   InvalidInput for options that no trace can answer
     """
-    grounds = Grounds(trace, Select.of(options), get_recipe(recipe), dict.fromkeys(MASKS))
+    grounds = Grounds(trace, Select.of(options), get_recipe(recipe, weight=weight), dict.fromkeys(MASKS))
     try:
         there = {need for need in get_args(Need) if (grounds.fits(need) if need in MASKS else grounds.has(need))}
     except UnknownSelection:  # it has nothing of what is selected
@@ -315,7 +316,9 @@ ASK: Final[dict[Of, Callable[[Trace, Any, Any], xr.DataArray]]] = {
     "g2r_masked": lambda trace, mask, options: g2r(trace, query_mask=mask, **options),
     "looks": lambda trace, mask, options: looks(trace, **options),
     "copies": lambda trace, mask, options: repaint(trace, **options),
-    # Rows of P are the model's own, whatever maps are made of them.
-    "rows": lambda trace, mask, options: row_entropy(trace, **{name: value for name, value in options.items() if name != "recipe"}),
+    # Rows of P are the model's own, whatever maps are made of them; only their weight is the recipe's.
+    "rows": lambda trace, mask, options: row_entropy(
+        trace, **{**{name: value for name, value in options.items() if name != "recipe"}, "weight": options["recipe"].weight}
+    ),
 }
 """The map that a metric judges, from the trace, the mask of the generated image, and the keyword arguments of maps."""

@@ -22,7 +22,7 @@ from ..aggregation.build import build_map
 from ..aggregation.request import MapRequest, request_map
 from ..aggregation.selection import Heads, Positions, Select, pick_positions
 from ..aggregation.weights import Mask, only_frames, pick_frames, recipe_mask, weighting
-from ..methods.recipes import Recipe, get_recipe
+from ..methods.recipes import Recipe, Weight, get_recipe
 from ..trace.reader import Trace
 from ..trace.softmax import Columns
 
@@ -41,6 +41,7 @@ def r2g(
     specials: bool | None = None,
     frames: Positions = None,
     recipe: str | Recipe = "i2am",
+    weight: Weight | None = None,
 ) -> xr.DataArray:
     """Reference to generated: which parts of the generated image came from the reference.
 
@@ -59,14 +60,18 @@ def r2g(
     `specials`     whether tokens without a place (CLS) count among the reference's; None leaves it to the recipe
     `frames`       those of a video's map that are handed out; the softmax runs over all
     `recipe`       published method, or one with changed fields: "daam", get_recipe("daam", clamp=False)
+    `weight`       what softmax values are multiplied by: attention (1), norm, contribution or knock-out; None leaves it to the recipe
 
     Dims     kept axes in the order time, layer, head, then ([frame,] y, x) on the recipe's grid; lazy, float64
-    Range    >= 0; NaN where no call is left to average; attribute `column_mass_lost`: what the encoding took from one column at worst
+    Range    >= 0, of contributions any; NaN where no call is left to average; attribute `column_mass_lost`: what the encoding took from
+             one column at worst
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025; v1 prints the other softmax axis (Eq. 4)
     """
     select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
-    request = request_map(trace, "r2g", select, recipe=recipe, keep=keep, time_groups=time_groups, specials=specials)
+    request = request_map(
+        trace, "r2g", select, recipe=get_recipe(recipe, weight=weight), keep=keep, time_groups=time_groups, specials=specials
+    )
     shown = None if frames is None else list(pick_frames(trace, frames))
     found = build_map(request, column_mass_lost=_lost_columns(request))
     return found if shown is None else found.isel(frame=shown).assign_attrs(frames=shown)
@@ -86,6 +91,7 @@ def g2r(
     query_mask: Mask = None,
     frames: Positions = None,
     recipe: str | Recipe = "i2am",
+    weight: Weight | None = None,
 ) -> xr.DataArray:
     """Generated to reference: which parts of the reference were used. What `r2g` takes too means the same here.
 
@@ -96,12 +102,12 @@ def g2r(
     all positions. In a video the mean runs over all frames, or over `frames` alone, counted on the latent; a mask may have frames too.
 
     Dims     kept axes in the order time, layer, head, then (ref_y, ref_x), or (token,) if the tokens have no grid; lazy, float64
-    Range    >= 0; NaN where no call is left to average
+    Range    >= 0, of contributions any; NaN where no call is left to average
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025; the mask: v1, Eq. 17
     """
     select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
-    request = request_map(trace, "g2r", select, recipe=recipe, keep=keep, time_groups=time_groups)
+    request = request_map(trace, "g2r", select, recipe=get_recipe(recipe, weight=weight), keep=keep, time_groups=time_groups)
     mask = recipe_mask(trace, request.chosen.sample, request.row) if query_mask is None else query_mask
     weights = only_frames(trace, request.chosen.layers, frames, weighting(trace, mask))
     attrs: dict[str, object] = {"query_mask": mask if isinstance(mask, str) else "array"} if mask is not None else {}
@@ -122,6 +128,7 @@ def sram(
     branch: str | None = None,
     group: str | None = None,
     recipe: str | Recipe = "i2am",
+    weight: Weight | None = None,
 ) -> xr.DataArray:
     """Specific-reference attention: where in the reference the patch `at` (row, column on the latent grid) looked.
 
@@ -131,12 +138,12 @@ def sram(
     the patch. Reads one inner chunk of each file.
 
     Dims     kept axes in the order time, layer, head, then (ref_y, ref_x), or (token,) if the tokens have no grid; lazy, float64
-    Range    >= 0; NaN where no call is left to average
+    Range    >= 0, of contributions any; NaN where no call is left to average
     Raises   UnknownSelection, InvalidInput
     Source   Park et al., I2AM, ICLR 2025 (v1: Eq. 16)
     """
     select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
-    request = request_map(trace, "sram", select, recipe=recipe, keep=keep, time_groups=time_groups)
+    request = request_map(trace, "sram", select, recipe=get_recipe(recipe, weight=weight), keep=keep, time_groups=time_groups)
     return build_map(replace(request, at=at), at=tuple(int(i) for i in at))
 
 
@@ -155,6 +162,7 @@ def token_map(
     sample: int = 0,
     branch: str | None = None,
     recipe: str | Recipe | None = None,
+    weight: Weight | None = None,
 ) -> xr.DataArray:
     """Where on the generated image some tokens are attended to. What `r2g` takes too means the same here.
 
@@ -167,7 +175,7 @@ def token_map(
     The recipe is `daam`, or `ovam` for a probe, where none is named.
 
     Dims     kept axes in the order time, layer, head, token, then ([frame,] y, x) on the recipe's grid; lazy, float64
-    Range    >= 0; NaN where no call is left to average
+    Range    >= 0, of contributions any; NaN where no call is left to average
     Raises   UnknownSelection, InvalidInput
     Source   Tang et al., DAAM, ACL 2023; probes: Marcos-Manchon et al., OVAM, CVPR 2024
     """
@@ -175,7 +183,7 @@ def token_map(
     each = isinstance(axes, Iterable) and "token" in (axes := tuple(axes))
     kept = tuple(axis for axis in axes if axis != "token") if each else axes
     select = Select(layers=layers, steps=steps, heads=heads, sample=sample, branch=branch, group=group)
-    row = get_recipe(recipe or ("ovam" if probe else "daam"))
+    row = get_recipe(recipe or ("ovam" if probe else "daam"), weight=weight)
     request = request_map(trace, "tokens", select, recipe=row, keep=kept, time_groups=time_groups, specials=True, role="text", probe=probe)
     groups = request.chosen.groups
     most = min(there.tokens for there in groups)

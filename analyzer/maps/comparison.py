@@ -17,7 +17,7 @@ from ...schema.messages import option
 from ..aggregation.request import Direction, request_map
 from ..aggregation.selection import Positions, Select, SelectOptions
 from ..facts import MapFacts
-from ..methods.recipes import RECIPES, Recipe, get_recipe
+from ..methods.recipes import RECIPES, Recipe, Weight, get_recipe
 from ..metrics.placement import tells_apart
 from ..numerics.resize import bring
 from ..numerics.statistics import correlations
@@ -35,6 +35,7 @@ def compare(
     direction: Direction = "r2g",
     at: tuple[int, ...] | None = None,
     tokens: Positions = None,
+    weight: Weight | None = None,
     **options: Unpack[SelectOptions],
 ) -> xr.Dataset:
     """The maps of several recipes on one grid, the finest of theirs, with every pair's correlation over its cells.
@@ -48,7 +49,7 @@ def compare(
     Raises   InvalidInput for fewer than two recipes or one that is named twice; as the map functions
     """
     _check(direction, at, tokens, options)
-    rows = list(RECIPES.values()) if recipes is None else _rows(recipes)
+    rows = [get_recipe(row, weight=weight) for row in (RECIPES.values() if recipes is None else _rows(recipes))]
     maps: dict[str, xr.DataArray] = {}
     left_out: list[str] = []
     constant: list[str] = []
@@ -129,6 +130,8 @@ def _ask(
 
 def _is_constant(trace: Trace, row: Recipe, options: SelectOptions) -> bool:
     """Whether R2G is the same everywhere by construction, whatever the recording."""
+    if row.weight != "attention":
+        return False
     request = request_map(trace, "r2g", Select.of(options), recipe=row, keep=(), time_groups=None)
     layers = [trace.layers[index] for index in request.chosen.layers]
     return all(

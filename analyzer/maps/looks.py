@@ -13,7 +13,8 @@ import xarray as xr
 from ...schema.errors import InvalidInput
 from ..aggregation.request import AXES, MapRequest, kept_axes, request_map
 from ..aggregation.selection import Select, SelectOptions, choose, split
-from ..methods.recipes import Recipe, get_recipe
+from ..influence.calls import weighted_array
+from ..methods.recipes import Recipe, Weight, get_recipe
 from ..metrics.pointing import PLACES, Grid, Values
 from ..numerics.resize import bring, middle
 from ..numerics.statistics import row_evenness
@@ -27,6 +28,7 @@ def looks(
     keep: Iterable[str] | str = (),
     time_groups: int | None = None,
     recipe: str | Recipe = "i2am",
+    weight: Weight | None = None,
     **options: Unpack[SelectOptions],
 ) -> xr.DataArray:
     """SRAM of every patch of the latent grid at once, in one pass over the trace.
@@ -35,10 +37,10 @@ def looks(
     they are strong.
 
     Dims     kept axes in the order time, layer, head, then (y, x, ref_y, ref_x); lazy
-    Range    >= 0; NaN where no call is left to average
+    Range    >= 0, of contributions any; NaN where no call is left to average
     Raises   UnknownSelection; InvalidInput for tokens that have no place on a picture
     """
-    row = get_recipe(recipe, query_mask=False)
+    row = get_recipe(recipe, weight=weight, query_mask=False)
     if trace.latent_frames:
         raise InvalidInput(f"{trace.path} is of a video, and patches point from the places of one image; ask sram for a patch of a frame")
     request = request_map(trace, "sram", Select(**options), recipe=row, keep=keep, time_groups=time_groups)
@@ -61,11 +63,15 @@ def _of_layer(request: MapRequest, steps: tuple[int, ...], i: int) -> da.Array:
     """
     trace, chosen, row, to = request.trace, request.chosen, request.row, request.target[1:]
     index, tokens, columns = chosen.layers[i], chosen.groups[i], request.columns[i]
-    calls = trace.probabilities(index) if columns.softmax == "keys" else trace.generated_softmax(index)
     spatial = slice(columns.tokens[0], columns.tokens[-1] + 1)
-    part = calls.isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial).astype(np.float64)
+    part, plain = (
+        weighted_array(trace, index, "probability" if columns.softmax == "keys" else "generated", weight)
+        .isel(sample=chosen.sample, branch=chosen.branch, step=list(steps), token=spatial)
+        .astype(np.float64)
+        for weight in (row.weight, "attention")
+    )
     if columns.among is not None:
-        part = part / part.sum("token")
+        part = part / plain.sum("token")
     if tokens.grid != to:
         if "time" in row.before:
             part = part.sum("step", skipna=True, min_count=1).expand_dims(step=[0], axis=0)
@@ -96,13 +102,14 @@ def row_entropy(
     specials: bool = False,
     keep: Iterable[str] | str = (),
     time_groups: int | None = None,
+    weight: Weight | None = None,
     **options: Unpack[SelectOptions],
 ) -> xr.DataArray:
     """How evenly single patches look at the reference: entropy of each row of P over the group's tokens, over that of an even row.
 
-    Each row is made to sum to 1 over those tokens first. Means run over the generated positions, and over those of time, layer and
-    head that are not kept; every call is read once. A map hides this: a hundred patches that each look at another place make an
-    even map.
+    Each row, weighted or as it is, is made to sum to 1 over those tokens first; of contributions their sizes count. Means run over
+    the generated positions, and over those of time, layer and head that are not kept; every call is read once. A map hides this: a
+    hundred patches that each look at another place make an even map.
 
     Dims     kept axes in the order time, layer, head; lazy
     Range    [0, 1]; NaN where no call was recorded
@@ -118,7 +125,10 @@ def row_entropy(
             name = trace.layers[index].name
             raise InvalidInput(f"layer {name} has {tokens.stop - first} tokens of {tokens.name} to look at; a row needs two to be uneven")
         heads = [place for place, number in enumerate(trace.layers[index].heads_kept) if number in selected]
-        calls = trace.probabilities(index).isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
+        calls = weighted_array(trace, index, "probability", weight or "attention")
+        calls = calls.isel(sample=chosen.sample, branch=chosen.branch, head=heads, token=slice(first, tokens.stop))
+        if weight == "contribution":
+            calls = abs(calls)
         even: xr.DataArray = xr.apply_ufunc(
             row_evenness, calls, input_core_dims=[["token"]], dask="parallelized", output_dtypes=[np.float64], keep_attrs=False
         ).mean(place_dims(trace.layers[index].places))

@@ -3,8 +3,9 @@
     r2g(trace, recipe="i2am-official")
     r2g(trace, recipe=recipe("i2am-official", resize="bilinear", skip=""))
 
-A map is made in this order: softmax; sums or means over tokens (R2G) or positions (G2R), steps, heads; resampling of each layer, where
-`before` says which of these came first; the rest of them; layers. Then the picture: mask, scale, upsample, scale, invert, cut.
+A map is made in this order: softmax, times the weight; sums or means over tokens (R2G) or positions (G2R), steps, heads; resampling of
+each layer, where `before` says which of these came first; the rest of them; layers. Then the picture: mask, scale, upsample, scale,
+invert, cut.
 `docs/methods.md` shows the rows side by side.
 """
 
@@ -25,6 +26,7 @@ Reduction: TypeAlias = Literal["sum", "mean"]
 Axis: TypeAlias = Literal["token", "query", "time", "head"]
 Scaling: TypeAlias = Literal["none", "minmax", "max"]
 Grid: TypeAlias = str | tuple[int, int]
+Weight: TypeAlias = Literal["attention", "norm", "contribution", "knock-out"]
 
 GRIDS: Final = ("latent", "largest", "first", "image")
 TARGETS: Final = ("target", "reference_target", "sram_target")
@@ -40,6 +42,8 @@ class Recipe:
     """Axis of the softmax under R2G and maps of tokens, which lie on the generated image."""
     g2r: Softmax | Literal["none"] = "keys"
     """Axis of the softmax under G2R and SRAM, which lie on the reference; `none`: the method has no such maps."""
+    weight: Weight = "attention"
+    """What every softmax value is multiplied by before any sum: 1, or what values say that its token gives (docs/influence.md)."""
     branch: str = "cond"
     """Guidance branch that is taken where the caller names none."""
     skip: str = ""
@@ -122,6 +126,7 @@ FIELDS: Final = tuple(f.name for f in dataclasses.fields(Recipe) if f.name not i
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "r2g": get_args(Softmax),
     "g2r": (*get_args(Softmax), "none"),
+    "weight": get_args(Weight),
     **dict.fromkeys(("tokens", "queries", "time", "time_groups", "heads", "layers"), get_args(Reduction)),
     **dict.fromkeys(("resize", "upsample"), MODES),
     **dict.fromkeys(("scale_before", "scale_after"), get_args(Scaling)),
@@ -195,11 +200,12 @@ RECIPES: Final = {
 """Recipes by name; `get_recipe` changes fields of one."""
 
 
-def get_recipe(row: str | Recipe, /, **changes: Any) -> Recipe:
-    """The row of that name or label, or the row itself, with the fields that are named changed.
+def get_recipe(row: str | Recipe, /, *, weight: Weight | None = None, **changes: Any) -> Recipe:
+    """The row of that name or label, or the row itself, with the fields that are named changed; a weight of None is the row's own.
 
     Raises   InvalidInput listing what there is, for a recipe, a field or a value that is not
     """
+    changes |= {} if weight is None else {"weight": weight}
     _require_fields(changes)
     if isinstance(row, Recipe):
         return dataclasses.replace(row, **changes)

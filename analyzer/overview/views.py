@@ -18,7 +18,7 @@ from ..metrics.masks import binarize
 from ..numerics.resize import middle
 from ..numerics.window import Window
 from ..trace.calls import Calls
-from ..trace.images import find_image, own_mask, own_reference_mask
+from ..trace.images import find_image, key_image, own_mask, own_reference_mask
 from ..trace.reader import Trace
 from ..trace.tables import BLOCK
 
@@ -160,11 +160,7 @@ def _layer_view(trace: Trace, index: int, layer: Layer, group: TokenGroup, short
 def _view(trace: Trace, number: int, at: tuple[int, int], layers: tuple[LayerView, ...], notes: list[str]) -> View:
     group, (sample, branch) = layers[0].group, at
     generated = find_image(trace, f"generated_{sample}", "generated")
-    reference = None
-    if group.role == "reference":
-        reference = find_image(trace, group.image, "reference")
-    elif group.role == "self":
-        reference = generated
+    reference = None if group.role == "text" else key_image(trace, group, sample)
     grids = [one.group.grid for one in layers]
     whole = [grid for grid in grids if grid is not None]
     mask = _usable(trace, generated, lambda: own_mask(trace, sample), notes)

@@ -14,7 +14,7 @@ from PIL import UnidentifiedImageError
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
-from ...schema.trace import Image, ImageRole
+from ...schema.trace import Image, ImageRole, TokenGroup
 from .reader import Trace
 
 Pixels = NDArray[np.uint8]
@@ -92,6 +92,11 @@ def _find_mask(trace: Trace, role: ImageRole, preferred: tuple[str, ...]) -> str
         which = option("mask" if role == "mask" else "reference_mask")
         raise UnknownSelection(f"the trace has several masks of this kind, {listed(names)}; choose one with {which}")
     return names[0] if names else None
+
+
+def key_image(trace: Trace, group: TokenGroup, sample: int) -> Image | None:
+    """The picture that a group's tokens are places of: a reference, or what was generated for the image's own tokens."""
+    return find_image(trace, f"generated_{sample}", "generated") if group.role == "self" else find_image(trace, group.image, "reference")
 
 
 def find_image(trace: Trace, name: str | None, role: str) -> Image | None:

@@ -71,15 +71,19 @@ class View:
         return result
 
 
-def lazy_array(contents: Contents, index: int, kind: Kind) -> xr.DataArray:
-    """P, S or G of the layer at `index`.
+def lazy_array(contents: Contents, index: int, kind: Kind, calls: Calls | None = None, weight: str = "") -> xr.DataArray:
+    """P, S or G of the layer at `index`; of other calls than the layer's own if they are given, whose weight names them.
 
     Dims     (sample, branch, step, head, [frame,] y, x, token), float32
     """
-    view = View(Calls.of(contents, index), kind)
+    view = View(calls or Calls.of(contents, index), kind)
     layer = view.calls.layer
     array = da.from_array(  # type: ignore[no-untyped-call]
-        view, chunks=view.chunks, name=f"i2am-{kind}-{contents.token}-{index}", asarray=False, meta=np.empty((0,) * view.ndim, np.float32)
+        view,
+        chunks=view.chunks,
+        name=f"i2am-{kind}{weight}-{contents.token}-{index}",
+        asarray=False,
+        meta=np.empty((0,) * view.ndim, np.float32),
     )
     attrs = {"long_name": MEANING[kind], "layer": layer.name, "trace": contents.record.id}
     return xr.DataArray(array, dims=view_dims(layer), coords=coordinates(contents, layer), attrs=attrs, name=kind)
@@ -126,6 +130,17 @@ def lazy_residuals(contents: Contents, index: int) -> xr.DataArray:
     attrs = {"long_name": "norm of the residual stream that the module's output is added to", "layer": layer.name}
     attrs["trace"] = contents.record.id
     return _stored(contents, index, contents.blocks(index, "residual_norm"), (*LEADING[:-1], *place_dims(layer.places)), attrs)
+
+
+def lazy_concepts(contents: Contents, index: int) -> xr.DataArray:
+    """How far each position of the layer at `index` agrees with each concept.
+
+    Dims     (sample, branch, step, concept, [frame,] y, x), float32
+    """
+    layer, name = contents.record.layers[index], "concept_score"
+    attrs = {"long_name": "product of what attention gives a position and a concept", "layer": layer.name, "trace": contents.record.id}
+    found = _stored(contents, index, contents.blocks(index, name), (*LEADING[:-1], "concept", *place_dims(layer.places)), attrs)
+    return found.assign_coords(concept=np.array(layer.concepts, object))
 
 
 def _stored(contents: Contents, index: int, blocks: Blocks, dims: tuple[str, ...], attrs: dict[str, Any]) -> xr.DataArray:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import get_ident
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
@@ -23,7 +23,14 @@ from .modules import adapter_scale, is_self_attention, is_single_stream, other_a
 from .projected import Factors, projects_attention
 from .projections import CallKey, Outputs, Projections
 from .resampler import resampler_of, watch_resampler
-from .residuals import Residuals
+
+_on_now: Final[list[Capture]] = []
+
+
+def is_captured(roots: Mapping[str, nn.Module]) -> bool:
+    """Whether the attention of any of these modules is captured in this thread already."""
+    own = {id(root) for root in roots.values()}
+    return any(not one._is_elsewhere() and own & {id(root) for root in one._roots.values()} for one in _on_now)
 
 
 class Capture:
@@ -53,8 +60,7 @@ class Capture:
         self._listener = listener
         self._handles: list[Any] = []
         self._projections = Projections()
-        self._outputs = Outputs(self._is_wanted, self._tell, self._gives) if values else None
-        self._residuals = Residuals(self._is_wanted, self._settle) if residuals else None
+        self._outputs = Outputs(self._is_wanted, self._tell, self._gives, residuals) if values else None
         seen = self._attend, self._take_softmax if outside else None, None if self._outputs is None else self._outputs.take
         self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
@@ -90,12 +96,15 @@ class Capture:
             else:
                 self._watch_attention(path, module)
         for name, root in self._roots.items() if not self._outside else ():
-            for path, module in other_attention(name, root).items():
+            others = {path: module for path, module in other_attention(name, root).items() if path not in self._modules}
+            for path, module in others.items():
                 self._handles.append(module.register_forward_pre_hook(self._shape_hook(path), with_kwargs=True))
                 self._handles += self._census.hooks(path, module, lambda: self._is_wanted() and not self._entered)
+        _on_now.append(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        _on_now.remove(self)
         # torch runs no hook for a KeyboardInterrupt, so the mode may still be on.
         while self._entered:
             self._leave_mode()
@@ -105,10 +114,9 @@ class Capture:
         self._handles.clear()
         self._projections.forget()
         self.factors.forget()
-        if self._residuals is not None:
-            self._residuals.forget()
         with suppress(Exception):  # calls of a module that failed are told of, but what stopped it is what counts
-            self._settle()
+            if self._outputs is not None:
+                self._outputs.close()
 
     @property
     def listens(self) -> bool:
@@ -196,10 +204,8 @@ class Capture:
                 self._listener.unseen(path, module)
             self._projections.forget()
             self.factors.forget()
-            if self._residuals is not None:
-                self._residuals.leave(path, output)
             if self._outputs is not None:
-                self._outputs.leave(path, output, waits=self._residuals is not None and self._residuals.waiting)
+                self._outputs.leave(path, output)
 
         see, single = self._shape_hook(path), is_single_stream(module)
         # One that could attend and multiplies nothing was put there to skip attention, as CatVTON does.
@@ -210,9 +216,6 @@ class Capture:
         self._handles += self.factors.hooks(module, self._is_inside) if self._outside else []
         if self._outputs is not None:
             self._handles += self._outputs.hooks(path, module, self._around.get(path.rpartition(".")[0]))
-        if self._residuals is not None:
-            around = path.rpartition(".")[0]
-            self._handles += self._residuals.hooks(path, around, self._around.get(around))
 
     def _hear_factors(self, output: object, args: tuple[Any, ...]) -> bool:
         """Tell of attention that no call showed; whether there was any."""
@@ -229,9 +232,6 @@ class Capture:
 
     def _tell(self, call: Call) -> None:
         """Tell of attention that was read off projections, or of a call that has been made already: nothing can change these."""
-        norm = None if self._residuals is None else self._residuals.of(call.path)
-        if norm is not None and norm.shape == (call.query.shape[0], call.query.shape[2]):
-            call = replace(call, residual=norm)
         if self._listener.hear(call) is not None:
             raise UnsupportedModel(
                 f"{call.path} is read at its projections, not where it attends, so nothing can be changed there; choose other modules "

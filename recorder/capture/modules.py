@@ -23,9 +23,9 @@ def denoisers(pipeline: Any) -> dict[str, nn.Module]:
     return {name: getattr(module, "_orig_mod", module) for name, module in found.items() if isinstance(module, nn.Module)}
 
 
-def attention_modules(pipeline: Any) -> dict[str, nn.Module]:
-    """Cross-attention modules under the denoisers by path, in the order they are registered."""
-    joins = reads_features(pipeline)
+def attention_modules(pipeline: Any, alone: bool = False) -> dict[str, nn.Module]:
+    """Cross-attention modules under the denoisers by path, in the order they are registered; with `alone`, those of self-attention too."""
+    joins = alone or reads_features(pipeline)
     return {
         f"{root}.{strip(name)}": module
         for root, denoiser in denoisers(pipeline).items()

@@ -15,7 +15,7 @@ import click
 
 from ...schema.errors import InvalidInput, NoAnswer
 from ...schema.journal import disk_bytes
-from ...schema.messages import require_extra, size_text
+from ...schema.messages import option, require_extra, size_text
 from ...schema.trace import VALUES
 from ..plan.budget import free_bytes
 from ..plan.options import Options
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 @click.option("--heads", help="Heads to record, in each layer: ::2, 0:4 or 0,3,7.")
 @click.option("--branches", help="cond, uncond or both.")
 @click.option("--encoding", help="probabilities, factors or auto.")
-@click.option("--keys", help="auto, all, reference or text.")
+@click.option("--keys", help="auto, all, reference, text or self (the image's own tokens).")
+@click.option("--self-grid", type=int, help="Keep self-attention of layers with at most N x N positions; 0 keeps none.  [default: 32]")
 @click.option("--values", help="Kept of the values: none, norms, full, or auto (norms where they add 2 % at most).")
 @click.option("--max-bytes", help="Most that a trace may hold before compression, such as 5GB; refused beforehand if it would hold more.")
 @click.option("--keep-bits", type=int, help="Round probabilities to so many of float16's 10 mantissa bits, to pack better.")
@@ -296,6 +297,10 @@ def render(found: Estimate, wanted: str, free: int) -> str:
         mark = "   <- chosen" if name == wanted else ""
         lines.append(f"{name:13}  {size_text(size.nbytes):>9} before compression, {size.files} files{mark}")
     lines.append(f"{'free':13}  {size_text(free):>9}")
+    if wanted == "probabilities" and any(group.role == "self" for layer in trace.layers for group in layer.groups):
+        exact = f"{option('encoding', 'factors')} keeps self-attention exactly, in far less room"
+        lines.append(f"{'note':13}  {exact}")
+    lines += [f"left out       {path} {why}" for path, why in found.left_out.items()]
     kinds = [layer.values for layer in trace.layers]
     lines += [f"{'values':13}  {kind} in {kinds.count(kind)} of {len(kinds)} layers" for kind in VALUES[1:] if kind in kinds]
     return "\n".join(lines)

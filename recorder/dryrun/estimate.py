@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...schema.errors import UnsupportedModel
 from ...schema.record import JSON
-from ...schema.trace import ENCODINGS, Codec, Encoding, Layer, TraceRecord
+from ...schema.trace import ENCODINGS, Codec, Encoding, TraceRecord
 from ..capture.call import Call
 from ..capture.hooks import Capture
 from ..capture.modules import attention_modules, denoisers, double_blocks
 from ..families import family_of
 from ..labels.grids import Canvases
-from ..labels.layers import Sites
+from ..labels.layers import Layers, Sites
 from ..labels.refusals import hidden_attention, refuse_pipeline
 from ..labels.scenes import read_scene
 from ..labels.tokens import Context, Scene
@@ -42,6 +43,8 @@ class Estimate:
     """By choice of encoding."""
     layers: tuple[Mapping[Encoding, int], ...]
     """Bytes of each layer by encoding."""
+    left_out: Mapping[str, str]
+    """Modules whose self-attention was wanted and would not be kept, by path: why not."""
 
     def to_json(self) -> dict[str, JSON]:
         """As `--dry-run --json` prints it."""
@@ -67,6 +70,7 @@ class Estimate:
             "steps": self.trace.steps,
             "latent_grid": list(self.trace.latent_grid or ()),
             "layers": rows,
+            "left_out": dict(self.left_out),
             "sizes": {name: {"bytes": size.nbytes, "files": size.files} for name, size in self.sizes.items()},
         }
 
@@ -82,6 +86,7 @@ def estimate(spec: Spec) -> Estimate:
     refuse_pipeline(pipeline, options.keys, appended=bool(spec.tokens) and family_of(pipeline).longest_text is not None)
     evaluations = count_evaluations(pipeline, spec)
     inputs = denoiser_inputs(pipeline, spec)
+    found = call_sites(pipeline, inputs, options)
     latent = inputs.get("sample", inputs.get("hidden_states"))
     trace = TraceRecord(
         id="dry-run",
@@ -89,26 +94,26 @@ def estimate(spec: Spec) -> Estimate:
         samples=count_samples(pipeline, spec),
         branches=options.axis,
         steps=len(select_steps(options.steps, evaluations)),
-        layers=tuple(call_sites(pipeline, inputs, options)),
+        layers=tuple(found.all),
         codec=Codec(options.codec, options.level, options.keep_bits),  # type: ignore[arg-type]
         # Rows and columns of a packed latent are one axis.
         latent_grid=None if latent is None or latent.ndim == 3 else (latent.shape[-2], latent.shape[-1]),
     )
     made = {choice: choose_values(encoded(trace, choice), options.values) for choice in ENCODINGS_WANTED}
     layers = tuple({choice: layer_bytes(made[choice], index) for choice in ENCODINGS} for index in range(len(trace.layers)))
-    return Estimate(made["probabilities"], evaluations, {choice: weigh(made[choice]) for choice in made}, layers)
+    return Estimate(made["probabilities"], evaluations, {choice: weigh(made[choice]) for choice in made}, layers, found.left_out)
 
 
-def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> list[Layer]:
+def call_sites(pipeline: Any, inputs: dict[str, Any], options: Options) -> Layers:
     """Every attention call that would be recorded, found by one forward pass of shapes."""
-    modules = attention_modules(pipeline)
+    modules = attention_modules(pipeline, options.wants_self)
     chosen = {path: modules[path] for path in select_layers(options.layers, list(modules))}
     listener = _Shapes(pipeline, options)
     seen = {"values": options.values != "none", "residuals": options.values == "full"}
     with torch.no_grad(), Capture(denoisers(pipeline), chosen, listener, shapes_only=True, **seen):
         for denoiser in denoisers(pipeline).values():
             denoiser(**inputs)
-    return listener.sites.layers.all
+    return listener.sites.layers
 
 
 def count_evaluations(pipeline: Any, spec: Spec) -> int:
@@ -135,7 +140,8 @@ class _Shapes:
 
     def __init__(self, pipeline: Any, options: Options) -> None:
         self._denoisers, self._canvases = denoisers(pipeline), Canvases()
-        self.sites = Sites(Context.of(pipeline, appended=True), replace(options, encoding="probabilities", probes=None))
+        alone = attention_modules(pipeline, options.wants_self).keys() - attention_modules(pipeline).keys()
+        self.sites = Sites(Context.of(pipeline, appended=True), replace(options, encoding="probabilities", probes=None), alone)
         self._scene = Scene()
         self._double, self._concepts = double_blocks(pipeline), len(options.concepts)
 
@@ -146,13 +152,18 @@ class _Shapes:
     def hear(self, call: Call) -> None:
         if call.resampler is not None:
             self.sites.find_resampler(call, self._scene)
-        else:
-            joint = self._concepts > 0 and call.path in self._double and call.own and "add_v_proj" in call.projection
-            scores = call.query.new_empty(call.query.shape[0], self._concepts, call.query.shape[2]) if joint else None
+            return
+        joint = self._concepts > 0 and call.path in self._double and call.own and "add_v_proj" in call.projection
+        scores = call.query.new_empty(call.query.shape[0], self._concepts, call.query.shape[2]) if joint else None
+        try:
             self.sites.find(replace(call, concepts=scores), self._scene)
+        except UnsupportedModel as why:
+            if not self.sites.leave_out(call.path, why):
+                raise
 
     def end(self, root: str) -> None:
         pass
 
     def unseen(self, path: str, module: nn.Module) -> None:
-        raise hidden_attention(path, module)
+        if not self.sites.leave_out(path, why := hidden_attention(path, module)):
+            raise why

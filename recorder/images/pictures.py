@@ -47,9 +47,9 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
         flat = list(flatten(values)) + (encoded if role == "reference" else [])
         # Reference names count across adapters, as token groups do.
         for index, value in enumerate(flat):
-            name = base if len(flat) == 1 else f"{base}_{index}"
             if (pixels := to_pixels(_undo_encoder(pipeline, value, role), mask=role == "mask")) is not None:
                 cropped = role == "reference" and not any(value is one for one in whole)
+                name = numbered(base, index, len(flat))
                 pictures.append(make_picture(name, role, pixels, reference_window(pipeline, value, most) if cropped else None))
     if reference_mask is not None:
         if (pixels := to_pixels(reference_mask, mask=True)) is None:
@@ -58,6 +58,17 @@ def input_pictures(pipeline: Any, arguments: Mapping[str, Any], context: Role, r
         window = references[0].window if len(references) == 1 and (references[0].height, references[0].width) == pixels.shape[:2] else None
         pictures.append(make_picture("reference_mask", "reference_mask", pixels, window))
     return pictures
+
+
+def reference_values(pipeline: Any, arguments: Mapping[str, Any], context: Role) -> dict[str, Any]:
+    """The references among the arguments of a pipeline's call, as they are given, by the names that a trace has for them."""
+    flat = [one for role, _, values in _roles(pipeline, arguments, context) if role == "reference" for one in flatten(values)]
+    return {numbered("reference", index, len(flat)): one for index, one in enumerate(flat)}
+
+
+def numbered(name: str, index: int, count: int) -> str:
+    """The name of one of several pictures; one alone has no number."""
+    return name if count == 1 else f"{name}_{index}"
 
 
 def leading_frames(pipeline: Any, arguments: Mapping[str, Any]) -> int:
@@ -95,8 +106,7 @@ def named_pictures(name: str, value: Any, role: ImageRole, window: Window | None
     for index, one in enumerate(flat):
         if (pixels := to_pixels(one, mask=role in ("mask", "reference_mask"))) is None:
             raise InvalidInput(f"images: {name} is a {type(one).__name__}, expected a PIL image, an array (y, x, 3) or a tensor (3, y, x)")
-        numbered = name if len(flat) == 1 and role != "generated" else f"{name}_{index}"
-        pictures.append(make_picture(numbered, role, pixels, window))
+        pictures.append(make_picture(f"{name}_{index}" if role == "generated" else numbered(name, index, len(flat)), role, pixels, window))
     return pictures
 
 

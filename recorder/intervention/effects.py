@@ -1,154 +1,179 @@
-"""Effects of single cells: the run repeated with each cell of the reference left out, and how far each patch of the picture moves."""
+"""Effects of trials: a recorded run repeated with something left out each time, and how far each patch of the picture moves."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnsupportedModel
-from ...schema.experiments.effects import EffectRecord
-from ...schema.messages import listed, option
-from ...schema.trace import TraceRecord
+from ...schema.experiments.effects import TRUTH, EffectRecord
+from ...schema.messages import option
+from ...schema.trace import Image
+from ..images.pictures import reference_values
+from ..labels.tokens import context_role
 from ..specs.arguments import arguments_of
+from ..specs.loading import explained
 from ..store.effects import EffectStore
-from .request import Intervention
+from .outputs import NEAR, distance, pictures_of, place_effect
+from .pixels import alter_pixels
 from .running import check_determinism, intervene
+from .trials import Place, Rank, left_out
 
-NEAR: Final = 1.0
-"""Mean difference, of 255, up to which a repeated picture is the recorded one: other hardware rounds otherwise."""
+SEVERAL: Final = ("num_images_per_prompt", "num_videos_per_prompt")
+"""Arguments that say how many are painted in one run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Baseline:
-    """The run without interventions."""
+class Replay:
+    """The call of a recorded run, which paints the same each time."""
 
+    pipeline: Any
+    call: Mapping[str, Any]
+    sample: int
     picture: NDArray[np.float32]
-    """(y, x, channel)"""
+    """What it paints as it is: (frame, y, x, channel)."""
     seconds: float
     """That one run takes."""
+    batch: int = 1
+    """Pictures in one run of several trials, of which the first is as it is."""
+    batch_seconds: float = 0.0
+
+    def forecast(self, missing: Iterable[tuple[str, Place]]) -> tuple[int, float]:
+        """How many runs these trials are, and how many seconds they take."""
+        alone = together = 0
+        for name, places in itertools.groupby(missing, key=lambda trial: trial[0]):
+            count = len(list(places))
+            alone += count if self.size(name) == 1 else 0
+            together += 0 if self.size(name) == 1 else -(-count // self.size(name))
+        return alone + together, alone * self.seconds + together * self.batch_seconds
+
+    def size(self, name: str) -> int:
+        """Trials of an array that one run makes; the pixels of a reference are the same for all pictures of a run."""
+        return 1 if name == "pixels" else max(1, self.batch - 1)
 
 
-def float_arguments(pipeline: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+def prepare(pipeline: Any, call: Mapping[str, Any], sample: int, batch: int, samples: int) -> Replay:
+    """Run the pipeline twice as it is, and once more in a batch, to see that it paints the same.
+
+    Raises   UnsupportedModel if it is not deterministic, paints nothing, or cannot paint several from the same noise
+    """
+    numbers = _float_arguments(pipeline, call)
+    if batch > 1:
+        _require_batches(pipeline, numbers, samples)
+    began = time.monotonic()
+    with explained(f"{type(pipeline).__name__} refuses its arguments", (ValueError, TypeError)):
+        picture = pictures_of(check_determinism(pipeline, **numbers))[sample]
+    alone = Replay(pipeline, numbers, sample, picture, (time.monotonic() - began) / 2)
+    if batch == 1:
+        return alone
+    began = time.monotonic()
+    with explained(f"{type(pipeline).__name__} cannot paint {batch} pictures in one run; use a smaller {option('batch')}, or 1"):
+        painted = pictures_of(intervene(pipeline, (), **_together(pipeline, numbers, batch)))
+    if len(painted) != batch or max(distance(picture, one) for one in painted) > NEAR:
+        raise UnsupportedModel(
+            f"{type(pipeline).__name__} paints other pictures when it paints {batch} in one run from the same noise; leave out "
+            f"{option('batch')}"
+        )
+    return replace(alone, batch=batch, batch_seconds=time.monotonic() - began)
+
+
+def _float_arguments(pipeline: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call whose pictures are numbers, not 8 bits, which would round small effects to none."""
     takes = "output_type" in arguments_of(pipeline).names and call.get("output_type", "pil") == "pil"
     return {**call, "output_type": "np"} if takes else dict(call)
 
 
-def run_baseline(pipeline: Any, call: Mapping[str, Any], sample: int) -> Baseline:
-    """Run the pipeline twice without interventions.
-
-    Raises   UnsupportedModel if it is not deterministic, or paints no single pictures
-    """
-    began = time.monotonic()
-    output = check_determinism(pipeline, **call)
-    return Baseline(picture_of(output, sample), (time.monotonic() - began) / 2)
-
-
-def picture_of(output: Any, sample: int) -> NDArray[np.float32]:
-    """One picture of a pipeline's output.
-
-    Dims     (y, x, channel)
-    Range    [0, 1]
-    """
-    images = getattr(output, "images", None)
-    if images is None:
-        raise UnsupportedModel(f"effects are of pictures, and the pipeline returned a {type(output).__name__} without images")
-    one = images[sample]
-    if isinstance(one, torch.Tensor):
-        one = one.detach().cpu().float().permute(1, 2, 0).numpy()
-    if isinstance(one, PIL.Image.Image):
-        return np.asarray(one.convert("RGB"), np.float32) / np.float32(255)
-    return np.asarray(one, np.float32)
-
-
-def distance(picture: NDArray[np.float32], recorded: NDArray[np.uint8]) -> float:
-    """How far a repeated picture is from the recorded one, on average.
-
-    Range    [0, 255]
-    Raises   InvalidInput if it is another picture
-    """
-    found = np.rint(picture * 255).clip(0, 255)
-    far = float(np.abs(found - recorded).mean()) if found.shape == recorded.shape else 255.0
-    if far > NEAR:
-        raise InvalidInput(
-            f"the spec paints another picture than the trace has (they differ by {far:.3g} of 255 on average), so its effects would say "
-            "nothing about that trace; give the spec, seed and weights that it was recorded with"
+def _require_batches(pipeline: Any, call: Mapping[str, Any], samples: int) -> None:
+    names = arguments_of(pipeline).names
+    if not any(name in names for name in SEVERAL):
+        raise UnsupportedModel(
+            f"{type(pipeline).__name__} takes no {' or '.join(SEVERAL)}, so it makes one trial in a run; leave out {option('batch')}"
         )
-    return far
-
-
-def place_effect(before: NDArray[np.float32], after: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32]:
-    """Mean absolute difference of two pictures over each patch of a grid.
-
-    Dims     (y, x, channel) twice -> grid
-    """
-    moved: NDArray[np.float64] = np.abs(before - after).mean(axis=2, dtype=np.float64)
-    for axis, count in enumerate(grid):
-        edges = np.arange(count + 1) * moved.shape[axis] / count
-        starts, stops = np.floor(edges[:-1]).astype(int), np.maximum(np.ceil(edges[1:]), 1).astype(int)
-        parts = [moved.take(range(start, stop), axis).mean(axis) for start, stop in zip(starts, stops, strict=True)]
-        moved = np.stack(parts, axis)
-    return moved.astype(np.float32)
-
-
-def reference_group(trace: TraceRecord, name: str | None) -> str:
-    """The token group of a trace whose cells are left out; None is its only reference with places.
-
-    Raises   InvalidInput if there is none, or several
-    """
-    groups = [group for layer in trace.layers if not layer.is_resampler for group in layer.groups]
-    placed = sorted({group.name for group in groups if group.grid is not None and group.role == "reference"})
-    if name is None and len(placed) == 1:
-        return placed[0]
-    if name not in placed:
-        raise InvalidInput(f"cells need a token group with places, and the trace has {listed(placed)}; choose one with {option('group')}")
-    return name
-
-
-def check_cells(trace: TraceRecord, group: str, cells: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of cells that the tokens of a trace's group can be told apart by.
-
-    Raises   InvalidInput if no layer has so many
-    """
-    grids = {found.grid for layer in trace.layers for found in layer.groups if found.name == group and found.grid is not None}
-    if not any(cells[0] <= rows and cells[1] <= columns for rows, columns in grids):
-        rows, columns = max(grids)
+    if samples > 1 or not isinstance(call.get("generator"), torch.Generator):
         raise InvalidInput(
-            f"{option('cells', f'{cells[0]}x{cells[1]}')} is finer than the {rows} x {columns} tokens of {group}; ask for fewer cells"
+            f"a batch repeats a run that paints one picture from one seed, and this one paints {samples}"
+            f"{'' if samples > 1 else ' without a seed, or from several'}; leave out {option('batch')}"
         )
-    return cells
 
 
-def patch_grid(trace: TraceRecord) -> tuple[int, int]:
-    """(rows, columns) of the grid that maps of a trace are brought to."""
-    grids = (layer.grid for layer in trace.layers if not layer.is_resampler)
-    return trace.latent_grid or max(grids, key=lambda grid: grid[0] * grid[1])
+def _together(pipeline: Any, call: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The arguments of a call that paints several, each from the noise of the one."""
+    names, generator = arguments_of(pipeline).names, call["generator"]
+    several = next(name for name in SEVERAL if name in names)
+    same = [torch.Generator(generator.device).set_state(generator.get_state()) for _ in range(count)]
+    return {**call, several: count, "generator": same}
 
 
-def measure_cells(
-    pipeline: Any, call: Mapping[str, Any], baseline: Baseline, store: EffectStore, progress: Callable[[], object] = lambda: None
+def alter_call(pipeline: Any, call: Mapping[str, Any], image: Image, cells: Sequence[Place], lattice: tuple[int, int]) -> dict[str, Any]:
+    """The arguments of a call with cells of one reference inverted.
+
+    Raises   UnsupportedModel if that reference is not among the arguments as one picture
+    """
+    known, met = reference_values(pipeline, call, context_role(pipeline)).get(image.name), list[Any]()
+
+    def exchange(value: Any) -> Any:
+        if value is known is not None:
+            met.append(value)
+            return alter_pixels(value, [(row, column) for row, column in cells], lattice, window=image.window)
+        return [exchange(one) for one in value] if isinstance(value, list) else value
+
+    altered = {name: exchange(value) for name, value in call.items()}
+    if not met:
+        raise UnsupportedModel(
+            f"the picture {image.name} of the trace is no argument of this call, so its pixels cannot be altered; leave pixels out of "
+            f"{option('trials')}"
+        )
+    return altered
+
+
+def measure(
+    replay: Replay,
+    store: EffectStore,
+    orders: Mapping[str, NDArray[np.float64]],
+    image: Image | None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Repeat the run once for each cell that was not tried yet; each is kept as soon as it is known.
+    """Make the trials that were not made yet; each is kept as soon as it is known.
 
-    Raises   as `intervene`
+    `orders` gives the importance of cells by all orders but what was measured, `image` is the reference whose pixels are altered.
+
+    Raises   as `intervene`; InvalidInput where an order of the experiment is not among them
     """
-    record: EffectRecord = store.record
-    for name, cell in store.missing:
-        what = Intervention(
-            record.kind,
-            group=record.group,
-            cells=(cell,),
-            lattice=record.cells,
-            layers=record.layers or None,
-            branches=record.branches,
-        )
-        after = picture_of(intervene(pipeline, what, **call), record.sample)
-        store.put(name, cell, place_effect(baseline.picture, after, record.grid))
-        progress()
+
+    def rank(order: str) -> NDArray[np.float64]:
+        if order not in (TRUTH, *orders):
+            raise InvalidInput(
+                f"the experiment leaves cells out by {order}, and nothing that ranks them so is installed now; install what did, or begin "
+                f"anew with {option('overwrite', True)}"
+            )
+        return store.read_cells() if order == TRUTH else orders[order]
+
+    for name, trials in itertools.groupby(store.missing, key=lambda trial: trial[0]):
+        places = iter([place for _, place in trials])
+        while several := list(itertools.islice(places, replay.size(name))):
+            for place, effect in zip(several, _try(replay, store.record, name, several, rank, image), strict=True):
+                store.put(name, place, effect)
+            progress(len(several))
+
+
+def _try(
+    replay: Replay, record: EffectRecord, name: str, places: list[Place], rank: Rank, image: Image | None
+) -> list[NDArray[np.float32]]:
+    """The effects of some trials of one array, made in one run."""
+    pipeline, call, before = replay.pipeline, replay.call, replay.picture
+    if name == "pixels":
+        assert image is not None
+        after = [pictures_of(intervene(pipeline, (), **alter_call(pipeline, call, image, places, record.cells)))[replay.sample]]
+    elif replay.batch == 1:
+        after = [pictures_of(intervene(pipeline, left_out(record, name, places[0], rank), **call))[replay.sample]]
+    else:
+        rows = [replace(left_out(record, name, place, rank), samples=row) for row, place in enumerate(places, 1)]
+        before, *after = pictures_of(intervene(pipeline, rows, **_together(pipeline, call, 1 + len(rows))))
+    return [place_effect(before, one, record.grid) for one in after]

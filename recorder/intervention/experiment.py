@@ -9,7 +9,7 @@ from typing import Any
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
-from ...schema.selection import extent, read_positions
+from ...schema.selection import extent, pick_positions, read_positions
 from ..capture.call import Call, Change
 from ..labels.layers import Site
 from ..labels.passes import Evaluation
@@ -28,6 +28,7 @@ class Aim:
     paths: frozenset[str]
     """Modules that it is about."""
     steps: frozenset[int] = frozenset()
+    samples: frozenset[int] = frozenset()
     groups: set[str] = field(default_factory=set)
     """Token groups of the calls that it could have changed."""
     met: bool = False
@@ -36,6 +37,10 @@ class Aim:
     def concerns(self, path: str, evaluation: Evaluation) -> bool:
         """Whether calls of this module may be changed in this evaluation."""
         return path in self.paths and evaluation.ordinal in self.steps
+
+    def takes(self, row: Row) -> bool:
+        """Whether this row of a batch may be changed."""
+        return row.branch in select_branches(self.what.branches) and row.sample in self.samples
 
     def edit(self, call: Call, arranged: Call, index: int, site: Site) -> Edit | None:
         """What it leaves out of one row of a call; None for keys of other groups.
@@ -67,7 +72,8 @@ def options_of(interventions: Sequence[Intervention], reference_image: Any = Non
     named = [one.layers for one in interventions if isinstance(one.layers, list)]
     layers = [selector for each in named for selector in each] if 0 < len(named) == len(interventions) else None
     branches = {one.branches for one in interventions} or {"cond"}
-    return Options(layers=layers, keys="all", branches=branches.pop() if len(branches) == 1 else "both", reference_image=reference_image)
+    wanted = branches.pop() if len(branches) == 1 else "both"
+    return Options(layers=layers, keys="all", self_grid=0, branches=wanted, reference_image=reference_image)
 
 
 class Experiment(Course):
@@ -83,6 +89,7 @@ class Experiment(Course):
         wanted = super().begin(root, args, kwargs)
         for aim in self._aims if self.evaluation is not None else ():
             aim.steps = aim.steps or frozenset(select_steps(aim.what.steps, self.labels.evaluations, self.labels.planned))
+            aim.samples = aim.samples or frozenset(pick_positions(aim.what.samples, self.labels.samples, "sample", "this run"))
         return wanted
 
     def hear(self, call: Call) -> Change | None:
@@ -96,7 +103,7 @@ class Experiment(Course):
         if now is None or not aims:
             return
         for arranged, index, site, row in self.labels.place(call, now.passes[-1]):
-            edits = (aim.edit(call, arranged, index, site) for aim in aims if _is_of(row, aim.what))
+            edits = (aim.edit(call, arranged, index, site) for aim in aims if aim.takes(row))
             yield from (edit for edit in edits if edit is not None)
 
     def complete(self, now: Evaluation) -> None:
@@ -124,10 +131,6 @@ class Experiment(Course):
                     f"the intervention {aim.what.kind} changed nothing: {listed(sorted(aim.paths))} made no attention call in the branch "
                     f"{aim.what.branches} and the steps that were asked for; choose others, or leave out {option('steps')}"
                 )
-
-
-def _is_of(row: Row, what: Intervention) -> bool:
-    return row.branch in select_branches(what.branches)
 
 
 def _absent(aim: Aim) -> UnknownSelection:

@@ -44,12 +44,14 @@ class Intervention:
     """Evaluations of the denoiser, from 0; None is all."""
     branches: str = "cond"
     """Guidance branches: `cond`, `uncond` or `both`."""
+    samples: Positions = None
+    """Generated images of the batch, from 0; None is all."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InvalidInput(f"an intervention of kind {self.kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}")
         select_branches(self.branches)
-        for name, what in (("heads", "head"), ("tokens", "token"), ("steps", "step")):
+        for name, what in (("heads", "head"), ("tokens", "token"), ("steps", "step"), ("samples", "sample")):
             object.__setattr__(self, name, write_positions(getattr(self, name), what))
         if self.layers is not None:
             one = isinstance(self.layers, str) or not isinstance(self.layers, Iterable)
@@ -84,7 +86,8 @@ class Intervention:
             )
         require_cells(self.cells, (rows, columns), where)
         places = ((index // width * rows // height, index % width * columns // width) for index in range(height * width))
-        return tuple(group.specials + index for index, cell in enumerate(places) if cell in self.cells)
+        chosen = frozenset(self.cells)
+        return tuple(group.specials + index for index, cell in enumerate(places) if cell in chosen)
 
 
 def require_cells(cells: Iterable[Cell], lattice: tuple[int, int], where: str) -> None:

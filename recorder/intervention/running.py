@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnsupportedModel
 from ...schema.messages import guess
-from ..capture.hooks import Capture
+from ..capture.hooks import Capture, is_captured
 from ..capture.modules import reads_features
 from ..capture.wrapping import replaced
 from ..labels.refusals import refuse_hijack, refuse_other_models, refuse_pipeline
@@ -123,6 +123,15 @@ class Intervening:
     def _listening(self, experiment: Experiment) -> Iterator[Capture]:
         labels, outside = experiment.labels, self._declared is not None
         joins = not outside and reads_features(self._model)
+        if is_captured(labels.denoisers):
+            model, order = (
+                type(self._model).__name__,
+                "inside the block of intervening" if outside else "outside, and intervene in its block",
+            )
+            raise InvalidInput(
+                f"the run of {model} is recorded or changed already where this intervention begins; open a recording {order}, and make "
+                "several interventions in one call: [first, second]"
+            )
         with uncompiled(labels.given), Capture(labels.denoisers, labels.modules, experiment, outside=outside, joins=joins) as capture:
             yield capture
             experiment.close()

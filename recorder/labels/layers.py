@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +56,8 @@ class Layers:
         """Of layers, by what tells their calls from others."""
         self.roles: set[str] = set()
         """Of all keys that were met, kept or not, but the image's own."""
+        self.left_out: dict[str, str] = {}
+        """Modules whose self-attention was wanted and is not kept, by path: why not."""
 
     def site(
         self,
@@ -74,7 +77,7 @@ class Layers:
         Raises   UnsupportedModel if it has no layer, or another than before
         """
         self.roles |= {group.role for group in groups} - {"self"}
-        kept = keep_groups(groups, self._options.keys, referenced)
+        kept = self._within(keep_groups(groups, self._options.keys, referenced), call.path, generated)
         if not kept:
             return None
         columns = () if kept == groups else columns_of(kept)
@@ -83,6 +86,16 @@ class Layers:
         layer = layer if call.concepts is None else replace(layer, concepts=tuple(self._options.concepts))
         index, layer = self.place(key, layer)
         return Site(index=index, layer=layer, generated=generated, columns=columns, order=order)
+
+    def _within(self, groups: tuple[TokenGroup, ...], path: str, generated: slice) -> tuple[TokenGroup, ...]:
+        """The groups without the image's own tokens, where the layer has more positions than self-attention is kept of."""
+        most = self._options.self_grid
+        rest = tuple(group for group in groups if group.role != "self")
+        if len(rest) == len(groups) or generated.stop - generated.start <= most**2:
+            return groups
+        if most:
+            self.left_out[path] = f"has more than {most} x {most} positions, the most that {option('self_grid', most)} keeps"
+        return rest
 
     def describe(
         self, call: Call, ordinal: int, groups: tuple[TokenGroup, ...], places: Places | None = None, masked: bool = False
@@ -136,8 +149,8 @@ class Layers:
 class Sites:
     """Finds the site of each call of a diffusers pipeline."""
 
-    def __init__(self, context: Context, options: Options) -> None:
-        self._context, self._options = context, options
+    def __init__(self, context: Context, options: Options, alone: Set[str] = frozenset()) -> None:
+        self._context, self._options, self._alone = context, options, alone
         self._sites: dict[tuple[Any, ...], Site | None] = {}
         self.layers = Layers(options)
 
@@ -146,11 +159,20 @@ class Sites:
 
         Raises   UnsupportedModel if the call is not what it was before
         """
+        if scene.frames and call.path in self._alone:
+            raise UnsupportedModel(f"{call.path} attends within single frames, or at single places over time, each with keys of its own")
         shapes = (call.grid, call.frames, call.query.shape[1:], call.key.shape[1:])
         key = (call.path, call.segments, call.repeat, call.own, call.scale, shapes, scene)
         if key not in self._sites:
             self._sites[key] = self._make(call, scene, row)
         return self._sites[key]
+
+    def leave_out(self, path: str, why: UnsupportedModel) -> bool:
+        """Go on without a module of self-attention alone that cannot be recorded; whether it is one, and nothing was recorded of it yet."""
+        if path not in self._alone or path in {layer.path for layer in self.layers.all}:
+            return False
+        self.layers.left_out[path] = str(why).partition(";")[0].removeprefix(path).strip(" ,")
+        return True
 
     def find_resampler(self, call: Call, scene: Scene) -> tuple[Site, ...]:
         """The sites of a resampler's call, whose rows are those of the batch times the adapter's references: one a reference.
@@ -158,7 +180,7 @@ class Sites:
         All its keys are kept: rows of P then say how much of a token is made of the reference at all.
         """
         assert call.resampler is not None
-        if self._options.keys == "text":
+        if self._options.keys in ("text", "self"):
             return ()
         sites = []
         for ordinal, label in enumerate(adapter_labels(call.resampler, self._context, scene)):

@@ -54,7 +54,7 @@ def refuse_other_models(model: Any) -> None:
 
 
 def refuse_pipeline(pipeline: Any, keys: str, appended: bool = False) -> None:
-    """Raise UnsupportedModel if this pipeline's reference never meets attention that can be seen, unless only text is wanted.
+    """Raise UnsupportedModel if this pipeline's reference never meets attention that can be seen, unless it is not wanted.
 
     `appended`: a reference stands behind the text that it is given.
     """
@@ -63,7 +63,7 @@ def refuse_pipeline(pipeline: Any, keys: str, appended: bool = False) -> None:
         raise UnsupportedModel(
             f"{name} samples its video several times in one call (FreeInit), and a trace holds one run; call pipeline.disable_free_init()"
         )
-    if keys == "text":
+    if keys in ("text", "self"):
         return
     where = family.reference_goes
     if not where and keys == "reference" and context_role(pipeline) == "text":

@@ -312,10 +312,10 @@ def keep_groups(groups: Sequence[TokenGroup], keys: str, referenced: bool = Fals
     """The groups of a call that are stored: those of the wanted role.
 
     `auto` keeps separate calls whole, and of a softmax that is shared with the image's own tokens the reference, or the text
-    where there is none, not even in other rows (`referenced`). The image's own tokens are never kept.
+    where there is none, not even in other rows (`referenced`).
     """
     roles = {group.role for group in groups}
-    wanted: set[str] = {"text", "reference"} if keys in ("all", "auto") else {keys}
+    wanted: set[str] = {"auto": {"text", "reference"}, "all": {"text", "reference", "self"}}.get(keys, {keys})
     if keys == "auto" and "self" in roles:
         wanted = {"reference"} if referenced or "reference" in roles else {"text"}
     return tuple(group for group in groups if group.role in wanted)

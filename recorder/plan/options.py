@@ -16,7 +16,7 @@ from ...schema.record import BRANCHES, NAME
 from ...schema.selection import Layers, Positions, match_layers, pick_positions, read_positions, write_positions
 from ...schema.trace import Codec, Layer, Role
 
-KEYS: Final = ("auto", "all", "reference", "text")
+KEYS: Final = ("auto", "all", "reference", "text", "self")
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
 VALUES_WANTED: Final = ("auto", "none", "norms", "full")
 RESERVED: Final = ("text", "reference", "self")
@@ -167,7 +167,10 @@ class Options:
     encoding: str = "probabilities"
     """`probabilities`, `factors` or `auto`."""
     keys: str = "auto"
-    """`reference`, `text`, `all` (both), or `auto`: both, but of a softmax shared with the image's own tokens the reference alone."""
+    """`reference`, `text`, `self` (the image's own tokens), `all` of these, or `auto`: reference and text, but of a softmax that they share
+    with the image's own tokens the reference alone."""
+    self_grid: int = 32
+    """Self-attention is kept of layers with at most this many times this many positions; 0 keeps none."""
     codec: str = "lz4"
     level: int = 5
     queue_mb: float = 512
@@ -202,6 +205,8 @@ class Options:
         _choice("encoding", self.encoding, ENCODINGS_WANTED)
         _choice("keys", self.keys, KEYS)
         _choice("values", self.values, VALUES_WANTED)
+        if type(self.self_grid) is not int or self.self_grid < 0 or (self.keys == "self" and not self.self_grid):
+            raise InvalidInput(f"{option('self_grid', self.self_grid)}; give the side of the largest grid whose self-attention is kept")
         Codec(self.codec, self.level, self.keep_bits)  # type: ignore[arg-type]
         if self.keep_bits < MANTISSA and self.encoding == "factors":
             exact = f"{option('keep_bits', self.keep_bits)} rounds probabilities, but factors are kept exactly"
@@ -220,6 +225,11 @@ class Options:
                 json.dumps(dict(self.facts), allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise InvalidInput(f"facts cannot be kept as JSON: {error}; give numbers, text, lists and dicts") from error
+
+    @property
+    def wants_self(self) -> bool:
+        """Whether self-attention is kept of any layer."""
+        return self.keys in ("self", "all") and self.self_grid > 0
 
     @property
     def axis(self) -> tuple[str, ...]:

@@ -42,6 +42,8 @@ class Labels(Protocol):
     latent_grid: tuple[int, int] | None = None
     notes: Sequence[str] = ()
     """What provenance says beside `record`."""
+    left_out: Mapping[str, str]
+    """Modules whose self-attention was wanted and is not kept, by path: why not."""
 
     def label(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: Evaluation | None) -> Pass | None:
         """What a denoiser is about to compute, `now` being the evaluation that is going on; None if it is not wanted."""
@@ -67,8 +69,8 @@ class Labels(Protocol):
         """Whether all evaluations of the run are known to have been made."""
         return False
 
-    def unseen(self, path: str, module: nn.Module) -> TraceError:
-        """The error for a module that ran without one attention call that can be seen."""
+    def unseen(self, path: str, module: nn.Module) -> TraceError | None:
+        """The error for a module that ran without one attention call that can be seen; None where the run goes on without it."""
 
     def nothing(self, seen: int) -> TraceError:
         """The error for a run of so many evaluations of which nothing was recorded."""
@@ -124,8 +126,9 @@ class Course(ABC):
             self.evaluation.done = True
 
     def unseen(self, path: str, module: nn.Module) -> None:
-        """Stop: a chosen module ran, and no call was seen."""
-        raise self.labels.unseen(path, module)
+        """Stop, unless it can be left out: a chosen module ran, and no call was seen."""
+        if (error := self.labels.unseen(path, module)) is not None:
+            raise error
 
     def close_evaluation(self) -> None:
         """What the denoisers computed last is complete.

@@ -49,6 +49,7 @@ class DeclaredLabels(Labels):
         self.pictures: list[Picture] = []
         self._names: set[str] = set()
         self._sites = DeclaredSites(declaration, options, self._names)
+        self.left_out = self._sites.layers.left_out
         self.planned = declaration.evaluations is not None
         self.evaluations = declaration.evaluations or MOST
         self._begun = self._steps = 0

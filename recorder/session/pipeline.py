@@ -58,7 +58,8 @@ class PipelineLabels(Labels):
 
     def __init__(self, pipeline: Any, options: Options, arguments: dict[str, Any]) -> None:
         self._pipeline, self._options, self._arguments, self._name = pipeline, options, arguments, type(pipeline).__name__
-        modules = attention_modules(pipeline)
+        modules = attention_modules(pipeline, options.wants_self)
+        alone = modules.keys() - attention_modules(pipeline).keys()
         self.modules = {path: modules[path] for path in select_layers(options.layers, list(modules))}
         if not self.modules:
             raise UnsupportedModel(
@@ -69,7 +70,8 @@ class PipelineLabels(Labels):
         self.given = [getattr(pipeline, name) for name in self.denoisers]
         given = input_pictures(pipeline, arguments, context_role(pipeline), options.reference_mask, options.reference_image)
         appended = is_appended(family_of(pipeline), arguments, options.reference_image is not None)
-        self._sites = Sites(Context.of(pipeline, [image.name for image, _ in given if image.role == "reference"], appended), options)
+        self._sites = Sites(Context.of(pipeline, [image.name for image, _ in given if image.role == "reference"], appended), options, alone)
+        self.left_out = self._sites.layers.left_out
         self._model, self._inputs = model_record(pipeline, self.denoisers, getattr(pipeline, "components", {})), input_record(arguments)
         self._texts = Texts(pipeline)
         self._transcript = Transcript(self._texts)
@@ -178,6 +180,13 @@ class PipelineLabels(Labels):
         if call.resampler is not None:
             yield from self._place_resampler(call, this)
             return
+        try:
+            yield from self._place(call, this)
+        except UnsupportedModel as why:
+            if not self._sites.leave_out(call.path, why):
+                raise
+
+    def _place(self, call: Call, this: Pass) -> Iterator[Placed]:
         call = whole_video(call, this.scene.frames) if this.scene.frames else replace(call, concepts=self.concepts.scores(call))
         for row in rows_of_call(call, this):
             if (site := self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)) is not None:
@@ -217,13 +226,18 @@ class PipelineLabels(Labels):
         if said := self._transcript.tell(writer.trace):
             writer.add_texts(said)
 
-    def unseen(self, path: str, module: nn.Module) -> UnsupportedModel:
-        return hidden_attention(path, module)
+    def unseen(self, path: str, module: nn.Module) -> UnsupportedModel | None:
+        why = hidden_attention(path, module)
+        return None if self._sites.leave_out(path, why) else why
 
     def nothing(self, seen: int) -> UnsupportedModel:
         keys, roles = self._options.keys, self._sites.layers.roles
         if seen == 0:
             return UnsupportedModel(f"{self._name} ran none of its denoisers, so there is nothing to record; call it for at least one step")
+        if keys == "self" and self.left_out:
+            path, why = next(iter(self.left_out.items()))
+            out = f"raise {option('self_grid')}, or select other layers"
+            return UnsupportedModel(f"{option('keys', keys)} recorded nothing: {path} {why}; {out}")
         if keys in ("reference", "text") and roles:
             bring = "pass reference_attn=True" if self._reads_features else "load an IP-Adapter with a scale above 0"
             out = f"{bring}, or use {option('keys', 'all')}" if keys == "reference" else f"use {option('keys', 'all')}"

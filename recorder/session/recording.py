@@ -42,6 +42,7 @@ OPTIONS: Final = {field.name: field.default for field in fields(Options)}
 OWN_KERNEL: Final = "computes attention in a kernel of its own; its queries and keys are those that its projections made, "
 TRUSTED: Final = "on trust"
 LEFT_OUT: Final = "attention of {count} other modules reads more than the image itself and is left out, such as {example}"
+ALONE: Final = "self-attention of {count} modules is left out: {example} {why}"
 NO_OUTPUT: Final = "no linear layer of the module, or of the block around it, is given what attention took of the values"
 NO_SUM: Final = "no module of the block is given the sum of the module's output, not gated, and what another one was given before"
 SAMPLED: Final = "as its output at one query of each row in every call shows"
@@ -56,6 +57,7 @@ def record(
     branches: str = "cond",
     encoding: str = "probabilities",
     keys: str = "auto",
+    self_grid: int = 32,
     codec: str = "lz4",
     level: int = 5,
     queue_mb: float = 512,
@@ -80,7 +82,9 @@ def record(
     `steps`            evaluations of the denoiser, from 0: 3, [0, 2], slice(0, 10), "::5"; None is all
     `branches`         guidance branches: cond, uncond or both
     `encoding`         probabilities (float16), factors (q and k as the model had them), or auto
-    `keys`             reference, text, all (both), or auto: both, but of a softmax that the image's own tokens share the reference alone
+    `keys`             reference, text, self (the image's own tokens), all of these, or auto: reference and text, but of a softmax that
+                       they share with the image's own tokens the reference alone
+    `self_grid`        self-attention is kept of layers with at most this many times this many positions; 0 keeps none
     `codec`, `level`   packing: lz4 or zstd, and how hard, from 0 to 9
     `queue_mb`         most that waits to be written, in MiB
     `heads`            heads, as `steps`; None is all
@@ -97,10 +101,10 @@ def record(
 
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
-    options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, keys=keys, heads=heads, keep_bits=keep_bits)
+    options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, heads=heads, keep_bits=keep_bits)
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
     options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes, values=values)
-    options = replace(options, concepts=concepts)
+    options = replace(options, keys=keys, self_grid=self_grid, concepts=concepts)
     check_arguments(pipeline, call, OPTIONS, [name for name, default in OPTIONS.items() if getattr(options, name) is not default])
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
@@ -217,6 +221,10 @@ class Recording:
         notes: list[JSON] = [*self._notes, *(self._run.labels.notes if self._run is not None else []), *trusted]
         unproven: JSON = {why: sorted(paths) for paths, why in own if paths}
         said: dict[str, JSON] = {"notes": notes, "unproven": unproven}
+        left_out = {} if self._run is None else self._run.labels.left_out
+        whys = {why: [path for path, reason in left_out.items() if reason == why] for why in left_out.values()}
+        notes += [ALONE.format(count=len(paths), example=paths[0], why=why) for why, paths in whys.items()]
+        said["self_left_out"] = {why: list(paths) for why, paths in whys.items()}
         if self._run is not None and self._run.without_values:
             said["without_values"] = {NO_OUTPUT: list(self._run.without_values)}
         if self._run is not None and self._run.without_residuals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 
 from ...schema.errors import AlreadyExists, CorruptTrace, InvalidInput, NotATrace, TraceError
-from ...schema.experiments.effects import EffectRecord
+from ...schema.experiments.effects import ARRAYS, EffectRecord
 from ...schema.layout import MOST_ROOT_BYTES, ROOT, image_layout
 from ...schema.messages import option
 from ...schema.record import parse_json
@@ -25,7 +26,9 @@ from .lock import TraceLock
 HEADER: Final = 16
 """Bytes of a blosc header; those from 4 to 8 say how many it unpacks to."""
 CRC_BYTES: Final = 4
-"""After what is not packed."""
+"""A checksum stands after each chunk."""
+TABLE_BYTES: Final = 16
+"""For each of several chunks in one file: where it begins, and how many bytes it has."""
 
 
 class EffectStore:
@@ -40,11 +43,13 @@ class EffectStore:
             )
         self._new, self._storage = known is None or overwrite, Storage(root)
         self.record = record if known is None or overwrite else known.joined(record)
+        self._asked = record.trials
 
     @property
     def missing(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Trials that were not made yet, in order, each by its array and its place there."""
-        every = ((name, place) for name in self.record.plans for place in self.record.places(name))
+        """Trials that are asked for now and were not made yet, in order, each by its array and its place there."""
+        asked = (name for name in self.record.plans if ARRAYS[name][0] in self._asked)
+        every = ((name, place) for name in asked for place in self.record.places(name))
         return [(name, place) for name, place in every if self._new or not self._file(name, place).is_file()]
 
     def _file(self, name: str, place: tuple[int, ...]) -> Path:
@@ -121,23 +126,26 @@ def read_run(root: Path) -> TraceRecord:
 
 
 def read_generated(root: Path, trace: TraceRecord, sample: int) -> NDArray[np.uint8] | None:
-    """The picture that a run painted; None if its trace does not have it.
+    """The picture or video that a run painted; None if its trace does not have it.
 
-    Dims     (y, x, rgb)
+    Dims     (frame, y, x, rgb); a picture is one frame
     Raises   InvalidInput for a sample that there is not, CorruptTrace
     """
     if sample not in range(trace.samples):
         raise InvalidInput(f"{option('sample', sample)}; the trace {root} has samples 0 to {trace.samples - 1}")
-    image = next((image for image in trace.images if image.name == f"generated_{sample}" and not image.frames), None)
+    image = next((image for image in trace.images if image.name == f"generated_{sample}"), None)
     if image is None:
         return None
     plan = image_layout(image)
-    name = plan.file_names[0]
+    name, count = plan.file_names[0], plan.chunks_a_file
     try:
-        packed = (root / name).read_bytes()[:-4]  # a checksum follows
+        data = (root / name).read_bytes()
     except OSError as error:
         raise CorruptTrace(f"{name} of the trace {root} cannot be read ({error.strerror}); copy the trace again") from error
-    if len(packed) < HEADER or int.from_bytes(packed[4:8], "little") != plan.nbytes:
-        raise CorruptTrace(f"{name} of the trace {root} does not hold a picture of {image.height} x {image.width}; copy the trace again")
-    unpacked = Blosc().decode(packed)
-    return np.frombuffer(unpacked, np.uint8).reshape(plan.shape)
+    packed = [data[:-CRC_BYTES]]
+    if plan.shards:  # a table at the file's end says where each chunk begins and how long it is
+        table = data[-TABLE_BYTES * count - CRC_BYTES : -CRC_BYTES].ljust(TABLE_BYTES * count, b"\0")
+        packed = [data[begin : begin + size - CRC_BYTES] for begin, size in struct.iter_unpack("<QQ", table)]
+    if any(len(one) < HEADER or int.from_bytes(one[4:8], "little") * count != plan.nbytes for one in packed):
+        raise CorruptTrace(f"{name} of the trace {root} does not hold what it was recorded as; copy the trace again")
+    return np.stack([np.frombuffer(Blosc().decode(one), np.uint8) for one in packed]).reshape(count, *plan.shape[-3:])

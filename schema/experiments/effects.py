@@ -37,6 +37,8 @@ ARRAYS: Final[dict[str, tuple[Trials, tuple[str, ...]]]] = {
 """Arrays of effects, whose last axes are the patches (y, x)."""
 SHARES: Final = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 """Of all cells, those that curves leave out or keep."""
+TRUTH: Final = "truth"
+"""The order by the mean effect of each cell."""
 ATTRIBUTE: Final = "i2am_effects"
 VERSION: Final = 1
 MOST_TRIALS: Final = 2**16
@@ -80,7 +82,7 @@ class EffectRecord:
     layer_heads: tuple[int, ...] = ()
     """Heads of each; the axis `head` has as many as the most, and is NaN where a layer has fewer."""
     orders: tuple[str, ...] = ()
-    """What ranked the cells of curves: `random`, `truth` (mean effect of each cell), or a map of the trace such as `attention`."""
+    """What ranked the cells of curves: `truth`, `random`, or a map of the trace such as `attention`."""
     shares: tuple[float, ...] = ()
     """Of all cells, those that come first in curves."""
 

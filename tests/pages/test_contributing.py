@@ -55,7 +55,7 @@ def test_the_style_example_is_in_the_code() -> None:
 
 def test_the_floors_drawn_are_those_of_the_contracts() -> None:
     contracts = {c["name"]: c for c in tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]}
-    rows = re.findall(r"^    (\d)      (.{45})(.*)$", read("ARCHITECTURE.md"), flags=re.M)
+    rows = re.findall(r"^    (\d+) {5,6}(.{45})(.*)$", read("ARCHITECTURE.md"), flags=re.M)
     drawn = {int(floor): [left.split(), right.partition("(")[0].split()] for floor, left, right in rows if int(floor)}
     for side, half in enumerate(("analyzer", "recorder")):
         layers = contracts[f"floors of the {half}"]["layers"]

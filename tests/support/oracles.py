@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ AXES = ("time", "layer", "head")
 KEEPS = [tuple(a for a, k in zip(AXES, bits, strict=True) if k) for bits in np.ndindex(2, 2, 2)]
 DIRECTIONS = ("r2g", "g2r", "sram")
 AT = (5, 4)
+Weigh = Callable[[np.ndarray, Synthetic, int, tuple[int, int, int]], np.ndarray]
+"""What P of a call (head, y, x, token) is multiplied by, from P, the trace, the layer and (sample, branch, step)."""
 
 
 def attribution_trace(path: Path, encoding: str) -> Synthetic:
@@ -49,10 +51,20 @@ def softmaxes(made: Synthetic, layer: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def call_map(
-    made: Synthetic, direction: str, layer: int, at: tuple[int, int, int], group: TokenGroup, weights: np.ndarray, to: Any
+    made: Synthetic,
+    direction: str,
+    layer: int,
+    at: tuple[int, int, int],
+    group: TokenGroup,
+    weights: np.ndarray,
+    to: Any,
+    weigh: Weigh | None = None,
+    signed: bool = False,
 ) -> np.ndarray:
     """One call's maps on the common grid: (head, row, column)."""
     P, G = (softmax[at] for softmax in softmaxes(made, layer))
+    if weigh is not None:
+        P, G = (softmax * weigh(P, made, layer, at) for softmax in (P, G))
     grid = made.trace.layers[layer].grid
     if direction == "r2g":
         picture = G[..., group.start : group.stop].mean(-1)
@@ -65,7 +77,7 @@ def call_map(
         if group.grid is None:
             return row
         picture = row.reshape(-1, *group.grid)
-    return np.maximum(resize(picture, to, "bicubic"), 0)
+    return resize(picture, to, "bicubic") if signed else np.maximum(resize(picture, to, "bicubic"), 0)
 
 
 def oracle(
@@ -79,6 +91,7 @@ def oracle(
     at: tuple[int, int] = (0, 0),
     name: str = "reference",
     weights: np.ndarray | None = None,
+    **weighed: Any,
 ) -> np.ndarray:
     """(time, layer, head) of maps, then means over pairs: sums over time, what is absent left out."""
     times = groups or ([[s] for s in steps] if "time" in keep else [list(steps)])
@@ -91,7 +104,7 @@ def oracle(
             for step in members:
                 if np.isnan(made.scores[layer][(*at, step)]).any():
                     continue
-                maps = call_map(made, direction, layer, (*at, step), group, weights, to)
+                maps = call_map(made, direction, layer, (*at, step), group, weights, to, **weighed)
                 if cells is None:
                     cells = np.full((len(times), len(layers), len(heads), *maps.shape[1:]), np.nan)
                 for h, head in enumerate(heads):

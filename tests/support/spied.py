@@ -18,11 +18,11 @@ from i2am.schema.trace import Layer
 class Spy(TorchFunctionMode):
     """An independent look at attention: every call's query and key, by module and pass."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, alone: bool = False) -> None:
         super().__init__()
         self.calls: dict[str, list[list[tuple[Any, ...]]]] = defaultdict(list)
         self.path: str | None = None
-        for path, module in attention_modules(pipeline).items():
+        for path, module in attention_modules(pipeline, alone).items():
             module.register_forward_pre_hook(self._entering(path))
             module.register_forward_hook(self._leaving)
 

@@ -43,6 +43,8 @@ class Synthetic:
     """(sample, branch, step, head, token, value channel) of each layer that keeps its values, or norms of them."""
     output: list[np.ndarray | None] = field(default_factory=list)
     """(head, value channel, output channel) of the same."""
+    concept: list[np.ndarray | None] = field(default_factory=list)
+    """(sample, branch, step, concept, [frame,] y, x) of each layer that has concepts."""
     residual: list[np.ndarray | None] = field(default_factory=list)
     """(sample, branch, step, [frame,] y, x) of each layer that keeps norms of the residual stream."""
     probe_key: list[np.ndarray | None] = field(default_factory=list)
@@ -172,6 +174,7 @@ def _draw_values(result: Synthetic, layer: Layer, seed: int, lead: tuple[int, in
     output = rng.standard_normal((layer.heads, channels, out)).astype(layer.factor_dtype)
     result.value.append(value if layer.values != "none" else None)
     result.output.append(output if layer.values != "none" else None)
+    result.concept.append(rng.normal(0, 3, (*lead, len(layer.concepts), *layer.places)).astype(np.float32) if layer.concepts else None)
     result.residual.append(rng.random((*lead, *layer.places), np.float32) if layer.residual else None)
 
 
@@ -224,6 +227,8 @@ def _write(result: Synthetic, layers: Sequence[Layer], branches: tuple[str, ...]
                 for b, branch in enumerate(branches):
                     blocks, lost = _blocks(result, index, layer, (sample, b, step))
                     blocks |= _value_blocks(result, index, layer, (sample, b, step))
+                    if (concept := result.concept[index]) is not None:
+                        blocks["concept_score"] = concept[sample, b, step]
                     result.writer.put(index, sample, branch, step, blocks, lost=lost)
         result.writer.commit(step, evaluation=step, timestep=1000.0 - 10 * step, sigma=14.0 / (step + 1), scheduler_step=step)
 
@@ -278,3 +283,16 @@ def _images(pictures: dict[str, np.ndarray], window: tuple[float, float, float, 
         )
         for name, pixels in pictures.items()
     ]
+
+
+def self_layer(path: str, grid: tuple[int, int], *, heads: int = 2, head_dim: int = 8, text: int = 0, reference: Any = None) -> Layer:
+    """A layer whose keys are the image's own positions; joint attention has text before them, and a reference's grid behind."""
+    sizes = [("text", "text", text, None), ("self", "self", math.prod(grid), grid)]
+    sizes += [("reference", "reference", math.prod(reference), reference)] if reference else []
+    groups, stop = [], 0
+    for name, role, tokens, placed in sizes:
+        if tokens:
+            image = "reference" if role == "reference" else None
+            groups.append(TokenGroup(name, role, stop, stop + tokens, grid=placed, image=image))
+            stop += tokens
+    return Layer(path, 0, heads, head_dim, head_dim**-0.5, grid, stop, tuple(groups))

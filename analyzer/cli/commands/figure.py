@@ -109,6 +109,8 @@ def figure_command(
     from ...trace.reader import open_trace
 
     opened = [open_trace(trace, partial=partial) for trace in traces]
+    if (options["changes"] or options["weight"]) and kind in ("words", "tokens"):
+        options["recipe"] = options["recipe"] or "daam"
     asked = with_heads(given(**options), opened[0])
     with computing(scheduler, *traces), shown("figure"):
         made = figure(opened, kind, **asked)

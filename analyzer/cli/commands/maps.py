@@ -65,6 +65,7 @@ APPROXIMATE: Final = "note: in one of the traces the encoding lost up to {:.0%} 
         "i2am map run.zarr --r2g --keep time,head --time-groups 5 -o grid.png",
         "i2am map run.zarr --g2r --keep layer -o g2r.nc",
         "i2am map run.zarr --tokens 4,5 --recipe daam -o word.png   where two text tokens are attended to",
+        "i2am map run.zarr --g2r --weight knock-out -o used.png   what losing a token would change, where values were recorded",
         "i2am map run.zarr --r2g --recipe i2am-official --set resize=bilinear -o r2g.png",
         "i2am map run.zarr --g2r --recipe i2am-official --as-published --style plain -o figure.png",
         "i2am map run.zarr --r2g --heads-from hrv.nc --concept Animals --top 30",
@@ -128,7 +129,7 @@ def map_command(
     path = out or Path(f"{direction}.png")
     find_style(style)
     check_output(path, "picture", "maps" if mean else "map", overwrite=overwrite)
-    if options["changes"] and direction in ("word", "tokens"):
+    if (options["changes"] or options["weight"]) and direction in ("word", "tokens"):
         options["recipe"] = options["recipe"] or ("ovam" if options["probe"] else "daam")
 
     drawn = path.suffix in suffixes("picture") and not patches

@@ -117,9 +117,9 @@ def compare_command(
         raise click.UsageError("--recipes says which methods; write changes in brackets, such as --recipes 'i2am,i2am(resize=nearest)'")
     if out is not None:
         check_output(out, "picture", "maps", "table", overwrite=overwrite)
-    opened = open_trace(trace, partial=partial)
+    opened, weight = open_trace(trace, partial=partial), options.pop("weight")
     chosen = with_heads(given(**options), opened)
-    lazy = compare(opened, recipes, direction=wanted[0], at=at, tokens=tokens, **chosen)  # type: ignore[arg-type]
+    lazy = compare(opened, recipes, direction=wanted[0], at=at, tokens=tokens, weight=weight, **chosen)  # type: ignore[arg-type]
     with computing(scheduler, trace), shown("compare"):
         found = lazy.compute()
     if out is not None:

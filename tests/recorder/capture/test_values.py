@@ -65,7 +65,7 @@ class Watch(TorchFunctionMode):
         self.calls: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
         self.out: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self.handles: list[Any] = []
-        for path, module in attention_modules(pipeline).items():
+        for path, module in attention_modules(pipeline, alone=True).items():
             self.handles.append(module.register_forward_pre_hook(self._entering(path)))
             self.handles.append(module.register_forward_hook(self._leaving))
             self.handles.append(way_out(pipeline, path).register_forward_hook(self._keeping(path)))

@@ -14,10 +14,11 @@ from click.testing import CliRunner, Result
 from repository import ROOT
 
 from i2am.analyzer import open_effects, open_trace
+from i2am.analyzer.cli.main import run as main
 from i2am.recorder import Intervention, intervene
 from i2am.recorder.cli.faithfulness import faithfulness_command
 from i2am.recorder.cli.record import record_command
-from i2am.recorder.intervention.effects import place_effect
+from i2am.recorder.intervention.outputs import place_effect
 from i2am.recorder.specs.loading import load_pipeline, run_arguments
 from i2am.recorder.specs.spec import read_spec
 from i2am.schema.errors import AlreadyExists, CorruptTrace, InvalidInput, NotATrace, UnsupportedModel
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert CliRunner().invoke(record_command, [str(write_spec(folder)), "-o", str(folder / "run.zarr")]).exit_code == 0
     made = run(folder / "spec.toml", folder / "run.zarr", "-o", folder / "faith.zarr", "--cells", "2x2", "--json")
     assert made.exit_code == 0, made.output
-    assert "4 cells at" in made.stderr
+    assert "5 trials in 5 runs" in made.stderr
     told = json.loads(made.stdout)
     assert told["cells"] == [2, 2] and told["trace"] == open_trace(folder / "run.zarr").record.id
     return folder
@@ -82,7 +83,7 @@ def test_finished_cells_are_kept_and_the_rest_is_added(folder: Path, tmp_path: P
     kept = (faith / "effect/c.0.1.0.0").stat().st_mtime_ns
     assert np.isnan(open_effects(faith).effect[1, 0]).all() and open_effects(faith).effect[0].notnull().all()
     again = run(folder / "spec.toml", folder / "run.zarr", "-o", faith, "--cells", "2x2")
-    assert again.exit_code == 0 and "1 cells at" in again.stderr
+    assert again.exit_code == 0 and "1 trials in 1 runs" in again.stderr
     xr.testing.assert_identical(open_effects(faith), whole)
     assert (faith / "effect/c.0.1.0.0").stat().st_mtime_ns == kept
     monkeypatch.setattr("i2am.recorder.specs.loading.load_pipeline", None)  # nothing is left to do, so no model is loaded
@@ -107,6 +108,40 @@ def test_an_interrupted_experiment_keeps_what_it_has(folder: Path, tmp_path: Pat
     xr.testing.assert_equal(open_effects(tmp_path / "faith.zarr"), open_effects(folder / "faith.zarr"))
     assert run(*words, "--overwrite").exit_code == 0
     assert open_effects(tmp_path / "faith.zarr").attrs["id"] != open_effects(folder / "faith.zarr").attrs["id"]
+
+
+class Entry:
+    """An entry point that ranks cells by their number."""
+
+    def load(self) -> Any:
+        return lambda path, **asked: {"attention": np.arange(4).reshape(asked["cells"])}
+
+
+def test_all_trials_are_made_several_in_one_run_and_added_to_those_that_are_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faith = tmp_path / "faith.zarr"
+    shutil.copytree(folder / "faith.zarr", faith)
+    words = (folder / "spec.toml", folder / "run.zarr", "-o", faith, "--cells", "2x2", "--batch", "8")
+    monkeypatch.setattr("i2am.recorder.intervention.orders.entry_points", lambda group: [])
+    plain = run(*words, "--trials", "curves")
+    assert plain.exit_code == 0 and "28 trials in 4 runs" in plain.stderr and "no maps that rank them are installed" in plain.stderr
+    monkeypatch.setattr("i2am.recorder.intervention.orders.entry_points", lambda group: [Entry()])
+    made = run(*words, "--trials", "pixels,layers,curves", "--json")
+    assert made.exit_code == 0 and "25 trials in 7 runs" in made.stderr
+    told = json.loads(made.stdout)
+    assert told["trials"] == ["cells", "pixels", "without", "layers", "curves"] and told["orders"] == ["truth", "random", "attention"]
+    found = open_effects(faith, open_trace(folder / "run.zarr"))
+    assert all(values.notnull().all() for values in found.values()) and found.attrs["batch"] == 8
+    xr.testing.assert_equal(found.effect, open_effects(folder / "faith.zarr").effect)
+    np.testing.assert_allclose(found.deletion.sel(order="attention", share=0.02), found.effect[1, 1], atol=1e-5)
+    assert run(*words).exit_code == 0 and open_effects(faith).identical(found)  # cells are whole, and the record keeps what it has
+
+
+def test_an_unknown_trial_is_one_line_that_names_the_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (folder / "spec.toml", folder / "run.zarr", "-o", folder / "other.zarr", "--trials", "cell")
+    assert main(["faithfulness", *map(str, words)]) == 2
+    assert capsys.readouterr().err.strip().startswith("i2am: --trials cell: 'cell' is none of cells, pixels")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +172,7 @@ def test_a_run_that_is_not_the_traces_or_too_long_or_random_is_refused(folder: P
     for spec, more, error, said in (
         (other, [], InvalidInput, "another picture than the trace has"),
         (random, [], UnsupportedModel, "two different outputs"),
-        (folder / "spec.toml", ["--budget", "0"], InvalidInput, "4 cells at .* more than .*budget.*cells"),
+        (folder / "spec.toml", ["--budget", "0"], InvalidInput, "5 trials in .* more than .*budget.*cells"),
         (folder / "spec.toml", ["--cells", "99x99"], InvalidInput, "finer than the 16 x 16 tokens"),
     ):
         found = run(spec, folder / "run.zarr", "-o", tmp_path / "faith.zarr", "--cells", "2x2", *more)
@@ -179,7 +214,7 @@ def test_damaged_and_foreign_effects_are_refused(folder: Path, tmp_path: Path) -
 
 
 def test_patches_that_do_not_divide_the_picture_are_means_of_what_they_touch() -> None:
-    before, after = np.zeros((5, 4, 3), np.float32), np.zeros((5, 4, 3), np.float32)
-    after[4, 3] = 1
+    before, after = np.zeros((1, 5, 4, 3), np.float32), np.zeros((1, 5, 4, 3), np.float32)
+    after[0, 4, 3] = 1
     found = place_effect(before, after, (2, 2))
     assert found.shape == (2, 2) and found[1, 1] == pytest.approx(1 / 6) and not found[0].any()

@@ -11,6 +11,7 @@ import torch
 from configs import SD15, SDXL, picture, save_adapter, save_model
 from diffusers import HeunDiscreteScheduler, PNDMScheduler
 
+from i2am.recorder.cli.record import render
 from i2am.recorder.dryrun.estimate import Estimate, estimate
 from i2am.recorder.specs.spec import Spec, read_spec
 from i2am.schema.errors import InvalidInput, UnknownSelection, UnsupportedModel
@@ -77,6 +78,25 @@ def test_sd15_with_257_patch_tokens(sd15: Path) -> None:
     assert found.sizes["auto"].nbytes == found.sizes["factors"].nbytes
     assert found.sizes["probabilities"].files == pytest.approx(50 * 48, abs=300)
     assert found.sizes["factors"].files == pytest.approx(50 * 16 + 16, abs=300)
+
+
+def test_sd15s_self_attention_up_to_a_grid(sd15: Path) -> None:
+    """Ten of sixteen layers by default: a fourteenth as factors, and what is left out is named."""
+    own = 'values = "none"\nlayers = "*attn1"\nkeys = "self"\n'
+    found, every = (estimate(spec(sd15, inpaint(record=own + more))) for more in ("", "self_grid = 64"))
+    grids = [(32, 32)] * 2 + [(16, 16)] * 2 + [(8, 8)] + [(16, 16)] * 3 + [(32, 32)] * 3
+    assert [layer.grid for layer in found.trace.layers] == grids
+    assert {tuple((g.role, g.grid) for g in layer.groups) for layer in found.trace.layers} == {(("self", grid),) for grid in set(grids)}
+    rows = sum(8 * (rows * columns) for rows, columns in grids)
+    cells = sum(8 * (rows * columns) ** 2 for rows, columns in grids)
+    assert found.sizes["probabilities"].nbytes == pytest.approx(50 * (2 * cells + 8 * rows), rel=1e-4)
+    assert found.sizes["factors"].nbytes == pytest.approx(50 * 2 * 2 * (5 * 1024 * 640 + 5 * 256 * 1280 + 64 * 1280), rel=1e-3)
+    assert set(found.left_out) == {layer.path for layer in every.trace.layers if layer.grid == (64, 64)}
+    assert found.to_json()["left_out"] == found.left_out and not every.left_out
+    assert len(every.trace.layers) == 16 and every.sizes["probabilities"].nbytes > 14 * found.sizes["probabilities"].nbytes
+    text = render(found, "probabilities", 10**12)
+    assert "left out       unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1 has more than 32 x 32 positions" in text
+    assert "encoding='factors' keeps self-attention exactly" in text and "keeps self-attention" not in render(found, "factors", 10**12)
 
 
 def test_text_and_two_adapters_are_call_sites_of_one_module(sd15: Path) -> None:

@@ -214,6 +214,30 @@ def test_a_recording_of_a_changed_run_keeps_the_same_values_and_lets_it_change(a
         assert np.array_equal(plain.values(layer.name).isel(step=0), made.values(layer.name).isel(step=0))
 
 
+def test_an_intervention_around_a_recording_says_which_order_works(adapter: Any, tmp_path: Path) -> None:
+    pipeline, call = adapter
+    zero = Intervention("zero", group="reference")
+    before = hooks(pipeline)
+    with (
+        pytest.raises(InvalidInput, match=r"recorded or changed already.*open a recording outside.*in one call"),
+        intervening(pipeline, zero),
+    ):
+        record(pipeline, tmp_path / "changed.zarr", progress=False, **call())
+    with pytest.raises(InvalidInput, match="make several interventions in one call"), intervening(pipeline, zero):
+        intervene(pipeline, zero, **call())
+    assert hooks(pipeline) == before and np.array_equal(run(adapter), painted(pipeline(**call())))
+
+
+def test_an_intervention_on_one_sample_leaves_the_others(adapter: Any) -> None:
+    pipeline, call = adapter
+    given = {**call(), "num_images_per_prompt": 2, "generator": [pipelines.generator(0), pipelines.generator(0)]}
+    plain, changed = (painted(intervene(pipeline, what, **given)) for what in ((), Intervention("zero", group="reference", samples=1)))
+    assert np.array_equal(plain[0], changed[0]) and not np.array_equal(plain[1], changed[1])
+    np.testing.assert_allclose(changed[1], run(adapter, Intervention("zero", group="reference"))[0], atol=1e-5)
+    with pytest.raises(UnknownSelection, match="this run has no sample 2; it has 0 to 1"):
+        intervene(pipeline, Intervention("zero", group="reference", samples=2), **given)
+
+
 def test_a_resampler_cannot_be_changed_and_what_reads_its_tokens_can() -> None:
     pipeline, call = pipelines.build("ip-plus")
     with pytest.raises(UnsupportedModel, match=r"image_projection_layers.*read at its projections.*layers="):

@@ -138,7 +138,8 @@ def test_the_kept_block_is_the_models_own(family: str, encoding: str, memory: ty
     [
         ("reference", [("reference", 0, 96)]),
         ("text", [("text", 0, TEXT)]),
-        ("all", [("text", 0, TEXT), ("reference", TEXT, TEXT + 96)]),
+        ("self", [("self", 0, GENERATED)]),
+        ("all", [("text", 0, TEXT), ("self", TEXT, TEXT + GENERATED), ("reference", TEXT + GENERATED, TEXT + GENERATED + 96)]),
     ],
 )
 def test_keys_choose_groups_of_a_shared_softmax(keys: str, groups: Any, memory: type[MemoryWriter]) -> None:
@@ -149,10 +150,10 @@ def test_keys_choose_groups_of_a_shared_softmax(keys: str, groups: Any, memory: 
     record(pipeline, PATH, keys=keys, encoding="factors", **call())
     for layer in memory.last.trace.layers:
         assert [(g.name, g.start, g.stop) for g in layer.groups] == groups
-        assert layer.call_tokens == TEXT + GENERATED + 96
+        assert (layer.call_tokens or layer.tokens) == TEXT + GENERATED + 96
     whole = spy.calls[memory.last.trace.layers[0].path][0][0][1][0]
-    kept = {"reference": [whole[:, REFERENCE]], "text": [whole[:, :TEXT]], "all": [whole[:, :TEXT], whole[:, REFERENCE]]}[keys]
-    assert np.array_equal(memory.last.blocks[0, 0, "cond", 0]["key"], torch.cat(kept, 1).numpy())
+    kept = {"reference": whole[:, REFERENCE], "text": whole[:, :TEXT], "self": whole[:, TEXT_FIRST], "all": whole}[keys]
+    assert np.array_equal(memory.last.blocks[0, 0, "cond", 0]["key"], kept.numpy())
 
 
 def test_text_of_two_lengths_needs_one_branch(memory: type[MemoryWriter]) -> None:

@@ -255,7 +255,9 @@ def test_each_masked_reference_is_a_call_of_its_own(memory: type[MemoryWriter]) 
     ]
 
 
-@pytest.mark.parametrize(("keys", "roles"), [("all", {"text", "reference"}), ("text", {"text"}), ("reference", {"reference"})])
+@pytest.mark.parametrize(
+    ("keys", "roles"), [("all", {"text", "reference", "self"}), ("text", {"text"}), ("reference", {"reference"}), ("self", {"self"})]
+)
 def test_keys_choose_call_sites(keys: str, roles: set[str], memory: type[MemoryWriter]) -> None:
     pipeline, call = ip_adapter("full")
     record(pipeline, PATH, keys=keys, **call())
@@ -330,7 +332,7 @@ def test_steps_are_chosen_as_python_slices_do(evaluations: int, stride: int, sta
         (lambda: select_steps("-1", 1000, planned=False), InvalidInput, "counts from the end of a run .* say it with evaluations="),
         (lambda: Options(steps=5.5), InvalidInput, "5.5 is not a step"),  # type: ignore[arg-type]
         (lambda: select_branches("left"), InvalidInput, "use cond, uncond or both"),
-        (lambda: Options(keys="self"), InvalidInput, "use auto, all, reference or text"),
+        (lambda: Options(keys="own"), InvalidInput, "use auto, all, reference, text or self"),
         (lambda: Options(encoding="png"), InvalidInput, "use probabilities, factors or auto"),
         (lambda: Options(codec="gzip"), InvalidInput, "codecs are lz4, zstd"),
         (lambda: Options(level=11), InvalidInput, "levels are 0 to 9"),

@@ -34,7 +34,7 @@ EXPECTED: dict[str, tuple[tuple[str, int, tuple[int, int] | None, str | None], .
     "sana-sprint": (WORDS,),
     "aura-flow": (REGISTERS, WORDS),
     "fibo": (WORDS,),
-    "kandinsky-text": (("reference", 10, None, None), WORDS),
+    "kandinsky-text": (("reference", 10, None, None), WORDS, ("self", 24, (4, 6), None)),
     "kandinsky-start": (("reference", 32, None, None),),
     "fill-redux": (("reference", 16, None, None),),
     "kontext-inpaint": (("reference", 128, (8, 16), "reference"),),

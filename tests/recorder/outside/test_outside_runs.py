@@ -67,7 +67,7 @@ def test_every_option_means_what_it_means_for_pipelines(memory: type[MemoryWrite
 
 def test_a_shared_softmax_may_keep_what_is_asked(memory: type[MemoryWriter]) -> None:
     groups = {"*attn1": [{"name": "text", "count": 8}, {"name": "self", "count": 40, "grid": (8, 5)}, {"name": "reference", "rows": 1}]}
-    said = {"groups": groups, "grid": {"*attn1": LATENT}, "layers": "*output_blocks.1*attn1", "keys": "all"}
+    said = {"groups": groups, "grid": {"*attn1": LATENT}, "layers": "*output_blocks.1*attn1", "keys": "all", "self_grid": 0}
     record(lambda: garment_network(adapter=False, chunked=False), said)
     (layer,) = memory.last.trace.layers
     assert [(group.name, group.start, group.stop) for group in layer.groups] == [("text", 0, 8), ("reference", 8, 56)]
@@ -217,7 +217,7 @@ def test_named_modules_on_a_grid_that_is_told(memory: type[MemoryWriter]) -> Non
     groups = ["text", {"name": "self", "grid": (4, 3)}, {"name": "reference", "grid": (2, 4)}]
     with torch.no_grad():
         plain = model(tokens, torch.tensor([900.0]))
-        with recording(model, PATH, denoisers={"dit": model}, attention="*.attn", groups=groups, keys="all"):
+        with recording(model, PATH, denoisers={"dit": model}, attention="*.attn", groups=groups, keys="all", self_grid=0):
             assert torch.equal(plain, model(tokens, torch.tensor([900.0])))
         query, key, _ = model.attn.qkv(tokens + model.time(torch.tensor([[0.9]]))).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
     (layer,) = memory.last.trace.layers
@@ -279,3 +279,13 @@ def test_hooks_are_gone_afterwards_and_a_compiled_denoiser_is_looked_through(mem
         sample(model, cond)
     assert [layer.path for layer in memory.last.trace.layers] == ["unet.middle_block.transformer_blocks.0.attn1"]
     assert not any(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in unet.modules())
+
+
+def test_self_attention_is_recorded_where_it_is_declared(memory: type[MemoryWriter]) -> None:
+    record(super_resolution, {"groups": {"*attn1": "self", **SR}, "keys": "self"})
+    layers = memory.last.trace.layers
+    assert layers and {(tuple((g.name, g.role, g.grid) for g in layer.groups)) for layer in layers} == {
+        (("self", "self", layer.grid),) for layer in layers
+    }
+    record(super_resolution, {"groups": {"*attn1": "self", **SR}, "keys": "all", "self_grid": 0})
+    assert "self" not in {group.role for layer in memory.last.trace.layers for group in layer.groups}
