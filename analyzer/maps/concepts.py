@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -53,18 +53,27 @@ def concept_map(
     if not 0 <= place < trace.record.samples:
         raise UnknownSelection(f"there is no sample {place}; the trace has {trace.record.samples}, counted from 0")
     positions = list(pick_positions(steps, len(trace.present), "step"))
-    scores = [trace.concept_scores(index).isel(sample=place, branch=at, step=positions, drop=True) for index in chosen]
-    found = xr.concat(scores, "layer", coords="minimal", compat="override", join="override", combine_attrs="drop").astype(np.float64)
-    powers = np.exp(found - found.max("concept"))
-    shares = powers / powers.sum("concept", skipna=False)
-    shares = shares.rename(step="time").assign_coords(layer=("layer", [trace.layers[index].name for index in chosen]))
-    means = shares.mean([{"time": "time", "layer": "layer"}[axis] for axis in AXES if axis not in kept], skipna=True)
-    picked = means if concept is None else means.sel(concept=concept, drop=True)
+    shares = _shares(trace, chosen, {"sample": place, "branch": at, "step": positions})
+    means = shares.mean([axis for axis in AXES if axis not in kept], skipna=True)
+    picked: xr.DataArray = means if concept is None else means.sel(concept=concept, drop=True)
     image = find_image(trace, f"generated_{place}", "generated")
     facts = MapFacts(direction="concept", trace=trace.record.id, sample=place, branch=trace.record.branches[at], group=concept).to_attrs()
     what = "share of each concept" if concept is None else f"share of the concept {plain(concept)!r}"
     attrs = {**facts, **picture_facts(image), "long_name": what, "units": "share among concepts", "concepts": list(names)}
-    return picked.transpose(*(axis for axis in (*AXES, "concept") if axis in picked.dims), ...).rename("concept").assign_attrs(attrs)
+    ordered: xr.DataArray = picked.transpose(*(axis for axis in (*AXES, "concept") if axis in picked.dims), ...)
+    return ordered.rename("concept").assign_attrs(attrs)
+
+
+def _shares(trace: Trace, chosen: tuple[int, ...], at: dict[str, Any]) -> xr.DataArray:
+    """The softmax over concepts of each call.
+
+    Dims     (layer, time, concept, [frame,] y, x)
+    """
+    scores = [trace.concept_scores(index).isel(at, drop=True) for index in chosen]
+    found = xr.concat(scores, "layer", coords="minimal", compat="override", join="override", combine_attrs="drop").astype(np.float64)
+    powers: xr.DataArray = xr.apply_ufunc(np.exp, found - found.max("concept"), dask="allowed")
+    shares: xr.DataArray = powers / powers.sum("concept", skipna=False)
+    return shares.rename(step="time").assign_coords(layer=("layer", [trace.layers[index].name for index in chosen]))
 
 
 def _with_concepts(trace: Trace, layers: Selector | Iterable[Selector] | None) -> tuple[int, ...]:

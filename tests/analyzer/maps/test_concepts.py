@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from i2am.analyzer import concept_map, open_trace
+from i2am.analyzer.cli.main import run
 from i2am.analyzer.inspection.verify import verify
 from i2am.analyzer.sharing.packing import pack
 from i2am.analyzer.trace.reader import Trace
@@ -76,6 +77,19 @@ def test_products_come_back_packed_and_in_part(made: tuple[Synthetic, Trace], tm
     assert verify(packed.path).ok
     assert verify(part.path).ok
     assert TraceRecord.from_json(found.trace.to_json()) == found.trace
+
+
+def test_a_map_is_drawn_and_saved_by_its_command(made: tuple[Synthetic, Trace], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, trace = made
+    asked = ["map", str(found.path), "--concept-attention", "sky", "--steps", "0,2"]
+    assert run([*asked, "--keep", "layer", "-o", str(tmp_path / "sky.png")]) == 0
+    assert run([*asked, "-o", str(tmp_path / "sky.npy"), "--json"]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "sky.npy"), concept_map(trace, "sky", steps=[0, 2]).values)
+    assert run(["info", str(found.path)]) == 0
+    assert "cat, sky, a red hat" in capsys.readouterr().out
+    for wrong, message in ((("--heads", "0"), "takes no --heads"), (("--r2g",), "say which map")):
+        assert run([*asked, *wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
