@@ -1,6 +1,7 @@
 from .datasets.dataset import evaluate as evaluate
 from .datasets.means import mean_map as mean_map
 from .datasets.pairs import differ_pairs as differ_pairs
+from .datasets.pictures import save_pictures as save_pictures
 from .diagnosis.signatures import diagnose as diagnose
 from .evaluation.difference import differ as differ
 from .evaluation.metric_table import METRICS as METRICS
@@ -31,7 +32,8 @@ from .maps.flow import warp_reference as warp_reference
 from .maps.heatmap import heatmap as heatmap
 from .maps.looks import looks as looks
 from .maps.looks import row_entropy as row_entropy
-from .maps.rollout import carry as carry
+from .maps.resampler import carry as carry
+from .maps.rollout import rollout as rollout
 from .maps.words import WordSpan as WordSpan
 from .maps.words import list_words as list_words
 from .maps.words import word_map as word_map
@@ -44,6 +46,8 @@ from .metrics.boxes import random_box_iou as random_box_iou
 from .metrics.boxes import whole_box_iou as whole_box_iou
 from .metrics.entropy import concentration as concentration
 from .metrics.entropy import entropy as entropy
+from .metrics.likeness import psnr as psnr
+from .metrics.likeness import ssim as ssim
 from .metrics.overlap import imacs as imacs
 from .metrics.overlap import iou as iou
 from .metrics.overlap import miou as miou

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from i2am.recorder import record
-from i2am.recorder.demo.cli import truth_facts
+from i2am.recorder.demo.cli import pair_facts, true_places
 from i2am.recorder.demo.pairs import HELD_OUT, Pair, draw_pair
 from i2am.recorder.demo.pipeline import TryOnPipeline, load_shipped
 
@@ -50,7 +50,7 @@ def record_pair(pipeline: TryOnPipeline, pair: Pair, steps: int, path: Path, enc
     latent = pipeline.size // pipeline.block
     record(
         pipeline, part, encoding=encoding, progress=False, reference_mask=pair.reference_mask,
-        facts={"demo": truth_facts(pair, (latent, latent))}, num_inference_steps=steps, output_type="np",
+        facts={"demo": pair_facts(pair)}, truth=true_places(pair, (latent, latent)), num_inference_steps=steps, output_type="np",
         generator=torch.Generator().manual_seed(pair.seed),
         image=pair.agnostic, mask_image=pair.mask, example_image=pair.reference,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self, TypeAlias, cast
 
@@ -291,7 +292,7 @@ class TraceRecord:
     inputs: dict[str, Any] = field(default_factory=dict)
     """Prompt, seed and the other arguments of the call."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Library versions, recorder options, demo ground truth."""
+    """Library versions, recorder options, known truth."""
     texts: tuple[Text, ...] = ()
     """What the tokens of text groups and text probes say."""
     version: int = FORMAT_VERSION
@@ -314,6 +315,12 @@ class TraceRecord:
         names = [layer.name for layer in self.layers]
         require(len(set(names)) == len(names), "two layers have one path and call")
         require(len({i.name for i in self.images}) == len(self.images), "two images have one name")
+
+    @property
+    def map_grid(self) -> tuple[int, int]:
+        """(rows, columns) that maps are brought to: the latent's, or else the largest layer grid."""
+        grids = (layer.grid for layer in self.layers if not layer.is_resampler)
+        return self.latent_grid or max(grids, key=math.prod, default=(1, 1))
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON; fields that came after the first release are left out where they say nothing."""

@@ -13,14 +13,14 @@ from .commands.figure import figure_command
 from .commands.heads import concepts_command, heads_command, select_command, selective_command
 from .commands.maps import map_command, words_command
 from .commands.methods import compare_command, recipes_command
-from .commands.trace import copy_command, info_command, pack_command, report_command, unpack_command, verify_command
+from .commands.trace import copy_command, info_command, pack_command, pictures_command, report_command, unpack_command, verify_command
 from .commands.view import view_command
 from .failures import NobodyReads, missing
 
 COMMANDS: Final = (
     info_command, verify_command, view_command, map_command, imacs_command, evaluate_command, report_command, words_command,
     recipes_command, compare_command, figure_command, diagnose_command, diff_command, concepts_command, heads_command, select_command,
-    selective_command,
+    selective_command, pictures_command,
     pack_command, unpack_command, copy_command,
 )  # fmt: skip
 """The analyzer's own, in the order of --help."""

@@ -135,6 +135,8 @@ style_option = click.option(
     help="Look of the picture: viridis, mako, i2am, daam, plain.",
     shell_complete=completing(style_names),
 )
+TRUTH: Final = "Known truth: CSV of y,x,ref_y,ref_x from 0 to 1, or a flow (.npy, .npz).  [default: the trace's own]"
+truth_option = click.option("--truth", metavar="FILE", help=TRUTH)
 CHANGE: Final = "Change a field of the recipe, such as resize=bilinear; may be given several times."
 changes_option = click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=CHANGE)
 LAYERS: Final = "Layers: positions, names, globs, or re: and a regular expression; commas between, or given several times."

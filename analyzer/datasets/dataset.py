@@ -85,6 +85,7 @@ def evaluate(
     jobs: int = 1,
     mask: str | None = None,
     reference_mask: str | None = None,
+    truth: str | None = None,
     partial: bool = False,
     seed: int = 0,
     weight: Weight | None = None,
@@ -93,8 +94,8 @@ def evaluate(
     """Metrics of every trace of a dataset: paths, folders that hold traces, and patterns such as `runs/*.zarr`.
 
     Work is done in this process, in as many others as `jobs` says, or with a `client` of dask.distributed by its workers, which read
-    the traces themselves. What else chooses calls (`layers`, `branch`, ...) is as for the map functions; `METRICS` has the names of
-    metrics.
+    the traces themselves. `truth` is a file of known truth that holds for all of them; None is each trace's own. What else chooses calls
+    (`layers`, `branch`, ...) is as for the map functions; `METRICS` has the names of metrics.
 
     Dims     (trace,): one variable a metric, with attributes mean, interval, level, count; attribute `skipped` of the dataset is
              JSON that lists traces that could not be asked, and why
@@ -109,6 +110,7 @@ def evaluate(
         recipe=get_recipe(recipe, weight=weight),
         mask=mask,
         reference_mask=reference_mask,
+        truth=truth,
         partial=partial,
     )
     if client is not None and jobs != 1:

@@ -104,11 +104,11 @@ def list_files(out: Path) -> list[Path]:
 
 def describe(request: DatasetRequest) -> dict[str, str]:
     """What was asked, and by which release, as texts that differ where numbers could."""
-    files = {name: Path(value) for name in ("mask", "reference_mask") if (value := getattr(request, name)) is not None}
+    files = {name: Path(value) for name in ("mask", "reference_mask", "truth") if (value := getattr(request, name)) is not None}
     sums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
     ranked = None if request.ranked is None else hashlib.sha256(repr(request.ranked.to_dict()).encode()).hexdigest()
     plain: dict[str, object] = {"metric": request.metrics, "recipe": get_recipe(request.recipe).label}
-    plain |= {name: getattr(request, name) for name in ("partial", "optional", "mask", "reference_mask")}
+    plain |= {name: getattr(request, name) for name in ("partial", "optional", "mask", "reference_mask", "truth")}
     selected = {name: value for name, value in request.select.options().items() if value is not None}
     facts = {**plain, **selected, **request.settings, **sums}
     return {name: repr(value) for name, value in {**facts, "heads_from": ranked, "release": version("i2am")}.items()}

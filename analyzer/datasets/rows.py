@@ -20,6 +20,7 @@ from ...schema.journal import MOST_LEDGER_BYTES
 from ...schema.layout import JOURNAL, MANIFEST, ROOT
 from ...schema.messages import for_shell, is_for_shell, option
 from ...schema.selection import is_numbered
+from ...schema.truth.files import read_truth
 from ..aggregation.selection import Select
 from ..evaluation.metric_table import find_metrics, plan_metrics
 from ..methods.recipes import Recipe, get_recipe
@@ -46,6 +47,8 @@ class DatasetRequest:
     recipe: str | Recipe = "i2am"
     mask: str | None = None
     reference_mask: str | None = None
+    truth: str | None = None
+    """A file of known truth; None is each trace's own."""
     partial: bool = False
     settings: ImacsOptions = field(default_factory=ImacsOptions)
     optional: bool = False
@@ -60,6 +63,8 @@ class DatasetRequest:
         for name, value in (("mask", self.mask), ("reference_mask", self.reference_mask)):
             if not isinstance(value, (str, type(None))):
                 raise InvalidInput(f"{option(name)} of a dataset is the name of an image that all traces have, or a file, got {value!r}")
+        if self.truth is not None:
+            read_truth(self.truth)
         get_recipe(self.recipe)
 
     @property
@@ -114,6 +119,7 @@ def evaluate_trace(
                 request.metrics,
                 mask=request.mask,
                 reference_mask=request.reference_mask,
+                truth=request.truth,
                 settings=request.settings,
                 optional=request.optional,
                 recipe=request.recipe,

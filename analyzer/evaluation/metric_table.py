@@ -136,9 +136,14 @@ class Grounds:
         return choose(self.trace, self.select, recipe=self.row)
 
     @property
+    def on_reference(self) -> Selection:
+        """The calls of maps on the reference, for which some recipes take other layers; raises as `choose`."""
+        return choose(self.trace, self.select, recipe=self.row, on_reference=True)
+
+    @property
     def places(self) -> bool:
         """Whether there are maps on the reference: the tokens have places, and the recipe maps them."""
-        return self.row.g2r != "none" and has_places(self.chosen)
+        return self.row.g2r != "none" and has_places(self.on_reference)
 
     @property
     def note(self) -> str | None:
@@ -149,7 +154,7 @@ class Grounds:
         """The picture that a mask of this role is of."""
         if role == "mask":
             return find_image(self.trace, f"generated_{self.select.sample}", "generated")
-        return key_image(self.trace, self.chosen.groups[0], self.select.sample)
+        return key_image(self.trace, self.on_reference.groups[0], self.select.sample)
 
     def mask(self, role: str) -> str | None:
         """Name of the mask of a role; None if there is none.
@@ -158,7 +163,7 @@ class Grounds:
         """
         if self.named[role]:
             return self.named[role]
-        if role == "mask" or self.chosen.groups[0].role == "self":
+        if role == "mask" or self.on_reference.groups[0].role == "self":
             return own_mask(self.trace, self.select.sample)
         image = self.image(role)
         return own_reference_mask(self.trace, image.name if image else None)
@@ -236,6 +241,7 @@ def plan_metrics(
     *,
     mask: str | None = None,
     reference_mask: str | None = None,
+    truth: Any = None,
     settings: ImacsOptions | None = None,
     optional: bool = False,
     recipe: str | Recipe = "i2am",
@@ -246,8 +252,8 @@ def plan_metrics(
 ) -> Judgement:
     """Find what the metrics need of a trace before anything of it is read.
 
-    Masks are the trace's own unless others are named. `settings` are those of IMACS. With `optional`, metrics whose masks or places
-    the trace does not have are left out.
+    Masks and truth are the trace's own unless others are given. `settings` are those of IMACS. With `optional`, metrics whose masks or
+    places the trace does not have are left out.
 
     Raises   InvalidInput for an unknown metric, a metric whose mask or truth the trace does not have, masks of another size;
              UnknownSelection
@@ -268,7 +274,7 @@ def plan_metrics(
         if row.of not in maps:
             maps[row.of] = ASK[row.of](trace, pixels.get("mask"), asked)
         if row.against == "truth":
-            targets["truth"] = require_truth(trace)
+            targets["truth"] = require_truth(trace, truth)
         elif row.against == "painted":
             targets["painted"] = find_painted(trace, grounds.select.sample, mask)
         elif row.against:
@@ -284,6 +290,7 @@ def judge(
     *,
     mask: str | None = None,
     reference_mask: str | None = None,
+    truth: Any = None,
     settings: ImacsOptions | None = None,
     **options: Unpack[MapOptions],
 ) -> dict[str, xr.DataArray]:
@@ -292,7 +299,7 @@ def judge(
     Raises   InvalidInput for an unknown metric, a metric whose mask or truth the trace does not have, masks of another size;
              UnknownSelection
     """
-    plan = plan_metrics(trace, names, mask=mask, reference_mask=reference_mask, settings=settings, **options)
+    plan = plan_metrics(trace, names, mask=mask, reference_mask=reference_mask, truth=truth, settings=settings, **options)
     computed = compute(plan.maps)[0]  # type: ignore[no-untyped-call]
     return plan.scores(computed)
 

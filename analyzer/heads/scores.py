@@ -28,7 +28,7 @@ from ...schema.trace import Layer
 from ..aggregation.selection import Select, choose, find_branch, whole
 from ..inspection.truth import require_truth
 from ..maps.looks import looks
-from ..metrics.pointing import RADIUS, pck
+from ..metrics.pointing import RADIUS, Truth, pck
 from ..progress import hidden
 from ..store.discovery import find_traces
 from ..trace.heads import head_coordinates, published_order, require_same_heads
@@ -207,9 +207,12 @@ def head_accuracy(
     sample: int = 0,
     branch: str | None = None,
     group: str | None = None,
+    truth: Any = None,
     radius: float = RADIUS,
 ) -> xr.DataArray:
-    """Pointing accuracy of every head by itself (PCK of its SRAM, summed over steps), mean over traces whose truth is known.
+    """Pointing accuracy of every head by itself (PCK of its SRAM, summed over steps), mean over traces.
+
+    `truth` is a file or an array of known truth that holds for all of them; None is each trace's own.
 
     Dims     (layer, head), layers in published order: down, mid, up
     Range    [0, 1]; NaN where a layer has no such head
@@ -218,7 +221,7 @@ def head_accuracy(
     opened = open_all(traces)
     each = []
     for trace in tqdm(opened, desc="heads", unit="trace", leave=False, disable=hidden()):
-        each.append(_of_trace(trace, radius, Select(layers=layers, sample=sample, branch=branch, group=group)))
+        each.append(_of_trace(trace, require_truth(trace, truth), radius, Select(layers=layers, sample=sample, branch=branch, group=group)))
         require_same_heads(each[0], trace)
         if each[-1]["layer"].values.tolist() != each[0]["layer"].values.tolist():
             which = f"select with {option('layers')} those that both have"
@@ -230,8 +233,8 @@ def head_accuracy(
     return mean
 
 
-def _of_trace(trace: Trace, radius: float, select: Select) -> xr.DataArray:
-    truth, chosen = require_truth(trace), choose(trace, select)
+def _of_trace(trace: Trace, truth: Truth, radius: float, select: Select) -> xr.DataArray:
+    chosen = choose(trace, select)
     order = [chosen.layers[i] for i in published_order(trace.layers[index].name for index in chosen.layers)]
     coords = head_coordinates([trace.layers[index] for index in order])
     scores = np.full((len(order), len(coords["head"])), np.nan)

@@ -139,8 +139,13 @@ def _may_be_trace(path: Path) -> bool:
         return True
 
 
+def name_of(path: Path | str) -> str:
+    """A trace's file name without .zarr or .zarr.zip."""
+    return _stem(path.name if isinstance(path, Path) else describe_location(path).rstrip("/").rpartition("/")[2])
+
+
 def _names(paths: Sequence[Path | str]) -> list[str]:
-    short = [_stem(path.name if isinstance(path, Path) else describe_location(path).rstrip("/").rpartition("/")[2]) for path in paths]
+    short = [name_of(path) for path in paths]
     if max(Counter(short).values()) == 1:
         return short
     places = [describe_location(path if isinstance(path, str) else path.resolve()).rstrip("/").split("/") for path in paths]

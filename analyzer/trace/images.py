@@ -15,6 +15,7 @@ from PIL import UnidentifiedImageError
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
 from ...schema.trace import Image, ImageRole, TokenGroup
+from ..store.discovery import name_of
 from .reader import Trace
 
 Pixels = NDArray[np.uint8]
@@ -25,7 +26,7 @@ TINT: Final = 16
 
 
 def load_mask(trace: Trace, name: str) -> Pixels:
-    """A mask by the name of one of the trace's images or, failing that, from a picture file.
+    """A mask by the name of one of the trace's images or, failing that, from a picture file, in whose path `{trace}` is the trace's name.
 
     Dims     (y, x), 0 to 255
     Raises   UnknownSelection if neither is there, InvalidInput if the file is no picture
@@ -35,9 +36,9 @@ def load_mask(trace: Trace, name: str) -> Pixels:
         if pixels.shape[-1] != 1:
             raise InvalidInput(f"the trace's image {name} is in colour, not a mask; its masks are {_masks(trace)}")
         return pixels[..., 0]
-    path = Path(name)
+    path = Path(name.replace("{trace}", name_of(trace.path)))
     if not path.is_file():
-        raise UnknownSelection(f"{name} is neither a picture file nor an image of the trace; the trace's masks are {_masks(trace)}")
+        raise UnknownSelection(f"{path} is neither a picture file nor an image of the trace; the trace's masks are {_masks(trace)}")
     largest = max(((image.height, image.width) for image in trace.images), key=prod, default=(0, 0))
     try:
         with catch_warnings(action="ignore"), Picture.open(path) as picture:  # Pillow warns of what is refused here

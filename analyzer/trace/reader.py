@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +76,7 @@ class Trace(Contents):
     @property
     def latent_grid(self) -> tuple[int, int]:
         """(rows, columns) that maps are brought to: the latent's, or else the largest layer grid."""
-        return self.record.latent_grid or max(
-            (layer.grid for layer in self.layers if not layer.is_resampler), key=math.prod, default=(1, 1)
-        )
+        return self.record.map_grid
 
     @property
     def latent_frames(self) -> int:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 from tqdm import tqdm
 
 from ..specs.objects import SHARES, SIDE, read_objects, write_pairs
 
+SHARE: Final = click.FloatRange(0, 1, min_open=True)
+
 
 @click.command("objects", short_help="Make a manifest of annotated pictures: an object's box as mask, the object as reference.")
 @click.argument("annotations", type=click.Path(path_type=Path), metavar="ANNOTATIONS.json")
 @click.argument("pictures", type=click.Path(path_type=Path))
 @click.option("-o", "--out", "folder", required=True, type=click.Path(path_type=Path), help="Folder of pairs.csv and its pictures.")
-@click.option("--least", type=float, default=SHARES[0], show_default=True, help="Share of the picture that an object takes at least.")
-@click.option("--most", type=float, default=SHARES[1], show_default=True, help="And at most.")
+@click.option("--least", type=SHARE, default=SHARES[0], show_default=True, help="Share of the picture that an object takes at least.")
+@click.option("--most", type=SHARE, default=SHARES[1], show_default=True, help="And at most.")
 @click.option("--side", type=click.IntRange(min=8), default=SIDE, show_default=True, help="Pixels of pictures and masks.")
 @click.option("--first", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

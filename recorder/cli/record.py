@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 @click.option("--keep-bits", type=int, help="Round probabilities to so many of float16's 10 mantissa bits, to pack better.")
 @click.option("--probes", type=click.Path(path_type=Path), help="A TOML file with a table [probes]: texts and images to keep keys of.")
 @click.option("--concepts", multiple=True, help="Words that attend to the image beside the run (Flux); with commas, or several times.")
+@click.option("--truth", type=click.Path(path_type=Path), help="Known truth: CSV of y,x,ref_y,ref_x from 0 to 1, or a flow (.npy, .npz).")
 @click.option("--codec", help="lz4 or zstd.")
 @click.option("--level", type=int, help="Of the codec, 0 to 9.")
 @click.option("--queue-mb", type=float, help="Most that waits to be written, in MiB.")
@@ -180,7 +181,7 @@ def _record_rows(spec: Spec, path: Path, to: Output | None, dry_run: bool, as_js
 
     place, output = find_place(), None if to is None else to.local
     jobs = plan_jobs(reachable(spec), manifest, output or Path(), overwrite)
-    _tell(note_outside(path.name, [file for job in jobs for file in job.spec.picture_files], [path.parent, spec.path.parent]))
+    _tell(note_outside(path.name, [file for job in jobs for file in job.spec.named_files], [path.parent, spec.path.parent]))
     if dry_run:
         click.echo(_dry_rows(jobs, output, as_json))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -96,7 +97,8 @@ def record_demo(path: Path, seed: int, *, steps: int = STEPS, weights: Path | No
         overwrite=overwrite,
         encoding="auto",  # trained attention is so sharp that float16 probabilities lose the columns of tokens nobody looks at
         reference_mask=_picture(pair.reference_mask),
-        facts={"demo": truth_facts(pair, (latent, latent))},
+        facts={"demo": pair_facts(pair)},
+        truth=true_places(pair, (latent, latent)),
         image=_picture(pair.agnostic),
         mask_image=_picture(pair.mask),
         example_image=_picture(pair.reference),
@@ -105,19 +107,24 @@ def record_demo(path: Path, seed: int, *, steps: int = STEPS, weights: Path | No
     )
 
 
-def truth_facts(pair: Pair, grid: tuple[int, int]) -> dict[str, Any]:
-    """What is known of a pair, as JSON: for each cell of a grid that is mostly torso, its true place on the reference.
+def pair_facts(pair: Pair) -> dict[str, Any]:
+    """How a pair was drawn, as JSON."""
+    pose = {"angle": pair.pose.angle, "scale": pair.pose.scale, "shift": list(pair.pose.shift)}
+    return {"seed": pair.seed, "pattern": pair.pattern, "pose": pose}
 
-    Range    `position` (y, x, yx) in shares of the reference's height and width from its top left; null elsewhere
+
+def true_places(pair: Pair, grid: tuple[int, int]) -> Any:
+    """The true place on the reference of each cell of a grid that is mostly torso.
+
+    Dims     (y, x, yx)
+    Range    [0, 1], shares of the reference's height and width from its top left; NaN elsewhere
     """
     from .truth import truth_grid
 
     position, torso = truth_grid(pair, grid)
     shares = (position[..., ::-1].astype(float) + 1) / 2
-    table = shares.round(4).astype(object)
-    table[torso < 0.5] = None
-    pose = {"angle": pair.pose.angle, "scale": pair.pose.scale, "shift": list(pair.pose.shift)}
-    return {"seed": pair.seed, "pattern": pair.pattern, "pose": pose, "position": table.tolist()}
+    shares[torso < 0.5] = math.nan
+    return shares
 
 
 def _picture(pixels: Any) -> Any:

@@ -15,6 +15,7 @@ from ...schema.messages import option, parse_bytes
 from ...schema.record import BRANCHES, NAME
 from ...schema.selection import Layers, Positions, match_layers, pick_positions, read_positions, write_positions
 from ...schema.trace import Codec, Layer, Role
+from ...schema.truth.files import read_truth
 
 KEYS: Final = ("auto", "all", "reference", "text", "self")
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
@@ -189,6 +190,8 @@ class Options:
     """Pictures of references that the pipeline is given as embeddings, as Flux Redux is; kept with the images."""
     facts: Mapping[str, Any] | None = None
     """Anything JSON can say, kept under provenance."""
+    truth: Any = None
+    """Where places of the image really come from: a file, pairs of places or a flow, as `schema.truth` reads them."""
     values: str = "auto"
     """What is kept of the values: `none`, `norms`, `full`, or `auto`: norms in layers that they make larger by 2 % at most."""
     probes: Mapping[str, Any] | None = None
@@ -217,6 +220,8 @@ class Options:
                 f"record with {option('encoding', 'factors')}"
             )
         object.__setattr__(self, "concepts", read_concepts(self.concepts))
+        if self.truth is not None:
+            object.__setattr__(self, "truth", read_truth(self.truth))
         parse_bytes("max_bytes", self.max_bytes)
         if not isinstance(self.queue_mb, (int, float)) or not self.queue_mb > 0:
             raise InvalidInput(f"{option('queue_mb', self.queue_mb)} is no size; give a number of MiB above 0")
@@ -238,7 +243,7 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """The options as provenance keeps them."""
-        names = [f.name for f in fields(self) if f.name not in ("reference_mask", "reference_image", "facts", "probes")]
+        names = [f.name for f in fields(self) if f.name not in ("reference_mask", "reference_image", "facts", "truth", "probes")]
         probes = {probe.name: probe.to_json() for probe in read_probes(self.probes)}
         return {**{name: getattr(self, name) for name in names}, "probes": probes}
 

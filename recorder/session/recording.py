@@ -17,6 +17,7 @@ from ...schema.messages import guess
 from ...schema.record import JSON
 from ...schema.selection import Layers, Positions
 from ...schema.trace import TraceRecord
+from ...schema.truth.places import lay_truth, write_places
 from ..capture.hooks import Capture
 from ..capture.modules import reads_features
 from ..capture.wrapping import replaced
@@ -70,6 +71,7 @@ def record(
     reference_mask: Any = None,
     reference_image: Any = None,
     facts: dict[str, Any] | None = None,
+    truth: Any = None,
     probes: Mapping[str, Any] | None = None,
     concepts: Sequence[str] = (),
     **call: Any,
@@ -96,6 +98,8 @@ def record(
     `reference_mask`   where the reference shows what matters; kept with the images, and scores are held against it
     `reference_image`  pictures of references that the pipeline is given as embeddings, as Flux Redux is; kept with the images
     `facts`            anything JSON can say, kept under provenance
+    `truth`            where places of the image really come from, in shares from 0 to 1: a CSV file or an array of y, x, ref_y, ref_x, or a
+                       flow (y, x, 2) with NaN where there is none, also as a .npy or .npz file
     `probes`           words or pictures to ask for that the run is not given: {"animals": ["dog", "zebra"]}
     `concepts`         words that attend to the image beside the run, as ConceptAttention has it: ["cat", "sky"] (Flux)
 
@@ -103,8 +107,8 @@ def record(
     """
     options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, heads=heads, keep_bits=keep_bits)
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
-    options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, probes=probes, values=values)
-    options = replace(options, keys=keys, self_grid=self_grid, concepts=concepts)
+    options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, truth=truth)
+    options = replace(options, values=values, probes=probes, keys=keys, self_grid=self_grid, concepts=concepts)
     check_arguments(pipeline, call, OPTIONS, [name for name, default in OPTIONS.items() if getattr(options, name) is not default])
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
@@ -225,6 +229,8 @@ class Recording:
         whys = {why: [path for path, reason in left_out.items() if reason == why] for why in left_out.values()}
         notes += [ALONE.format(count=len(paths), example=paths[0], why=why) for why, paths in whys.items()]
         said["self_left_out"] = {why: list(paths) for why, paths in whys.items()}
+        if self._options.truth is not None and self._run is not None and self._run.writer is not None:
+            said["truth"] = write_places(lay_truth(self._options.truth, self._run.writer.trace.map_grid))
         if self._run is not None and self._run.without_values:
             said["without_values"] = {NO_OUTPUT: list(self._run.without_values)}
         if self._run is not None and self._run.without_residuals:

@@ -11,13 +11,18 @@ from .spec import read_toml
 
 
 def named_files(path: Path) -> list[Path]:
-    """Pictures and lines of text that a spec, or a file of probes, names.
+    """Pictures, truth and lines of text that a spec, or a file of probes, names.
 
     Raises   InvalidInput
     """
     document = read_toml(path, "spec", "the path of a TOML file")
     probes = [value for value in document.get("probes", {}).values() if isinstance(value, dict)]
-    named = [document.get("images", {}), *({"images": one.get("images"), "lines": one.get("lines")} for one in probes)]
+    record = document.get("record", {})
+    named = [
+        document.get("images", {}),
+        record.get("truth") if isinstance(record, dict) else None,
+        *({"images": one.get("images"), "lines": one.get("lines")} for one in probes),
+    ]
     return [path.parent / Path(text).expanduser() for text in _texts(named)]
 
 

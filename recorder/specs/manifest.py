@@ -4,8 +4,8 @@
     anna,garments/001.png,7,
     bert,garments/002.png,8,2.5
 
-`name` names the trace, `seed` is the seed; every other column is an argument of the pipeline's call, or an image, whose path is
-relative to the CSV file. An empty cell leaves what the spec says.
+`name` names the trace, `seed` is the seed, `truth` a file of known truth; every other column is an argument of the pipeline's call, or an
+image. Paths are relative to the CSV file. An empty cell leaves what the spec says.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import Final
 from ...schema.errors import InvalidInput
 from ...schema.messages import guess
 from ...schema.record import NAME
+from ...schema.truth.files import read_truth
 from .arguments import Arguments
 from .spec import Spec, find_file
 
-OWN: Final = ("name", "seed")
+OWN: Final = ("name", "seed", "truth")
 """Columns that are no arguments."""
 SUFFIX: Final = ".zarr"
 
@@ -85,25 +86,31 @@ def check_columns(manifest: Manifest, spec: Spec, arguments: Arguments, images: 
     for column in manifest.columns:
         if column not in known and not arguments.any_name:
             what = f"{manifest.path.name}: column {column!r} is no argument of {spec.pipeline}"
-            raise InvalidInput(f"{what}; {guess(column, known)}columns are name, seed and {', '.join(sorted(known - set(OWN)))}")
+            raise InvalidInput(f"{what}; {guess(column, known)}columns are name, seed, truth and {', '.join(sorted(known - set(OWN)))}")
 
 
 def row_spec(spec: Spec, manifest: Manifest, row: Row, arguments: Arguments) -> Spec:
     """The spec of one row: what its cells say in place of the spec's own.
 
-    Raises   InvalidInput for an image that is not there or a seed that is none
+    Raises   InvalidInput for an image or truth that is not there, a seed or truth that is none
     """
-    call, images, seed = dict(spec.call), dict(spec.images), spec.seed
+    call, images, seed, options = dict(spec.call), dict(spec.images), spec.seed, spec.options
     for column, text in row.cells.items():
         if column == "seed":
             if not (text.isascii() and text.isdigit()):
                 raise InvalidInput(f"{manifest.path.name}, line {row.line}: seed is {text!r}; it should be a whole number from 0")
             seed = int(text)
+        elif column == "truth":
+            options = {
+                **options,
+                "truth": find_file(manifest.path, f"{manifest.path.name}, line {row.line}: {column}", text, "the manifest"),
+            }
+            read_truth(options["truth"])
         elif column in spec.images or (column not in spec.call and column.endswith(("image", "mask"))):
             images[column] = find_file(manifest.path, f"{manifest.path.name}, line {row.line}: {column}", text, "the manifest")
         else:
             call[column] = text if column in arguments.texts else read_value(text)
-    return dataclasses.replace(spec, call=call, images=images, seed=seed)
+    return dataclasses.replace(spec, call=call, images=images, seed=seed, options=options)
 
 
 def read_value(text: str) -> bool | int | float | str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -108,10 +109,11 @@ def cut_out(one: Object, pictures: str | PathLike[str], side: int = SIDE) -> tup
     if picture.size != one.size:
         found, said = ("{} x {}".format(*size) for size in (picture.size, one.size))
         raise InvalidInput(f"{path} is {found} pixels, and its annotation says {said}; give the pictures that were annotated")
-    left, top, right, bottom = (round(edge * side / whole) for edge, whole in zip(one.box, one.size * 2, strict=True))
     mask = PIL.Image.new("L", (side, side))
+    left, top, right, bottom = (round(edge * side / whole) for edge, whole in zip(one.box, one.size * 2, strict=True))
     mask.paste(255, (left, top, max(right, left + 1), max(bottom, top + 1)))
-    return picture.resize((side, side)), mask, picture.crop(tuple(map(round, one.box)))
+    left, top, right, bottom = *map(math.floor, one.box[:2]), *map(math.ceil, one.box[2:])
+    return picture.resize((side, side)), mask, picture.crop((left, top, right, bottom))
 
 
 def _object(picture: str, size: tuple[int, int], given: Any) -> Object:

@@ -35,8 +35,7 @@ Images: TypeAlias = Path | list["Images"]
 FORM: Final = 'name = "one text", name = ["a text", "another"], name = { lines = "words.txt" } or name = { images = ["a.png"] }'
 OPTIONS: Final = (
     "layers", "steps", "heads", "branches", "encoding", "keys", "self_grid", "values", "concepts", "keep_bits", "max_bytes", "codec",
-    "level",
-    "queue_mb",
+    "level", "queue_mb", "truth",
 )  # fmt: skip
 TABLES: Final[dict[str, Collection[str] | None]] = {
     # Keys of each table; None takes any key, to be checked against what it is passed to.
@@ -99,9 +98,9 @@ class Spec:
         return self.arguments.get("use_safetensors") is False
 
     @property
-    def picture_files(self) -> list[Path]:
-        """Its pictures, however they are nested in lists."""
-        return _flat(list(self.images.values()))
+    def named_files(self) -> list[Path]:
+        """Its pictures, however they are nested in lists, and its truth."""
+        return _flat([*self.images.values(), *([self.options["truth"]] if "truth" in self.options else [])])
 
     @property
     def encoding(self) -> str:
@@ -121,6 +120,9 @@ def read_spec(path: str | PathLike[str]) -> Spec:
     document = read_toml(path, "spec", "the path of a TOML file")
     check_keys(path.name, "", document, TABLES[""] or ())
     pipeline, scheduler, record = (_table(path, document, name) for name in ("pipeline", "scheduler", "record"))
+    if "truth" in record:
+        place = f"[record] of {path.name}: truth"
+        record["truth"] = find_file(path, place, _text(path, "record", record, "truth"), "the spec")
     with for_reader("toml"):
         Options(**record)
     return Spec(

@@ -25,8 +25,8 @@ MARKDOWN = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "schema/README.md", "recorder/demo/weights/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-PROGRAMS = sorted((ROOT / "examples").glob("*.py"))
-SPECS = sorted((ROOT / "examples").glob("*.toml"))
+PROGRAMS = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "examples/papers").glob("*.py")])
+SPECS = sorted([*(ROOT / "examples").glob("*.toml"), *(ROOT / "examples/papers").glob("*.toml")])
 LANGUAGES = {"python", "sh", "toml", "csv", ""}
 FOLDERS = "analyzer|recorder|schema|tests|benchmarks|examples|docs"
 

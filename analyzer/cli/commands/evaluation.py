@@ -25,6 +25,7 @@ from ..options import (
     scheduler_option,
     selection_options,
     traces_argument,
+    truth_option,
     with_heads,
     words,
 )
@@ -116,6 +117,7 @@ def imacs_command(
         "i2am evaluate traces/",
         "i2am evaluate traces/ --metric imacs_g,imacs_r -o table.csv",
         "i2am evaluate 'runs/*/pair-*.zarr' --recipe i2am-official -o table.parquet",
+        "i2am evaluate run.zarr --metric pck,pointing_error --truth pairs.csv",
         "i2am evaluate traces/ -o table.csv --resume        go on after a kill, or with new traces",
         "i2am evaluate traces/ -o table.csv --rows $SLURM_ARRAY_TASK_ID/16    one share of a job array, from 1 to 16",
         "i2am evaluate traces/ -o table.csv --resume        afterwards: the table of all shares",
@@ -132,6 +134,7 @@ def imacs_command(
     shell_complete=completing(metric_names),
 )
 @mask_options
+@truth_option
 @selection_options
 @scheduler_option
 @jobs_option
@@ -263,7 +266,7 @@ def dataset_request(metrics: tuple[str, ...], partial: bool, options: dict[str, 
         ranked = load_heads(scores)
         ranked = ranked.isel(concept=0) if "concept" in ranked.dims else ranked  # what its heads are is what counts here
     chosen = with_heads(given(**options))
-    plain = {name: chosen.pop(name) for name in ("mask", "reference_mask", "recipe") if name in chosen}
+    plain = {name: chosen.pop(name) for name in ("mask", "reference_mask", "truth", "recipe") if name in chosen}
     request = DatasetRequest(metrics=metrics, select=Select.of(chosen), partial=partial, ranked=ranked, **plain, **(more or {}))
     request.check()
     return request

@@ -26,6 +26,7 @@ from ..options import (
     scheduler_option,
     steps_option,
     traces_argument,
+    truth_option,
     words,
 )
 from ..text import align, answer, document, say
@@ -41,7 +42,7 @@ BY: Final = click.Choice(["relevance", "truth"])
 CONCEPTS_HELP: Final = "TOML file with own concepts and their words.  [default: the published 34 x 10]"
 COUNT: Final = "Heads of the best and of the worst; several make a curve, 1: all of it.  [default: 30 of every 128]"
 PROBE_HELP: Final = "Probe that holds the concepts' words."
-ONLY_BY: Final = {**dict.fromkeys(("concepts", "probe", "seed", "draws", "keep"), "relevance"), "group": "truth"}
+ONLY_BY: Final = {**dict.fromkeys(("concepts", "probe", "seed", "draws", "keep"), "relevance"), "group": "truth", "truth": "truth"}
 """Options that only one way to score heads takes."""
 
 
@@ -89,6 +90,7 @@ def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> No
 @layers_option
 @branch_option
 @click.option("--group", help="Token group whose SRAM is held against the truth; by default the reference's only one.")
+@truth_option
 @click.option("--seed", type=int, help="Which words are drawn.  [default: 0]")
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Words of each concept for each call.  [default: 1]")
 @click.option("--keep", callback=words, metavar="time", help="Count each step apart.")

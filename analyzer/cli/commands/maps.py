@@ -245,7 +245,7 @@ def require_places(trace: Trace, map: xr.DataArray) -> None:
 def refine(trace: Trace, map: xr.DataArray, patches: bool, as_published: bool) -> xr.DataArray:
     """A computed map, carried to patches and made the picture of its recipe, if that was typed."""
     from ...maps.heatmap import published
-    from ...maps.rollout import carry
+    from ...maps.resampler import carry
 
     map = carry(trace, map) if patches else map
     return published(trace, map) if as_published else map

@@ -1,8 +1,9 @@
-"""The commands `info`, `verify` and `report`, and those that write traces: `pack`, `unpack` and `copy`."""
+"""The commands `info`, `verify` and `report`, of pictures, and those that write traces: `pack`, `unpack` and `copy`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from ....schema.errors import CorruptTrace
 from ....schema.messages import listed, plain, size_text
 from ...output.files import endings
 from ..options import (
+    PATH,
     example,
     given,
     group_option,
@@ -23,6 +25,7 @@ from ..options import (
     source_argument,
     steps_option,
     trace_argument,
+    traces_argument,
 )
 from ..text import align, answer
 
@@ -119,6 +122,37 @@ def write_verification(trace: Path, report: Report) -> str:
     if report.ignored:
         lines.append(f"ignored: {plain(listed(report.ignored))}, which a desktop or a repository keeps here")
     return "\n".join(lines)
+
+
+@click.command(
+    "pictures",
+    short_help="Write a picture of every trace to a folder, and say how alike it is to another.",
+    epilog=example(
+        "i2am pictures traces/ -o generated",
+        "i2am pictures traces/ --image input -o real",
+        "i2am pictures traces/ -o generated --against input --json",
+    ),
+)
+@traces_argument
+@click.option("-o", "--out", required=True, type=PATH, metavar="FOLDER", help="Folder of the pictures, each called as its trace.")
+@click.option("--image", metavar="NAME", help="Which picture; `i2am info` lists them.  [default: generated_0]")
+@click.option("--against", metavar="NAME", help="Picture that it is compared with.  [default: input, where it is of the same size]")
+@overwrite_option
+@json_option
+def pictures_command(traces: tuple[Path, ...], partial: bool, out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Write a picture of every trace to a folder, as tools for FID, KID, LPIPS and segmentation take them.
+
+    Where a trace holds both, PSNR and SSIM tell how alike the picture is to what the pipeline was given, or to --against.
+    """
+    from dataclasses import asdict
+
+    from ...datasets.pictures import save_pictures
+
+    rows = save_pictures(traces, out, partial=partial, overwrite=overwrite, **given(**options))
+    means = {name: fmean(values) for name in ("psnr", "ssim") if (values := [v for row in rows if (v := getattr(row, name)) is not None])}
+    facts = {"out": str(out), "mean": means, "pictures": [asdict(row) for row in rows]}
+    numbers = f"; mean of {sum(row.psnr is not None for row in rows)}: PSNR {means['psnr']:.2f}, SSIM {means['ssim']:.4f}" if means else ""
+    answer(facts, f"{out}: {len(rows)} picture{'s' if len(rows) > 1 else ''}{numbers}", as_json=as_json)
 
 
 @click.command("report", epilog=example("i2am report run.zarr -o report.png", "i2am report run.zarr -o report.png --json"))

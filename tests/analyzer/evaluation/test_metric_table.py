@@ -115,6 +115,23 @@ def test_what_a_trace_does_not_have_is_said(trace: Trace, tmp_path: Path) -> Non
         plan_metrics(cut, ["imacs_g"])
 
 
+def test_truth_from_a_file(trace: Trace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, names = open_trace(trace.path), ["pck", "pointing_error"]
+    position = require_truth(trace).position
+    np.save(tmp_path / "truth.npy", position)
+    found, expected = judge(plain, names, truth=tmp_path / "truth.npy"), judge(trace, names)
+    assert {name: float(found[name]) for name in names} == {name: float(expected[name]) for name in names}
+    command = ["evaluate", str(plain.path), "--metric", "pck,pointing_error", "--truth"]
+    assert run([*command, str(tmp_path / "truth.npy"), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["traces"][0]
+    assert {name: row[name] for name in names} == {name: float(expected[name]) for name in names}
+    (tmp_path / "bad.csv").write_text("y,x\n")
+    assert run([*command, str(tmp_path / "bad.csv")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run(["heads", str(plain.path), "--by", "truth", "--truth", str(tmp_path / "truth.npy"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "truth"
+
+
 def test_masking_first_touches_the_reference_alone(trace: Trace, capsys: pytest.CaptureFixture[str]) -> None:
     plain, hidden = judge(trace, IMACS), judge(trace, IMACS, settings={"pre_mask": True})
     assert float(hidden["imacs_g"]) == float(plain["imacs_g"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from i2am.analyzer.cli.main import run
 from i2am.analyzer.maps.heatmap import heatmap, scored_picture
 from i2am.analyzer.methods.recipes import RECIPES
 from i2am.analyzer.metrics.placement import normalize
+from i2am.schema.trace import TokenGroup
+from traces import reference_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
 
@@ -48,6 +52,21 @@ def test_imacs_r_is_the_hooks(trace: Trace) -> None:
     for hidden in (False, True):  # the hook's cloth_forcing
         found = judge(trace, ["imacs_r"], recipe="i2am-custom", settings={"pre_mask": hidden})["imacs_r"]
         assert float(found) == pytest.approx(hook_imacs(custom, mask, hidden=hidden), abs=1e-5)
+
+
+def test_a_group_that_only_the_layers_of_g2r_read_is_scored(tmp_path: Path) -> None:
+    """As in StableVITON: CLS in the layers of R2G, the garment's features in blocks that R2G leaves out."""
+    cls = TokenGroup("cls", "reference", 0, 1, 1, None, "reference")
+    layers = [
+        dataclasses.replace(reference_layer("unet.output_blocks.1.attn2", reference=(1, 1), specials=0), groups=(cls,)),
+        reference_layer("unet.warp_flow_blks.4.attn2", specials=0),
+        reference_layer("unet.warp_flow_blks.5.attn2", specials=0),
+    ]
+    trace = open_trace(synthetic_trace(tmp_path / "run.zarr", layers=layers).path)
+    found = judge(trace, ["imacs_r_plain"], recipe="i2am-official", group="reference")["imacs_r_plain"]
+    map = ask_g2r(trace, recipe="i2am-official", layers="*warp_flow_blks.4*", group="reference").values
+    assert float(found) == pytest.approx(hook_imacs(map, inside(trace, "reference_mask"), hidden=True), abs=1e-5)
+    assert np.isfinite(float(judge(trace, ["imacs_g"], recipe="i2am-official", group="cls")["imacs_g"]))
 
 
 @pytest.mark.parametrize("name", TURNED)

@@ -144,6 +144,21 @@ def test_the_truth_comes_from_the_recording(tmp_path: Path) -> None:
         require_truth(trace)
 
 
+def test_a_traces_truth_and_one_that_is_given(tmp_path: Path) -> None:
+    position = np.random.default_rng(0).random((8, 6, 2)).round(4)
+    trace = open_trace(synthetic_trace(tmp_path / "run.zarr", provenance={"truth": position.tolist()}).path)
+    np.testing.assert_array_equal(require_truth(trace).position, position)
+    given = require_truth(trace, [[0.1, 0.9, 0.25, 0.5]])
+    assert np.argwhere(given.known).tolist() == [[0, 5]] and given.position[0, 5].tolist() == [0.25, 0.5]
+    sparse = np.full((80, 60, 2), np.nan)
+    sparse[::10, ::10] = 0.5
+    with pytest.raises(InvalidInput, match="knows half of no patch of the latent grid of 8 x 6"):
+        require_truth(trace, sparse)
+    for odd in ("abc", [[1]], {"a": 1}, 3):
+        trace.record.provenance["truth"] = odd
+        assert find_truth(trace) is None
+
+
 def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     map, truth = pointing_at(np.zeros((2, 2, 2), int), (3, 3)), Truth(np.full((2, 2, 2), 0.5))
     with pytest.raises(InvalidInput, match="radius is 0"):

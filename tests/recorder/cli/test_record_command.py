@@ -200,6 +200,24 @@ def test_the_schedulers_class_and_config(paint: Path, tmp_path: Path) -> None:
     assert {image.name for image in trace.images} >= {"generated_0", "reference", "mask", "reference_mask"}
 
 
+def test_truth_of_a_spec_and_of_the_command_line(paint: Path, tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text((paint / "spec.toml").read_text() + 'truth = "places.csv"\n')
+    (tmp_path / "places.csv").write_text("y,x,ref_y,ref_x\n0.1,0.9,0.25,0.5\n")
+    np.save(tmp_path / "flow.npy", np.full((32, 32, 2), 0.75))
+    for name in ("model", "image.png", "mask.png", "reference.png"):
+        (tmp_path / name).symlink_to(paint / name)
+    run(tmp_path / "spec.toml", "-o", tmp_path / "a.zarr", "--steps", "0")
+    run(tmp_path / "spec.toml", "-o", tmp_path / "b.zarr", "--steps", "0", "--truth", tmp_path / "flow.npy")
+    places, flow = (np.array(read(tmp_path / f"{name}.zarr").provenance["truth"], float) for name in "ab")
+    grid = read(tmp_path / "a.zarr").map_grid
+    assert places.shape == (*grid, 2) and np.isfinite(places).all(-1).sum() == 1
+    assert places[int(0.1 * grid[0]), int(0.9 * grid[1])].tolist() == [0.25, 0.5]
+    np.testing.assert_array_equal(flow, 0.75)
+    (tmp_path / "places.csv").write_text("y,x,ref_y,ref_x\n3,4,5,6\n")
+    with pytest.raises(InvalidInput, match="has a place at 3; places are shares"):
+        read_spec(tmp_path / "spec.toml")
+
+
 def test_what_people_see(paint: Path, tmp_path: Path) -> None:
     table = run(paint / "spec.toml", "--dry-run", "--encoding", "auto").stdout
     assert table.splitlines()[0].split() == ["layer", "heads", "dim", "grid", "keys", "probabilities", "factors"]

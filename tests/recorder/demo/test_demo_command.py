@@ -52,7 +52,7 @@ def test_the_trace_carries_masks_and_the_truth(tmp_path: Path) -> None:
     assert {image.role for image in trace.images} == {"generated", "reference", "mask", "reference_mask", "input"}
     np.testing.assert_array_equal(trace.image("mask")[..., 0] > 127, pair.mask)
     np.testing.assert_array_equal(trace.image("reference_mask")[..., 0] > 127, pair.reference_mask)
-    known = np.array(trace.record.provenance["facts"]["demo"]["position"], dtype=float)
+    known = np.array(trace.record.provenance["truth"], dtype=float)
     position, torso = truth_grid(pair, trace.latent_grid)
     np.testing.assert_array_equal(np.isfinite(known[..., 0]), torso >= 0.5)
     np.testing.assert_allclose(known[torso >= 0.5], (position[torso >= 0.5][:, ::-1] + 1) / 2, atol=1e-4)

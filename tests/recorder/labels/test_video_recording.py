@@ -17,7 +17,7 @@ from spied import Spy, check_factors, check_probabilities
 
 from i2am.analyzer import g2r, open_trace, r2g
 from i2am.analyzer.inspection.verify import verify
-from i2am.analyzer.maps.rollout import carry
+from i2am.analyzer.maps.resampler import carry
 from i2am.analyzer.numerics.resize import resize
 from i2am.recorder import record
 from i2am.recorder.capture.call import Call

@@ -44,6 +44,15 @@ def test_provenance_says_where_everything_comes_from(memory: type[MemoryWriter])
     assert TraceRecord.from_json(trace.to_json()) == trace
 
 
+def test_truth_is_laid_on_the_grid_of_the_maps(memory: type[MemoryWriter]) -> None:
+    pipeline, call = text_to_image()
+    record(pipeline, PATH, layers=MID, truth=[[0.99, 0.01, 0.5, 0.25], [0.98, 0.02, 0.7, 0.75]], **call())
+    trace = memory.last.trace
+    places = np.array(trace.provenance["truth"], float)
+    assert places.shape == (*trace.map_grid, 2) and places[-1, 0].tolist() == [0.6, 0.5] and np.isfinite(places).sum() == 2
+    assert "truth" not in trace.provenance["options"]
+
+
 def test_config_hashes_follow_the_config(memory: type[MemoryWriter]) -> None:
     hashes = []
     for size in (16, 16, 24):

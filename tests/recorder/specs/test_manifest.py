@@ -82,9 +82,20 @@ def test_a_column_that_is_no_argument(tmp_path: Path) -> None:
     check_columns(read_manifest(write(tmp_path, "name,reference_mask\na,1\n")), SPEC, ARGUMENTS, ("reference_mask",))
 
 
+def test_a_row_has_a_truth_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "places.csv").write_text("y,x,ref_y,ref_x\n0.5,0.5,0.2,0.3\n")
+    manifest = read_manifest(write(tmp_path, "name,truth\na,places.csv\nb,\n"))
+    check_columns(manifest, SPEC, ARGUMENTS, ())
+    first, second = (row_spec(SPEC, manifest, row, ARGUMENTS) for row in manifest.rows)
+    assert first.options["truth"] == tmp_path / "places.csv" and first.named_files[-1:] == [tmp_path / "places.csv"]
+    assert "truth" not in second.options and "truth" not in first.call
+
+
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
+        ("truth\na,gone.csv", r"line 2: truth = 'gone.csv' is no file \(looked at .*relative to the manifest"),
+        ("truth\na,pairs.csv", r"cannot be read as truth: its first line is 'name,truth'"),
         ("image\na,gone.png", r"line 2: image = 'gone.png' is no file \(looked at .*relative to the manifest"),
         ("seed\na,-1", "seed is '-1'"),
     ],
