@@ -24,7 +24,6 @@ from .maps.attribution import r2g as r2g
 from .maps.attribution import sram as sram
 from .maps.attribution import token_map as token_map
 from .maps.comparison import compare as compare
-from .maps.concepts import concept_map as concept_map
 from .maps.copying import copy_score as copy_score
 from .maps.copying import repaint as repaint
 from .maps.flow import flow as flow
@@ -35,6 +34,7 @@ from .maps.looks import row_entropy as row_entropy
 from .maps.resampler import carry as carry
 from .maps.rollout import rollout as rollout
 from .maps.words import WordSpan as WordSpan
+from .maps.words import concept_map as concept_map
 from .maps.words import list_words as list_words
 from .maps.words import word_map as word_map
 from .methods.recipes import RECIPES as RECIPES

@@ -272,8 +272,7 @@ def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> 
     Raises   UsageError for an option that such a map does not take; as the map functions
     """
     from ...maps.attribution import g2r, r2g, sram, token_map
-    from ...maps.concepts import concept_map
-    from ...maps.words import word_map
+    from ...maps.words import concept_map, word_map
     from ...trace.images import load_mask
 
     for name, (directions, problem) in ONLY_FOR.items():
