@@ -245,7 +245,7 @@ class Options:
         """The options as provenance keeps them."""
         names = [f.name for f in fields(self) if f.name not in ("reference_mask", "reference_image", "facts", "truth", "probes")]
         probes = {probe.name: probe.to_json() for probe in read_probes(self.probes)}
-        return {**{name: getattr(self, name) for name in names}, "probes": probes}
+        return {**{name: getattr(self, name) for name in names}, "probes": probes, "concepts": list(self.concepts)}
 
 
 def _choice(name: str, value: str, choices: Sequence[str]) -> None:
