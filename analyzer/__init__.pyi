@@ -7,7 +7,12 @@ from .evaluation.difference import differ as differ
 from .evaluation.metric_table import METRICS as METRICS
 from .evaluation.metric_table import available as available
 from .evaluation.metric_table import judge as judge
+from .faithfulness.judgement import Faithfulness as Faithfulness
+from .faithfulness.judgement import faithfulness as faithfulness
+from .faithfulness.orders import rank_cells as rank_cells
 from .figures.figure import figure as figure
+from .heads.averages import head_accuracy as head_accuracy
+from .heads.averages import head_contribution as head_contribution
 from .heads.concepts import concept_words as concept_words
 from .heads.concepts import load_concepts as load_concepts
 from .heads.files import load_heads as load_heads
@@ -15,7 +20,6 @@ from .heads.files import save_heads as save_heads
 from .heads.ranking import published_vector as published_vector
 from .heads.ranking import rank_heads as rank_heads
 from .heads.ranking import select_heads as select_heads
-from .heads.scores import head_accuracy as head_accuracy
 from .heads.scores import head_relevance as head_relevance
 from .heads.selective import selective_iou as selective_iou
 from .inspection.effects import open_effects as open_effects

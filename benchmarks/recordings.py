@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def recordings(pipeline: TryOnPipeline, folder: Path, pairs: int, steps: int) ->
         yield pair, path
 
 
-def record_pair(pipeline: TryOnPipeline, pair: Pair, steps: int, path: Path, encoding: str = "factors") -> None:
+def record_pair(pipeline: TryOnPipeline, pair: Pair, steps: int, path: Path, encoding: str = "factors", **options: Any) -> None:
     """Record one pair, exactly unless otherwise asked, with its truth; what is there is whole."""
     part = path.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -52,7 +53,7 @@ def record_pair(pipeline: TryOnPipeline, pair: Pair, steps: int, path: Path, enc
         pipeline, part, encoding=encoding, progress=False, reference_mask=pair.reference_mask,
         facts={"demo": pair_facts(pair)}, truth=true_places(pair, (latent, latent)), num_inference_steps=steps, output_type="np",
         generator=torch.Generator().manual_seed(pair.seed),
-        image=pair.agnostic, mask_image=pair.mask, example_image=pair.reference,
+        image=pair.agnostic, mask_image=pair.mask, example_image=pair.reference, **options,
     )  # fmt: skip
     part.rename(path)
 

@@ -1,4 +1,4 @@
-"""(c) ULAM of R2G and G2R over a large trace, next to merely reading it; (d) SRAM of one patch.
+"""(c) ULAM of R2G and G2R over a large trace, next to merely reading it; (d) SRAM of one patch; (e) G2R weighted by values.
 
     python benchmarks/scan.py --gigabytes 4
 
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import click
 import numcodecs
@@ -20,11 +21,14 @@ import numpy as np
 import zarr
 from measure import interleave, machine, size_on_disk, table
 
+from i2am.analyzer.methods.recipes import Weight
 from i2am.recorder.store.writer import Writer
 from i2am.schema import Layer, TokenGroup, TraceRecord, encode_probability
 from i2am.schema.arrays.layers import data_plans
 
 HEADS, GRID, TOKENS, DEPTH = 8, (64, 64), 257, 40
+FULL: Final = {"values": "full", "value_dim": DEPTH, "output_dim": HEADS * DEPTH}
+WEIGHTS: Final[tuple[Weight, ...]] = ("attention", "norm", "contribution", "knock-out")
 THREADS = 2
 
 
@@ -43,9 +47,13 @@ def attention(seed: int) -> dict[str, np.ndarray]:
 def write(path: Path, gigabytes: float) -> TraceRecord:
     """A trace of at least this many GB of raw float16 attention; eight different steps, repeated."""
     steps = max(1, round(gigabytes * 1e9 / (HEADS * GRID[0] * GRID[1] * TOKENS * 2)))
-    layer = Layer("unet.attn2", 0, HEADS, DEPTH, DEPTH**-0.5, GRID, TOKENS, (TokenGroup("reference", "reference", 0, TOKENS, 1, (16, 16)),))
+    group = TokenGroup("reference", "reference", 0, TOKENS, 1, (16, 16))
+    layer = Layer("unet.attn2", 0, HEADS, DEPTH, DEPTH**-0.5, GRID, TOKENS, (group,), **FULL)
+    random = np.random.default_rng(0)
+    value = random.standard_normal((HEADS, TOKENS, DEPTH), np.float32)
     writer = Writer(path, TraceRecord("scan", "recording", 1, ("cond",), steps, latent_grid=GRID))
-    index, blocks = writer.add_layer(layer), [attention(seed) for seed in range(8)]
+    index = writer.add_layer(layer, output=random.standard_normal((HEADS, DEPTH, HEADS * DEPTH), np.float32))
+    blocks = [attention(seed) | {"value": value} for seed in range(8)]
     for step in range(steps):
         writer.put(index, 0, "cond", step, blocks[step % len(blocks)])
         writer.commit(step, evaluation=step, timestep=float(steps - step), sigma=float("nan"), scheduler_step=step)
@@ -99,6 +107,13 @@ def one_patch(path: Path) -> None:
     sram(open_trace(path), at=(20, 40)).compute(scheduler="threads", num_workers=THREADS)
 
 
+def weighted(path: Path, weight: Weight) -> None:
+    """G2R of every step, weighted."""
+    from i2am.analyzer import g2r, open_trace
+
+    g2r(open_trace(path), weight=weight).compute(scheduler="threads", num_workers=THREADS)
+
+
 def peak(path: Path, what: str) -> float:
     """Peak resident GB of a fresh process that does `what`."""
     here = str(Path(__file__).parent)
@@ -122,7 +137,7 @@ def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
             name: lambda f=f: f(path)
             for name, f in [("zarr", read_with_zarr), ("codec", decode_bare), ("scan", scan), ("patch", one_patch)]
         }
-        seconds = interleave(runs, repeats)
+        seconds = interleave(runs | {weight: lambda w=weight: weighted(path, w) for weight in WEIGHTS}, repeats)
         rows = [
             (
                 "ULAM of R2G and G2R over zarr's own read and decode",
@@ -131,6 +146,7 @@ def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
             ),
             ("the bare codec over zarr", f"{seconds['codec'] / seconds['zarr']:.2f}", f"{peak(path, 'decode_bare'):.2f}"),
             ("zarr", f"1 ({raw / 1e6 / seconds['zarr']:.0f} MB/s of float16)", f"{peak(path, 'read_with_zarr'):.2f}"),
+            *((f"G2R weighted by {w}, over attention", f"{seconds[w] / seconds['attention']:.2f}", "") for w in WEIGHTS[1:]),
             (
                 "SRAM of one patch, all steps, over zarr",
                 f"{seconds['patch'] / seconds['zarr']:.3f} ({seconds['patch']:.2f} s)",

@@ -36,13 +36,13 @@ def collect(cache: Path, pairs: int, steps: int, stride: int, checkpoints: Path 
     return Study([pair for pair, _ in sets["trained"]], *([finding for _, finding in sets[name]] for name in ("trained", "random")), run)
 
 
-def write_page(page: Path, printed: str) -> None:
+def write_page(page: Path, printed: str, marks: tuple[str, str] = MARKS) -> None:
     """Put what was printed between the marks of a page, which is made where there is none."""
-    text = page.read_text() if page.exists() else "\n\n".join(["# Known truth", *MARKS]) + "\n"
-    begin, end = (re.escape(mark) for mark in MARKS)
+    text = page.read_text() if page.exists() else "\n\n".join(["# Known truth", *marks]) + "\n"
+    begin, end = (re.escape(mark) for mark in marks)
     replaced, count = re.subn(f"({begin}).*?({end})", lambda match: f"{match[1]}\n\n{printed}\n{match[2]}", text, flags=re.DOTALL)
     if count != 1:
-        raise SystemExit(f"{page} has no place for the tables; it needs one line {MARKS[0]} and, below it, one line {MARKS[1]}")
+        raise SystemExit(f"{page} has no place for the tables; it needs one line {marks[0]} and, below it, one line {marks[1]}")
     page.write_text(replaced)
 
 

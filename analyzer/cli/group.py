@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from .commands.diagnosis import diagnose_command, diff_command
+from .commands.diagnosis import diagnose_command, diff_command, judge_command
 from .commands.evaluation import evaluate_command, imacs_command
 from .commands.figure import figure_command
 from .commands.heads import concepts_command, heads_command, select_command, selective_command
@@ -19,8 +19,8 @@ from .failures import NobodyReads, missing
 
 COMMANDS: Final = (
     info_command, verify_command, view_command, map_command, imacs_command, evaluate_command, report_command, words_command,
-    recipes_command, compare_command, figure_command, diagnose_command, diff_command, concepts_command, heads_command, select_command,
-    selective_command, pictures_command,
+    recipes_command, compare_command, figure_command, diagnose_command, judge_command, diff_command, concepts_command, heads_command,
+    select_command, selective_command, pictures_command,
     pack_command, unpack_command, copy_command,
 )  # fmt: skip
 """The analyzer's own, in the order of --help."""

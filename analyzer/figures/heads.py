@@ -1,4 +1,4 @@
-"""Figures of heads: how much each of them looks for a concept, or finds the truth."""
+"""Figures of heads: how much each of them looks for a concept, finds the truth, or takes of the reference."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, listed, option
+from ..heads.averages import head_accuracy
 from ..heads.probes import PROBE
-from ..heads.scores import head_accuracy, head_relevance
+from ..heads.scores import head_relevance
 from ..inspection.truth import find_truth
 from ..output.sheets import short_names
 from .panels import Asked, Chart, Charts
 
-LABELS: Final = {"relevance": "head relevance", "truth": "patches sent to their true place"}
+LABELS: Final = {
+    "relevance": "head relevance",
+    "truth": "patches sent to their true place",
+    "contribution": "length of what the head takes of the reference",
+}
 
 
 def heads(asked: Asked) -> Charts:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Callable
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
@@ -13,10 +14,16 @@ from ...schema.selection import Selector
 from ..aggregation.selection import whole
 from ..trace.heads import require_same_heads
 from ..trace.reader import Trace
-from .scores import Sources, head_accuracy, head_relevance
+from .averages import head_accuracy, head_contribution
+from .scores import Sources, head_relevance
 
-By: TypeAlias = Literal["relevance", "truth"]
-"""What a head is scored by: the concept it looks for, or how often it finds the true place."""
+By: TypeAlias = Literal["relevance", "truth", "contribution"]
+"""What a head is scored by: the concept it looks for, how often it finds the true place, or how much it takes of the reference."""
+SCORES: Final[dict[By, Callable[..., xr.DataArray]]] = {
+    "relevance": head_relevance,
+    "truth": head_accuracy,
+    "contribution": head_contribution,
+}
 HeadMap: TypeAlias = dict[Selector, list[int]]
 """Head numbers by layer name, as `heads=` of every map takes them."""
 
@@ -48,8 +55,8 @@ def select_heads(
     """The heads that rank first, or last, by layer: what `r2g(trace, heads=...)` and every other map takes.
 
     `scores` are head relevance vectors (`head_relevance`) with the name of a concept, or one score for each head, such as the
-    share of patches that it sends to their true place (`head_accuracy`); or traces, and `by` says what they are scored by. With a
-    trace, it is first made sure that the scores are of its model.
+    share of patches that it sends to their true place (`head_accuracy`) or how much it takes of the reference (`head_contribution`);
+    or traces, and `by` says what they are scored by. With a trace, it is first made sure that the scores are of its model.
 
     Raises   UnknownSelection for a concept or a number of heads there is not, InvalidInput unless just one of `top` and `bottom` is given
     Source   Park et al. 2026 (arXiv 2604.05906): about 30 of the 128 heads of Stable Diffusion 1.4
@@ -90,9 +97,9 @@ def published_vector(relevance: xr.DataArray) -> xr.DataArray:
 
 def _scores(given: xr.DataArray | Sources, by: By | None) -> xr.DataArray:
     if by is not None and by not in get_args(By):
-        raise InvalidInput(f"heads cannot be chosen by {by!r}; they are by {' or '.join(get_args(By))}")
+        raise InvalidInput(f"heads cannot be chosen by {by!r}; they are by {', '.join(get_args(By))}")
     if not isinstance(given, xr.DataArray):
-        return head_accuracy(given) if by == "truth" else head_relevance(given)
+        return SCORES[by or "relevance"](given)
     if by is not None and given.attrs.get("kind", by) != by:
         raise InvalidInput(f"these scores are of {given.attrs['kind']}, not of {by}; leave out {option('by', by)}, or give traces")
     return given

@@ -1,4 +1,4 @@
-"""Scores of heads over any number of traces: relevance vectors, and the share of patches sent to where they truly come from.
+"""Relevance vectors of heads over any number of traces: how much each head looks for each concept.
 
 N[c, h]   how often concept c wins head h, over traces, samples, steps and draws (`counting.py`)
 R[c, h] = N[c, h] / sum_c N[c, h]            what share of its calls a head gives to a concept
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -22,16 +21,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...schema.errors import InvalidInput
-from ...schema.messages import option
 from ...schema.selection import Selector
 from ...schema.trace import Layer
-from ..aggregation.selection import Select, choose, find_branch, whole
-from ..inspection.truth import require_truth
-from ..maps.looks import looks
-from ..metrics.pointing import RADIUS, Truth, pck
+from ..aggregation.selection import find_branch, whole
 from ..progress import hidden
 from ..store.discovery import find_traces
-from ..trace.heads import head_coordinates, published_order, require_same_heads
+from ..trace.heads import head_coordinates
 from ..trace.reader import Trace, open_trace
 from .concepts import load_concepts
 from .counting import Counts, Drawing, count_layer
@@ -198,47 +193,3 @@ def _assemble(
     if times is not None:
         coords |= {"time": np.arange(len(times)), "timestep": ("time", times)}
     return xr.DataArray(relevance, dims=dims, coords=coords, attrs=facts, name="relevance")
-
-
-def head_accuracy(
-    traces: Sources,
-    *,
-    layers: Selector | Iterable[Selector] | None = None,
-    sample: int = 0,
-    branch: str | None = None,
-    group: str | None = None,
-    truth: Any = None,
-    radius: float = RADIUS,
-) -> xr.DataArray:
-    """Pointing accuracy of every head by itself (PCK of its SRAM, summed over steps), mean over traces.
-
-    `truth` is a file or an array of known truth that holds for all of them; None is each trace's own.
-
-    Dims     (layer, head), layers in published order: down, mid, up
-    Range    [0, 1]; NaN where a layer has no such head
-    Raises   InvalidInput for a trace without truth, or of another model than the first; as `sram`
-    """
-    opened = open_all(traces)
-    each = []
-    for trace in tqdm(opened, desc="heads", unit="trace", leave=False, disable=hidden()):
-        each.append(_of_trace(trace, require_truth(trace, truth), radius, Select(layers=layers, sample=sample, branch=branch, group=group)))
-        require_same_heads(each[0], trace)
-        if each[-1]["layer"].values.tolist() != each[0]["layer"].values.tolist():
-            which = f"select with {option('layers')} those that both have"
-            raise InvalidInput(f"{trace.path} and {opened[0].path} have different layers; {which}")
-    in_order = [found.values for _, found in sorted(zip((trace.id for trace in opened), each, strict=True), key=lambda pair: pair[0])]
-    mean = each[0].copy(data=np.mean(in_order, axis=0))  # sorted first: sums of floats depend on their order
-    facts = {"kind": "truth", "model": str(opened[0].record.model.get("pipeline", "")), "traces": sorted(trace.id for trace in opened)}
-    mean.attrs = {**facts, "branch": branch or "", "radius": float(radius)}
-    return mean
-
-
-def _of_trace(trace: Trace, truth: Truth, radius: float, select: Select) -> xr.DataArray:
-    chosen = choose(trace, select)
-    order = [chosen.layers[i] for i in published_order(trace.layers[index].name for index in chosen.layers)]
-    coords = head_coordinates([trace.layers[index] for index in order])
-    scores = np.full((len(order), len(coords["head"])), np.nan)
-    for row, index in enumerate(order):  # layer by layer: a look is as large as the attention of one call
-        found = pck(looks(trace, keep="head", **replace(select, layers=index).options()), truth, radius)
-        scores[row, np.searchsorted(coords["head"], found["head"].values)] = found.values
-    return xr.DataArray(scores, dims=("layer", "head"), coords=coords, name="truth")

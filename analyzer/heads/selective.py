@@ -29,8 +29,8 @@ from ..trace.heads import require_same_heads
 from ..trace.images import load_mask, own_mask
 from ..trace.reader import Trace
 from .probes import PROBE
-from .ranking import By, by_layer, rank_heads, select_heads
-from .scores import Sources, head_accuracy, head_relevance, open_all
+from .ranking import SCORES, By, by_layer, rank_heads, select_heads
+from .scores import Sources, head_relevance, open_all
 
 Given: TypeAlias = Mapping[str, Iterable[str]] | str | None
 KINDS: Final = ("all", "top", "bottom")
@@ -60,8 +60,8 @@ def selective_iou(
     """IoU of a map's picture and the mask, for maps of all heads, of the `count` best and of the `count` worst.
 
     The map is R2G or, with a `word` of the prompt, that word's (recipe `hrv-selective` where none is named). Without scores,
-    heads are chosen by truth or by relevance on half of the traces and judged on the other half, and the other way round. Without a
-    count it is the paper's share of all heads, 30 of 128; several counts, such as [1, 2, 4] or slice(1, None), make a curve.
+    heads are chosen by truth, relevance or contribution on half of the traces and judged on the other half, and the other way round.
+    Without a count it is the paper's share of all heads, 30 of 128; several counts, such as [1, 2, 4] or slice(1, None), make a curve.
 
     Dims     (heads, [count,] threshold, trace): heads are all, top, bottom
     Range    [0, 1]
@@ -70,7 +70,7 @@ def selective_iou(
     """
     opened = sorted(open_all(traces), key=lambda trace: trace.id)
     if by not in get_args(By):
-        raise InvalidInput(f"heads cannot be chosen by {by!r}; they are by {' or '.join(get_args(By))}")
+        raise InvalidInput(f"heads cannot be chosen by {by!r}; they are by {', '.join(get_args(By))}")
     if scores is not None:
         _require_others(scores, opened)
         dealt = [(scores, opened)]
@@ -157,8 +157,8 @@ def _score(traces: list[Trace], by: By, concept: str | None, concepts: Given, pr
     if by == "relevance":
         return head_relevance(traces, concepts=concepts, probe=probe, layers=where.layers, branch=where.branch)
     if concept is not None:
-        raise InvalidInput(f"truth knows no concepts; leave out {option('concept', concept)}, or choose heads by relevance")
-    return head_accuracy(traces, layers=where.layers, sample=where.sample, branch=where.branch, group=where.group)
+        raise InvalidInput(f"{by} knows no concepts; leave out {option('concept', concept)}, or choose heads by relevance")
+    return SCORES[by](traces, layers=where.layers, sample=where.sample, branch=where.branch, group=where.group)
 
 
 def _load_mask(trace: Trace, mask: str | None, sample: int) -> NDArray[np.uint8]:

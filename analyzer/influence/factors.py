@@ -52,16 +52,17 @@ def knock_outs(probability: Values, value: Values, gram: Values) -> Values:
 
     Dims     probability (position, token), all of them; value (token, channel), gram, which is W W' (channel, channel) -> as probability
     """
-    total = probability.sum(1)
-    rows = np.arange(len(probability))
+    total = probability.sum(1, keepdims=True)
     given = product(probability, value)
-    seen = product(given, gram)
-    own = (product(value, gram) * value).sum(1)
-    squares = (seen * given).sum(1)[:, None] - 2 * total[:, None] * product(seen, value.T) + (total**2)[:, None] * own
-    left = total[:, None] - probability
-    effects: Values = np.divide(np.sqrt(np.maximum(squares, 0)), left, out=np.zeros_like(squares), where=left > 0)
+    seen, own = product(given, gram), (product(value, gram) * value).sum(1, keepdims=True)
+    # |o - S v|^2 as one product: o G o, -2 S o G v and S^2 v G v, S the sum of the row.
+    terms = np.concatenate([-2 * total * seen, total**2, (seen * given).sum(1, keepdims=True)], 1)
+    effects = product(terms, np.concatenate([value, own, np.ones_like(own)], 1).T)
+    np.sqrt(np.maximum(effects, 0, out=effects), out=effects)
+    left = total - probability
+    np.divide(effects, left, out=effects, where=left > 0)
     first = probability.argmax(1)
-    most = rows[probability[rows, first] > total / 2]
+    most = np.flatnonzero(np.take_along_axis(probability, first[:, None], 1) > total / 2)
     others, first = probability[most], first[most]
     others[np.arange(len(most)), first] = 0
     sums = others.sum(1, keepdims=True)

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     help="drop: other keys take the cell's share of the softmax; zero: nothing does.",
 )
 @click.option("--layers", multiple=True, help="Modules: names, globs or re: and a regular expression.  [default: all]")
-@click.option("--branches", default="cond", show_default=True, help="cond, uncond or both.")
+@click.option("--branches", type=click.Choice(["cond", "uncond", "both"]), default="cond", show_default=True, help="Of guidance.")
 @click.option("--sample", type=click.IntRange(min=0), default=0, show_default=True, help="Which generated image.")
 @click.option("--budget", type=click.FloatRange(min=0), metavar="MINUTES", help="Refuse if it would take longer than this.")
 @click.option("--yes", is_flag=True, help="Go on though it takes longer than the budget.")
@@ -97,8 +97,14 @@ def faithfulness_command(
 
         replay = _prepare(chosen, store.record, run.samples, recorded)
         _forecast(len(missing), *replay.forecast(missing), None if yes else budget)
-        with store.opened(), _progress(len(missing)) as bar:
-            measure(replay, store, ranks, group_image(run, record.group), bar.update)
+        try:
+            with store.opened(), _progress(len(missing)) as bar:
+                measure(replay, store, ranks, group_image(run, record.group), bar.update)
+        except KeyboardInterrupt:
+            click.echo(
+                f"{output} keeps what was tried, all but {len(store.missing)} of {len(missing)} trials; the same command goes on", err=True
+            )
+            raise
     click.echo(_summary(output, store, as_json))
 
 

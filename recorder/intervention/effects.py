@@ -97,10 +97,8 @@ def _require_batches(pipeline: Any, call: Mapping[str, Any], samples: int) -> No
             f"{type(pipeline).__name__} takes no {' or '.join(SEVERAL)}, so it makes one trial in a run; leave out {option('batch')}"
         )
     if samples > 1 or not isinstance(call.get("generator"), torch.Generator):
-        raise InvalidInput(
-            f"a batch repeats a run that paints one picture from one seed, and this one paints {samples}"
-            f"{'' if samples > 1 else ' without a seed, or from several'}; leave out {option('batch')}"
-        )
+        found = f"paints {samples} pictures" if samples > 1 else "has no seed, or a list of them"
+        raise InvalidInput(f"several trials in one run need one picture from one seed, and this run {found}; leave out {option('batch')}")
 
 
 def _together(pipeline: Any, call: Mapping[str, Any], count: int) -> dict[str, Any]:

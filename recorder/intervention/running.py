@@ -57,7 +57,7 @@ def check_determinism(pipeline: Any, **call: Any) -> Any:
         return output
     way = "turn off what draws numbers of its own (dropout, a guard that changes pictures), or torch.use_deterministic_algorithms(True)"
     if not list(_generators(call)):
-        way = "pass generator=torch.Generator().manual_seed(0)"
+        way = "pass generator=torch.Generator().manual_seed(0), or give the spec a seed"
     raise UnsupportedModel(
         f"{type(pipeline).__name__} gave two different outputs for the same arguments, so what an intervention does cannot be told from "
         f"chance; {way}"

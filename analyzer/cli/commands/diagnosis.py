@@ -1,9 +1,9 @@
-"""The commands `diagnose` and `diff`."""
+"""The commands `diagnose`, `judge` and `diff`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -13,6 +13,7 @@ from ...output.files import check_output, endings
 from ..options import (
     PLACE,
     cache_option,
+    completing,
     example,
     given,
     group_option,
@@ -21,6 +22,7 @@ from ..options import (
     output_option,
     overwrite_option,
     partial_option,
+    recipe_names,
     sample_option,
     scheduler_option,
     selection_options,
@@ -30,6 +32,10 @@ from ..options import (
 )
 from ..text import align, answer, write_skipped
 from .evaluation import dataset_request, number
+
+if TYPE_CHECKING:
+    from ...faithfulness.judgement import Faithfulness
+    from ...output.latex import Cell
 
 METRICS: Final = "Metrics, separated by commas.  [default: all that both have; of folders imacs_g,imacs_r]"
 
@@ -81,6 +87,94 @@ def write_diagnosis(facts: dict[str, Any]) -> str:
     pairs = facts["measured_on"]["pairs"]
     end = f"healthy and failing: 5 to 95 % of {pairs} recordings of the demo model; a flag is a reason to look, not a verdict"
     return f"{align(rows)}\n\n{end}"
+
+
+@click.command(
+    "judge",
+    short_help="Which maps of a run say what mattered, by what `i2am faithfulness` measured.",
+    epilog=example(
+        "i2am judge run.zarr faith.zarr",
+        "i2am judge run.zarr faith.zarr --other other-garment.zarr",
+        "i2am judge run.zarr faith.zarr --weight attention,knock-out --keep layer,head -o scores.csv",
+        "i2am judge run.zarr faith.zarr --recipe i2am --recipe i2am-official -o scores.tex",
+    ),
+)
+@trace_argument
+@click.argument("effects", type=PLACE)
+@click.option("--other", type=PLACE, metavar="TRACE", help="The same run with another reference, whose maps should agree less.")
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    metavar="NAME",
+    help="Method; may be given several times.  [default: i2am, also with positions masked where the trace has a mask]",
+    shell_complete=completing(recipe_names),
+)
+@click.option(
+    "--weight", "weights", callback=words, metavar="NAMES", help="Weights, with commas between.  [default: all that the trace has]"
+)
+@click.option("--keep", callback=words, metavar="AXES", help="Score each layer, or each head, as well: layer, head or layer,head.")
+@click.option("--bootstrap", type=int, default=1000, show_default=True, metavar="N", help="Samples drawn for intervals.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
+@output_option(f"Table with a row a score: {endings('table')}.")
+@overwrite_option
+@json_option
+def judge_command(
+    trace: Path | str,
+    partial: bool,
+    effects: Path | str,
+    other: Path | str | None,
+    recipes: tuple[str, ...],
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    weights: Any,
+    keep: tuple[str, ...] | None,
+    bootstrap: int,
+    seed: int,
+) -> None:
+    """Hold the maps of TRACE against what `i2am faithfulness` measured on its run, EFFECTS, and say which may be believed.
+
+    Each score is a rank correlation over cells of the reference, with its 95% bootstrap interval, beside what shuffled cells reach
+    (docs/faithfulness.md says more). SRAM is held patch by patch, G2R over the picture, its totals over layers and heads.
+    """
+    from ...faithfulness.judgement import faithfulness
+    from ...faithfulness.table import facts_of, save_scores
+    from ...progress import shown
+    from ...trace.reader import open_trace
+
+    if out:
+        check_output(out, "table", overwrite=overwrite)
+    opened, beside = open_trace(trace, partial=partial), None if other is None else open_trace(other)
+    with shown("judge"):
+        found = faithfulness(
+            opened, effects, other=beside, recipes=recipes or None, weights=weights, keep=keep or (), bootstrap=bootstrap, seed=seed
+        )
+    if out:
+        save_scores(found, out, overwrite=overwrite)
+    facts = {"trace": opened.id, **facts_of(found), "out": str(out) if out else None}
+    answer(facts, write_scores(found), "\n".join(found.notes), as_json=as_json)
+
+
+def write_scores(found: Faithfulness) -> str:
+    """Scores, areas of curves, and the verdict, as text."""
+    from ...faithfulness.table import print_scores
+
+    rows = print_scores(found.scores)
+    tables = [align([list(rows[0]), *([write_value(value) for value in row.values()] for row in rows)])]
+    if found.areas:
+        areas = ([area.order, write_value(area.deletion), write_value(area.insertion)] for area in found.areas)
+        tables.append(align([["order of cells", "deletion area (higher is better)", "insertion area (lower is better)"], *areas]))
+    return "\n\n".join([*tables, found.verdict])
+
+
+def write_value(value: Cell) -> str:
+    """A cell of a table for a terminal."""
+    from ...numerics.statistics import Interval
+
+    if isinstance(value, Interval):
+        return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
+    return number(value) if isinstance(value, float) else "-" if value is None else str(value)
 
 
 @click.command(

@@ -34,16 +34,27 @@ from ..text import align, answer, document, say
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ...heads.ranking import By
     from ...heads.scores import Sources
     from ...output.files import Table
     from ...trace.reader import Trace
 
-BY: Final = click.Choice(["relevance", "truth"])
+BY: Final = click.Choice(["relevance", "truth", "contribution"])
+MEANING: Final = {
+    "relevance": "head relevance, which sums to {}",
+    "truth": "share of patches sent to their true place",
+    "contribution": "mean length of what the head takes of the group",
+}
+"""What scores of each kind are."""
 CONCEPTS_HELP: Final = "TOML file with own concepts and their words.  [default: the published 34 x 10]"
 COUNT: Final = "Heads of the best and of the worst; several make a curve, 1: all of it.  [default: 30 of every 128]"
 PROBE_HELP: Final = "Probe that holds the concepts' words."
-ONLY_BY: Final = {**dict.fromkeys(("concepts", "probe", "seed", "draws", "keep"), "relevance"), "group": "truth", "truth": "truth"}
-"""Options that only one way to score heads takes."""
+ONLY_BY: Final = {
+    **dict.fromkeys(("concepts", "probe", "seed", "draws", "keep"), ("relevance",)),
+    "group": ("truth", "contribution"),
+    "truth": ("truth",),
+}
+"""Options that only some ways to score heads take."""
 
 
 def levels(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
@@ -75,21 +86,28 @@ def concepts_command(source: Path | None, only_words: bool, as_json: bool) -> No
 
 @click.command(
     "heads",
-    short_help="Which heads look for which concept, or find the truth, over many traces.",
+    short_help="Which heads look for which concept, find the truth, or take most, over many traces.",
     epilog=example(
         "i2am heads traces/*.zarr -o hrv.nc",
         "i2am heads traces/ --concepts own.toml --probe own -o own.zarr",
         "i2am heads demos/ --by truth -o truth.nc",
+        "i2am heads traces/ --by contribution -o taken.nc   traces with values in full",
     ),
 )
 @traces_argument
 @output_option(f"Keep the scores: {endings('maps')}.")
-@click.option("--by", type=BY, default="relevance", show_default=True, help="Concepts (HRV), or patches sent to their true place.")
+@click.option(
+    "--by",
+    type=BY,
+    default="relevance",
+    show_default=True,
+    help="Concepts (HRV), patches sent to their true place, or length of what is taken.",
+)
 @click.option("--concepts", type=PATH, metavar="FILE", help=CONCEPTS_HELP)
 @click.option("--probe", metavar="NAME", help=f"{PROBE_HELP}  [default: concepts]")
 @layers_option
 @branch_option
-@click.option("--group", help="Token group whose SRAM is held against the truth; by default the reference's only one.")
+@click.option("--group", help="Token group whose SRAM is held against the truth, or that is taken of; by default the reference's only one.")
 @truth_option
 @click.option("--seed", type=int, help="Which words are drawn.  [default: 0]")
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Words of each concept for each call.  [default: 1]")
@@ -102,7 +120,7 @@ def heads_command(
     traces: tuple[Path, ...],
     partial: bool,
     out: Path | None,
-    by: str,
+    by: By,
     show: int,
     scheduler: str | None,
     overwrite: bool,
@@ -112,7 +130,8 @@ def heads_command(
     """Score every head of a model over any number of traces.
 
     By relevance, one word of each concept is drawn for each call, and the concept that the head attends to most is counted; traces need
-    the words as a probe, and factors. By truth, it is the share of patches that the head sends to where they truly come from.
+    the words as a probe, and factors. By truth, it is the share of patches that the head sends to where they truly come from. By
+    contribution, it is the length of what the head adds to its layer's output on account of the reference; traces need values in full.
     """
     from ...datasets.cluster import computing
     from ...heads.files import check_heads_path, save_heads
@@ -236,14 +255,15 @@ def open_paths(paths: Iterable[Path], partial: bool) -> list[Trace]:
     return [open_trace(member.path, partial=partial) for member in find_traces(list(paths))]
 
 
-def score(traces: Sources, by: str, **options: Any) -> xr.DataArray:
-    """Scores of heads by relevance or truth, from the options that were typed."""
-    from ...heads.scores import head_accuracy, head_relevance
+def score(traces: Sources, by: By, **options: Any) -> xr.DataArray:
+    """Scores of heads, from the options that were typed."""
+    from ...heads.ranking import SCORES
 
     for name in options:
-        if (other := ONLY_BY.get(name, by)) != by:
-            raise InvalidInput(f"--{name} is of heads scored by {other}, not by {by}; leave it out, or add --by {other}")
-    return head_accuracy(traces, **options) if by == "truth" else head_relevance(traces, **options)
+        if by not in (others := ONLY_BY.get(name, (by,))):
+            what = " or ".join(others)
+            raise InvalidInput(f"--{name} is of heads scored by {what}, not by {by}; leave it out, or add --by {others[0]}")
+    return SCORES[by](traces, **options)
 
 
 def first_heads(scores: xr.DataArray, count: int) -> Any:
@@ -265,7 +285,7 @@ def write_scores(scores: xr.DataArray, count: int) -> str:
     """The best heads as text: `layer.head (score)`, layers by their number in the list below."""
     names, made_of = scores["layer"].values.tolist(), len(scores.attrs["traces"])
     total = int((scores["position"] >= 0).sum())
-    what = "share of patches sent to their true place" if "concept" not in scores.dims else f"head relevance, which sums to {total}"
+    what = MEANING[scores.attrs["kind"]].format(total)
     lines = [f"{total} heads in {made_of} trace{'s' if made_of > 1 else ''}; layer.head ({what})"]
     found = first_heads(scores, count)
     if found is None:

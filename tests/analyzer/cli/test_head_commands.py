@@ -164,7 +164,7 @@ BAD: list[tuple[Callable[[Path], list[Any]], int, str]] = [
     (lambda f: ["heads", f / "traces/0.zarr", "--probe", "hues"], 2, "has a probe 'hues'; it has other, concepts. To have one,"),
     (lambda f: ["heads", f / "other.zarr"], 2, "was recorded as probabilities, which no other keys can be held against"),
     (lambda f: ["heads", f / "traces", "--by", "truth", "--seed", 3], 2, "--seed is of heads scored by relevance, not by truth"),
-    (lambda f: ["heads", f / "traces", "--group", "text"], 2, "--group is of heads scored by truth, not by relevance"),
+    (lambda f: ["heads", f / "traces", "--group", "text"], 2, "--group is of heads scored by truth or contribution, not by relevance"),
     (lambda f: ["heads", f / "traces", "--by", "truth", "-o", f / "h.npy"], 2, "end it in .nc or .zarr"),
     (lambda f: ["heads", f / "traces", "--by", "truth", "-o", f / "truth.nc"], 2, "choose another path, or add --overwrite"),
     (lambda f: ["heads", f / "traces", "--concepts", f / "nowhere.toml"], 2, "cannot be read as a list of concepts"),

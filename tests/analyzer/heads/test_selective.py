@@ -215,7 +215,7 @@ def test_what_cannot_be_judged_says_why(traces: list[Trace], tmp_path: Path) -> 
     cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
         (lambda: selective_iou(traces, scores), InvalidInput, r"one of the 2 traces that the heads were scored on.* \(2 such traces\)"),
         (lambda: selective_iou(traces[0]), InvalidInput, "not judged on the trace they were chosen on: give two traces or more"),
-        (lambda: selective_iou(traces, by="luck"), InvalidInput, "chosen by 'luck'; they are by relevance or truth"),  # type: ignore[arg-type]
+        (lambda: selective_iou(traces, by="luck"), InvalidInput, "chosen by 'luck'; they are by relevance, truth, contribution"),  # type: ignore[arg-type]
         (lambda: selective_iou(traces, concept="Color"), InvalidInput, "truth knows no concepts; leave out concept='Color'"),
         (lambda: selective_iou(traces[2:], scores, concept="Color"), InvalidInput, "scores are of heads alone, not of concepts"),
         (lambda: selective_iou(traces, count=10), UnknownSelection, "cannot take 10 heads; the scores rank 9"),

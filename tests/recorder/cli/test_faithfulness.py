@@ -101,7 +101,8 @@ def test_an_interrupted_experiment_keeps_what_it_has(folder: Path, tmp_path: Pat
 
     monkeypatch.setattr("i2am.recorder.intervention.effects.intervene", stop)
     words = (folder / "spec.toml", folder / "run.zarr", "-o", tmp_path / "faith.zarr", "--cells", "2x2")
-    assert run(*words).exit_code != 0
+    stopped = run(*words)
+    assert stopped.exit_code != 0 and "all but 3 of 5 trials; the same command goes on" in stopped.stderr
     assert open_effects(tmp_path / "faith.zarr").effect.notnull().all(("y", "x")).values.tolist() == [[True, True], [False, False]]
     monkeypatch.undo()
     assert run(*words).exit_code == 0
@@ -138,10 +139,21 @@ def test_all_trials_are_made_several_in_one_run_and_added_to_those_that_are_ther
     assert run(*words).exit_code == 0 and open_effects(faith).identical(found)  # cells are whole, and the record keeps what it has
 
 
-def test_an_unknown_trial_is_one_line_that_names_the_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = (folder / "spec.toml", folder / "run.zarr", "-o", folder / "other.zarr", "--trials", "cell")
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--trials", "cell"), "--trials cell: 'cell' is none of cells, pixels"),
+        (("--branches", "left"), "'--branches': 'left' is not one of"),
+    ],
+    ids=str,
+)
+def test_an_unknown_name_is_one_line_before_anything_is_made(
+    folder: Path, tmp_path: Path, more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (folder / "spec.toml", folder / "run.zarr", "-o", tmp_path / "faith.zarr", *more)
     assert main(["faithfulness", *map(str, words)]) == 2
-    assert capsys.readouterr().err.strip().startswith("i2am: --trials cell: 'cell' is none of cells, pixels")
+    found = capsys.readouterr().err.strip()
+    assert said in found and "\n" not in found and not (tmp_path / "faith.zarr").exists()
 
 
 @pytest.mark.parametrize(
