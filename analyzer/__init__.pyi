@@ -20,6 +20,7 @@ from .heads.files import save_heads as save_heads
 from .heads.ranking import published_vector as published_vector
 from .heads.ranking import rank_heads as rank_heads
 from .heads.ranking import select_heads as select_heads
+from .heads.ranking import weigh_heads as weigh_heads
 from .heads.scores import head_relevance as head_relevance
 from .heads.selective import selective_iou as selective_iou
 from .inspection.effects import open_effects as open_effects
@@ -38,6 +39,7 @@ from .maps.looks import row_entropy as row_entropy
 from .maps.resampler import carry as carry
 from .maps.rollout import rollout as rollout
 from .maps.words import WordSpan as WordSpan
+from .maps.words import concept_map as concept_map
 from .maps.words import list_words as list_words
 from .maps.words import word_map as word_map
 from .methods.recipes import RECIPES as RECIPES
