@@ -27,7 +27,7 @@ def repaint(trace: Trace, **options: Unpack[MapOptions]) -> xr.DataArray:
 
         picture = repaint(open_trace("run.zarr"), layers="*up_blocks.1*")
 
-    The mean is weighted by the patch's row of `looks`; what is negative there, as bicubic resampling may leave it, counts as 0.
+    The mean is weighted by the patch's row of `looks`; what is negative there, as contributions and bicubic resampling may be, counts as 0.
 
     Dims     kept axes in the order time, layer, head, then (y, x, colour); lazy
     Range    [0, 1]; NaN where no call is left to average, or a patch gives the reference nothing

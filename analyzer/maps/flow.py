@@ -32,8 +32,8 @@ def flow(trace: Trace, **options: Unpack[MapOptions]) -> xr.Dataset:
         found["flow"].sel(axis="ref_y"), found["spread"].max("axis")
 
     The soft-argmax of `looks`: `flow` is the mean place, weighted by how strongly the patch looks there, `spread` the standard deviation.
-    What is negative in a row, as bicubic resampling may leave it, counts as 0. A patch that looks at two places is expected between them,
-    and one that looks everywhere in the middle, with a spread of 0.29: believe the flow where the spread is small.
+    What is negative in a row, as contributions and bicubic resampling may be, counts as 0. A patch that looks at two places is expected
+    between them, and one that looks everywhere in the middle, with a spread of 0.29: believe the flow where the spread is small.
 
     Dims     flow and spread (kept axes, y, x, axis), axis is ref_y, ref_x; lazy
     Units    shares of the reference picture's height and width, from its top left

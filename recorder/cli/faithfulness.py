@@ -92,14 +92,16 @@ def faithfulness_command(
     record, ranks = _plan(run, trace, lattice, trials, spec.read_text(encoding="utf-8"), asked)
     store = EffectStore(output, record, overwrite=overwrite)
     if missing := store.missing:
-        from ..intervention.effects import measure
+        from ..intervention.effects import alter_call, measure
         from ..intervention.trials import group_image
 
-        replay = _prepare(chosen, store.record, run.samples, recorded)
+        replay, image = _prepare(chosen, store.record, run.samples, recorded), group_image(run, record.group)
+        if "pixels" in record.trials and image is not None:  # refused before anything is tried
+            alter_call(replay.pipeline, replay.call, image, (), record.cells)
         _forecast(len(missing), *replay.forecast(missing), None if yes else budget)
         try:
             with store.opened(), _progress(len(missing)) as bar:
-                measure(replay, store, ranks, group_image(run, record.group), bar.update)
+                measure(replay, store, ranks, image, bar.update)
         except KeyboardInterrupt:
             click.echo(
                 f"{output} keeps what was tried, all but {len(store.missing)} of {len(missing)} trials; the same command goes on", err=True

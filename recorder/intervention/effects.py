@@ -49,14 +49,17 @@ class Replay:
         """How many runs these trials are, and how many seconds they take."""
         alone = together = 0
         for name, places in itertools.groupby(missing, key=lambda trial: trial[0]):
-            count = len(list(places))
-            alone += count if self.size(name) == 1 else 0
-            together += 0 if self.size(name) == 1 else -(-count // self.size(name))
+            runs = -(-len(list(places)) // self.size(name))
+            alone, together = (alone + runs, together) if self.is_alone(name) else (alone, together + runs)
         return alone + together, alone * self.seconds + together * self.batch_seconds
 
+    def is_alone(self, name: str) -> bool:
+        """Whether trials of an array are made one in a run: the reference's pixels are the same for all pictures of a run."""
+        return self.batch == 1 or name == "pixels"
+
     def size(self, name: str) -> int:
-        """Trials of an array that one run makes; the pixels of a reference are the same for all pictures of a run."""
-        return 1 if name == "pixels" else max(1, self.batch - 1)
+        """Trials of an array that one run makes."""
+        return 1 if self.is_alone(name) else self.batch - 1
 
 
 def prepare(pipeline: Any, call: Mapping[str, Any], sample: int, batch: int, samples: int) -> Replay:
@@ -169,7 +172,7 @@ def _try(
     if name == "pixels":
         assert image is not None
         after = [pictures_of(intervene(pipeline, (), **alter_call(pipeline, call, image, places, record.cells)))[replay.sample]]
-    elif replay.batch == 1:
+    elif replay.is_alone(name):
         after = [pictures_of(intervene(pipeline, left_out(record, name, places[0], rank), **call))[replay.sample]]
     else:
         rows = [replace(left_out(record, name, place, rank), samples=row) for row, place in enumerate(places, 1)]

@@ -157,6 +157,13 @@ def test_pixels_are_those_of_the_reference_within_what_its_encoder_sees(adapter:
         alter_call(pipeline, {"prompt": "a"}, image, [(0, 0)], (2, 2))
 
 
+@pytest.mark.parametrize(("batch", "runs", "seconds"), [(1, 7, 7.0), (2, 7, 17.0), (4, 5, 11.0)])
+def test_the_forecast_counts_runs_of_either_kind(batch: int, runs: int, seconds: float) -> None:
+    replay = Replay(None, {}, 0, np.zeros((1, 2, 2, 3), np.float32), seconds=1.0, batch=batch, batch_seconds=3.0)
+    missing = [*(("effect", (0, column)) for column in range(4)), *(("pixels", (0, column)) for column in range(2)), ("without", ())]
+    assert replay.forecast(missing) == (runs, seconds)
+
+
 class Alone:
     """A pipeline that paints one picture at a time."""
 
