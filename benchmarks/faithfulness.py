@@ -39,15 +39,17 @@ PLAIN, MASKED = get_recipe("i2am"), get_recipe("i2am", query_mask=True)
 FINE: Final = tuple(get_recipe(row, reference_layers="*up_blocks.1*") for row in (PLAIN, MASKED))
 """The same of the two layers that point."""
 METHODS: Final = ("i2am-v1", "i2am-official", "i2am-official-pbe", "i2am-custom")
+SINGLE: Final = 16
+"""Rows, and columns, of cells that hold one key each."""
 DRAWS = 2
 """Samples for the intervals of one pair, which are not used: pairs are drawn."""
 
 
-def judged(pipeline: TryOnPipeline, folder: Path, index: int, steps: int, cells: int, other: bool) -> dict[str, Any]:
-    """Scores and facts of one pair, worked out where they are not there yet."""
+def judged(pipeline: TryOnPipeline, folder: Path, index: int, steps: int, cells: int, other: bool, few: bool = False) -> dict[str, Any]:
+    """Scores and facts of one pair, worked out where they are not there yet; `few` leaves out pixels."""
     kept = folder / f"{index:03d}-{steps}-{cells}.scores.json"
     if not kept.exists():
-        effects = effects_of(pipeline, folder, index, steps, cells)
+        effects = effects_of(pipeline, folder, index, steps, cells, few)
         trace = recorded(pipeline, folder, index, steps)
         effects.attrs.update(group="reference", sample=0, branches="cond")
         rows = [*score(trace, effects), *follow(recorded(pipeline, folder, index, steps, keys="all"), effects)]
@@ -123,29 +125,30 @@ def describe_parts(trace: Trace, effects: xr.Dataset) -> dict[str, Any]:
 @click.option("--pairs", default=32, show_default=True)
 @click.option("--steps", default=5, show_default=True)
 @click.option("--cells", default=8, show_default=True, help="Rows, and columns, of cells.")
-@click.option("--few", default=4, show_default=True, help="Pairs of the control with random weights, and of single keys.")
+@click.option("--few", default=4, show_default=True, help="Pairs of the control with random weights.")
+@click.option("--single", default=2, show_default=True, help="Pairs whose keys are dropped one by one.")
 @click.option("--some", default=8, show_default=True, help="Pairs of curves, and of the control with another reference.")
 @click.option(
     "--cache", type=click.Path(path_type=Path), default=Path("out/faithfulness"), show_default=True, help="Folder of what is kept."
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Page to write the tables into; printed without it.")
-def main(pairs: int, steps: int, cells: int, few: int, some: int, cache: Path, out: Path | None) -> None:
+def main(pairs: int, steps: int, cells: int, few: int, single: int, some: int, cache: Path, out: Path | None) -> None:
     """Print which maps follow what is measured by leaving things out."""
-    printed = f"{conditions(pairs, steps, cells, few, some)}\n\n{report(**collect(cache, pairs, steps, cells, few, some))}"
+    printed = f"{conditions(pairs, steps, cells, few, single, some)}\n\n{report(**collect(cache, pairs, steps, cells, few, single, some))}"
     if out:
         write_page(out, printed, MARKS)
     else:
         click.echo(printed)
 
 
-def collect(cache: Path, pairs: int, steps: int, cells: int, few: int, some: int) -> dict[str, Any]:
+def collect(cache: Path, pairs: int, steps: int, cells: int, few: int, single: int, some: int) -> dict[str, Any]:
     """All that the tables need."""
-    models, fine = pipelines(), 2 * cells
+    models = pipelines()
     trained = [judged(models["trained"], cache / "trained", index, steps, cells, index < some) for index in range(pairs)]
     random = [judged(models["random"], cache / "random", index, steps, cells, False) for index in range(few)]
-    single = [judged(models["trained"], cache / "trained", index, steps, fine, False) for index in range(few)] if fine <= 16 else []
+    alone = [judged(models["trained"], cache / "trained", index, steps, SINGLE, False, few=True) for index in range(single)]
     curves = [areas(models["trained"], cache / "trained", index, steps, cells) for index in range(some)]
-    return {"trained": trained, "random": random, "single": single, "curves": curves}
+    return {"trained": trained, "random": random, "single": alone, "curves": curves}
 
 
 def areas(pipeline: TryOnPipeline, folder: Path, index: int, steps: int, cells: int) -> dict[str, tuple[float, float]]:
@@ -157,10 +160,10 @@ def areas(pipeline: TryOnPipeline, folder: Path, index: int, steps: int, cells: 
     return {area.order: (area.deletion.mean, area.insertion.mean) for area in found}
 
 
-def conditions(pairs: int, steps: int, cells: int, few: int, some: int) -> str:
+def conditions(pairs: int, steps: int, cells: int, few: int, single: int, some: int) -> str:
     """One line: what was measured, and on what."""
     text = f"{machine()}; {pairs} held-out pairs, {steps} DDIM steps, {cells} x {cells} cells of the reference"
-    return f"{text}; random weights and single keys: {few} pairs; curves and other reference: {some} pairs"
+    return f"{text}; random weights: {few} pairs; single keys: {single}; curves and another reference: {some}"
 
 
 if __name__ == "__main__":

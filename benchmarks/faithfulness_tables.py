@@ -39,7 +39,7 @@ def report(trained: Sequence[Pair], random: Sequence[Pair], single: Sequence[Pai
     return "\n".join(
         [
             table("Rank correlation with what is left out", ["layers, or method", "weight", *COLUMNS], _maps(trained, random)),
-            table("The same for single keys", ["layers, or method", "weight", *_key_columns()], _single(single)),
+            table("The same for single keys, 16 x 16 cells", ["layers, or method", "weight", *_key_columns()], _single(single)),
             table(
                 "SRAM once more", ["weight", "Pearson, keys", "Pearson, pixels", "own over other patches, keys"], _linear(trained, random)
             ),
