@@ -78,21 +78,21 @@ def test_keys_are_dropped_as_interventions_drop_them() -> None:
 
     from i2am.recorder import Intervention, alter_pixels, intervene
     from i2am.recorder.demo.pairs import HELD_OUT, draw_pair
-    from i2am.recorder.intervention.effects import place_effect
+    from i2am.recorder.intervention.outputs import place_effect
 
     model, cells, grid = pipelines()["trained"], [(3, 4), (5, 2)], (16, 16)
     pair = draw_pair(HELD_OUT, model.size)
     call = arguments(pair, 2)
-    before = intervene(model, (), **call).images[0]
+    before = intervene(model, (), **call).images
     dropped = drop_tokens(model, pair, 2, [cell_tokens(model, [cell], 8) for cell in cells], grid)
     inverted = invert_cells(model, pair, 2, cells, 8, grid)
     for cell, mine, changed in zip(cells, dropped, inverted, strict=True):
-        without = intervene(model, Intervention("drop", group="reference", cells=[cell], lattice=(8, 8)), **call).images[0]
+        without = intervene(model, Intervention("drop", group="reference", cells=[cell], lattice=(8, 8)), **call).images
         np.testing.assert_allclose(mine, place_effect(before, without, grid), atol=1e-5)
         other = model(
             **{**call, "example_image": alter_pixels(pair.reference, [cell], (8, 8)), "generator": arguments(pair, 2)["generator"]}
         )
-        np.testing.assert_allclose(changed, place_effect(before, other.images[0], grid), atol=1e-5)
+        np.testing.assert_allclose(changed, place_effect(before, other.images, grid), atol=1e-5)
         assert mine.max() > 1e-3 < changed.max()
 
 
