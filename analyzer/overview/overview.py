@@ -23,7 +23,7 @@ from ..aggregation.weights import query_weights
 from ..inspection.info import caution
 from ..methods.recipes import Recipe, get_recipe
 from ..storage.server import shown
-from ..trace.calls import Calls
+from ..trace.calls import Calls, require_attention
 from ..trace.images import masks
 from ..trace.reader import Trace
 from .group import VERSION, GroupWriter, Overview
@@ -59,6 +59,7 @@ def make_overview(
     Raises   UnknownSelection; InvalidInput for a budget in which nothing fits, a recipe of other maps, a trace without attention
     """
     row, count = _require_recipe(recipe), len(trace.present)
+    require_attention(trace.layers, "an overview")
     if not count:
         raise InvalidInput(f"{trace.path} holds no evaluation yet, so there is nothing to see")
     views, notes = list_views(trace, group=group, sample=sample, branch=branch)
@@ -88,7 +89,7 @@ def _require_recipe(recipe: str | Recipe) -> Recipe:
     """A recipe whose R2G is a mean over tokens and a sum over time, and whose G2R is of the model's own softmax."""
     row = get_recipe(recipe)
     made = (row.tokens, row.queries, row.time, row.heads, row.g2r, row.weight)
-    if made != ("mean", "mean", "sum", "mean", "keys", "attention") or row.renormalize:
+    if made != ("mean", "mean", "sum", "mean", "keys", "attention") or row.renormalize or row.shared_ends:
         raise InvalidInput(
             f"an overview shows maps as recipe i2am makes them, and {row.label} makes others; `i2am map --recipe` draws those"
         )
