@@ -97,12 +97,14 @@ def faithfulness(
         for weight in known:
             for level in levels:
                 maps = [{} if one is None else asked.maps(one, row, weight, level, patches) for one in (trace, other)]
-                scores += score_cells(*compute(*maps), truths, drawing, (row.label, weight))  # type: ignore[no-untyped-call]
+                mine, beside = compute(*maps)  # type: ignore[no-untyped-call]
+                scores += score_cells(mine, beside, truths, drawing, (row.label, weight))
             scores += _parts(trace, measured, asked, row, weight, drawing)
     try:
         rolled = [{} if one is None or ROLLOUT not in names else asked.rollouts(one, inside) for one in (trace, other)]
-        for name, mine in rolled[0].items():
-            scores += score_cells(*compute(mine, rolled[1].get(name, {})), truths, drawing, (name, PLAIN))  # type: ignore[no-untyped-call]
+        for name, maps in rolled[0].items():
+            mine, beside = compute(maps, rolled[1].get(name, {}))  # type: ignore[no-untyped-call]
+            scores += score_cells(mine, beside, truths, drawing, (name, PLAIN))
     except InvalidInput as error:
         if recipes is not None:
             raise

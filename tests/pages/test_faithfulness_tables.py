@@ -30,7 +30,7 @@ def structure(text: str) -> list[tuple[str, str, tuple[str, ...]]]:
     """Title, header and first two cells of the rows of every table."""
     tables = re.findall(r"\*\*(.+?)\*\*\n\n(\|.*?)\n\|[-|]+\n((?:\|.*\n)+)", text)
     return [
-        (title, header, tuple(re.sub(r"\d+\.\d+.*", "", "|".join(row.split("|")[1:3])) for row in rows.splitlines()))
+        (title, header, tuple(re.sub(r"-?\d+\.\d+.*", "", "|".join(row.split("|")[1:3])) for row in rows.splitlines()))
         for title, header, rows in tables
     ]
 
