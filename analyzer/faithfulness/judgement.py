@@ -102,8 +102,8 @@ def faithfulness(
             scores += _parts(trace, measured, asked, row, weight, drawing)
     try:
         rolled = [{} if one is None or ROLLOUT not in names else asked.rollouts(one, inside) for one in (trace, other)]
-        for name, maps in rolled[0].items():
-            mine, beside = compute(maps, rolled[1].get(name, {}))  # type: ignore[no-untyped-call]
+        for name, found in rolled[0].items():
+            mine, beside = compute(found, rolled[1].get(name, {}))  # type: ignore[no-untyped-call]
             scores += score_cells(mine, beside, truths, drawing, (name, PLAIN))
     except InvalidInput as error:
         if recipes is not None:

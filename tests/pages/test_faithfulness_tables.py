@@ -66,9 +66,7 @@ def test_the_page_has_the_tables_that_the_benchmark_prints() -> None:
     printed = report(pairs, pairs, pairs, [dict.fromkeys(orders, (0.1, 0.2))] * 2)
     page = PAGE.read_text()
     begin, end = (page.index(mark) for mark in MARKS)
-    assert [found[:2] for found in structure(page[begin:end])] == [found[:2] for found in structure(printed)]
-    for found, expected in zip(structure(page[begin:end]), structure(printed), strict=True):
-        assert set(found[2]) <= set(expected[2]) and len(found[2]) > 2
+    assert structure(page[begin:end]) == structure(printed) and len(structure(printed)) == 8
     assert conditions(32, 5, 8, 4, 2, 8).partition("; ")[2] in page
 
 
