@@ -109,6 +109,8 @@ def figure_command(
     from ...trace.reader import open_trace
 
     opened = [open_trace(trace, partial=partial) for trace in traces]
+    if options["weight"] and kind == "methods":
+        raise click.UsageError("--recipes says which methods; write the weight in brackets, such as --recipes 'i2am,i2am(weight=norm)'")
     if (options["changes"] or options["weight"]) and kind in ("words", "tokens"):
         options["recipe"] = options["recipe"] or "daam"
     asked = with_heads(given(**options), opened[0])
