@@ -38,6 +38,7 @@ from .maps.looks import row_entropy as row_entropy
 from .maps.resampler import carry as carry
 from .maps.rollout import rollout as rollout
 from .maps.words import WordSpan as WordSpan
+from .maps.words import concept_map as concept_map
 from .maps.words import list_words as list_words
 from .maps.words import word_map as word_map
 from .methods.recipes import RECIPES as RECIPES

@@ -94,7 +94,6 @@ class Layer:
     """Stored dtype of q and k when the encoding is `factors`."""
     call_tokens: int = 0
     """Keys in the model's own softmax; more than `tokens` where some keys were not kept. 0 stands for `tokens`.
-
     Where branches differ in it, as with texts of two lengths, that of the first that was recorded."""
     head_numbers: tuple[int, ...] = ()
     """The model's own numbers, from 0, of the heads on the head axis; empty is all of them."""
@@ -117,8 +116,9 @@ class Layer:
     output_dim: int = 0
     """Channels of the module's output, where values are kept in full."""
     gain: float = 1.0
-    """What the model multiplies what this call gives with before its output projection, such as an IP-Adapter's scale; norms have it in
-    them."""
+    """What the model multiplies what this call gives with before its output projection (an adapter's scale); norms have it in them."""
+    concepts: tuple[str, ...] = ()
+    """Words that attended to the image beside the run, of which it is kept how well each position agrees with each."""
     residual: bool = False
     """Whether, with values in full, the norm of what the module's output is added to is kept for each position."""
 
@@ -257,7 +257,7 @@ class Codec:
 
 LATER: Final = {"chunk_steps": 1}
 """Fields of the record that came after the first release, and what they say where they are left out."""
-LATER_LAYER: Final = {"values": "none", "value_dim": 0, "output_dim": 0, "gain": 1.0, "residual": False}
+LATER_LAYER: Final = {"values": "none", "value_dim": 0, "output_dim": 0, "gain": 1.0, "residual": False, "concepts": []}
 """Those of a layer."""
 
 

@@ -1,10 +1,12 @@
-"""Maps of words: those of the prompt, as the recorder saw it cut into tokens, and those of probes, which the run never saw.
+"""Maps of words: those of the prompt, as the recorder saw it cut into tokens, those of probes, which the run never saw, and concepts, which
+ran beside it.
 
 list_words(trace)                         every word, with its tokens
 word_map(trace, "dog")                    where "dog" is attended to: the mean over its tokens, and over all times it comes
 word_map(trace, "dog", occurrence=2)      the second "dog" alone; "dog#2" says the same
 word_map(trace, "red dog")                a phrase
 word_map(trace, "zebra", probe="concepts")a word of a probe
+concept_map(trace, "cat")                 the share of a concept among all concepts, by what attention gives it
 """
 
 from __future__ import annotations
@@ -14,19 +16,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, Unpack
 
+import numpy as np
 import xarray as xr
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import guess, listed, option, plain
+from ...schema.selection import Selector, whole
 from ...schema.text import Text
-from ..aggregation.selection import MapOptions, find_branch
+from ..aggregation.selection import MapOptions, Positions, find_branch, pick_positions
+from ..facts import MapFacts, picture_facts
 from ..methods.recipes import get_recipe
+from ..trace.images import find_image
 from ..trace.reader import Trace
 from .attribution import token_map
 
 Among: TypeAlias = Literal["text", "probe"]
 
 AMONG: Final[tuple[Among, ...]] = ("text", "probe")
+CONCEPT_AXES: Final = ("time", "layer")
+"""Axes that a map of a concept may keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,3 +251,74 @@ def _beside(found: Sequence[WordSpan], texts: Sequence[Text], among: Among, padd
     own = [text for text in texts if text.text in said]
     counts = [len(text.tokens) if padding else min(len(text.tokens), text.words[-1].stop + 1) for text in own]
     return [token for text, count in zip(own, counts, strict=True) for token in range(text.start, text.start + count)]
+
+
+def concept_map(
+    trace: Trace,
+    concept: str | None = None,
+    *,
+    keep: Iterable[str] | str = (),
+    steps: Positions = None,
+    layers: Selector | Iterable[Selector] | None = None,
+    sample: int = 0,
+    branch: str | None = None,
+) -> xr.DataArray:
+    """Where on the generated image a concept lies, among all that were recorded with it.
+
+        concept_map(open_trace("run.zarr"), "cat", layers="re:transformer_blocks.1[5-8]\\.")
+
+    In each step and layer the softmax over concepts of their products with a position, heads summed; then the mean over steps and layers.
+    Without `concept`, each has a map. `keep` takes time and layer; `layers` are all that have concepts if None. What else `r2g` takes
+    means the same here.
+
+    Dims     kept axes in the order time, layer, concept where none is named, then (y, x); lazy, float64
+    Range    [0, 1], sums to 1 over concepts; NaN where no call is left to average
+    Raises   UnknownSelection, InvalidInput
+    Source   Helbling et al., ConceptAttention, ICML 2025; its pictures scale all concepts together by their least and greatest value
+    """
+    kept = (keep,) if isinstance(keep, str) else tuple(keep)
+    if unknown := [axis for axis in kept if axis not in CONCEPT_AXES]:
+        raise InvalidInput(f"cannot keep {unknown[0]!r}; a map of a concept keeps any of {', '.join(CONCEPT_AXES)}")
+    chosen = _with_concepts(trace, layers)
+    names = trace.layers[chosen[0]].concepts
+    if concept is not None and concept not in names:
+        raise UnknownSelection(f"{trace.path} has no concept {plain(str(concept))!r}; {guess(str(concept), names)}it has {listed(names)}")
+    at, place = find_branch(trace, branch, "cond"), whole(sample, "a sample")
+    if not 0 <= place < trace.record.samples:
+        raise UnknownSelection(f"there is no sample {place}; the trace has {trace.record.samples}, counted from 0")
+    positions = list(pick_positions(steps, len(trace.present), "step"))
+    shares = _shares(trace, chosen, {"sample": place, "branch": at, "step": positions})
+    means = shares.mean([axis for axis in CONCEPT_AXES if axis not in kept], skipna=True)
+    picked: xr.DataArray = means if concept is None else means.isel(concept=names.index(concept), drop=True)
+    image = find_image(trace, f"generated_{place}", "generated")
+    facts = MapFacts(direction="concept", trace=trace.record.id, sample=place, branch=trace.record.branches[at], group=concept).to_attrs()
+    what = "share of each concept" if concept is None else f"share of the concept {plain(concept)!r}"
+    attrs = {**facts, **picture_facts(image), "long_name": what, "units": "share among concepts", "concepts": list(names)}
+    ordered: xr.DataArray = picked.transpose(*(axis for axis in (*CONCEPT_AXES, "concept") if axis in picked.dims), ...)
+    return ordered.rename("concept").assign_attrs(attrs)
+
+
+def _shares(trace: Trace, chosen: tuple[int, ...], at: dict[str, Any]) -> xr.DataArray:
+    """The softmax over concepts of each call.
+
+    Dims     (layer, time, concept, [frame,] y, x)
+    """
+    scores = [trace.concept_scores(index).isel(at, drop=True) for index in chosen]
+    found = xr.concat(scores, "layer", coords="minimal", compat="override", join="override", combine_attrs="drop").astype(np.float64)
+    powers: xr.DataArray = xr.apply_ufunc(np.exp, found - found.max("concept"), dask="allowed")
+    shares: xr.DataArray = powers / powers.sum("concept", skipna=False)
+    return shares.rename(step="time").assign_coords(layer=("layer", [trace.layers[index].name for index in chosen]))
+
+
+def _with_concepts(trace: Trace, layers: Selector | Iterable[Selector] | None) -> tuple[int, ...]:
+    """The layers that are selected and have concepts.
+
+    Raises   UnknownSelection if none has, InvalidInput if they have not one grid
+    """
+    chosen = tuple(index for index in trace.select(layers) if trace.layers[index].concepts)
+    if not chosen:
+        selected = "no layer" if layers is None else "no selected layer"
+        raise UnknownSelection(f"{selected} of {trace.path} has concepts; record double blocks of Flux with {option('concepts', '...')}")
+    if len({(trace.layers[index].places, trace.layers[index].concepts) for index in chosen}) > 1:
+        raise InvalidInput(f"layers with concepts lie on different grids; choose some of one grid with {option('layers')}")
+    return chosen

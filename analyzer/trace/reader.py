@@ -246,6 +246,21 @@ class Trace(Contents):
             )
         return lazy_residuals(self, index)
 
+    def concept_scores(self, layer: Selector) -> xr.DataArray:
+        """How far what attention gives each position agrees with what it gives each concept: their product, summed over heads; NaN where
+        the call is absent.
+
+        Dims     (sample, branch, step, concept, [frame,] y, x), float32, lazy
+        Raises   UnknownSelection for a layer that was recorded without concepts
+        """
+        from .views import lazy_concepts
+
+        index = self.layer(layer)
+        if not self.layers[index].concepts:
+            way = f"record double blocks of Flux with {option('concepts', '...')}"
+            raise UnknownSelection(f"layer {self.layers[index].name} has no concepts; {way}")
+        return lazy_concepts(self, index)
+
     def _valued(self, layer: Selector, kinds: tuple[Values, ...]) -> int:
         index = self.layer(layer)
         if (kept := self.layers[index].values) not in kinds:

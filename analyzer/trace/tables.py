@@ -34,6 +34,8 @@ def layer_rows(contents: Contents) -> list[dict[str, Any]]:
             ],
             "encoding": layer.encoding,
             "values": layer.values,
+            "residual": layer.residual,
+            "concepts": list(layer.concepts),
             "calls": int(contents.present[:, index].sum()),
             "column_mass_lost": contents.lost[index],
         }

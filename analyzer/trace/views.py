@@ -132,6 +132,17 @@ def lazy_residuals(contents: Contents, index: int) -> xr.DataArray:
     return _stored(contents, index, contents.blocks(index, "residual_norm"), (*LEADING[:-1], *place_dims(layer.places)), attrs)
 
 
+def lazy_concepts(contents: Contents, index: int) -> xr.DataArray:
+    """How far each position of the layer at `index` agrees with each concept.
+
+    Dims     (sample, branch, step, concept, [frame,] y, x), float32
+    """
+    layer, name = contents.record.layers[index], "concept_score"
+    attrs = {"long_name": "product of what attention gives a position and a concept", "layer": layer.name, "trace": contents.record.id}
+    found = _stored(contents, index, contents.blocks(index, name), (*LEADING[:-1], "concept", *place_dims(layer.places)), attrs)
+    return found.assign_coords(concept=np.array(layer.concepts, object))
+
+
 def _stored(contents: Contents, index: int, blocks: Blocks, dims: tuple[str, ...], attrs: dict[str, Any]) -> xr.DataArray:
     """A recorded array as it is, whole calls at a time; NaN where the call is absent."""
     name, chunks = blocks.plan.path.rpartition("/")[2], (*blocks.plan.chunks[: STEP + 1], *blocks.shape[STEP + 1 :])

@@ -54,6 +54,8 @@ class Call:
     """What the module multiplies what the call gives with, such as an IP-Adapter's scale."""
     outputs: tuple[Output, ...] = ()
     """Projections that what the queries took of the values goes out through; none where that is not known."""
+    concepts: Tensor | None = None
+    """(row, concept, x), float32: how far what x gets in this call agrees with what each concept gets; None where none are asked for."""
     residual: Tensor | None = None
     """(row, x), float32: norm of what the module's output is added to; None where it is not asked for, or not known."""
 

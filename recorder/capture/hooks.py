@@ -21,9 +21,8 @@ from .call import Call, Change, Listener
 from .mode import Census, FollowingMode, Mode
 from .modules import adapter_scale, is_self_attention, is_single_stream, other_attention, strip
 from .projected import Factors, projects_attention
-from .projections import Outputs, Projections
+from .projections import CallKey, Outputs, Projections
 from .resampler import resampler_of, watch_resampler
-from .residuals import Residuals
 
 _on_now: Final[list[Capture]] = []
 
@@ -61,8 +60,7 @@ class Capture:
         self._listener = listener
         self._handles: list[Any] = []
         self._projections = Projections()
-        self._outputs = Outputs(self._is_wanted, self._tell, self._gives) if values else None
-        self._residuals = Residuals(self._is_wanted, self._settle) if residuals else None
+        self._outputs = Outputs(self._is_wanted, self._tell, self._gives, residuals) if values else None
         seen = self._attend, self._take_softmax if outside else None, None if self._outputs is None else self._outputs.take
         self._mode = FollowingMode(*seen, self._projections.origins) if shapes_only else Mode(*seen)
         self._entered = 0
@@ -116,10 +114,14 @@ class Capture:
         self._handles.clear()
         self._projections.forget()
         self.factors.forget()
-        if self._residuals is not None:
-            self._residuals.forget()
         with suppress(Exception):  # calls of a module that failed are told of, but what stopped it is what counts
-            self._settle()
+            if self._outputs is not None:
+                self._outputs.close()
+
+    @property
+    def listens(self) -> bool:
+        """Whether what the denoisers compute is wanted now."""
+        return self._is_wanted()
 
     @contextmanager
     def unheard(self) -> Iterator[None]:
@@ -138,7 +140,7 @@ class Capture:
         return self._on and not self._is_elsewhere()
 
     def _is_inside(self) -> bool:
-        return self._entered > 0 and not self._is_elsewhere()
+        return self._entered > 0 and self._is_wanted()
 
     def _watch_root(self, name: str, root: nn.Module) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -202,10 +204,8 @@ class Capture:
                 self._listener.unseen(path, module)
             self._projections.forget()
             self.factors.forget()
-            if self._residuals is not None:
-                self._residuals.leave(path, output)
             if self._outputs is not None:
-                self._outputs.leave(path, output, waits=self._residuals is not None and self._residuals.waiting)
+                self._outputs.leave(path, output)
 
         see, single = self._shape_hook(path), is_single_stream(module)
         # One that could attend and multiplies nothing was put there to skip attention, as CatVTON does.
@@ -216,9 +216,6 @@ class Capture:
         self._handles += self.factors.hooks(module, self._is_inside) if self._outside else []
         if self._outputs is not None:
             self._handles += self._outputs.hooks(path, module, self._around.get(path.rpartition(".")[0]))
-        if self._residuals is not None:
-            around = path.rpartition(".")[0]
-            self._handles += self._residuals.hooks(path, around, self._around.get(around))
 
     def _hear_factors(self, output: object, args: tuple[Any, ...]) -> bool:
         """Tell of attention that no call showed; whether there was any."""
@@ -235,9 +232,6 @@ class Capture:
 
     def _tell(self, call: Call) -> None:
         """Tell of attention that was read off projections, or of a call that has been made already: nothing can change these."""
-        norm = None if self._residuals is None else self._residuals.of(call.path)
-        if norm is not None and norm.shape == (call.query.shape[0], call.query.shape[2]):
-            call = replace(call, residual=norm)
         if self._listener.hear(call) is not None:
             raise UnsupportedModel(
                 f"{call.path} is read at its projections, not where it attends, so nothing can be changed there; choose other modules "
@@ -314,11 +308,15 @@ class Capture:
             gain=gain,
         )
         value = value if value.ndim == query.ndim else value.unflatten(0, (query.shape[0], -1))  # type: ignore[no-untyped-call]
+        return lambda output: self._heard(call_key, call, value, output)
+
+    def _heard(self, key: CallKey, call: Call, value: Tensor, output: Tensor) -> Tensor:
+        """Tell of a call that has just been made, and give what stands for its output."""
         if self._outputs is not None:
-            self._outputs.hear(call_key, replace(call, value=value))
-            return None
+            self._outputs.hear(key, replace(call, value=value))
+            return output
         change = self._listener.hear(call)
-        return None if change is None else lambda output: _changed(change, call, value, output)
+        return output if change is None else _changed(change, call, value, output)
 
     def _grid(self, positions: int, path: str = "") -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """The nearest image's rows and columns if they are as many as positions, and what they are anyway."""

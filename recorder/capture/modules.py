@@ -11,6 +11,8 @@ from .resampler import resampler_of
 
 ATTENTION: Final = ("Attention", "Attn")
 """What the names of classes hold whose modules attend."""
+DOUBLE_BLOCKS: Final = {"FluxTransformer2DModel": "transformer_blocks"}
+"""Denoisers whose blocks with weights of their own for text are known, by class, and where these blocks are."""
 ROOTS: Final = ("unet", "transformer", "transformer_2")
 """Attributes of a pipeline that hold a denoiser."""
 
@@ -33,6 +35,16 @@ def attention_modules(pipeline: Any, alone: bool = False) -> dict[str, nn.Module
         or name in streams
         or (joins and is_self_attention(module))
         or resampler_of(f"{root}.{strip(name)}") is not None
+    }
+
+
+def double_blocks(pipeline: Any) -> dict[str, nn.Module]:
+    """Blocks with weights of their own for text, by the path of their attention module, in the order they run."""
+    return {
+        f"{root}.{DOUBLE_BLOCKS[type(denoiser).__name__]}.{index}.attn": block
+        for root, denoiser in denoisers(pipeline).items()
+        if type(denoiser).__name__ in DOUBLE_BLOCKS
+        for index, block in enumerate(getattr(denoiser, DOUBLE_BLOCKS[type(denoiser).__name__]))
     }
 
 

@@ -15,6 +15,7 @@ from ..encoding.values import Output
 from .call import Call
 from .mode import Origins, Segments
 from .modules import strip
+from .residuals import Residuals
 
 PROJECTION: Final = re.compile(
     r"(?:processor\.)?(to_q|to_v|to_v_ip(?:\.\d+)?|to_kv|to_qkv|to_qkv_mlp_proj|add_v_proj|to_added_q?kv)|([qv])_proj"
@@ -141,10 +142,13 @@ class Outputs:
     Calls whose projection is not known yet are held until their module, or the block around it, has shown it.
     """
 
-    def __init__(self, running: Callable[[], bool], tell: Callable[[Call], None], gives: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, running: Callable[[], bool], tell: Callable[[Call], None], gives: Callable[[Any], bool], residuals: bool = False
+    ) -> None:
         self._running, self._tell, self._gives = running, tell, gives
         self.own: dict[str, Output | None] = {}
         """Of modules that multiply matrices themselves, by path; None where nothing was found. `gives` knows what they take of values."""
+        self._residuals = Residuals(running, self.settle) if residuals else None
         self._path = ""
         self._known: dict[CallKey, tuple[Output, ...]] = {}
         self._watched: set[nn.Module] = set()
@@ -162,7 +166,8 @@ class Outputs:
         self._blocks[path] = bool(around)
         new = {child: child in around for child in (*inside, *around) if child not in self._watched}
         self._watched |= new.keys()
-        return [child.register_forward_pre_hook(self._look(outer)) for child, outer in new.items()]
+        handles = [child.register_forward_pre_hook(self._look(outer)) for child, outer in new.items()]
+        return handles + (self._residuals.hooks(path, path.rpartition(".")[0], block) if self._residuals is not None else [])
 
     def enter(self, path: str) -> None:
         """A module is about to run."""
@@ -183,18 +188,18 @@ class Outputs:
     def hear(self, key: CallKey, call: Call) -> None:
         """Tell of a call, at once if its projections are known."""
         if key in self._known:
-            self._tell(replace(call, outputs=self._known[key]))
+            self._tell_of(call, self._known[key])
         else:
             self._held.append((key, call))
 
-    def leave(self, path: str, output: Any, waits: bool = False) -> None:
-        """A module has run; what it gave may be what a call gave, beside what its projection did. It gives None where it failed.
-
-        One that `waits` is settled later: something else of its calls is still to be seen.
-        """
+    def leave(self, path: str, output: Any) -> None:
+        """A module has run; what it gave may be what a call gave, beside what its projection did. It gives None where it failed."""
         for tensor in output if self._found and isinstance(output, tuple) else ():
             self._match(None, tensor)
         self.own.setdefault(path, None)
+        if self._residuals is not None:
+            self._residuals.leave(path, output)
+        waits = self._residuals is not None and self._residuals.waiting  # to see what the output is added to
         if output is not None and not waits and (self._found or not self._blocks[path]):
             self.settle()
 
@@ -205,7 +210,18 @@ class Outputs:
         for key in {key for key, _ in held}.union(*(keys for keys, _ in found)):
             self._known[key] = tuple(output for keys, output in found if key in keys)
         for key, call in held:
-            self._tell(replace(call, outputs=self._known[key]))
+            self._tell_of(call, self._known[key])
+
+    def close(self) -> None:
+        """Nothing more runs: tell of what is held, and let go of everything."""
+        if self._residuals is not None:
+            self._residuals.forget()
+        self.settle()
+
+    def _tell_of(self, call: Call, outputs: tuple[Output, ...]) -> None:
+        norm = None if self._residuals is None else self._residuals.of(call.path)
+        same = norm is not None and norm.shape == (call.query.shape[0], call.query.shape[2])
+        self._tell(replace(call, outputs=outputs, residual=norm if same else None))
 
     def forget(self) -> None:
         """Let go of everything that was given, and of what was held."""

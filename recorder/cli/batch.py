@@ -33,7 +33,7 @@ from ..store.lock import TraceLock
 
 Result: TypeAlias = Literal["recorded", "skipped", "failed", "not tried"]
 """What became of a row."""
-DECIDING: Final = ("layers", "steps", "branches", "encoding", "keys", "self_grid", "heads", "keep_bits", "values", "probes")
+DECIDING: Final = ("layers", "steps", "branches", "encoding", "keys", "self_grid", "heads", "keep_bits", "values", "probes", "concepts")
 """Options that decide what a trace holds."""
 PATIENCE: Final = timedelta(days=30)
 """Ranks wait for the slowest: a launcher would kill it as soon as another had ended with an error."""

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 @click.option("--max-bytes", help="Most that a trace may hold before compression, such as 5GB; refused beforehand if it would hold more.")
 @click.option("--keep-bits", type=int, help="Round probabilities to so many of float16's 10 mantissa bits, to pack better.")
 @click.option("--probes", type=click.Path(path_type=Path), help="A TOML file with a table [probes]: texts and images to keep keys of.")
+@click.option("--concepts", multiple=True, help="Words that attend to the image beside the run (Flux); with commas, or several times.")
 @click.option("--truth", type=click.Path(path_type=Path), help="Known truth: CSV of y,x,ref_y,ref_x from 0 to 1, or a flow (.npy, .npz).")
 @click.option("--codec", help="lz4 or zstd.")
 @click.option("--level", type=int, help="Of the codec, 0 to 9.")
@@ -113,6 +114,8 @@ def with_options(spec: Spec, options: dict[str, Any]) -> Spec:
     given = {name: options[name] for name in OPTIONS if options.get(name) not in (None, ())}
     if "layers" in given:
         given["layers"] = list(given["layers"])
+    if "concepts" in given:
+        given["concepts"] = [word.strip() for text in given["concepts"] for word in text.split(",")]
     if options.get("probes") is not None:
         given["probes"] = {**(spec.options.get("probes") or {}), **read_probe_file(options["probes"])}
     merged = {**spec.options, **given}

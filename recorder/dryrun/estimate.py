@@ -16,7 +16,7 @@ from ...schema.record import JSON
 from ...schema.trace import ENCODINGS, Codec, Encoding, TraceRecord
 from ..capture.call import Call
 from ..capture.hooks import Capture
-from ..capture.modules import attention_modules, denoisers
+from ..capture.modules import attention_modules, denoisers, double_blocks
 from ..families import family_of
 from ..labels.grids import Canvases
 from ..labels.layers import Layers, Sites
@@ -143,6 +143,7 @@ class _Shapes:
         alone = attention_modules(pipeline, options.wants_self).keys() - attention_modules(pipeline).keys()
         self.sites = Sites(Context.of(pipeline, appended=True), replace(options, encoding="probabilities", probes=None), alone)
         self._scene = Scene()
+        self._double, self._concepts = double_blocks(pipeline), len(options.concepts)
 
     def begin(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         self._scene, _ = read_scene(self._denoisers[root], self._canvases, args, kwargs)
@@ -152,8 +153,10 @@ class _Shapes:
         if call.resampler is not None:
             self.sites.find_resampler(call, self._scene)
             return
+        joint = self._concepts > 0 and call.path in self._double and call.own and "add_v_proj" in call.projection
+        scores = call.query.new_empty(call.query.shape[0], self._concepts, call.query.shape[2]) if joint else None
         try:
-            self.sites.find(call, self._scene)
+            self.sites.find(replace(call, concepts=scores), self._scene)
         except UnsupportedModel as why:
             if not self.sites.leave_out(call.path, why):
                 raise

@@ -83,6 +83,7 @@ class Layers:
         columns = () if kept == groups else columns_of(kept)
         masked = hides(mask, generated, columns) or _differ(call)
         layer = _with_values(self.describe(call, ordinal, moved_together(kept), places, masked), call, generated, self._options.values)
+        layer = layer if call.concepts is None else replace(layer, concepts=tuple(self._options.concepts))
         index, layer = self.place(key, layer)
         return Site(index=index, layer=layer, generated=generated, columns=columns, order=order)
 

@@ -140,6 +140,21 @@ def _read_probe(name: Any, value: Any) -> Probe:
     return Probe(name, items, "text" if all(texts) else "reference", all(texts) and not several)
 
 
+def read_concepts(given: Any) -> tuple[str, ...]:
+    """Concepts as a caller writes them: several words, or texts.
+
+    Raises   InvalidInput for anything else, an empty text, or one that comes twice
+    """
+    texts = () if given is None else tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    for text in texts:
+        if not isinstance(text, str) or not text.strip() or not text.isprintable() or texts.count(text) > 1:
+            wrong = "twice" if isinstance(text, str) and texts.count(text) > 1 else "which is no text of plain characters"
+            raise InvalidInput(f"{option('concepts')} holds {text!r}, {wrong}; give different words, such as ['cat', 'sky']")
+    if len(texts) == 1:
+        raise InvalidInput(f"{option('concepts', texts[0])} is one concept, and their maps are shares among several; add another")
+    return texts
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a recording is asked to keep, checked before any run; layers, steps and heads are kept as JSON would."""
@@ -181,6 +196,8 @@ class Options:
     """What is kept of the values: `none`, `norms`, `full`, or `auto`: norms in layers that they make larger by 2 % at most."""
     probes: Mapping[str, Any] | None = None
     """Texts and pictures that the run is not given, by name; their keys are kept."""
+    concepts: Sequence[str] = ()
+    """Words that attend to the image in each double block and are not seen by it; how well each position agrees with each is kept."""
 
     def __post_init__(self) -> None:
         select_branches(self.branches)
@@ -202,6 +219,7 @@ class Options:
                 f"probes are asked of queries, which {option('encoding', self.encoding)} does not keep in every layer; "
                 f"record with {option('encoding', 'factors')}"
             )
+        object.__setattr__(self, "concepts", read_concepts(self.concepts))
         if self.truth is not None:
             object.__setattr__(self, "truth", read_truth(self.truth))
         parse_bytes("max_bytes", self.max_bytes)
@@ -227,7 +245,7 @@ class Options:
         """The options as provenance keeps them."""
         names = [f.name for f in fields(self) if f.name not in ("reference_mask", "reference_image", "facts", "truth", "probes")]
         probes = {probe.name: probe.to_json() for probe in read_probes(self.probes)}
-        return {**{name: getattr(self, name) for name in names}, "probes": probes}
+        return {**{name: getattr(self, name) for name in names}, "probes": probes, "concepts": list(self.concepts)}
 
 
 def _choice(name: str, value: str, choices: Sequence[str]) -> None:

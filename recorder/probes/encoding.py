@@ -64,6 +64,14 @@ class _Encoded:
     """Whether adapters' projections have made tokens of it."""
 
 
+@contextmanager
+def aside() -> Iterator[None]:
+    """Compute without a trace of it in random numbers or gradients."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        yield
+
+
 class Probing:
     """Watches a pipeline encode, and has the same done to the probes.
 
@@ -139,10 +147,9 @@ class Probing:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Compute without a trace of it: in random numbers, in gradients, in what is recorded."""
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         self._busy = True
         try:
-            with torch.random.fork_rng(devices=devices), torch.no_grad(), self.unheard():
+            with aside(), self.unheard():
                 yield
         finally:
             self._busy = False
@@ -249,14 +256,19 @@ def _adapter_projections(pipeline: Any) -> list[Any]:
 def _changes(pipeline: Any, encoder: Encoder, item: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments that differ where an item is encoded in place of the pipeline's own."""
     if encoder.role == "text":
-        others = [name for name in arguments if name.startswith(("prompt", "negative_prompt")) or name.endswith("_embeds")]
-        alone = {name: value for name, value in ALONE.items() if name in arguments}
-        return {**dict.fromkeys(others), **alone, encoder.argument: item}
+        return text_alone(item, arguments)
     item = _open(item)
     if not encoder.adapter:
         return {encoder.argument: item}
     count = max(len(projection.image_projection_layers) for projection in _adapter_projections(pipeline))
     return {encoder.argument: [item] * count, f"{encoder.argument}_embeds": None}
+
+
+def text_alone(text: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline's method that encodes prompts which differ where it encodes this text, or these, by themselves."""
+    others = [name for name in arguments if name.startswith(("prompt", "negative_prompt")) or name.endswith("_embeds")]
+    alone = {name: value for name, value in ALONE.items() if name in arguments}
+    return {**dict.fromkeys(others), **alone, "prompt": text}
 
 
 def _unpadded(stretch: Stretch) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -40,6 +40,7 @@ from ..labels.rows import DECLARE, Row, Rows, conditioning_of, denoiser_argument
 from ..labels.scenes import read_scene
 from ..labels.tokens import Context, context_role, is_appended
 from ..plan.options import Options, read_probes, select_layers
+from ..probes.concepts import Concepts
 from ..probes.encoding import Probing
 from ..store.writer import Writer
 from ..text.readings import Stretch, Texts
@@ -76,6 +77,7 @@ class PipelineLabels(Labels):
         self._transcript = Transcript(self._texts)
         self.notes = self._transcript.notes
         self.probing = Probing(pipeline, read_probes(options.probes), self._texts)
+        self.concepts = Concepts(pipeline, tuple(options.concepts), tuple(self.modules), self._texts)
         self.pictures = [*given, *self.probing.pictures]
         self._steps = self._begun = 0
         inputs = Inputs(
@@ -185,7 +187,7 @@ class PipelineLabels(Labels):
                 raise
 
     def _place(self, call: Call, this: Pass) -> Iterator[Placed]:
-        call = whole_video(call, this.scene.frames) if this.scene.frames else call
+        call = whole_video(call, this.scene.frames) if this.scene.frames else replace(call, concepts=self.concepts.scores(call))
         for row in rows_of_call(call, this):
             if (site := self._sites.find(call, this.scene_of(row), row.index if this.scenes else None)) is not None:
                 yield call, row.index, site, row
@@ -219,6 +221,7 @@ class PipelineLabels(Labels):
         if not self._probed:
             self._probed = True
             self.probing.check(writer.trace)
+            self.concepts.check(writer.trace)
             writer.add_texts(self.probing.tell())
         if said := self._transcript.tell(writer.trace):
             writer.add_texts(said)
@@ -266,7 +269,10 @@ class PipelineLabels(Labels):
 
         passes = named_passes(self._pipeline, self._name_pass)
         outputs = self._outputs.watched(self.denoisers)
-        with replaced(type(scheduler), "step", wrap), passes, outputs, self._texts.watched(), self.probing.watched():
+        encoding = self._texts.watched(), self.probing.watched(), self.concepts.watched()
+        with ExitStack() as stack:
+            for watched in (replaced(type(scheduler), "step", wrap), passes, outputs, *encoding):
+                stack.enter_context(watched)
             yield
 
     def _name_pass(self, name: str | None) -> None:

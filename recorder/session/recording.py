@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from os import PathLike
@@ -73,6 +73,7 @@ def record(
     facts: dict[str, Any] | None = None,
     truth: Any = None,
     probes: Mapping[str, Any] | None = None,
+    concepts: Sequence[str] = (),
     **call: Any,
 ) -> Any:
     """Run a pipeline once with the arguments `call`, write its attention to `path`, and return its output.
@@ -100,13 +101,14 @@ def record(
     `truth`            where places of the image really come from, in shares from 0 to 1: a CSV file or an array of y, x, ref_y, ref_x, or a
                        flow (y, x, 2) with NaN where there is none, also as a .npy or .npz file
     `probes`           words or pictures to ask for that the run is not given: {"animals": ["dog", "zebra"]}
+    `concepts`         words that attend to the image beside the run, as ConceptAttention has it: ["cat", "sky"] (Flux)
 
     Raises   InvalidInput, UnknownSelection, UnsupportedModel, AlreadyExists, NoSpace; what the pipeline itself raises
     """
     options = Options(layers=layers, steps=steps, branches=branches, encoding=encoding, heads=heads, keep_bits=keep_bits)
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
     options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, truth=truth)
-    options = replace(options, values=values, probes=probes, keys=keys, self_grid=self_grid)
+    options = replace(options, values=values, probes=probes, keys=keys, self_grid=self_grid, concepts=concepts)
     check_arguments(pipeline, call, OPTIONS, [name for name, default in OPTIONS.items() if getattr(options, name) is not default])
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
@@ -281,7 +283,8 @@ class Recording:
         try:
             with labels.watched(run), self._listening(run) as capture:
                 labels.probing.unheard = capture.unheard
-                output = original(self._model, *args, **kwargs)
+                with labels.concepts.following(capture):
+                    output = original(self._model, *args, **kwargs)
         finally:
             self._running = False
         self._generated = generated_pictures(output, arguments.get("output_type"))

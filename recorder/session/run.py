@@ -65,6 +65,8 @@ class Run(Course):
             blocks, lost = _encode_row(arranged, index, site, self._options.keep_bits, self._outbox, self._scratch)
             if site.index in self._outputs:
                 blocks |= _encode_values(arranged, index, site, self._outputs[site.index], self._outbox)
+            if site.layer.concepts:
+                blocks |= _encode_concepts(arranged, index, site, self._outbox)
             self._open().put(site.index, row.sample, row.branch, self.evaluation.position, blocks, lost=lost)
 
     def _add_layer(self, call: Call, site: Site, probes: tuple[TokenGroup, ...], keys: NDArray[Any] | None) -> None:
@@ -204,6 +206,14 @@ def _encode_values(call: Call, row: int, site: Site, output: Output, outbox: Out
     if call.residual is None:
         raise UnsupportedModel(f"{layer.name} does not show what its output is added to from here on; use {option('values', 'norms')}")
     return blocks | {"residual_norm": outbox.block(call.residual[row, site.generated].reshape(layer.places))}
+
+
+def _encode_concepts(call: Call, row: int, site: Site, outbox: Outbox) -> dict[str, Block]:
+    """How well the positions of one row of a call agree with the layer's concepts."""
+    if call.concepts is None:
+        raise UnsupportedModel(f"{site.layer.name} gives its concepts nothing from here on; record without {option('concepts')}")
+    scores = call.concepts[row][:, site.generated]
+    return {"concept_score": outbox.block(scores.reshape(-1, *site.layer.places), fresh=True)}
 
 
 def _output_heads(output: Output, layer: Layer) -> NDArray[Any]:

@@ -34,8 +34,8 @@ Images: TypeAlias = Path | list["Images"]
 
 FORM: Final = 'name = "one text", name = ["a text", "another"], name = { lines = "words.txt" } or name = { images = ["a.png"] }'
 OPTIONS: Final = (
-    "layers", "steps", "heads", "branches", "encoding", "keys", "self_grid", "values", "keep_bits", "max_bytes", "codec", "level",
-    "queue_mb", "truth",
+    "layers", "steps", "heads", "branches", "encoding", "keys", "self_grid", "values", "concepts", "keep_bits", "max_bytes", "codec",
+    "level", "queue_mb", "truth",
 )  # fmt: skip
 TABLES: Final[dict[str, Collection[str] | None]] = {
     # Keys of each table; None takes any key, to be checked against what it is passed to.

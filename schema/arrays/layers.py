@@ -18,6 +18,7 @@ PROBE_KEY: Final = "key of each probe's tokens; the same at every step"
 OUTPUT: Final = "output projection, the part that takes this head's channels; the same at every step"
 VALUE: Final = "value; at each step read the step named by value_step"
 VALUE_NORM: Final = "norm of a token's value through a head of the output projection; at each step read the step named by value_step"
+CONCEPT_SCORE: Final = "product of what attention gives a position and what it gives a concept, summed over heads"
 RESIDUAL_NORM: Final = "norm of the residual stream that the module's output is added to"
 
 
@@ -36,6 +37,10 @@ def data_plans(trace: TraceRecord, index: int) -> dict[str, ArrayPlan]:
     layer, root = trace.layers[index], layer_path(index)
     plans = _probabilities(trace, layer, root) if layer.encoding == "probabilities" else _factors(trace, layer, root)
     plans += _values(trace, layer, root)
+    if layer.concepts:
+        dims, lengths = ("concept", *_axes(layer)), (len(layer.concepts), *layer.places)
+        attributes = {"long_name": CONCEPT_SCORE, "coordinates": "timestep"}
+        plans.append(call_blocks(trace, f"{root}/concept_score", "float32", dims, lengths, attributes))
     return {plan.path.rsplit("/", 1)[1]: plan for plan in plans}
 
 

@@ -43,6 +43,8 @@ class Synthetic:
     """(sample, branch, step, head, token, value channel) of each layer that keeps its values, or norms of them."""
     output: list[np.ndarray | None] = field(default_factory=list)
     """(head, value channel, output channel) of the same."""
+    concept: list[np.ndarray | None] = field(default_factory=list)
+    """(sample, branch, step, concept, [frame,] y, x) of each layer that has concepts."""
     residual: list[np.ndarray | None] = field(default_factory=list)
     """(sample, branch, step, [frame,] y, x) of each layer that keeps norms of the residual stream."""
     probe_key: list[np.ndarray | None] = field(default_factory=list)
@@ -172,6 +174,7 @@ def _draw_values(result: Synthetic, layer: Layer, seed: int, lead: tuple[int, in
     output = rng.standard_normal((layer.heads, channels, out)).astype(layer.factor_dtype)
     result.value.append(value if layer.values != "none" else None)
     result.output.append(output if layer.values != "none" else None)
+    result.concept.append(rng.normal(0, 3, (*lead, len(layer.concepts), *layer.places)).astype(np.float32) if layer.concepts else None)
     result.residual.append(rng.random((*lead, *layer.places), np.float32) if layer.residual else None)
 
 
@@ -224,6 +227,8 @@ def _write(result: Synthetic, layers: Sequence[Layer], branches: tuple[str, ...]
                 for b, branch in enumerate(branches):
                     blocks, lost = _blocks(result, index, layer, (sample, b, step))
                     blocks |= _value_blocks(result, index, layer, (sample, b, step))
+                    if (concept := result.concept[index]) is not None:
+                        blocks["concept_score"] = concept[sample, b, step]
                     result.writer.put(index, sample, branch, step, blocks, lost=lost)
         result.writer.commit(step, evaluation=step, timestep=1000.0 - 10 * step, sigma=14.0 / (step + 1), scheduler_step=step)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ....schema.errors import CorruptTrace, InvalidInput
+from ....schema.messages import option
 from ...output.files import check_output, endings, suffixes
 from ..options import (
     branch_option,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ...output.colours import Scale
     from ...trace.reader import Trace
 
-DIRECTIONS: Final = {"r2g": "r2g", "g2r": "g2r", "at": "sram", "word": "word", "tokens": "tokens"}
+DIRECTIONS: Final = {"r2g": "r2g", "g2r": "g2r", "at": "sram", "word": "word", "tokens": "tokens", "concept_attention": "concept"}
 """Options of which one says which map, and what that map is called."""
 ONLY_FOR: Final = {
     "text": (("word",), "--text says which text a --word is of; name the word"),
@@ -48,6 +49,8 @@ ONLY_FOR: Final = {
     "frames": (("r2g", "g2r"), "--frames selects frames of --r2g and --g2r; --at names its own, F,Y,X"),
 }
 """Options that only some maps take, and what to say for the others."""
+OF_CONCEPTS: Final = ("keep", "steps", "layers", "sample", "branch")
+"""Options that a map of a concept takes."""
 POSITIONAL: Final = ("layers", "steps", "heads")
 """Options that choose by position, which has to mean the same in all traces of a mean map."""
 ONE: Final = "note: one trace says nothing about how much traces differ, so the mean has no interval"
@@ -62,6 +65,7 @@ APPROXIMATE: Final = "note: in one of the traces the encoding lost up to {:.0%} 
         "i2am map run.zarr --at 12,20 -o patch.png       where one patch looked",
         "i2am map run.zarr --word dog -o dog.png         where a word is attended to",
         "i2am map run.zarr --word zebra --probe concepts -o zebra.png",
+        "i2am map run.zarr --concept-attention cat -o cat.png       where a recorded concept lies (ConceptAttention)",
         "i2am map run.zarr --r2g --keep time,head --time-groups 5 -o grid.png",
         "i2am map run.zarr --g2r --keep layer -o g2r.nc",
         "i2am map run.zarr --tokens 4,5 --recipe daam -o word.png   where two text tokens are attended to",
@@ -79,6 +83,7 @@ APPROXIMATE: Final = "note: in one of the traces the encoding lost up to {:.0%} 
 @click.option("--at", callback=place, metavar="[F,]Y,X", help="SRAM of one patch of the latent grid: lies on the reference.")
 @click.option("--word", metavar="WORD", help="A word or phrase of the prompt, or dog#2 for the second dog: lies on the generated image.")
 @click.option("--tokens", callback=numbers, metavar="N,N|A:B", help="Some tokens, by default of the text: lies on the generated image.")
+@click.option("--concept-attention", metavar="NAME", help="A concept that was recorded beside the run: lies on the generated image.")
 @click.option("--probe", metavar="NAME", help="The probe that --word or --tokens are of.")
 @click.option("--text", metavar="TEXT", help="The text of the probe that --word is of, where it has several.")
 @output_option(f"Output: {endings('picture', 'map')}.  [default: DIRECTION.png]")
@@ -116,9 +121,10 @@ def map_command(
 ) -> int:
     """Draw or save an attribution map.
 
-    Exactly one of --r2g, --g2r, --at, --word and --tokens says which. A picture has one scale of colours, shown by a bar below it; in the
-    styles i2am and daam each tile has its own. Numbers are in .npy, .nc and .zarr. With --mean, TRACE is a folder that holds traces, a
-    quoted pattern, or several; those that cannot be asked, or do not fit the first, are listed and skipped, and the exit code is then 4.
+    Exactly one of --r2g, --g2r, --at, --word, --tokens and --concept-attention says which. A picture has one scale of colours, shown by
+    a bar below it; in the styles i2am and daam each tile has its own. Numbers are in .npy, .nc and .zarr. With --mean,
+    TRACE is a folder that holds traces, a quoted pattern, or several; those that cannot be asked, or do not fit the first, are listed and
+    skipped, and the exit code is then 4.
     """
     from ...datasets.cluster import computing
     from ...output.colours import find_style
@@ -213,7 +219,7 @@ def pick_direction(options: dict[str, Any]) -> tuple[str, Any]:
     given_as = {name: options.pop(option) for option, name in DIRECTIONS.items()}
     asked_for = [(name, what) for name, what in given_as.items() if what is not None and what is not False]
     if len(asked_for) != 1:
-        raise click.UsageError("say which map: one of --r2g, --g2r, --at Y,X, --word WORD and --tokens N,N")
+        raise click.UsageError("say which map: one of --r2g, --g2r, --at Y,X, --word WORD, --tokens N,N and --concept-attention NAME")
     return asked_for[0]
 
 
@@ -266,12 +272,14 @@ def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> 
     Raises   UsageError for an option that such a map does not take; as the map functions
     """
     from ...maps.attribution import g2r, r2g, sram, token_map
-    from ...maps.words import word_map
+    from ...maps.words import concept_map, word_map
     from ...trace.images import load_mask
 
     for name, (directions, problem) in ONLY_FOR.items():
         if name in options and direction not in directions:
             raise click.UsageError(problem)
+    if direction == "concept" and (other := next((name for name in options if name not in OF_CONCEPTS), None)):
+        raise click.UsageError(f"--concept-attention takes no {option(other)}; its maps have all heads, and no recipe")
     chosen = dict(options)
     if "query_mask" in chosen:
         chosen["query_mask"] = load_mask(trace, chosen["query_mask"])
@@ -281,6 +289,7 @@ def ask(trace: Trace, direction: str, what: Any, options: Mapping[str, Any]) -> 
         "sram": fix(sram, at=what),
         "word": fix(word_map, word=what),
         "tokens": fix(token_map, tokens=what),
+        "concept": fix(concept_map, concept=what),
     }
     return maps[direction](trace, **chosen)
 

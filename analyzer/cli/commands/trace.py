@@ -52,6 +52,7 @@ def write_summary(facts: dict[str, Any]) -> str:
     timesteps = " to ".join(f"{value:g}" for value in facts["timesteps"]) or "none"
     prompts = [(text["branch"] or "text", repr(text["text"])) for text in facts["texts"] if text["group"] not in facts["probes"]]
     probes = ", ".join(f"{name} ({row['tokens']} tokens)" for name, row in facts["probes"].items())
+    concepts = dict.fromkeys(word for row in facts["layers"] for word in row["concepts"])
     ratio = facts["compression"]
     raw = "" if ratio is None else f", {ratio:.2f} times its attention as raw float16 ({size_text(facts['bytes_raw_float16'])})"
     head = [
@@ -64,6 +65,7 @@ def write_summary(facts: dict[str, Any]) -> str:
         *([("probes", probes)] if probes else []),
         ("size", size_text(facts["bytes"]) + raw),
         *([("values", write_values(facts["layers"]))] if any(row["values"] != "none" for row in facts["layers"]) else []),
+        *([("concepts", ", ".join(concepts))] if concepts else []),
         ("precision", f"at most {facts['column_mass_lost']:.2g} of one token's column lost by the encoding"),
     ]
     columns = ("layer", "grid", "heads", "keys", "calls", "encoding", "groups")

@@ -141,6 +141,18 @@ def test_the_dry_run_counts_what_is_kept_of_values(family: str, values: str, tmp
     assert found.sizes["probabilities"] == weigh(dataclasses.replace(memory.last.trace, images=()))
 
 
+def test_the_dry_run_counts_concepts(tmp_path: Path) -> None:
+    pipeline, _ = build("flux")
+    written, pictures, more = FAMILIES["flux"]
+    plain, found = (
+        estimate(write_spec(tmp_path, pipeline, written, pictures, more + f'[record]\nkeys = "text"\n{line}'))
+        for line in ("", 'concepts = ["cat", "sky"]\n')
+    )
+    assert [layer.concepts for layer in found.trace.layers] == [("cat", "sky"), ()]
+    places = found.trace.layers[0].places
+    assert found.sizes["factors"].nbytes == plain.sizes["factors"].nbytes + found.trace.steps * 2 * places[0] * places[1] * 4
+
+
 def adapter_file(folder: Path, embedding: int) -> None:
     """An IP-Adapter of SD3's published layout for the tiny transformer, and its encoder's config."""
     from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
