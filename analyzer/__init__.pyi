@@ -20,6 +20,7 @@ from .heads.files import save_heads as save_heads
 from .heads.ranking import published_vector as published_vector
 from .heads.ranking import rank_heads as rank_heads
 from .heads.ranking import select_heads as select_heads
+from .heads.ranking import weigh_heads as weigh_heads
 from .heads.scores import head_relevance as head_relevance
 from .heads.selective import selective_iou as selective_iou
 from .inspection.effects import open_effects as open_effects

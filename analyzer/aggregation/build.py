@@ -37,11 +37,12 @@ def build_map(request: MapRequest, **more: Any) -> xr.DataArray:
     sources = [plan_layer(request, i) for i in range(len(chosen.layers))]
     slots = [tuple(chosen.heads.index(number) for number in numbers) for numbers in chosen.pairs]
     sizes = [math.prod(request.trace.layers[i].places) if request.pools else 1 for i in chosen.layers]
-    by_time, by_head = (row.time_groups if "time" in axes else row.time), "head" in axes or row.heads == "sum"
+    by_time = row.time_groups if "time" in axes else row.time
+    heads = [_shares(request, own) for own in chosen.head_weights]
     groups = []
     for g in range(len(request.times)):
         calls = [len(called[g]) if by_time == "mean" else 1 for called in request.called]
-        shares = [count * size * (1 if by_head else len(own)) for count, size, own in zip(calls, sizes, slots, strict=True)]
+        shares = [tuple(count * size * n for n in own) for count, size, own in zip(calls, sizes, heads, strict=True)]
         groups.append([Piece(s.tasks[g] if slots[i] else (), s.lift, slots[i], shares[i]) for i, s in enumerate(sources)])
     tokens = (len(request.columns[0].tokens),) if request.each else ()
     facts = repr((request.trace.token, request.direction, row, chosen, axes, request.times, groups, tokens, request.target))
@@ -53,6 +54,14 @@ def build_map(request: MapRequest, **more: Any) -> xr.DataArray:
     array = array[(*(ALL if axis in axes else 0 for axis in AXES), *(ALL for _ in tokens), *(0 for _ in range(missing)))]
     dims = (*axes, *("token" for _ in tokens), *request.places)
     return xr.DataArray(array, request.coordinates(), dims, request.direction, request.facts().to_attrs() | request.labels() | more)
+
+
+def _shares(request: MapRequest, weights: tuple[float, ...]) -> tuple[float, ...]:
+    """What a layer's heads add to the divisor of a mean, each by itself if heads are kept."""
+    each = weights if request.row.heads == "mean" else tuple(1.0 for _ in weights)
+    if "head" in request.axes:
+        return each
+    return (sum(each) if request.row.heads == "mean" else 1.0,)
 
 
 def plan_layer(request: MapRequest, i: int) -> Source:
@@ -79,6 +88,7 @@ def _resampling(request: MapRequest, i: int) -> Resampling:
     adds = "head" not in request.axes
     return Resampling(
         heads=request.heads(i),
+        head_weights=request.chosen.head_weights[i],
         grid=grid,
         target=request.target,
         resize=row.resize,

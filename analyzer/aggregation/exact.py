@@ -67,9 +67,12 @@ def _collect(calls: Calls, exact: Exact, at: tuple[int, int], steps: tuple[int, 
     reduced = (tokens,) if exact.over == "positions" else (positions,)
     shape = reduced if exact.first else (positions, tokens)
     rows = {head: 0 if exact.to.heads_first else i for i, head in enumerate(exact.to.heads)}
+    weights = dict(zip(exact.to.heads, exact.to.head_weights, strict=True))
     total = np.zeros((max(rows.values()) + 1, *shape), np.float64 if exact.first else np.float32)
     for group in calls.groups(at, steps):
         for _, head, part, values in calls.softmax_rows(at, group, exact.columns, exact.to.heads):
+            if weights[head] != 1:
+                values = values * values.dtype.type(weights[head])
             if not exact.first:
                 total[rows[head], part] += values
             elif exact.over == "tokens":

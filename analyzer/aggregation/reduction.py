@@ -38,6 +38,8 @@ class Resampling:
 
     heads: tuple[int, ...]
     """Positions on the layer's head axis."""
+    head_weights: tuple[float, ...]
+    """How much each of them counts: not below 0, so that it makes no difference whether a clamp comes before or after."""
     grid: Cells
     """Of one head's map before it is resampled."""
     target: Cells
@@ -56,6 +58,16 @@ class Resampling:
         Dims     (..., frame, row, column) -> (..., *target)
         """
         return bring(maps, self.target, self.resize, self.clamp)
+
+    def weigh(self, values: Values) -> Values:
+        """Each head as much as it counts.
+
+        Dims     (head, ...) -> the same
+        """
+        if set(self.head_weights) == {1.0}:
+            return values
+        weighed: Values = (values.T * np.array(self.head_weights, values.dtype)).T
+        return weighed
 
     @property
     def clamps(self) -> bool:
@@ -82,7 +94,7 @@ class Lift:
         Dims     -> (head, ...)
         """
         added: Values = given if self.part is None else getattr(given, self.part)[list(self.index)].sum(0)
-        values = added[list(self.to.heads)] / np.float32(self.divisor)
+        values = self.to.weigh(added[list(self.to.heads)] / np.float32(self.divisor))
         return values if self.tokens is None else values[..., slice(*self.tokens)]
 
     def resample(self, values: Values) -> Values:
@@ -117,8 +129,8 @@ class Piece:
     """None where the tasks give maps that are on the common grid already."""
     slots: tuple[int, ...]
     """Where the layer's heads stand among the selected ones."""
-    share: int
-    """What it adds to the divisor of the mean it takes part in."""
+    shares: tuple[float, ...]
+    """What each of these adds to the divisor of the mean it takes part in, or all of them together."""
 
 
 def reduce_maps(
@@ -142,7 +154,7 @@ def reduce_maps(
         for i, pieces in enumerate(group):
             used = [piece for piece in pieces if piece.calls]
             keys = [_tree(graph, (name, "sum", g, i, n), piece, by_head) for n, piece in enumerate(used)]
-            slots, shares = [list(p.slots) if by_head else [0] for p in used], [p.share for p in used]
+            slots, shares = [list(p.slots) if by_head else [0] for p in used], [p.shares for p in used]
             key = (name, g, i, 0, *(0 for _ in cell))
             graph[key] = (finish, keys, slots, shares, layers, shape[2:])
     array: da.Array = da.Array(  # type: ignore[no-untyped-call]
@@ -210,15 +222,15 @@ def add(maps: Sequence[Values]) -> Values:
 
 
 def finish(
-    maps: Sequence[Values], slots: Sequence[Sequence[int]], shares: Sequence[int], layers: Reduction, shape: tuple[int, ...]
+    maps: Sequence[Values], slots: Sequence[Sequence[int]], shares: Sequence[Sequence[float]], layers: Reduction, shape: tuple[int, ...]
 ) -> Values:
     """The layers' maps together: one mean of all, or the sum of each one's mean; NaN where there is none.
 
     Dims     maps (head of the layer or 1, *cell) each -> (1, 1, head or 1, *cell)
     """
-    total, parts = np.zeros(shape), np.zeros(shape[0], np.int64)
+    total, parts = np.zeros(shape), np.zeros(shape[0])
     for values, places, share in zip(maps, slots, shares, strict=True):
-        total[list(places)] += values if layers == "mean" else values / share
+        total[list(places)] += values if layers == "mean" else (values.T / np.array(share)).T
         parts[list(places)] += share if layers == "mean" else 1
     with np.errstate(invalid="ignore", divide="ignore"):
         mean: Values = np.where(parts > 0, total.T / (parts if layers == "mean" else 1), np.nan).T

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
+import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +24,9 @@ from ..numerics.resize import middle
 from ..trace.heads import pick_heads
 from ..trace.reader import Trace
 
-Heads: TypeAlias = Positions | Mapping[Selector, Positions]
-"""Heads by the model's numbers: the same in each layer, or those of each layer that is named, and no other layer."""
+Heads: TypeAlias = Positions | Mapping[Selector, Positions | Mapping[int, float]]
+"""Heads by the model's numbers: the same in each layer, or those of each layer that is named, and no other layer; with a weight each,
+a map is their weighted mean or sum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +89,13 @@ class Selection:
     """The model's head numbers, of all layers together."""
     pairs: tuple[tuple[int, ...], ...]
     """Those of each layer: what is selected, of what it has."""
+    head_weights: tuple[tuple[float, ...], ...]
+    """How much each of those counts; 1 unless heads are weighted."""
     sample: int
     branch: int
     picked: str = ""
-    """Short form of the heads, if they were picked layer by layer: `3:0,2 7:1` is heads 0 and 2 of layer 3 and head 1 of layer 7."""
+    """Short form of the heads, if they were picked layer by layer: `3:0,2 7:1*0.5` is heads 0 and 2 of layer 3 and head 1 of layer 7, which
+    counts by half."""
 
 
 def choose(
@@ -125,17 +131,19 @@ def choose(
     layers = tuple(i for i, _ in found)
     if by_layer is None:
         assert not isinstance(heads, Mapping)
-        wanted = pick_heads(heads, [trace.layers[i] for i in layers])
-    pairs = tuple(tuple(n for n in trace.layers[i].heads_kept if n in (wanted if by_layer is None else by_layer[i])) for i in layers)
+        wanted = dict.fromkeys(pick_heads(heads, [trace.layers[i] for i in layers]), 1.0)
+    counted = [wanted if by_layer is None else by_layer[i] for i in layers]
+    pairs = tuple(tuple(n for n in trace.layers[i].heads_kept if n in own) for i, own in zip(layers, counted, strict=True))
     return Selection(
         layers,
         tuple(g for _, g in found),
         pick_positions(select.steps, len(trace.present), "step"),
         tuple(sorted({n for own in pairs for n in own})),
         pairs,
+        tuple(tuple(weights[n] for n in own) for own, weights in zip(pairs, counted, strict=True)),
         sample,
         find_branch(trace, select.branch, row.branch if row else "cond"),
-        " ".join(f"{i}:{','.join(map(str, own))}" for i, own in zip(layers, pairs, strict=True)) if by_layer is not None else "",
+        " ".join(_write_heads(i, own) for i, own in zip(layers, counted, strict=True)) if by_layer is not None else "",
     )
 
 
@@ -218,26 +226,46 @@ def _find_probe(trace: Trace, layers: Sequence[int], probe: str) -> list[tuple[i
     return found
 
 
-def _by_layer(trace: Trace, heads: Mapping[Selector, Positions]) -> dict[int, set[int]]:
-    """Head numbers of each layer that the mapping names."""
+def _by_layer(trace: Trace, heads: Mapping[Selector, Positions | Mapping[int, float]]) -> dict[int, dict[int, float]]:
+    """The heads of each layer that the mapping names, and how much each counts; those of weight 0 are left out."""
     if not heads:
         raise InvalidInput(f"the selection of heads names no layer; the trace has {listed(layer.name for layer in trace.layers)}")
-    picked: dict[int, set[int]] = {}
-    for selector, numbers in heads.items():
+    picked: dict[int, dict[int, float]] = {}
+    for selector, given in heads.items():
         for index in trace.select([selector]):
-            picked.setdefault(index, set()).update(pick_heads(numbers, [trace.layers[index]]))
+            numbers = pick_heads(list(given) if isinstance(given, Mapping) else given, [trace.layers[index]])
+            weights = {number: _weight(given[number]) if isinstance(given, Mapping) else 1.0 for number in numbers}
+            picked.setdefault(index, {}).update({number: weight for number, weight in weights.items() if weight})
+    if not any(picked.values()):
+        raise InvalidInput(f"{option('heads')} gives every head the weight 0, so there is nothing to average; give some a weight above 0")
     return picked
 
 
-def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ...]:
-    """Disjoint groups of steps in execution order, of lengths that differ by one at most; None makes each step a group.
+def _weight(given: Any) -> float:
+    """What a head counts."""
+    if isinstance(given, (int, float, np.number)) and not isinstance(given, bool) and math.isfinite(given) and given >= 0:
+        return float(given)
+    raise InvalidInput(f"a head weighs {given!r}; expected a number of 0 or more")
+
+
+def _write_heads(index: int, weights: Mapping[int, float]) -> str:
+    return f"{index}:{','.join(str(n) if weights[n] == 1 else f'{n}*{weights[n]:g}' for n in sorted(weights))}"
+
+
+def split(steps: Sequence[int], groups: int | None, shared_ends: bool = False) -> tuple[tuple[int, ...], ...]:
+    """Groups of steps in execution order, of lengths that differ by one at most; None makes each step a group.
+
+    They are disjoint, unless with `shared_ends` each also holds the first step of the next.
 
     Raises   InvalidInput if there are more groups than steps
     """
     count = len(steps) if groups is None else whole(groups, "a number of time groups")
     if not 1 <= count <= len(steps):
         raise InvalidInput(f"cannot make {count} time groups of {len(steps)} steps; expected 1 to {len(steps)}")
-    return tuple(tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count))
+    parts = [tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count)]
+    if not shared_ends or groups is None:
+        return tuple(parts)
+    return (*(part + following[:1] for part, following in itertools.pairwise(parts)), parts[-1])
 
 
 def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from ...schema.record import BRANCHES
 if TYPE_CHECKING:
     from ..trace.reader import Trace
 
-RANKING: Final = ("concept", "top", "bottom")
+RANKING: Final = ("concept", "top", "bottom", "weigh")
 """What picks heads of a file that ranks them."""
 
 PATH: Final = click.Path(path_type=Path)
@@ -153,6 +153,9 @@ SELECTION: Final = (
     click.option("--concept", metavar="NAME", help="Concept to rank the file's heads by."),
     click.option("--top", type=int, metavar="N", help="The file's N best heads."),
     click.option("--bottom", type=int, metavar="N", help="The file's N worst heads."),
+    click.option(
+        "--weigh", is_flag=True, callback=lambda _, __, set: set or None, help="Weigh its heads by their scores, all or the best."
+    ),
     sample_option,
     branch_option,
     group_option,
@@ -224,9 +227,14 @@ def with_heads(typed: dict[str, Any], trace: Trace | None = None) -> dict[str, A
     if "heads" in typed:
         raise click.UsageError("--heads and --heads-from each say which heads; give one of them")
     from ..heads.files import load_heads
-    from ..heads.ranking import select_heads
+    from ..heads.ranking import select_heads, weigh_heads
 
-    return {**others, "heads": select_heads(load_heads(typed["heads_from"]), **ranking, trace=trace)}
+    scores = load_heads(typed["heads_from"])
+    if not ranking.pop("weigh", False):
+        return {**others, "heads": select_heads(scores, **ranking, trace=trace)}
+    if "bottom" in ranking:
+        raise click.UsageError("--weigh weighs all heads of the file, or its best with --top N; leave out --bottom")
+    return {**others, "heads": weigh_heads(scores, **ranking, trace=trace)}
 
 
 def example(*lines: str) -> str:

@@ -27,6 +27,9 @@ SCORES: Final[dict[By, Callable[..., xr.DataArray]]] = {
 HeadMap: TypeAlias = dict[Selector, list[int]]
 """Head numbers by layer name, as `heads=` of every map takes them."""
 
+WeightMap: TypeAlias = dict[Selector, dict[int, float]]
+"""The same with a weight for each head."""
+
 
 def rank_heads(scores: xr.DataArray, concept: str | None = None) -> list[tuple[str, int]]:
     """All heads by their score, greatest first; equals stay in the published order (down, mid, up; heads within).
@@ -71,6 +74,30 @@ def select_heads(
     if not 1 <= count <= len(ranked):
         raise UnknownSelection(f"cannot take {count} heads; the scores rank {len(ranked)}")
     return by_layer(ranked[:count] if bottom is None else ranked[-count:], scores)
+
+
+def weigh_heads(
+    scores: xr.DataArray | Sources,
+    concept: str | None = None,
+    *,
+    top: int | None = None,
+    by: By | None = None,
+    trace: Trace | None = None,
+) -> WeightMap:
+    """Each head's score as its weight, by layer, of all heads or of the best: what `r2g(trace, heads=...)` and every other map takes.
+
+    `top`  how many of the best; None is all
+
+    What else it takes is as for `select_heads`. Heads whose score is 0 do not count.
+
+    Raises   as `select_heads`; a map refuses weights below 0
+    """
+    scores = _scores(scores, by)
+    if trace is not None:
+        require_same_heads(scores, trace)
+    taken = select_heads(scores, concept, top=len(rank_heads(scores, concept)) if top is None else top)
+    row = _row(scores, concept)
+    return {layer: {head: float(row.sel(layer=layer, head=head)) for head in heads} for layer, heads in taken.items()}
 
 
 def by_layer(chosen: list[tuple[str, int]], scores: xr.DataArray) -> HeadMap:

@@ -53,7 +53,7 @@ def r2g(
     `time_groups`  with time kept, split the steps into so many groups, the noisiest first; None is one for each step
     `steps`        evaluations of the denoiser in order of execution, from 0: 3, [0, 2], slice(0, 10), "::5"; None is all
     `layers`       positions, names, globs ("*up_blocks*") or "re:" and a regular expression, one or several; None leaves it to the recipe
-    `heads`        heads from 0, the same in every layer, or layer by layer: {"up*": [0, 3], 7: 1}; None is all
+    `heads`        heads from 0, the same in every layer, or layer by layer: {"up*": [0, 3], 7: {1: 0.5}}, 1 at half weight; None is all
     `sample`       which generated image, from 0
     `branch`       guidance branch, cond or uncond; None leaves it to the recipe
     `group`        token group; None is the reference's only one

@@ -12,7 +12,7 @@ import xarray as xr
 
 from ...schema.errors import InvalidInput
 from ..aggregation.request import AXES, MapRequest, kept_axes, request_map
-from ..aggregation.selection import Select, SelectOptions, choose, split
+from ..aggregation.selection import Select, Selection, SelectOptions, choose, split
 from ..influence.calls import weighted_array
 from ..methods.recipes import Recipe, Weight, get_recipe
 from ..metrics.pointing import PLACES, Grid, Values
@@ -49,11 +49,31 @@ def looks(
     layers = range(len(request.chosen.layers))
     sums: da.Array = da.stack([da.stack([_of_layer(request, steps, i) for i in layers]) for steps in request.times])  # type: ignore
     gone = tuple(i for i, axis in enumerate(AXES) if i and axis not in request.axes)
-    means: da.Array = da.nanmean(sums, axis=gone) if gone else sums
+    means = _mean(sums, gone, request.chosen) if gone else sums
     values = means if "time" in request.axes else means[0]
     latent = dict(zip(("y", "x"), map(centres, trace.latent_grid), strict=True))
     dims = (*request.axes, *PLACES)
     return xr.DataArray(values, request.coordinates() | latent, dims, "looks", request.facts().to_attrs())
+
+
+def _mean(sums: da.Array, gone: tuple[int, ...], chosen: Selection) -> da.Array:
+    """The mean over layers, heads or both, each head as much as it counts.
+
+    Dims     (time, layer, head, y, x, ref_y, ref_x) -> without the axes that are gone
+    """
+    weights = table_of_weights(chosen)[None, ..., None, None, None, None]
+    counted = da.where(da.isnan(sums), 0, weights).sum(axis=gone)
+    mean: da.Array = da.nansum(sums * weights, axis=gone) / da.where(counted > 0, counted, np.nan)
+    return mean
+
+
+def table_of_weights(chosen: Selection) -> Values:
+    """How much each head of each layer counts; 0 where a layer does not have it.
+
+    Dims     -> (layer, head)
+    """
+    rows = (dict(zip(own, weights, strict=True)) for own, weights in zip(chosen.pairs, chosen.head_weights, strict=True))
+    return np.array([[row.get(number, 0.0) for number in chosen.heads] for row in rows])
 
 
 def _of_layer(request: MapRequest, steps: tuple[int, ...], i: int) -> da.Array:
@@ -137,4 +157,5 @@ def row_entropy(
     table = table.assign_coords(layer=list(chosen.layers)).transpose(*AXES)
     gone = [axis for axis in AXES if axis not in kept]
     attrs = {"trace": trace.id, "group": chosen.groups[0].name}
-    return (table.mean(gone) if gone else table).rename("row_entropy").assign_attrs(attrs)
+    weights = xr.DataArray(table_of_weights(chosen), {"layer": list(chosen.layers), "head": list(chosen.heads)}, ("layer", "head"))
+    return (table.weighted(weights).mean(gone) if gone else table).rename("row_entropy").assign_attrs(attrs)

@@ -86,6 +86,7 @@ def record_command(
       i2am record examples/demo.toml -o run.zarr --encoding factors --steps ::5
       i2am record examples/demo.toml -o run.zarr --max-bytes 5GB --heads ::2 --layers "*up_blocks*"
       i2am record examples/demo.toml -o run.zarr --encoding factors --probes probes.toml
+      i2am record examples/demo.toml -o run.zarr --encoding factors --keys self --steps ::5
       i2am record examples/demo.toml --manifest pairs/pairs.csv -o traces
       i2am record examples/demo.toml --manifest pairs/pairs.csv -o s3://bucket/traces --scratch /local/disk
     """

@@ -94,7 +94,9 @@ class Layers:
         if len(rest) == len(groups) or generated.stop - generated.start <= most**2:
             return groups
         if most:
-            self.left_out[path] = f"has more than {most} x {most} positions, the most that {option('self_grid', most)} keeps"
+            self.left_out[path] = (
+                f"has more than {most} x {most} positions; raise {option('self_grid')}, with {option('encoding', 'factors')}"
+            )
         return rest
 
     def describe(
@@ -160,7 +162,8 @@ class Sites:
         Raises   UnsupportedModel if the call is not what it was before
         """
         if scene.frames and call.path in self._alone:
-            raise UnsupportedModel(f"{call.path} attends within single frames, or at single places over time, each with keys of its own")
+            inside = "attends within single frames, or at single places over time, each with keys of its own"
+            raise UnsupportedModel(f"{call.path} {inside}; keep other keys, such as {option('keys', 'text')}")
         shapes = (call.grid, call.frames, call.query.shape[1:], call.key.shape[1:])
         key = (call.path, call.segments, call.repeat, call.own, call.scale, shapes, scene)
         if key not in self._sites:
@@ -171,7 +174,7 @@ class Sites:
         """Go on without a module of self-attention alone that cannot be recorded; whether it is one, and nothing was recorded of it yet."""
         if path not in self._alone or path in {layer.path for layer in self.layers.all}:
             return False
-        self.layers.left_out[path] = str(why).partition(";")[0].removeprefix(path).strip(" ,")
+        self.layers.left_out[path] = str(why).removeprefix(path).strip()
         return True
 
     def find_resampler(self, call: Call, scene: Scene) -> tuple[Site, ...]:

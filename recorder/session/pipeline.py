@@ -236,8 +236,7 @@ class PipelineLabels(Labels):
             return UnsupportedModel(f"{self._name} ran none of its denoisers, so there is nothing to record; call it for at least one step")
         if keys == "self" and self.left_out:
             path, why = next(iter(self.left_out.items()))
-            out = f"raise {option('self_grid')}, or select other layers"
-            return UnsupportedModel(f"{option('keys', keys)} recorded nothing: {path} {why}; {out}")
+            return UnsupportedModel(f"{option('keys', keys)} recorded nothing: {path} {why}")
         if keys in ("reference", "text") and roles:
             bring = "pass reference_attn=True" if self._reads_features else "load an IP-Adapter with a scale above 0"
             out = f"{bring}, or use {option('keys', 'all')}" if keys == "reference" else f"use {option('keys', 'all')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pipelines_transformers as transformers
 import pipelines_video as videos
 import pytest
+from repository import ROOT
 
 import pipelines
 from i2am.analyzer import open_effects, open_trace
@@ -54,7 +56,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pipeline, call = pipelines.build("ip-full")
     path = tmp_path_factory.mktemp("run") / "run.zarr"
     record(pipeline, path, progress=False, **call())
-    return pipeline, call, read_run(path), prepare(pipeline, call(), 0, 1, 1)
+    return pipeline, call, read_run(path), prepare(pipeline, call(), 0, 1, 1), path
 
 
 @pytest.mark.parametrize("family", BUILDERS)
@@ -99,7 +101,7 @@ def test_a_video_is_the_mean_of_its_frames(tmp_path: Path) -> None:
 
 
 def test_silencing_is_zero_in_each_layer_and_head(adapter: Any, tmp_path: Path) -> None:
-    pipeline, call, run, replay = adapter
+    pipeline, call, run, replay, _ = adapter
     found = effects_of(tmp_path / "faith.zarr", replay, record_of(run, "layers,heads"), run)
     layer = found.layer.values[1]
     path = layer.partition("#")[0]
@@ -117,7 +119,7 @@ def test_silencing_is_zero_in_each_layer_and_head(adapter: Any, tmp_path: Path) 
 
 
 def test_curves_leave_out_what_their_orders_rank_first(adapter: Any, tmp_path: Path) -> None:
-    pipeline, call, run, replay = adapter
+    pipeline, call, run, replay, _ = adapter
     mine = np.array([[0.1, np.nan], [0.3, 0.3]])
     what = record_of(run, "curves", cells=(2, 2), orders=("truth", "mine", "random"), shares=(0.02, 0.5, 0.7))
     random = random_order((2, 2))
@@ -141,7 +143,7 @@ def test_curves_leave_out_what_their_orders_rank_first(adapter: Any, tmp_path: P
 
 
 def test_pixels_are_those_of_the_reference_within_what_its_encoder_sees(adapter: Any, tmp_path: Path) -> None:
-    pipeline, call, run, replay = adapter
+    pipeline, call, run, replay, _ = adapter
     given, image = call(), group_image(run, "reference")
     assert image is not None
     image = dataclasses.replace(image, window=(4.0, 4.0, 28.0, 28.0))
@@ -171,7 +173,7 @@ class Alone:
 
 
 def test_what_cannot_be_batched_is_refused_by_name(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline, call, _, _ = adapter
+    pipeline, call, *_ = adapter
     with pytest.raises(UnsupportedModel, match=r"Alone takes no num_images_per_prompt or num_videos_per_prompt.*batch"):
         prepare(Alone(), {"generator": pipelines.generator()}, 0, 3, 1)
     for given, samples in (({**call(), "generator": [pipelines.generator()]}, 1), (call(), 2), ({**call(), "generator": None}, 1)):
@@ -231,3 +233,11 @@ def test_orders_by_maps_come_from_whatever_is_installed(monkeypatch: pytest.Monk
     gone = EntryPoint("cells", "i2am.nowhere:rank", "i2am.orders")
     monkeypatch.setattr("i2am.recorder.intervention.orders.entry_points", lambda group: [gone])
     assert map_orders(Path("run.zarr"), "reference", (2, 3), 0, "cond") == {}
+
+
+def test_the_analyzer_ranks_cells_by_its_maps(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]["i2am.orders"]
+    entries = [EntryPoint(name, value, "i2am.orders") for name, value in named.items()]
+    monkeypatch.setattr("i2am.recorder.intervention.orders.entry_points", lambda group: entries)
+    found = map_orders(adapter[4], "reference", (2, 2), 0, "cond")
+    assert "attention" in found and all(np.isfinite(values).all() and len(np.unique(values)) == 4 for values in found.values())

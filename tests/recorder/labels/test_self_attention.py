@@ -112,7 +112,7 @@ def test_layers_with_more_positions_are_left_out_and_named(family: str, limit: i
     record(pipeline, PATH, keys="all", self_grid=limit, **call())
     assert {group.role for layer in memory.last.trace.layers for group in layer.groups} == {"text", "reference"}
     ((why, paths),) = memory.last.trace.provenance["self_left_out"].items()
-    assert why == f"has more than {limit} x {limit} positions, the most that self_grid={limit} keeps"
+    assert why == f"has more than {limit} x {limit} positions; raise self_grid=, with encoding='factors'"
     modules = attention_modules(pipeline, alone=True)
     assert set(paths) == {path for path in modules if not path.endswith("attn2")}
     assert any(note.startswith(f"self-attention of {len(paths)} modules is left out: {paths[0]} has more") for note in note_of(memory))
