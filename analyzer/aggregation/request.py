@@ -176,7 +176,7 @@ def request_map(
         places = ("frame", "y", "x") if trace.latent_frames else ("y", "x")
         counted = _counted(trace, chosen, row.specials if specials is None else specials)
     alone = row.renormalize and softmax == "keys"
-    times = split(chosen.steps, time_groups) if "time" in kept else (chosen.steps,)
+    times = split(chosen.steps, time_groups, row.shared_ends) if "time" in kept else (chosen.steps,)
     present = [Calls.of(trace, index).where[chosen.sample, chosen.branch] >= 0 for index in chosen.layers]
     return MapRequest(
         trace=trace,

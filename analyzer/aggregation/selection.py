@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -251,15 +252,20 @@ def _write_heads(index: int, weights: Mapping[int, float]) -> str:
     return f"{index}:{','.join(str(n) if weights[n] == 1 else f'{n}*{weights[n]:g}' for n in sorted(weights))}"
 
 
-def split(steps: Sequence[int], groups: int | None) -> tuple[tuple[int, ...], ...]:
-    """Disjoint groups of steps in execution order, of lengths that differ by one at most; None makes each step a group.
+def split(steps: Sequence[int], groups: int | None, shared_ends: bool = False) -> tuple[tuple[int, ...], ...]:
+    """Groups of steps in execution order, of lengths that differ by one at most; None makes each step a group.
+
+    They are disjoint, unless with `shared_ends` each also holds the first step of the next.
 
     Raises   InvalidInput if there are more groups than steps
     """
     count = len(steps) if groups is None else whole(groups, "a number of time groups")
     if not 1 <= count <= len(steps):
         raise InvalidInput(f"cannot make {count} time groups of {len(steps)} steps; expected 1 to {len(steps)}")
-    return tuple(tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count))
+    parts = [tuple(int(s) for s in part) for part in np.array_split(np.asarray(steps, int), count)]
+    if not shared_ends or groups is None:
+        return tuple(parts)
+    return (*(part + following[:1] for part, following in itertools.pairwise(parts)), parts[-1])
 
 
 def cell(at: Any, latent: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[int, int, int]:

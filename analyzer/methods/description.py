@@ -19,7 +19,7 @@ HEADINGS: Final[tuple[tuple[str, Callable[[Recipe], str]], ...]] = (
     ("layers", lambda row: _layers(row)),
     ("CLS in R2G", lambda row: "counts" if row.specials else "left out"),
     ("tokens; positions", lambda row: f"{row.tokens}; {_positions(row)}"),
-    ("steps", lambda row: row.time if row.time == row.time_groups else f"{row.time}; of a group {row.time_groups}"),
+    ("steps", lambda row: _steps(row)),
     ("heads; layers", lambda row: f"{'chosen, ' if row.choose_heads else ''}{row.heads}; {row.layers}"),
     ("resampling", lambda row: f"{row.resize}{', clamp at 0' if row.clamp else ''}"),
     ("after", lambda row: ", ".join(BEFORE[axis] for axis in row.before) or "nothing"),
@@ -64,6 +64,11 @@ def _layers(row: Recipe) -> str:
 
 def _positions(row: Recipe) -> str:
     return f"{row.queries}{' x mask' if row.query_mask else ''}{', by head of all layers together' if row.pool_positions else ''}"
+
+
+def _steps(row: Recipe) -> str:
+    of_group = "" if row.time == row.time_groups else f"; of a group {row.time_groups}"
+    return f"{row.time}{of_group}{'; groups share ends' if row.shared_ends else ''}"
 
 
 def _grids(row: Recipe) -> list[str]:

@@ -69,6 +69,8 @@ class Recipe:
     time: Reduction = "sum"
     time_groups: Reduction = "sum"
     """Over the steps of one group, where time is kept."""
+    shared_ends: bool = False
+    """Whether a time group also holds the first step of the next one, so that neighbours overlap (v1, Eq. 10)."""
     heads: Reduction = "mean"
     layers: Reduction = "mean"
     """Means are pooled: over all (step, layer, head) that the reductions say `mean` of; a layer counts as often as it has heads."""
@@ -99,7 +101,7 @@ class Recipe:
             value = getattr(self, field)
             if not isinstance(value, str) or value not in allowed:
                 raise InvalidInput(f"recipe {self.name}: {field} is {value!r}; expected {', '.join(allowed)}")
-        for field in ("choose_heads", "specials", "renormalize", "padding", "query_mask", "pool_positions", "clamp", "pre_mask", "invert"):
+        for field in FLAGS:
             _require(self, field, isinstance(getattr(self, field), bool), "True or False")
         for field in ("skip", "reference_layers", "branch"):
             _require(self, field, isinstance(getattr(self, field), str), "text")
@@ -123,6 +125,7 @@ class Recipe:
 FIELDS: Final = tuple(f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "source"))
 """What can be changed in a row."""
 
+FLAGS: Final = tuple(f.name for f in dataclasses.fields(Recipe) if isinstance(f.default, bool))
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "r2g": get_args(Softmax),
     "g2r": (*get_args(Softmax), "none"),
@@ -160,8 +163,8 @@ RECIPES: Final = {
         Recipe(name="i2am", source="Park et al., ICLR 2025; axes as in the released code", threshold=0.4),
         # Taken literally, v1's mean runs over the very axis of its softmax: R2G is 1/R and G2R is 1/HW everywhere. For comparison only.
         Recipe(
-            name="i2am-v1", source="Park et al. 2024, arXiv v1, Eq. 4 and 12 as printed; R2G and G2R are constant",
-            r2g="keys", g2r="generated", threshold=0.4,
+            name="i2am-v1", source="Park et al. 2024, arXiv v1, Eq. 4, 10 and 12 as printed; R2G and G2R are constant",
+            r2g="keys", g2r="generated", shared_ends=True, threshold=0.4,
         ),
         OFFICIAL,
         # One key, the CLS token, which has no place: what there is on the reference is one number.

@@ -88,7 +88,7 @@ def _require_recipe(recipe: str | Recipe) -> Recipe:
     """A recipe whose R2G is a mean over tokens and a sum over time, and whose G2R is of the model's own softmax."""
     row = get_recipe(recipe)
     made = (row.tokens, row.queries, row.time, row.heads, row.g2r, row.weight)
-    if made != ("mean", "mean", "sum", "mean", "keys", "attention") or row.renormalize:
+    if made != ("mean", "mean", "sum", "mean", "keys", "attention") or row.renormalize or row.shared_ends:
         raise InvalidInput(
             f"an overview shows maps as recipe i2am makes them, and {row.label} makes others; `i2am map --recipe` draws those"
         )

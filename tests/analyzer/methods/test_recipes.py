@@ -122,6 +122,18 @@ def test_time_groups_of_the_paint_by_example_hook_are_means(made: Synthetic) -> 
     close(mean.where(mean.notnull(), 0), total.where(total.notnull(), 0).values / np.maximum(counts, 1)[..., None, None])
 
 
+@pytest.mark.parametrize("name", ["i2am-v1", "i2am(shared_ends=yes)"])
+def test_groups_that_share_ends_sum_one_step_more(made: Synthetic, name: str) -> None:
+    """v1, Eq. 10: t runs from tau dt to (tau + 1) dt, both included."""
+    trace = open_trace(made.path)
+    for ask in (r2g, g2r, lambda t, **options: sram(t, AT, **options)):
+        each = ask(trace, recipe=name, layers=2, keep="time").values
+        found = ask(trace, recipe=name, layers=2, keep="time", time_groups=2)
+        close(found, np.stack([each[0] + each[1] + each[2], each[2]]))
+        assert (found["first_step"].values.tolist(), found["last_step"].values.tolist()) == ([0, 2], [2, 2])
+        close(ask(trace, recipe=name, layers=2), each.sum(0))
+
+
 # Fields, in any order
 
 
