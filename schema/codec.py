@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from .trace import Codec
+from .record import require
 
 PROBABILITY_SCALE: Final = 2.0**-15
 """Stored float16 = P * 2**15: exact to scale by, and as far from fp16's subnormals as [0, 1] goes."""
@@ -21,6 +21,23 @@ _INFINITY: Final = 0x7C00
 """Bits of float16's infinity; above are NaN and all that is negative."""
 _REBIAS: Final = 2.0**112
 """Moving float16's bits into float32's places leaves the exponent 112 too low."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How bytes are packed: blosc with bitshuffle, then crc32c."""
+
+    name: Literal["lz4", "zstd"] = "lz4"
+    level: int = 5
+    keep_bits: int = 10
+    """Mantissa bits that stored probabilities were rounded to before packing; 10 is all that float16 has."""
+
+    def __post_init__(self) -> None:
+        bits = self.keep_bits
+        whole = isinstance(bits, int) and not isinstance(bits, bool) and 1 <= bits <= 10
+        require(whole, f"keep_bits {bits!r}; float16 has mantissa bits to keep from 1 to 10")
+        require(self.name in ("lz4", "zstd"), f"codec {self.name!r}; codecs are lz4, zstd")
+        require(isinstance(self.level, int) and 0 <= self.level <= 9, f"codec level {self.level}; levels are 0 to 9")
 
 
 def encode_probability(probability: NDArray[Any]) -> NDArray[np.float16]:

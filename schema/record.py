@@ -15,7 +15,9 @@ from typing import Any, Final, Literal, Never, TypeAlias, TypeVar, Union, cast, 
 from .errors import CorruptTrace, InvalidInput
 
 FORMAT_VERSION: Final = 1
-"""The version of the trace format that is written; `schema/README.md` is its norm."""
+"""The version of the trace format of recorded attention; `schema/README.md` is its norm."""
+MAPS_VERSION: Final = 2
+"""That of traces of which some layer keeps sums in place of attention; earlier releases refuse it."""
 
 JSON: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 
@@ -79,6 +81,13 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CorruptTrace(f"{where} is not a JSON object; {_CHANGED}")
     return document
+
+
+def as_json(value: Any) -> Any:
+    """Lists and objects of a record as JSON has them, where tuples are lists."""
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def canonical(document: JSON) -> str:

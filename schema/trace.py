@@ -8,20 +8,22 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self, TypeAlias, cast
 
-from .errors import UnknownVersion
+from .arrays.sums import KeptSums
+from .codec import Codec as Codec
+from .errors import CorruptTrace, UnknownVersion
 from .messages import plain
-from .record import BRANCHES, FORMAT_VERSION, JSON, NAME, decode, require
+from .record import BRANCHES, FORMAT_VERSION, JSON, MAPS_VERSION, NAME, as_json, decode, require
 from .text import Text
 
 Softmax: TypeAlias = Literal["generated", "keys"]
 
-Encoding: TypeAlias = Literal["probabilities", "factors"]
+Encoding: TypeAlias = Literal["probabilities", "factors", "sums"]
 Values: TypeAlias = Literal["none", "norms", "full"]
 Role: TypeAlias = Literal["text", "reference", "self"]
 ImageRole: TypeAlias = Literal["generated", "reference", "mask", "reference_mask", "input"]
 Status: TypeAlias = Literal["recording", "interrupted", "complete"]
 
-ENCODINGS: Final[tuple[Encoding, ...]] = ("probabilities", "factors")
+ENCODINGS: Final[tuple[Encoding, ...]] = ("probabilities", "factors", "sums")
 VALUES: Final[tuple[Values, ...]] = ("none", "norms", "full")
 ROLES: Final[tuple[Role, ...]] = ("text", "reference", "self")
 IMAGE_ROLES: Final[tuple[ImageRole, ...]] = ("generated", "reference", "mask", "reference_mask", "input")
@@ -117,6 +119,8 @@ class Layer:
     """Channels of the module's output, where values are kept in full."""
     gain: float = 1.0
     """What the model multiplies what this call gives with before its output projection (an adapter's scale); norms have it in them."""
+    sums: KeptSums | None = None
+    """What is kept where the encoding is `sums`; else None."""
     concepts: tuple[str, ...] = ()
     """Words that attended to the image beside the run, of which it is kept how well each position agrees with each."""
     residual: bool = False
@@ -129,11 +133,11 @@ class Layer:
         require(self.call >= 0, f"layer {self.path}: call is {self.call}; it must not be negative")
         require(min(self.grid) > 0, f"layer {self.path}: grid {self.grid} must be positive")
         require(self.frames >= 0, f"layer {self.path}: {self.frames} frames; it has some, or 0 for an image")
-        require(
-            not self.is_resampler or self.grid[0] == 1,
-            f"layer {self.path}: {self.queries} tokens on a grid {self.grid}; expected (1, tokens)",
-        )
+        flat = not self.is_resampler or self.grid[0] == 1
+        require(flat, f"layer {self.path}: {self.queries} tokens on a grid {self.grid}; expected (1, tokens)")
         require(self.encoding in ENCODINGS, f"layer {self.path}: encoding {self.encoding!r}; encodings are {', '.join(ENCODINGS)}")
+        known = (self.encoding == "sums") == (self.sums is not None) and max(self.sums.tokens if self.sums else (), default=0) < self.tokens
+        require(known, f"layer {self.path}: encoding {self.encoding} of {self.tokens} tokens with sums {self.sums}")
         require(
             self.factor_dtype in FACTOR_DTYPES,
             f"layer {self.path}: factors cannot be {self.factor_dtype}; they are {' or '.join(FACTOR_DTYPES)}",
@@ -238,26 +242,9 @@ class Image:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How bytes are packed: blosc with bitshuffle, then crc32c."""
-
-    name: Literal["lz4", "zstd"] = "lz4"
-    level: int = 5
-    keep_bits: int = 10
-    """Mantissa bits that stored probabilities were rounded to before packing; 10 is all that float16 has."""
-
-    def __post_init__(self) -> None:
-        bits = self.keep_bits
-        whole = isinstance(bits, int) and not isinstance(bits, bool) and 1 <= bits <= 10
-        require(whole, f"keep_bits {bits!r}; float16 has mantissa bits to keep from 1 to 10")
-        require(self.name in ("lz4", "zstd"), f"codec {self.name!r}; codecs are lz4, zstd")
-        require(isinstance(self.level, int) and 0 <= self.level <= 9, f"codec level {self.level}; levels are 0 to 9")
-
-
 LATER: Final = {"chunk_steps": 1}
 """Fields of the record that came after the first release, and what they say where they are left out."""
-LATER_LAYER: Final = {"values": "none", "value_dim": 0, "output_dim": 0, "gain": 1.0, "residual": False, "concepts": []}
+LATER_LAYER: Final = {"values": "none", "value_dim": 0, "output_dim": 0, "gain": 1.0, "residual": False, "concepts": [], "sums": None}
 """Those of a layer."""
 
 
@@ -298,6 +285,7 @@ class TraceRecord:
     """Steps that a chunk of attention holds, as far as they fit: 1 as recorded, more in a trace that was packed for sharing."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "version", MAPS_VERSION if self.maps_only else FORMAT_VERSION)
         require(self.chunk_steps > 0, f"chunk_steps {self.chunk_steps}; a chunk holds at least one step")
         require(self.chunk_steps == 1 or self.status == "complete", "only complete traces are packed")
         require(
@@ -315,6 +303,11 @@ class TraceRecord:
         require(len({i.name for i in self.images}) == len(self.images), "two images have one name")
 
     @property
+    def maps_only(self) -> bool:
+        """Whether layers keep sums in place of attention, so that maps can be had and nothing else."""
+        return any(layer.encoding == "sums" for layer in self.layers)
+
+    @property
     def map_grid(self) -> tuple[int, int]:
         """(rows, columns) that maps are brought to: the latent's, or else the largest layer grid."""
         grids = (layer.grid for layer in self.layers if not layer.is_resampler)
@@ -322,7 +315,7 @@ class TraceRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON; fields that came after the first release are left out where they say nothing."""
-        document = cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+        document = cast("dict[str, Any]", as_json(dataclasses.asdict(self)))
         return _told({**document, "layers": [_told(layer, LATER_LAYER) for layer in document["layers"]]}, LATER)
 
     @classmethod
@@ -332,19 +325,15 @@ class TraceRecord:
         Raises   UnknownVersion for another format, CorruptTrace for a record that is not well formed
         """
         version = doc.get("version", FORMAT_VERSION) if isinstance(doc, dict) else FORMAT_VERSION
-        if type(version) is not int or version != FORMAT_VERSION:
-            raise UnknownVersion(
-                f"the trace has format version {plain(str(version)[:60])}; this release reads version {FORMAT_VERSION}. "
-                "Open it with the release that wrote it, or upgrade: pip install --upgrade i2am"
-            )
-        return decode(cls, doc, "the trace record")
+        if type(version) is not int or not FORMAT_VERSION <= version <= MAPS_VERSION:
+            known = f"this release reads versions {FORMAT_VERSION} and {MAPS_VERSION}"
+            way = "Open it with the release that wrote it, or upgrade: pip install --upgrade i2am"
+            raise UnknownVersion(f"the trace has format version {plain(str(version)[:60])}; {known}. {way}")
+        record = decode(cls, doc, "the trace record")
+        if record.version != version:
+            raise CorruptTrace(f"the trace record says format version {version}, and its layers are of version {record.version}")
+        return record
 
 
 def _told(document: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in document.items() if name not in later or value != later[name]}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

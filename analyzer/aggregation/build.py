@@ -14,11 +14,14 @@ from typing import Any, Final
 
 import xarray as xr
 
+from ...schema.arrays.sums import token_segments
+from ...schema.errors import InvalidInput
+from ...schema.messages import option
 from ...schema.trace import Softmax
 from ..influence.calls import weigh_calls
-from ..trace.calls import Calls, Kind
+from ..trace.calls import Calls, Kind, own_tokens, require_attention
 from ..trace.images import masks
-from ..trace.scan import scan, segments
+from ..trace.scan import scan
 from .exact import Exact, exact_maps
 from .reduction import Graph, Lift, Piece, Resampling, Source, reduce_maps
 from .request import AXES, MapRequest
@@ -74,6 +77,7 @@ def plan_layer(request: MapRequest, i: int) -> Source:
     first = axis in row.before
     if request.direction != "tokens" and request.columns[i].among is None and (first or not to.clamps):
         return _plan_scan(request, i, to)
+    _require_columns(request, i)
     over: Any = "tokens" if on_generated else "positions"
     exact = Exact(request.columns[i], over, "keep" if request.each else reduction, first and not request.each, to)
     return _plan_exact(request, i, exact)
@@ -105,6 +109,11 @@ def _plan_scan(request: MapRequest, i: int, to: Resampling) -> Source:
     other: Softmax = "keys" if row.g2r == "none" else row.g2r
     index, counted = chosen.layers[i], request.columns[i].tokens
     calls = weigh_calls(trace, index, row.weight)
+    if (kept := calls.layer.sums) is not None and weights.which:
+        names = tuple(image.name for image in masks(trace))[: len(kept.masks)]
+        if kept.masks != names or weights.which > len(names):
+            there = ", ".join(kept.masks) or "none"
+            require_attention([calls.layer], f"G2R of positions by a weight that was not recorded (masks: {there})")
     name = f"i2am-scan-{trace.token}-{row.weight}-{row.r2g}-{other}-{weights.token}-{index}-{chosen.sample}-{chosen.branch}"
     plans = tuple(trace.arrays[f"images/{image.name}"] for image in masks(trace))
     graph: Graph = {(name, "weights"): (query_weights, trace.storage, plans, weights.extra, calls.layer.places)}
@@ -112,16 +121,33 @@ def _plan_scan(request: MapRequest, i: int, to: Resampling) -> Source:
         _unfold(graph, name, steps, (scan, calls, (chosen.sample, chosen.branch), steps, row.r2g, other, (name, "weights")))
     tasks = tuple(tuple((name, step) for step in steps) for steps in request.called[i])
     if request.direction == "r2g":
-        parts = tuple(n for n, part in enumerate(segments(calls)) if part.start in counted)
+        parts = tuple(n for n, part in enumerate(token_segments(calls.layer.groups)) if part.start in counted)
         return Source(name, graph, tasks, Lift("generated", parts, len(counted) if row.tokens == "mean" else 1, None, to))
     divisor = math.prod(calls.layer.places) if row.queries == "mean" and not request.pools else 1
     return Source(name, graph, tasks, Lift("token", (weights.which,), divisor, (counted[0], counted[-1] + 1), to))
+
+
+def _require_columns(request: MapRequest, i: int) -> None:
+    """Refuse a layer that keeps the sum of what has to be resampled, or renormalized, token by token or position by position."""
+    layer, columns = request.trace.layers[request.chosen.layers[i]], request.columns[i]
+    kept, needed = own_tokens(layer), {*columns.tokens, *(columns.among or ())}
+    if layer.encoding != "sums" or (request.direction != "g2r" and needed <= set(kept)):
+        return
+    way = "take another recipe, or change this one's fields before, clamp or renormalize"
+    if request.direction == "tokens":
+        way = f"record more of them with {option('token_maps')}"
+    raise InvalidInput(
+        f"the trace holds maps only: recipe {request.row.label} needs the map of each "
+        f"{'position' if request.direction == 'g2r' else 'token'} that counts, and layer {layer.name} keeps those of {len(kept)} of its "
+        f"{layer.tokens} tokens, and sums; {way}, or record with {option('keep', 'attention')}"
+    )
 
 
 def _plan_row(request: MapRequest, i: int) -> Source:
     """One layer from the attention of one position a call."""
     chosen, trace, columns = request.chosen, request.trace, request.columns[i]
     index = chosen.layers[i]
+    require_attention([trace.layers[index]], "SRAM")
     calls, to = weigh_calls(trace, index, request.row.weight), _resampling(request, i)
     frame, row, x = cell(request.at, trace.latent_places, (max(calls.layer.frames, 1), *calls.layer.grid))
     y = row + frame * calls.layer.grid[0]  # rows are counted through the frames

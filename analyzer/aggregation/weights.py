@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.sums import middle, spread_mask
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import listed, option
 from ..methods.recipes import Recipe
 from ..metrics.masks import shares
-from ..numerics.resize import middle, resize
 from ..storage.storage import Storage
 from ..store.chunks import read_table
 from ..store.ledger import ArrayFiles
@@ -49,18 +49,7 @@ def query_weights(
     Range    [0, 1], but for the caller's
     """
     pictures = [read_table(storage, plan)[..., 0] / 255 for plan in masks] + ([] if extra is None else [extra])
-    return np.stack([np.ones(places), *(_spread(picture, places) for picture in pictures)])
-
-
-def _spread(picture: NDArray[Any], places: tuple[int, ...]) -> NDArray[Any]:
-    """A mask on a layer's places: one picture serves all frames, a mask of frames is brought to those of the layer.
-
-    Dims     ([frame,] y, x) -> places
-    """
-    values = resize(picture, (places[-2], places[-1]), "nearest")
-    if values.ndim > 2:
-        values = values[middle(len(values), places[0])] if len(places) > 2 else values.mean(0)
-    return np.broadcast_to(values, places)
+    return np.stack([np.ones(places), *(spread_mask(picture, places) for picture in pictures)])
 
 
 def pick_frames(trace: Trace, frames: Positions) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from ..maps.attribution import g2r, r2g
 from ..metrics.masks import fit_mask
 from ..numerics.products import weighted_sum
 from ..numerics.statistics import row_evenness
-from ..trace.calls import Calls
+from ..trace.calls import Calls, require_attention
 from ..trace.images import load_mask, own_mask, own_reference_mask
 from ..trace.reader import Trace
 from ..trace.scan import SPREAD
@@ -89,6 +89,7 @@ def gather(
     if trace.latent_frames:
         raise InvalidInput(f"{trace.path} is of a video, and the ranges of a diagnosis were measured on images; ask for maps and metrics")
     chosen = choose(trace, Select(sample=sample, group=group))
+    require_attention((trace.layers[index] for index in chosen.layers), "a diagnosis")
     which: MapOptions = {"sample": sample, "group": chosen.groups[0].name}
     by_time: MapOptions = {**which, "keep": "time", "time_groups": min(TIMES, len(trace.present))}
     where = mask or own_mask(trace, sample)

@@ -33,9 +33,9 @@ from ..metrics.pointing import attention_variation, pck, pointing_error
 from ..trace.images import find_image, key_image, load_mask, own_mask, own_reference_mask
 from ..trace.reader import Trace
 
-Need: TypeAlias = Literal["mask", "reference_mask", "truth", "places", "image", "tokens", "painted"]
-"""What a trace must have: a mask, the truth, tokens with a place that the recipe maps, an image and no video, two tokens or more, and
-pictures of what was generated and of the reference."""
+Need: TypeAlias = Literal["mask", "reference_mask", "truth", "places", "image", "tokens", "painted", "attention"]
+"""What a trace must have: a mask, the truth, tokens with a place that the recipe maps, an image and no video, two tokens or more,
+pictures of what was generated and of the reference, and attention, not maps alone."""
 MASKS: Final = ("mask", "reference_mask")
 Of: TypeAlias = Literal["r2g", "g2r", "g2r_masked", "looks", "copies", "rows"]
 """What is judged: R2G; G2R of all positions; G2R of those in the mask (v1, Eq. 17); SRAM of every patch; the colours of where each
@@ -47,9 +47,9 @@ NEEDS: Final[dict[Of, tuple[Need, ...]]] = {
     "r2g": (),
     "g2r": ("places",),
     "g2r_masked": ("places", "mask"),
-    "looks": ("places", "image"),
-    "copies": ("places", "image"),
-    "rows": ("tokens",),
+    "looks": ("places", "image", "attention"),
+    "copies": ("places", "image", "attention"),
+    "rows": ("tokens", "attention"),
 }
 
 
@@ -198,6 +198,8 @@ class Grounds:
             return truth is not None and bool(truth.known.any())
         if need == "tokens":
             return all(group.tokens - group.specials > 1 for group in choose(self.trace, self.select).groups)
+        if need == "attention":
+            return not self.trace.record.maps_only
         if need == "painted":
             return self.image("mask") is not None and self.image("reference_mask") is not None
         return self.places if need == "places" else not self.trace.latent_frames

@@ -19,7 +19,7 @@ from ..methods.recipes import Weight
 from ..numerics.products import product
 from ..store.chunks import read_heads
 from ..store.ledger import ArrayFiles
-from ..trace.calls import ALL, At, Calls, Kind, Rows, Steps, Sweep
+from ..trace.calls import ALL, At, Calls, Kind, Rows, Steps, Sweep, require_attention
 from ..trace.reader import Trace
 from ..trace.softmax import Columns, Values, generated_from
 from ..trace.views import lazy_array
@@ -44,6 +44,7 @@ def weigh_calls(trace: Trace, index: int, weight: Weight) -> Calls:
     calls = Calls.of(trace, index)
     if weight == "attention":
         return calls
+    require_attention([calls.layer], option("weight", weight))
     _require(calls.layer, weight)
     return WeightedCalls(calls.layer, calls.arrays, weight=weight, given=calls, output=trace.arrays.get(f"{layer_path(index)}/output"))
 

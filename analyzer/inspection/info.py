@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ...schema.codec import MANTISSA
 from ...schema.trace import LOSSY
+from ..trace.calls import own_tokens
 from ..trace.reader import Trace
 from ..trace.tables import layer_rows
 
@@ -47,6 +48,8 @@ def describe(trace: Trace) -> dict[str, Any]:
         "compression": disk / raw if raw else None,
         "column_mass_lost": max((share for layer, share in zip(trace.layers, lost, strict=True) if not layer.is_resampler), default=0.0),
         "note": caution(trace),
+        "keeps": "maps" if record.maps_only else "attention",
+        "token_maps": max((len(own_tokens(layer)) for layer in record.layers), default=0),
         "model": record.model,
         "sampler": record.sampler,
         "inputs": record.inputs,

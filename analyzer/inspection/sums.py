@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.errors import CorruptTrace
-from ..trace.calls import Calls, Steps
+from ..trace.calls import Calls, Steps, SummedCalls
 from ..trace.scan import scan
 
 At: TypeAlias = tuple[int, int, int]
@@ -46,7 +46,9 @@ def sum_calls(index: int, calls: Calls, at: tuple[int, int], steps: Steps) -> li
             sums = scan(calls, at, steps, "keys", "generated", np.ones((1, *calls.layer.places)))
         for step, each in zip(steps, sums, strict=True):
             rows, columns = each.generated.sum(0, dtype=np.float64), each.token[0].astype(np.float64)
-            if not columns.all():
+            if not columns.all() and isinstance(calls, SummedCalls):  # a sum of 0 is that of a key that the model hid
+                columns[columns == 0] = 1.0
+            elif not columns.all():
                 columns = _unhide(calls, (*at, step), columns)
             found.append(CallSums(index, (*at, step), _ends(rows), _ends(columns), _look_at_norms(calls, at, step)))
     except CorruptTrace as error:

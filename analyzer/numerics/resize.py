@@ -12,6 +12,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.sums import middle as middle
+from ...schema.arrays.sums import nearest
 from ...schema.errors import InvalidInput
 from .products import product
 
@@ -55,14 +57,6 @@ def bring(maps: Values, target: tuple[int, ...], mode: str, clamp: bool = False)
     return np.maximum(values, 0, out=values) if clamp else values
 
 
-def middle(source: int, target: int) -> Values:
-    """Which of some frames is in the middle of each of fewer, or more, frames of the same video.
-
-    Dims     (target,)
-    """
-    return (2 * np.arange(target) + 1) * source // (2 * target)
-
-
 @lru_cache(maxsize=256)
 def matrix(source: int, target: int, mode: str = "bicubic") -> Values:
     """What resampling does to an axis.
@@ -89,9 +83,8 @@ def taps(source: int, target: int, mode: str = "bicubic") -> tuple[Values, Value
         raise InvalidInput(f"unknown resampling {mode!r}; there are {', '.join(MODES)}")
     if source == target:
         places, weights = np.arange(source)[None], np.ones((1, source))
-    elif mode == "nearest":  # torch works out floor(i * source / target) in float32
-        scale = np.float32(source) / np.float32(target)
-        places, weights = np.floor(np.arange(target, dtype=np.float32) * scale).astype(np.intp)[None], np.ones((1, target))
+    elif mode == "nearest":
+        places, weights = nearest(source, target)[None], np.ones((1, target))
     else:
         places, weights = _interpolation(source, target, mode)
     places = np.clip(places, 0, source - 1)

@@ -23,7 +23,7 @@ from ..aggregation.weights import query_weights
 from ..inspection.info import caution
 from ..methods.recipes import Recipe, get_recipe
 from ..storage.server import shown
-from ..trace.calls import Calls
+from ..trace.calls import Calls, require_attention
 from ..trace.images import masks
 from ..trace.reader import Trace
 from .group import VERSION, GroupWriter, Overview
@@ -59,6 +59,7 @@ def make_overview(
     Raises   UnknownSelection; InvalidInput for a budget in which nothing fits, a recipe of other maps, a trace without attention
     """
     row, count = _require_recipe(recipe), len(trace.present)
+    require_attention(trace.layers, "an overview")
     if not count:
         raise InvalidInput(f"{trace.path} holds no evaluation yet, so there is nothing to see")
     views, notes = list_views(trace, group=group, sample=sample, branch=branch)

@@ -13,12 +13,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.sums import token_segments
 from ...schema.trace import Softmax
 from ..numerics.products import product
 from ..numerics.resize import bring
 from ..numerics.statistics import row_evenness
 from ..trace.calls import At, Calls
-from ..trace.scan import Sums, scan, segments
+from ..trace.scan import Sums, scan
 from ..trace.softmax import Columns
 from .measures import MEASURES, Targets, measure_call, score_copied
 
@@ -223,7 +224,8 @@ def _finish(calls: Calls, gatherer: Gatherer, sums: Sums, step: int) -> None:
     """Add the sums of one call, and its measures."""
     look, part, layer = gatherer.look, gatherer.part, calls.layer
     places = (max(layer.frames, 1), *layer.grid)
-    counted = [i for i, one in enumerate(segments(calls)) if look.counted.start <= one.start and one.stop <= look.counted.stop]
+    segments = token_segments(calls.layer.groups)
+    counted = [i for i, one in enumerate(segments) if look.counted.start <= one.start and one.stop <= look.counted.stop]
     used = sums.generated[counted].sum(0) / np.float32(look.counted.stop - look.counted.start)
     r2g = used.reshape(layer.heads, *places)
     positions = math.prod(places)

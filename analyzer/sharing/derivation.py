@@ -16,6 +16,7 @@ from ...schema.record import canonical
 from ...schema.selection import Layers, Positions, pick_positions
 from ...schema.trace import Encoding, Layer, TraceRecord
 from ..store.files import hash_file
+from ..trace.calls import require_attention
 from ..trace.heads import pick_heads
 from ..trace.reader import Trace
 from .origin import Origin
@@ -47,6 +48,8 @@ def derive(trace: Trace, wanted: Wanted) -> tuple[TraceRecord, list[Origin]]:
     chosen = trace.select(wanted.layers)
     steps = pick_positions(wanted.steps, record.steps, "step") if wanted.steps is not None else tuple(range(record.steps))
     heads = None if wanted.heads is None else pick_heads(wanted.heads, [trace.layers[i] for i in chosen])
+    if any(value is not None for value in (wanted.keep_bits, wanted.encoding, wanted.factor_dtype)):
+        require_attention((trace.layers[index] for index in chosen), "another encoding or rounding")
     origins = []
     for index in chosen:
         layer = trace.layers[index]

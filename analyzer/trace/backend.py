@@ -25,12 +25,14 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from ...schema.arrays.layers import layer_path
+from ...schema.arrays.sums import SOFTMAXES
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.layout import CONVENTION, ROOT, image_layout
 from ...schema.messages import listed
 from ..facts import plain_attrs
 
 if TYPE_CHECKING:
+    from ..store.chunks import Blocks
     from .reader import Trace
 
 Read: TypeAlias = Callable[[Any], NDArray[Any]]
@@ -139,19 +141,31 @@ def root_dataset(trace: Trace) -> xr.Dataset:
 
 
 def layer_dataset(trace: Trace, index: int) -> xr.Dataset:
-    """The attention of one layer, P, decoded from either encoding.
+    """The attention of one layer, P, decoded from either encoding; of a layer that keeps maps only, its sums.
 
-    Dims     probability (sample, branch, step, head, [frame,] y, x, token), float32; NaN where the call is absent
+    Dims     probability (sample, branch, step, head, [frame,] y, x, token), float32; NaN where the call is absent; or position_sum
+             (sample, branch, step, head, [frame,] y, x, segment, softmax) and token_sum (..., head, token, weighting, softmax)
     """
     from .calls import Calls
     from .views import MEANING, View, coordinates, view_dims
 
-    view, layer = View(Calls.of(trace, index), "probability"), trace.layers[index]
+    view, layer = View(calls := Calls.of(trace, index), "probability"), trace.layers[index]
     facts = {"layer": layer.name, **trace.record.to_json()["layers"][index], "column_mass_lost": trace.lost[index]}
     facts |= {"call_heads": layer.model_heads, "call_tokens": layer.call_tokens or layer.tokens}
+    if layer.sums is not None:
+        labels = coordinates(trace, layer) | {"softmax": list(SOFTMAXES), "weighting": np.array(["", *layer.sums.masks], object)}
+        sums = {name: _lazy_blocks(calls.arrays[name]) for name in ("position_sum", "token_sum")}
+        return xr.Dataset(sums, labels, said(facts)).set_xindex("group")
     array = LazyArray(view.shape, "float32", view.__getitem__, indexing.IndexingSupport.OUTER)
     attention = lazy_variable(view_dims(layer), array, view.chunks, {"long_name": MEANING["probability"]})
     return xr.Dataset({"probability": attention}, coordinates(trace, layer), said(facts)).set_xindex("group")
+
+
+def _lazy_blocks(blocks: Blocks) -> xr.Variable:
+    """A recorded array as it is stored, in whole calls."""
+    plan, shape = blocks.plan, blocks.shape
+    array = LazyArray(shape, plan.dtype, blocks.__getitem__, indexing.IndexingSupport.OUTER)
+    return lazy_variable(plan.dims, array, (*plan.chunks[:3], *shape[3:]), {"long_name": plan.attributes["long_name"]})
 
 
 def image_dataset(trace: Trace) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""P, S and G of any call, from stored probabilities or from the factors q and k.
+"""P, S and G of any call, from stored probabilities or from the factors q and k; of maps alone, the sums that were kept.
 
     S[x,r] = scale * (q_x . k_r)     P[x,r] = exp(S[x,r] - a[x])     G[x,r] = exp(S[x,r] - b[r])
 
@@ -14,15 +14,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.arrays.array import STEP
 from ...schema.arrays.layers import data_plans, layer_path
+from ...schema.arrays.sums import SOFTMAXES
 from ...schema.codec import decode_bits, decode_probability
-from ...schema.trace import Layer
+from ...schema.errors import InvalidInput
+from ...schema.messages import option
+from ...schema.trace import Layer, Softmax
 from ..store.chunks import ROWS, Blocks, read_heads
 from ..store.ledger import ArrayFiles
 from ..store.validation import Contents
@@ -62,8 +65,8 @@ class Calls(ABC):
         """The calls of the layer at `index`."""
         layer = contents.record.layers[index]
         arrays = {name: contents.blocks(index, name) for name in data_plans(contents.record, index)}
-        encoding = StoredCalls if layer.encoding == "probabilities" else FactorCalls
-        return encoding(layer, arrays, contents.arrays.get(f"{layer_path(index)}/probe_key"))
+        kinds: dict[str, type[Calls]] = {"probabilities": StoredCalls, "factors": FactorCalls, "sums": SummedCalls}
+        return kinds[layer.encoding](layer, arrays, contents.arrays.get(f"{layer_path(index)}/probe_key"))
 
     @property
     def where(self) -> NDArray[np.int32]:
@@ -131,6 +134,9 @@ class Calls(ABC):
 class StoredCalls(Calls):
     """P as float16, a and b beside it."""
 
+    columns: ClassVar[str] = "probability"
+    """The array of P."""
+
     @property
     def file_rows(self) -> tuple[int, ...]:
         return self.arrays["probability"].plan.file_shape[ROWS:-2]
@@ -150,9 +156,12 @@ class StoredCalls(Calls):
             return scores
         return generated_from(probability, lse, self.arrays["token_lse"].part(at, steps, heads)[:, :, None, None, :])
 
-    def sweep(self, at: At, steps: Steps) -> tuple[Values, Values, Sweep]:
+    def normalizers(self, at: At, steps: Steps) -> tuple[Values, Values]:
         query_lse, token_lse = (self.arrays[name].part(at, steps).astype(np.float64) for name in ("query_lse", "token_lse"))
-        return query_lse.reshape(len(steps), self.layer.heads, -1), token_lse, self._blocks(at, steps)
+        return query_lse.reshape(len(steps), self.layer.heads, -1), token_lse
+
+    def sweep(self, at: At, steps: Steps) -> tuple[Values, Values, Sweep]:
+        return *self.normalizers(at, steps), self._blocks(at, steps)
 
     def _blocks(self, at: At, steps: Steps) -> Sweep:
         width, tokens = self.layer.grid[1], self.layer.tokens
@@ -168,18 +177,57 @@ class StoredCalls(Calls):
                     yield i, head, slice(begin, begin + len(stored)), block, factor
 
     def softmax_rows(self, at: At, steps: Steps, columns: Columns, heads: tuple[int, ...]) -> Rows:
-        width, pick = self.layer.grid[1], _index(columns.tokens)
+        width, pick = self.layer.grid[1], self.pick(columns.tokens)
         query_lse, token_lse = self.normalizers(at, steps) if columns.softmax == "generated" else (None, None)
-        for i, first, chunk in self.arrays["probability"].chunks(at, steps):
+        for i, first, chunk in self.arrays[self.columns].chunks(at, steps):
             positions = slice(first * width, (first + chunk.shape[1]) * width)
             for head in heads:
-                stored = chunk[head].reshape(-1, self.layer.tokens)
+                stored = chunk[head].reshape(-1, chunk.shape[-1])
                 values: Values = decode_probability(stored[:, pick])
                 if query_lse is not None and token_lse is not None:
                     values = generated_from(values, query_lse[i, head, positions, None], token_lse[i, head, pick])
                 elif columns.among is not None:
-                    values /= decode_probability(stored[:, _index(columns.among)]).sum(-1, dtype=np.float32, keepdims=True)
+                    values /= decode_probability(stored[:, self.pick(columns.among)]).sum(-1, dtype=np.float32, keepdims=True)
                 yield i, head, positions, values
+
+    def pick(self, tokens: tuple[int, ...]) -> Any:
+        """Where these tokens stand among the stored columns."""
+        return _index(tokens)
+
+
+class SummedCalls(StoredCalls):
+    """Sums over tokens and over positions, and P of the tokens that have maps of their own."""
+
+    columns = "token_probability"
+
+    @property
+    def file_rows(self) -> tuple[int, ...]:
+        return self.arrays["position_sum"].plan.file_shape[ROWS:-3]
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.arrays["position_sum"].chunk_rows
+
+    def region(self, kind: Kind, at: At, steps: Steps, heads: Any = ALL, rows: Any = ALL, columns: Any = ALL) -> Values:
+        self._refuse()
+
+    def sweep(self, at: At, steps: Steps) -> tuple[Values, Values, Sweep]:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        require_attention([self.layer], "this")
+        raise AssertionError
+
+    def pick(self, tokens: tuple[int, ...]) -> Any:
+        kept = own_tokens(self.layer)
+        return _index(tuple(kept.index(token) for token in tokens))
+
+    def sums(self, at: At, steps: Steps, name: str, softmax: Softmax) -> Values:
+        """One softmax of `position_sum` or `token_sum` of present calls.
+
+        Dims     (step, segment, head, row, x), (step, weighting, head, token)
+        """
+        return np.moveaxis(self.arrays[name].part(at, steps)[..., SOFTMAXES.index(softmax)], -1, 1)
 
 
 class FactorCalls(Calls):
@@ -263,6 +311,19 @@ class FactorCalls(Calls):
                 for positions, scores in score_rows(query[head], keys):
                     normalizer = lse if lse is not None else logsumexp(scores)[:, None] if kept is None else kept[i, head, positions, None]
                     yield i, head, positions, np.exp(scores[:, pick] - np.asarray(normalizer, scores.dtype))
+
+
+def own_tokens(layer: Layer) -> tuple[int, ...]:
+    """The keys of a layer of maps that have maps of their own."""
+    return layer.sums.tokens if layer.sums is not None else ()
+
+
+def require_attention(layers: Iterable[Layer], what: str) -> None:
+    """Raise InvalidInput if a layer keeps maps in place of its attention, which `what` needs."""
+    if (layer := next((one for one in layers if one.encoding == "sums"), None)) is not None:
+        raise InvalidInput(
+            f"the trace holds maps only, and {what} needs the attention of layer {layer.name}; record with {option('keep', 'attention')}"
+        )
 
 
 def _index(tokens: tuple[int, ...]) -> Any:

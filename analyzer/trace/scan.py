@@ -16,9 +16,10 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.arrays.sums import token_segments
 from ...schema.trace import Layer, Softmax
 from ..numerics.products import row_products, weighted_sum
-from .calls import At, Calls, Steps
+from .calls import At, Calls, Steps, SummedCalls
 from .softmax import Values
 
 Visit: TypeAlias = Callable[[int, int, slice, Values, float], None]
@@ -40,26 +41,29 @@ class Sums:
     """(weighting, head, token): softmax values summed over generated positions, weighted."""
 
 
-def segments(calls: Calls) -> tuple[slice, ...]:
-    """Stretches of tokens that are summed apart: each group's specials, and the rest of it."""
-    cuts = [(g.start, g.start + g.specials, g.stop) for g in calls.layer.groups]
-    return tuple(slice(a, b) for low, middle, high in cuts for a, b in ((low, middle), (middle, high)) if a < b)
-
-
 def scan(calls: Calls, at: At, steps: Steps, r2g: Softmax, g2r: Softmax, weights: Values, visit: Visit | None = None) -> list[Sums]:
     """All sums of each of some present calls; `visit` sees each block of P while it is in cache.
 
     Dims     weights (weighting, [frame,] y, x)
     Raises   CorruptTrace if a file was changed
     """
+    if isinstance(calls, SummedCalls):
+        return _kept(calls, at, steps, r2g, g2r)
     query_lse, token_lse, blocks = calls.sweep(at, steps)
-    flat, parts = np.asarray(weights, np.float64).reshape(len(weights), -1), segments(calls)
+    flat, parts = np.asarray(weights, np.float64).reshape(len(weights), -1), token_segments(calls.layer.groups)
     sums = [_Accumulator(a, b, r2g, g2r, flat, parts) for a, b in zip(query_lse, token_lse, strict=True)]
     for i, head, positions, block, factor in blocks:
         sums[i].add(head, positions, block, factor)
         if visit is not None:
             visit(i, head, positions, block, factor)
     return [each.finish(calls.layer) for each in sums]
+
+
+def _kept(calls: SummedCalls, at: At, steps: Steps, r2g: Softmax, g2r: Softmax) -> list[Sums]:
+    """The sums that a layer of maps keeps; of weightings, those of all positions and of the masks that were recorded."""
+    generated, token = calls.sums(at, steps, "position_sum", r2g), calls.sums(at, steps, "token_sum", g2r)
+    shape = (generated.shape[1], calls.layer.heads, *calls.layer.places)
+    return [Sums(each.reshape(shape), own) for each, own in zip(generated, token, strict=True)]
 
 
 class _Accumulator:

@@ -15,7 +15,7 @@ from ...schema.arrays.layers import layer_path
 from ...schema.trace import Layer
 from ..store.chunks import Blocks, read_heads
 from ..store.validation import Contents
-from .calls import Calls, Kind
+from .calls import Calls, Kind, require_attention
 from .softmax import Values
 
 PLACES: Final = ("frame", "y", "x")
@@ -75,9 +75,11 @@ def lazy_array(contents: Contents, index: int, kind: Kind, calls: Calls | None =
     """P, S or G of the layer at `index`; of other calls than the layer's own if they are given, whose weight names them.
 
     Dims     (sample, branch, step, head, [frame,] y, x, token), float32
+    Raises   InvalidInput for a layer that keeps maps only
     """
     view = View(calls or Calls.of(contents, index), kind)
     layer = view.calls.layer
+    require_attention([layer], f"each place's {kind}")
     array = da.from_array(  # type: ignore[no-untyped-call]
         view,
         chunks=view.chunks,

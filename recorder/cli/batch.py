@@ -33,7 +33,10 @@ from ..store.lock import TraceLock
 
 Result: TypeAlias = Literal["recorded", "skipped", "failed", "not tried"]
 """What became of a row."""
-DECIDING: Final = ("layers", "steps", "branches", "encoding", "keys", "self_grid", "heads", "keep_bits", "values", "probes", "concepts")
+DECIDING: Final = (
+    "layers", "steps", "branches", "encoding", "keys", "self_grid", "heads", "keep_bits", "values", "probes", "concepts",
+    "keep", "token_maps",
+)  # fmt: skip
 """Options that decide what a trace holds."""
 PATIENCE: Final = timedelta(days=30)
 """Ranks wait for the slowest: a launcher would kill it as soon as another had ended with an error."""
@@ -124,7 +127,7 @@ def check_jobs(jobs: Iterable[Job], at_once: int = sys.maxsize) -> None:
             if key not in found:
                 found[key] = foretell(job.spec)
             if (made := found[key]) is not None:
-                planned.append((job, made, weigh(encoded(made.trace, job.spec.encoding)).nbytes))
+                planned.append((job, made, weigh(wanted_trace(made, job.spec)).nbytes))
     total, largest = sum(size for _, _, size in planned), max([0, *(size for _, _, size in planned)])
     for job, made, size in planned:
         check_estimate(made, job.spec, job.path, min(total - size, (at_once - 1) * largest))
@@ -137,7 +140,12 @@ def check_estimate(found: Estimate, spec: Spec, output: Path | None, others: int
     """
     place, limit = output or spec.path.name, parse_bytes("max_bytes", spec.options.get("max_bytes"))
     free = sys.maxsize if output is None else free_bytes(output)
-    check_budget(encoded(found.trace, spec.encoding), found.evaluations, place, limit, free, others)
+    check_budget(wanted_trace(found, spec), found.evaluations, place, limit, free, others)
+
+
+def wanted_trace(found: Estimate, spec: Spec) -> TraceRecord:
+    """The trace that a spec asks for."""
+    return encoded(found.trace, spec.encoding, Options(**spec.options).token_maps)
 
 
 def foretell(spec: Spec) -> Estimate | None:
@@ -199,8 +207,8 @@ def compare(job: Job, record: Mapping[str, Any]) -> Job:
     if record.get("status") != "complete":
         return job
     provenance = record.get("provenance") or {}
-    wanted = Options(**job.spec.options).to_json()
-    same = {name: (provenance.get("options") or {}).get(name) for name in DECIDING} == {name: wanted[name] for name in DECIDING}
+    wanted, given = Options(**job.spec.options).to_json(), {**Options().to_json(), **(provenance.get("options") or {})}
+    same = all(given[name] == wanted[name] for name in DECIDING)
     if same and provenance.get("facts") == job.facts:
         return dataclasses.replace(job, done=True)
     anew = f"it was recorded from another spec, row or options; {option('overwrite', True)} records it anew"

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 @click.option("--keys", help="auto, all, reference, text or self (the image's own tokens).")
 @click.option("--self-grid", type=int, help="Keep self-attention of layers with at most N x N positions; 0 keeps none.  [default: 32]")
 @click.option("--values", help="Kept of the values: none, norms, full, or auto (norms where they add 2 % at most).")
+@click.option("--keep", help="attention, or maps: sums of it alone, for R2G, G2R and maps of tokens.")
+@click.option("--token-maps", type=int, help="With --keep maps, how many tokens of each text have maps of their own, from the first.")
 @click.option("--max-bytes", help="Most that a trace may hold before compression, such as 5GB; refused beforehand if it would hold more.")
 @click.option("--keep-bits", type=int, help="Round probabilities to so many of float16's 10 mantissa bits, to pack better.")
 @click.option("--probes", type=click.Path(path_type=Path), help="A TOML file with a table [probes]: texts and images to keep keys of.")
@@ -285,10 +287,10 @@ def _dry_rows(jobs: Sequence[Job], output: Path | None, as_json: bool) -> str:
 
 def render(found: Estimate, wanted: str, free: int) -> str:
     """The estimate as a table for people."""
-    rows = [("layer", "heads", "dim", "grid", "keys", "probabilities", "factors")]
+    rows: list[tuple[str, ...]] = [("layer", "heads", "dim", "grid", "keys", "probabilities", "factors")]
     for layer, sizes in zip(found.trace.layers, found.layers, strict=True):
         keys = " + ".join(f"{group.name} {group.tokens}" for group in layer.groups)
-        weights = (size_text(sizes["probabilities"]), size_text(sizes["factors"]))
+        weights = (size_text(sizes[name]) for name in ("probabilities", "factors"))
         rows.append((layer.name, layer.head_count, str(layer.head_dim), f"{layer.grid[0]}x{layer.grid[1]}", keys, *weights))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [str.ljust if name in ("layer", "keys") else str.rjust for name in rows[0]]

@@ -13,7 +13,7 @@ from torch import nn
 
 from ...schema.errors import UnsupportedModel
 from ...schema.record import JSON
-from ...schema.trace import ENCODINGS, Codec, Encoding, TraceRecord
+from ...schema.trace import Codec, TraceRecord
 from ..capture.call import Call
 from ..capture.hooks import Capture
 from ..capture.modules import attention_modules, denoisers, double_blocks
@@ -41,8 +41,8 @@ class Estimate:
     """Of the denoiser in the whole run."""
     sizes: Mapping[str, Size]
     """By choice of encoding."""
-    layers: tuple[Mapping[Encoding, int], ...]
-    """Bytes of each layer by encoding."""
+    layers: tuple[Mapping[str, int], ...]
+    """Bytes of each layer by encoding, and as maps."""
     left_out: Mapping[str, str]
     """Modules whose self-attention was wanted and would not be kept, by path: why not."""
 
@@ -99,8 +99,10 @@ def estimate(spec: Spec) -> Estimate:
         # Rows and columns of a packed latent are one axis.
         latent_grid=None if latent is None or latent.ndim == 3 else (latent.shape[-2], latent.shape[-1]),
     )
-    made = {choice: choose_values(encoded(trace, choice), options.values) for choice in ENCODINGS_WANTED}
-    layers = tuple({choice: layer_bytes(made[choice], index) for choice in ENCODINGS} for index in range(len(trace.layers)))
+    choices = (*ENCODINGS_WANTED, "maps")
+    made = {choice: choose_values(encoded(trace, choice, options.token_maps), options.values) for choice in choices}
+    shown = [choice for choice in choices if choice != "auto"]
+    layers = tuple({choice: layer_bytes(made[choice], index) for choice in shown} for index in range(len(trace.layers)))
     return Estimate(made["probabilities"], evaluations, {choice: weigh(made[choice]) for choice in made}, layers, found.left_out)
 
 
@@ -141,7 +143,8 @@ class _Shapes:
     def __init__(self, pipeline: Any, options: Options) -> None:
         self._denoisers, self._canvases = denoisers(pipeline), Canvases()
         alone = attention_modules(pipeline, options.wants_self).keys() - attention_modules(pipeline).keys()
-        self.sites = Sites(Context.of(pipeline, appended=True), replace(options, encoding="probabilities", probes=None), alone)
+        wanted = replace(options, encoding="probabilities", probes=None, keep="attention")
+        self.sites = Sites(Context.of(pipeline, appended=True), wanted, alone)
         self._scene = Scene()
         self._double, self._concepts = double_blocks(pipeline), len(options.concepts)
 

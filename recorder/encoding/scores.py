@@ -37,6 +37,42 @@ class Encoded:
     """float32 scalar: worst share by which float16 changed the sum of one token's G column, over heads and tokens. Range [0, 1]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Summing:
+    """Which sums of a call are kept."""
+
+    segments: tuple[slice, ...]
+    """Stretches of the kept tokens that are summed apart."""
+    weights: Tensor
+    """Of positions, float32, (weighting, x)."""
+    own: tuple[slice, ...]
+    """Kept tokens of which P itself is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """The sums of one row of a call, on the model's device; the last axis of sums is P, then G."""
+
+    position_sum: Tensor
+    """float32, (head, x, segment, 2)."""
+    token_sum: Tensor
+    """float32, (head, token, weighting, 2)."""
+    token_probability: Tensor
+    """float16, P * 2**15 of the tokens of their own, (head, x, token)."""
+    query_lse: Tensor
+    """As of `Encoded`."""
+    token_lse: Tensor
+
+    def add(self, values: Tensor, rows: slice, which: int, sums: Summing) -> None:
+        """Add a block of one softmax.
+
+        Dims     values (head, row, token)
+        """
+        for i, part in enumerate(sums.segments):
+            self.position_sum[:, rows, i, which] = values[..., part].sum(2)
+        self.token_sum[..., which] += torch.matmul(values.transpose(1, 2), sums.weights[:, rows].T)
+
+
 class Scratch:
     """Host memory for two blocks of scores that every call uses again: fresh memory takes longer than the arithmetic in it."""
 
@@ -86,19 +122,51 @@ def encode_scores(
         blocks = _blocks(positions, heads * key.shape[1] * 4)
         for rows in blocks:
             scores = _scores(query, keys, bias, scale, rows, scratch)
-            if columns:
-                query_lse[:, rows] = torch.logsumexp(scores, 2)
-                scores = take_keys(scores[..., None], columns)[..., 0].contiguous()
-            token_lse, top, weights = _add_columns(token_lse, scores, scratch)
-            if columns:
-                share = (top - query_lse[:, rows, None]).exp_()
-            else:
-                total = weights.sum(2, keepdim=True)
-                query_lse[:, rows] = (total.log() + top)[..., 0]
-                share = total.reciprocal_()
+            weights, share = _softmax(scores, rows, columns, query_lse, token_lse, scratch)
             probability[:, rows] = weights.mul_(share.mul_(1 / PROBABILITY_SCALE))
         round_mantissa(probability, keep_bits)  # before its losses are measured
         return Encoded(probability, query_lse, token_lse, _column_mass_lost(probability, query_lse, token_lse, blocks, scratch))
+
+
+def sum_scores(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    mask: Tensor | None,
+    columns: Sequence[slice],
+    sums: Summing,
+    scratch: Scratch | None = None,
+) -> Summed:
+    """Sums of both softmaxes of one row, in float32 and of nothing that was rounded; else as `encode_scores`.
+
+    Scores are computed twice, a block at a time, so that memory does not grow with the call.
+    """
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        heads, positions, _ = query.shape
+        keys, bias = _prepare(key, heads, positions, mask)
+        scratch, blocks = scratch or Scratch(), _blocks(positions, heads * key.shape[1] * 4)
+        tokens = sum(column.stop - column.start for column in columns) if columns else key.shape[1]
+        own = sum(part.stop - part.start for part in sums.own)
+        made = Summed(
+            torch.empty(heads, positions, len(sums.segments), 2, device=query.device),
+            torch.zeros(heads, tokens, len(sums.weights), 2, device=query.device),
+            torch.empty(heads, positions, own, dtype=torch.float16, device=query.device),
+            torch.empty(heads, positions, device=query.device),
+            torch.full((heads, tokens), -math.inf, device=query.device),
+        )
+        for rows in blocks:
+            scores = _scores(query, keys, bias, scale, rows, scratch)
+            weights, share = _softmax(scores, rows, columns, made.query_lse, made.token_lse, scratch)
+            made.add(weights.mul_(share), rows, 0, sums)
+            if own:
+                made.token_probability[:, rows] = take_keys(weights[..., None], sums.own)[..., 0] / PROBABILITY_SCALE
+        # A key that the mask hides everywhere has no column of G to sum.
+        columns_lse = torch.where(torch.isneginf(made.token_lse), 0.0, made.token_lse)[:, None]
+        for rows in blocks:
+            scores = _scores(query, keys, bias, scale, rows, scratch)
+            scores = take_keys(scores[..., None], columns)[..., 0] if columns else scores
+            made.add((scores - columns_lse).exp_(), rows, 1, sums)
+        return made
 
 
 def round_mantissa(stored: Tensor, keep_bits: int) -> None:
@@ -146,6 +214,22 @@ def _scores(query: Tensor, keys: Tensor, bias: Tensor | None, scale: float, rows
     queries = query[:, rows].float() * scale
     scores = torch.matmul(queries, keys, out=scratch.take(0, (*queries.shape[:2], keys.shape[2]), query.device))  # (head, row, token)
     return scores if bias is None else scores.add_(bias[:, rows])
+
+
+def _softmax(
+    scores: Tensor, rows: slice, columns: Sequence[slice], query_lse: Tensor, token_lse: Tensor, scratch: Scratch
+) -> tuple[Tensor, Tensor]:
+    """Numbers and, for each row, the factor that make P of a block of scores; fills in its rows of `query_lse`, and adds to `token_lse`."""
+    if columns:
+        query_lse[:, rows] = torch.logsumexp(scores, 2)
+        scores = take_keys(scores[..., None], columns)[..., 0].contiguous()
+    summed, top, weights = _add_columns(token_lse, scores, scratch)
+    token_lse.copy_(summed)
+    if columns:
+        return weights, (top - query_lse[:, rows, None]).exp_()
+    total = weights.sum(2, keepdim=True)
+    query_lse[:, rows] = (total.log() + top)[..., 0]
+    return weights, total.reciprocal_()
 
 
 def _add_columns(token_lse: Tensor, scores: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:

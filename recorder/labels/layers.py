@@ -16,7 +16,7 @@ from ..capture.call import Call
 from ..capture.projections import UNKNOWN
 from ..encoding.scores import additive, mask_of
 from ..plan.budget import choose_encoding
-from ..plan.options import Options, keep_heads
+from ..plan.options import Options, keep_heads, keep_maps
 from .frames import same_keys, uneven_keys
 from .grids import Places
 from .tokens import (
@@ -82,7 +82,8 @@ class Layers:
             return None
         columns = () if kept == groups else columns_of(kept)
         masked = hides(mask, generated, columns) or _differ(call)
-        layer = _with_values(self.describe(call, ordinal, moved_together(kept), places, masked), call, generated, self._options.values)
+        layer = _with_values(self.describe(call, ordinal, moved_together(kept), places, masked), call, generated, self._options.values_kept)
+        layer = keep_maps(layer, self._options.token_maps) if self._options.keep == "maps" else layer
         layer = layer if call.concepts is None else replace(layer, concepts=tuple(self._options.concepts))
         index, layer = self.place(key, layer)
         return Site(index=index, layer=layer, generated=generated, columns=columns, order=order)

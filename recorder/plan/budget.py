@@ -15,7 +15,7 @@ from ...schema.errors import NoSpace
 from ...schema.layout import documents, layout
 from ...schema.messages import option, size_text
 from ...schema.trace import Encoding, TraceRecord
-from .options import ENCODINGS_WANTED, select_layers
+from .options import ENCODINGS_WANTED, keep_maps, select_layers
 
 LEDGERS: Final = 3
 """Root, journal and manifest."""
@@ -49,9 +49,12 @@ def layer_bytes(trace: TraceRecord, index: int) -> int:
     return sum(plan.nbytes // _repeats(plan, trace) for plan in layer_layout(trace, index))
 
 
-def encoded(trace: TraceRecord, choice: str) -> TraceRecord:
-    """The trace as another choice of encoding would make it."""
-    layers = (dataclasses.replace(layer, encoding=choose_encoding(choice, layer.tokens, layer.head_dim, False)) for layer in trace.layers)
+def encoded(trace: TraceRecord, choice: str, token_maps: int = 0) -> TraceRecord:
+    """The trace as another choice of encoding would make it, or `maps` with so many tokens of each text that have maps of their own."""
+    if choice == "maps":
+        return dataclasses.replace(trace, layers=tuple(keep_maps(layer, token_maps) for layer in trace.layers))
+    chosen = [choose_encoding(choice, layer.tokens, layer.head_dim, False) for layer in trace.layers]
+    layers = (dataclasses.replace(layer, encoding=one, sums=None) for layer, one in zip(trace.layers, chosen, strict=True))
     return dataclasses.replace(trace, layers=tuple(layers))
 
 

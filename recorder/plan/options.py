@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from ...schema.arrays.sums import KeptSums
 from ...schema.codec import MANTISSA
 from ...schema.errors import InvalidInput
 from ...schema.messages import option, parse_bytes
@@ -19,7 +20,10 @@ from ...schema.truth.files import read_truth
 
 KEYS: Final = ("auto", "all", "reference", "text", "self")
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
+KEPT: Final = ("attention", "maps")
 VALUES_WANTED: Final = ("auto", "none", "norms", "full")
+USUAL: Final = {"encoding": ("probabilities",), "keep_bits": (MANTISSA,), "values": ("auto", "none"), "probes": ()}
+"""Options that say how attention is kept, and what maps alone leave them at."""
 RESERVED: Final = ("text", "reference", "self")
 """What token groups of the run itself are called."""
 
@@ -60,6 +64,16 @@ def keep_heads(layer: Layer, heads: Positions) -> Layer:
     if len(chosen) == layer.heads:
         return layer
     return dataclasses.replace(layer, heads=len(chosen), head_numbers=tuple(chosen), call_heads=layer.heads)
+
+
+def keep_maps(layer: Layer, token_maps: int) -> Layer:
+    """A layer with sums in place of its attention, of which the first tokens of each text, and those of a reference that has few, have maps
+    of their own; a resampler's attention is kept, since it is small and carries maps back to patches."""
+    if layer.is_resampler:
+        return layer
+    own = [range(g.start, min(g.start + token_maps, g.stop)) for g in layer.groups if g.role == "text" or g.tokens <= token_maps]
+    sums = KeptSums(tuple(token for tokens in own for token in tokens))
+    return dataclasses.replace(layer, encoding="sums", values="none", value_dim=0, output_dim=0, gain=1.0, residual=False, sums=sums)
 
 
 def select_branches(branches: str) -> tuple[str, ...]:
@@ -196,10 +210,16 @@ class Options:
     """What is kept of the values: `none`, `norms`, `full`, or `auto`: norms in layers that they make larger by 2 % at most."""
     probes: Mapping[str, Any] | None = None
     """Texts and pictures that the run is not given, by name; their keys are kept."""
+    keep: str = "attention"
+    """`attention`, or `maps`: sums of it alone, from which R2G, G2R and maps of tokens are made."""
+    token_maps: int = 16
+    """With maps, how many tokens of each text have maps of their own, from the first."""
     concepts: Sequence[str] = ()
     """Words that attend to the image in each double block and are not seen by it; how well each position agrees with each is kept."""
 
     def __post_init__(self) -> None:
+        _choice("keep", self.keep, KEPT)
+        self._check_maps()
         select_branches(self.branches)
         object.__setattr__(self, "steps", write_positions(self.steps, "step"))
         object.__setattr__(self, "heads", write_positions(self.heads, "head"))
@@ -230,6 +250,24 @@ class Options:
                 json.dumps(dict(self.facts), allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise InvalidInput(f"facts cannot be kept as JSON: {error}; give numbers, text, lists and dicts") from error
+
+    def _check_maps(self) -> None:
+        count = self.token_maps
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise InvalidInput(f"{option('token_maps', count)} is no number of tokens; give 0 or more")
+        if self.keep == "attention":
+            return
+        given = {name: getattr(self, name) for name in USUAL}
+        if changed := [name for name, value in given.items() if value not in (None, {}, *USUAL[name])]:
+            name = changed[0]
+            raise InvalidInput(
+                f"{option(name, given[name])} says how attention is kept, and with {option('keep', 'maps')} none is; leave one of them out"
+            )
+
+    @property
+    def values_kept(self) -> str:
+        """What is wanted of the values; with maps alone, nothing."""
+        return self.values if self.keep == "attention" else "none"
 
     @property
     def wants_self(self) -> bool:

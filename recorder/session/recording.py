@@ -65,6 +65,8 @@ def record(
     heads: Positions = None,
     keep_bits: int = 10,
     values: str = "auto",
+    keep: str = "attention",
+    token_maps: int = 16,
     max_bytes: int | str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -92,6 +94,8 @@ def record(
     `heads`            heads, as `steps`; None is all
     `keep_bits`        bits of a stored probability's mantissa, from 1 to 10 (all): fewer pack smaller
     `values`           kept of the values: none, norms (of what each gives through a head), full, or auto: norms where they are cheap
+    `keep`             attention, or maps: sums of it alone, for R2G, G2R and maps of tokens, where the attention itself is too much to keep
+    `token_maps`       with maps, how many tokens of each text have maps of their own, from the first
     `max_bytes`        most that the trace may hold before compression, such as "5GB"; None sets no limit
     `overwrite`        replace a trace that is at `path`
     `progress`         whether to show how far the run has come
@@ -109,6 +113,7 @@ def record(
     options = replace(options, codec=codec, level=level, queue_mb=queue_mb, max_bytes=max_bytes, overwrite=overwrite, progress=progress)
     options = replace(options, reference_mask=reference_mask, reference_image=reference_image, facts=facts, truth=truth)
     options = replace(options, values=values, probes=probes, keys=keys, self_grid=self_grid, concepts=concepts)
+    options = replace(options, keep=keep, token_maps=token_maps)
     check_arguments(pipeline, call, OPTIONS, [name for name, default in OPTIONS.items() if getattr(options, name) is not default])
     with Recording(pipeline, Path(path), options):
         return pipeline(**call)
@@ -241,7 +246,7 @@ class Recording:
     def _listening(self, run: Run) -> Iterator[Capture]:
         """All that the denoisers attend to is heard by `run`; what stops it leaves what is whole."""
         labels = run.labels
-        joins, kept = self._declared is None and reads_features(self._model), self._options.values
+        joins, kept = self._declared is None and reads_features(self._model), self._options.values_kept
         seen = {"values": kept != "none", "residuals": kept == "full"}
         capture = Capture(labels.denoisers, labels.modules, run, outside=self._declared is not None, joins=joins, **seen)
         self._capture = capture

@@ -10,16 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...schema.arrays.sums import spread_mask, stretches, token_segments
 from ...schema.errors import UnsupportedModel
 from ...schema.messages import option, parse_bytes
 from ...schema.record import JSON
 from ...schema.trace import Codec, Layer, TokenGroup, TraceRecord
 from ..capture.call import Call
-from ..encoding.scores import Scratch, encode_scores, exact, heads_of, mask_of, share_heads, sum_rows, take_keys
+from ..encoding.scores import (
+    Scratch,
+    Summed,
+    Summing,
+    encode_scores,
+    exact,
+    heads_of,
+    mask_of,
+    share_heads,
+    sum_rows,
+    sum_scores,
+    take_keys,
+)
 from ..encoding.transfer import Block, Outbox
 from ..encoding.values import Output, value_norms
 from ..images.pictures import Picture
@@ -49,6 +63,8 @@ class Run(Course):
         self._layers = 0
         self._outputs: dict[int, Output] = {}
         """Projections of the layers that keep something of their values."""
+        self._summing: dict[int, Summing] = {}
+        """What is summed in layers that keep maps only."""
         self.without_values: list[str] = []
         """Layers of which nothing is known of where their values go."""
         self.without_residuals: list[str] = []
@@ -62,7 +78,8 @@ class Run(Course):
         for arranged, index, site, row in self.labels.place(call, this):
             if site.index == self._layers:
                 self._add_layer(arranged, site, *self.labels.probe_keys(call, site.layer, this))
-            blocks, lost = _encode_row(arranged, index, site, self._options.keep_bits, self._outbox, self._scratch)
+            summing = self._summing.get(site.index)
+            blocks, lost = _encode_row(arranged, index, site, self._options.keep_bits, self._outbox, self._scratch, summing)
             if site.index in self._outputs:
                 blocks |= _encode_values(arranged, index, site, self._outputs[site.index], self._outbox)
             if site.layer.concepts:
@@ -73,11 +90,15 @@ class Run(Course):
         """A layer is met for the first time."""
         writer, known = self._open(), call.output_of(site.generated)
         alone = replace(writer.trace, layers=(replace(site.layer, probes=probes),))
-        layer = choose_values(alone, self._options.values).layers[0]
+        layer = choose_values(alone, self._options.values_kept).layers[0]
         if known is not None and layer.values != "none":
             self._outputs[site.index] = known
-        elif self._options.values != "none" and site.layer.values == "none":
+        elif self._options.values_kept != "none" and site.layer.values == "none":
             self.without_values.append(layer.name)
+        if layer.sums is not None:
+            masks = [(image.name, pixels[..., 0] / 255) for image, pixels in self._pictures if image.role == "mask"]
+            layer = replace(layer, sums=replace(layer.sums, masks=tuple(name for name, _ in masks)))
+            self._summing[site.index] = _summing(layer, [mask for _, mask in masks], call.query.device)
         full = known is not None and layer.values == "full"
         if full and not layer.residual:
             self.without_residuals.append(layer.name)
@@ -159,7 +180,7 @@ class Run(Course):
 
 
 def _encode_row(
-    call: Call, row: int, site: Site, keep_bits: int, outbox: Outbox, scratch: Scratch
+    call: Call, row: int, site: Site, keep_bits: int, outbox: Outbox, scratch: Scratch, summing: Summing | None
 ) -> tuple[dict[str, Block], Callable[[], float]]:
     """The blocks that a layer keeps of one row of a call, and what float16 loses of a token's column, once that is known."""
     layer, columns = site.layer, site.columns
@@ -172,6 +193,9 @@ def _encode_row(
         laid_out = {"probability": _lay_out(encoded.probability, layer), "query_lse": _lay_out(encoded.query_lse, layer)}
         blocks = {name: outbox.block(tensor, fresh=True) for name, tensor in {**laid_out, "token_lse": encoded.token_lse}.items()}
         return blocks, _losses(call, outbox, outbox.block(encoded.lost, fresh=True))
+    if summing is not None:
+        tensors = _sums(sum_scores(query, key, call.scale, mask, columns, summing, scratch), summing, layer)
+        return {name: outbox.block(tensor, fresh=True) for name, tensor in tensors.items()}, _losses(call, outbox, None)
     if call.mask is not None and hides(mask_of(call.mask, row), site.generated, columns):
         raise UnsupportedModel(
             f"{layer.name} is masked from here on, which factors cannot say; record it with {option('encoding', 'probabilities')}"
@@ -206,6 +230,23 @@ def _encode_values(call: Call, row: int, site: Site, output: Output, outbox: Out
     if call.residual is None:
         raise UnsupportedModel(f"{layer.name} does not show what its output is added to from here on; use {option('values', 'norms')}")
     return blocks | {"residual_norm": outbox.block(call.residual[row, site.generated].reshape(layer.places))}
+
+
+def _sums(summed: Summed, summing: Summing, layer: Layer) -> dict[str, Tensor]:
+    """The arrays of one row of a call of which maps alone are kept."""
+    tensors = {"position_sum": _lay_out(summed.position_sum, layer), "token_sum": summed.token_sum}
+    if summing.own:
+        tensors |= {name: _lay_out(getattr(summed, name), layer) for name in ("token_probability", "query_lse")}
+        tensors["token_lse"] = take_keys(summed.token_lse[..., None], summing.own)[..., 0]
+    return tensors
+
+
+def _summing(layer: Layer, masks: list[NDArray[Any]], device: torch.device) -> Summing:
+    """What is summed of a layer that keeps maps only."""
+    own = layer.sums.tokens if layer.sums is not None else ()
+    weights = np.stack([np.ones(layer.places), *(spread_mask(mask, layer.places) for mask in masks)])
+    given = torch.from_numpy(weights.reshape(len(weights), -1).astype(np.float32)).to(device)
+    return Summing(token_segments(layer.groups), given, stretches(own))
 
 
 def _encode_concepts(call: Call, row: int, site: Site, outbox: Outbox) -> dict[str, Block]:

@@ -8,7 +8,8 @@
     [scheduler.config]    what to change in its config
     [call]                arguments of the pipeline's call
     [images]              argument = path, or list of paths; reference_mask, reference_image = path
-    [record]              layers, steps, heads, branches, encoding, keys, self_grid, values, keep_bits, max_bytes, codec, level, queue_mb
+    [record]              layers, steps, heads, branches, encoding, keys, self_grid, values, keep_bits, keep, token_maps, max_bytes, codec,
+                          level, queue_mb
     [probes]              texts and pictures that the run is not given, by name:
                           scene = "a text", concepts = ["a text", "another"], words = { lines = "a.txt" }, cloth = { images = ["a.png"] }
     [dry_run]             tokens, for a pipeline whose number of reference tokens is not known
@@ -34,8 +35,8 @@ Images: TypeAlias = Path | list["Images"]
 
 FORM: Final = 'name = "one text", name = ["a text", "another"], name = { lines = "words.txt" } or name = { images = ["a.png"] }'
 OPTIONS: Final = (
-    "layers", "steps", "heads", "branches", "encoding", "keys", "self_grid", "values", "concepts", "keep_bits", "max_bytes", "codec",
-    "level", "queue_mb", "truth",
+    "layers", "steps", "heads", "branches", "encoding", "keys", "self_grid", "values", "concepts", "keep_bits", "keep", "token_maps",
+    "max_bytes", "codec", "level", "queue_mb", "truth",
 )  # fmt: skip
 TABLES: Final[dict[str, Collection[str] | None]] = {
     # Keys of each table; None takes any key, to be checked against what it is passed to.
@@ -104,7 +105,8 @@ class Spec:
 
     @property
     def encoding(self) -> str:
-        return str(self.options.get("encoding", "probabilities"))
+        """How attention is kept; `maps` where none is."""
+        return "maps" if self.options.get("keep") == "maps" else str(self.options.get("encoding", "probabilities"))
 
 
 def _flat(images: Images) -> list[Path]:

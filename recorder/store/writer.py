@@ -252,8 +252,8 @@ class Writer:
         if self._plans:
             self._workers.drain()  # steps that are whole still count
         done = f"{self.committed} of {self._trace.steps} steps are recorded and readable with {option('partial', True)}"
-        packed = all(layer.encoding == "factors" for layer in self._trace.layers)
-        smaller = "" if packed else f", or with {option('encoding', 'factors')}"
+        large = any(layer.encoding == "probabilities" for layer in self._trace.layers)
+        smaller = "" if not large else f", or with {option('encoding', 'factors')}"
         hint = f"free space, or record fewer layers or steps{smaller}"
         raise NoSpace(f"no space left for {self.path}: {done}; {hint}") from error
 

@@ -9,6 +9,7 @@ from ..codec import PROBABILITY_SCALE
 from ..record import BRANCHES
 from ..trace import Layer, TraceRecord
 from .array import ArrayPlan, blocks, call_blocks
+from .sums import token_segments
 
 ONCE: Final = {"key": "key_step", "value": "value_step", "value_norm": "value_step"}
 """Arrays that are stored once while they do not change, and the table of the step whose block serves each step."""
@@ -16,6 +17,9 @@ ONCE: Final = {"key": "key_step", "value": "value_step", "value_norm": "value_st
 SERVES: Final = "position on the step axis where this step's {} lies; -1 where the call is absent"
 PROBE_KEY: Final = "key of each probe's tokens; the same at every step"
 OUTPUT: Final = "output projection, the part that takes this head's channels; the same at every step"
+POSITION_SUM: Final = "softmax values summed over the tokens of each segment"
+TOKEN_SUM: Final = "softmax values summed over generated positions, all alike and weighed by each mask"
+TOKEN_PROBABILITY: Final = "attention probability of the tokens that have maps of their own, over all keys of the call"
 VALUE: Final = "value; at each step read the step named by value_step"
 VALUE_NORM: Final = "norm of a token's value through a head of the output projection; at each step read the step named by value_step"
 CONCEPT_SCORE: Final = "product of what attention gives a position and what it gives a concept, summed over heads"
@@ -35,7 +39,7 @@ def layer_layout(trace: TraceRecord, index: int) -> tuple[ArrayPlan, ...]:
 def data_plans(trace: TraceRecord, index: int) -> dict[str, ArrayPlan]:
     """The arrays of one layer that are written step by step, by name."""
     layer, root = trace.layers[index], layer_path(index)
-    plans = _probabilities(trace, layer, root) if layer.encoding == "probabilities" else _factors(trace, layer, root)
+    plans = {"probabilities": _probabilities, "factors": _factors, "sums": _sums}[layer.encoding](trace, layer, root)
     plans += _values(trace, layer, root)
     if layer.concepts:
         dims, lengths = ("concept", *_axes(layer)), (len(layer.concepts), *layer.places)
@@ -86,6 +90,26 @@ def _factors(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
         blocks(trace, layer, f"{root}/key", dtype, ("token", "channel"), (layer.tokens, layer.head_dim), key),
     ]
     return [*plans, _query_lse(trace, layer, root)] if layer.partial_keys else plans
+
+
+def _sums(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:
+    assert layer.sums is not None  # as the encoding says
+    kept, weightings = len(layer.sums.tokens), 1 + len(layer.sums.masks)
+    over_tokens, over_positions = ({"long_name": meaning, "coordinates": "timestep"} for meaning in (POSITION_SUM, TOKEN_SUM))
+    dims, cell = (*_axes(layer), "segment", "softmax"), (*layer.places, len(token_segments(layer.groups)), 2)
+    plans = [blocks(trace, layer, f"{root}/position_sum", "float32", dims, cell, over_tokens)]
+    dims, cell = ("token", "weighting", "softmax"), (layer.tokens, weightings, 2)
+    plans.append(blocks(trace, layer, f"{root}/token_sum", "float32", dims, cell, over_positions))
+    if not kept:
+        return plans
+    scaled = {"scale_factor": PROBABILITY_SCALE, "long_name": TOKEN_PROBABILITY, "coordinates": "timestep"}
+    over_places = {"long_name": "logsumexp of scores over generated positions", "coordinates": "timestep"}
+    return [
+        *plans,
+        blocks(trace, layer, f"{root}/token_probability", "float16", (*_axes(layer), "kept_token"), (*layer.places, kept), scaled),
+        _query_lse(trace, layer, root),
+        blocks(trace, layer, f"{root}/token_lse", "float32", ("kept_token",), (kept,), over_places),
+    ]
 
 
 def _values(trace: TraceRecord, layer: Layer, root: str) -> list[ArrayPlan]:

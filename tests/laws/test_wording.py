@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("doors")
     synthetic_trace(root / "good.zarr", steps=2)
     synthetic_trace(root / "part.zarr", steps=2, planned=5, status="interrupted")
-    for name, changed, by in (("future", '"version": 1', '"version": 2'), ("damaged", '"samples"', '"simples"')):
+    for name, changed, by in (("future", '"version": 1', '"version": 3'), ("damaged", '"samples"', '"simples"')):
         document = synthetic_trace(root / f"{name}.zarr", steps=2).path / "zarr.json"
         document.write_text(document.read_text().replace(changed, by))
     return root

@@ -116,10 +116,10 @@ def test_factors_keep_the_models_numbers() -> None:
     assert [factor_dtype(d) for d in ("float16", "bfloat16", "float32")] == ["float16", "float32", "float32"]
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_another_version_is_refused(version: object) -> None:
     doc = TraceRecord("t", "complete", 1, ("cond",), 2).to_json() | {"version": version}
-    with pytest.raises(UnknownVersion, match=r"reads version 1\. Open it with"):
+    with pytest.raises(UnknownVersion, match=r"reads versions 1 and 2\. Open it with"):
         TraceRecord.from_json(doc)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from i2am.recorder.store.writer import Writer
+from i2am.schema.arrays.sums import KeptSums, spread_mask, token_segments
 from i2am.schema.codec import decode_probability, encode_probability
 from i2am.schema.text import Text
 from i2am.schema.trace import Codec, Image, Layer, TokenGroup, TraceRecord
@@ -50,6 +51,8 @@ class Synthetic:
     probe_key: list[np.ndarray | None] = field(default_factory=list)
     """(head, probe token, channel) of each layer that has probes."""
     images: dict[str, np.ndarray] = field(default_factory=dict)
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    """Those of the generated image, by which layers of maps weigh positions."""
 
 
 def reference_layer(
@@ -124,7 +127,9 @@ def synthetic_trace(
     """
     rng = np.random.default_rng(seed)
     chosen = tuple(layers if layers is not None else default_layers())
-    if encoding is not None:
+    if encoding == "sums":
+        chosen = tuple(dataclasses.replace(layer, encoding="sums", sums=layer.sums or KeptSums((), ("mask",))) for layer in chosen)
+    elif encoding is not None:
         chosen = tuple(dataclasses.replace(layer, encoding=encoding) for layer in chosen)
     chosen = tuple(dataclasses.replace(layer, dtype=dtype, factor_dtype=dtype) for layer in chosen)
     record = TraceRecord(
@@ -132,6 +137,7 @@ def synthetic_trace(
         latent_grid=latent_grid, created="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
     result = Synthetic(Path(path), record, Writer(path, record, **writer_options))
+    result.masks = {"mask": _mask(image_size)}
     for layer in chosen:
         _draw(result, layer, rng, (samples, len(branches), steps), sharpness, static_keys)
         _draw_probes(result, layer, seed, plant)
@@ -235,6 +241,8 @@ def _write(result: Synthetic, layers: Sequence[Layer], branches: tuple[str, ...]
 
 def _blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, int, int]) -> tuple[dict[str, np.ndarray], float]:
     a, b = result.query_lse[index][at], result.token_lse[index][at]
+    if layer.encoding == "sums":
+        return _sums(result, index, layer, at), 0.0
     if layer.encoding == "factors":
         blocks = {"query": result.query[index][at], "key": result.key[index][at]}
         return (blocks | {"query_lse": a.astype(np.float32)} if layer.partial_keys else blocks), 0.0
@@ -243,6 +251,20 @@ def _blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, int, int
     kept = (found * np.exp(a.reshape(layer.heads, -1)[..., None] - b[:, None])).sum(1)
     lost = float(np.clip(1 - kept, 0, 1).max())
     return {"probability": stored, "query_lse": a.astype(np.float32), "token_lse": b.astype(np.float32)}, lost
+
+
+def _sums(result: Synthetic, index: int, layer: Layer, at: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """What a layer of maps keeps, in float64: softmax values summed over segments of tokens, and over positions as masks weigh them."""
+    weights = [np.ones(layer.places), *(spread_mask(result.masks[name][..., 0] / 255, layer.places) for name in layer.sums.masks)]
+    both = np.stack([result.probabilities[index][at], result.generated[index][at]], -1)  # (head, *places, token, softmax)
+    segments = np.stack([both[..., part, :].sum(-2) for part in token_segments(layer.groups)], -2)
+    weighed = np.einsum("wx,hxts->htws", np.reshape(weights, (len(weights), -1)), both.reshape(layer.heads, -1, layer.tokens, 2))
+    found = {"position_sum": segments.astype(np.float32), "token_sum": weighed.astype(np.float32)}
+    if own := list(layer.sums.tokens):
+        found["token_probability"] = encode_probability(both[..., own, 0])
+        found["query_lse"] = result.query_lse[index][at].astype(np.float32)
+        found["token_lse"] = result.token_lse[index][at][:, own].astype(np.float32)
+    return found
 
 
 def _value_blocks(result: Synthetic, index: int, layer: Layer, at: tuple[int, int, int]) -> dict[str, np.ndarray]:
@@ -261,11 +283,14 @@ def _pictures(
     shape = (frames, *size, 3) if frames else (*size, 3)
     pictures = {f"generated_{i}": rng.integers(0, 256, shape, dtype=np.uint8) for i in range(samples)}
     pictures["reference"] = rng.integers(0, 256, (*reference, 3), dtype=np.uint8)
-    for name, (height, width) in {"mask": size, "reference_mask": reference}.items():
-        mask = np.zeros((height, width, 1), dtype=np.uint8)
-        mask[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = 255
-        pictures[name] = mask
-    return pictures
+    return pictures | {"mask": _mask(size), "reference_mask": _mask(reference)}
+
+
+def _mask(size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    mask = np.zeros((height, width, 1), dtype=np.uint8)
+    mask[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = 255
+    return mask
 
 
 def _images(pictures: dict[str, np.ndarray], window: tuple[float, float, float, float] | None = None) -> list[tuple[Image, np.ndarray]]:

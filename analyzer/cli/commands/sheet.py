@@ -125,7 +125,7 @@ def write_report(facts: dict[str, Any]) -> str:
 def ask(trace: Trace, chosen: Selection, plan: Judgement) -> Answers:
     """Every map of the page, in one pass over the trace."""
     truth = find_truth(trace)
-    cells = choose_cells(trace, truth, plan.targets.get("mask")) if has_places(chosen) else []
+    cells = choose_cells(trace, truth, plan.targets.get("mask")) if has_places(chosen) and not trace.record.maps_only else []
     which: dict[str, Any] = {"group": chosen.groups[0].name, "sample": chosen.sample}
     groups = min(TIME_GROUPS, max(len(trace.present), 1))
     lazy = {"r2g": r2g(trace, **which), "time": r2g(trace, **which, keep=("time",), time_groups=groups)}
@@ -157,8 +157,8 @@ def draw_report(answers: Answers) -> Image:
         known = [Mark(y, x, kind="truth")] if np.isfinite(y + x) else []
         tiles.append((f"SRAM of patch {i + 1}" + (", x: truth" if known else ""), illustrate(trace, maps[f"sram_{i}"], marks=known)))
     meaning = [f"R2G: what came from the {MapFacts.of(whole).group} tokens"]
-    if cells:
-        meaning += ["G2R: what of it was used", "SRAM: where one patch looked"]
+    meaning += ["G2R: what of it was used"] if "g2r" in maps else []
+    meaning += ["SRAM: where one patch looked"] if cells else []
     rows = [("Recorded", pictures), ("; ".join(meaning), tiles)]
     parts = [(heading, compose([i for _, i in row], COLUMNS, [c for c, _ in row])) for heading, row in rows if row]
     return stack([*parts, ("R2G over time, from noise to picture", illustrate(trace, _spread(maps["time"])))])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ....schema.errors import CorruptTrace
-from ....schema.messages import listed, plain, size_text
+from ....schema.messages import listed, option, plain, size_text
 from ...output.files import endings
 from ..options import (
     PATH,
@@ -28,6 +28,11 @@ from ..options import (
     traces_argument,
 )
 from ..text import align, answer
+
+MAPS_ONLY: Final = (
+    "maps only: R2G, G2R, and maps of {} tokens, by every layer and head; SRAM, single probabilities and what is made of them are not to "
+    "be had; record with {} for those"
+)
 
 if TYPE_CHECKING:
     from ...inspection.verify import Report
@@ -63,6 +68,7 @@ def write_summary(facts: dict[str, Any]) -> str:
         ("images", ", ".join(f"{i['name']} {by(i['frames'], i['height'], i['width'])}" for i in facts["images"]) or "none"),
         *dict.fromkeys(prompts),
         *([("probes", probes)] if probes else []),
+        *([("keeps", MAPS_ONLY.format(facts["token_maps"], option("keep", "attention")))] if facts["keeps"] == "maps" else []),
         ("size", size_text(facts["bytes"]) + raw),
         *([("values", write_values(facts["layers"]))] if any(row["values"] != "none" for row in facts["layers"]) else []),
         *([("concepts", ", ".join(concepts))] if concepts else []),

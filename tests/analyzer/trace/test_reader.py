@@ -154,8 +154,8 @@ def test_what_is_no_trace(tmp_path: Path) -> None:
 
 
 def test_a_future_version(own: Path) -> None:
-    rewrite(own, lambda record: record.update(version=2))
-    with pytest.raises(UnknownVersion, match=r"format version 2; this release reads version 1.*pip install --upgrade"):
+    rewrite(own, lambda record: record.update(version=3))
+    with pytest.raises(UnknownVersion, match=r"format version 3; this release reads versions 1 and 2.*pip install --upgrade"):
         open_trace(own)
 
 
