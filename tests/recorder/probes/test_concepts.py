@@ -155,6 +155,17 @@ def test_a_choice_of_layers_steps_and_heads_leaves_their_agreement_as_it_is(memo
     np.testing.assert_array_equal(memory.last.blocks[0, 0, "cond", 0]["concept_score"], whole.blocks[at, 0, "cond", 1]["concept_score"])
 
 
+def test_they_are_kept_with_maps_in_place_of_attention_too(memory: type[MemoryWriter]) -> None:
+    pipeline, call = flux()
+    record(pipeline, PATH, keys="text", concepts=CONCEPTS, progress=False, **call())
+    whole = memory.last
+    record(pipeline, PATH, keys="text", keep="maps", concepts=CONCEPTS, progress=False, **call())
+    scores = {at: blocks["concept_score"] for at, blocks in memory.last.blocks.items() if "concept_score" in blocks}
+    assert len(scores) == 6
+    for at, found in scores.items():
+        np.testing.assert_array_equal(found, whole.blocks[at]["concept_score"])
+
+
 def test_texts_of_the_run_are_known_as_without_concepts(memory: type[MemoryWriter]) -> None:
     pipeline, call = flux()
     record(pipeline, PATH, keys="text", progress=False, **call())
