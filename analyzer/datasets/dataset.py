@@ -75,6 +75,16 @@ class DatasetScores:
         """Mean and interval of each column."""
         return {name: bootstrap_mean(self.values(name), seed=self.seed) for name in self.metrics}
 
+    def folders(self) -> dict[str, DatasetScores]:
+        """The traces of each folder by themselves, in the order in which folders come."""
+        found: dict[str, list[tuple[Member, TraceScores]]] = {}
+        for member, row in self.good:
+            found.setdefault(member.place.rstrip("/").rpartition("/")[0] or ".", []).append((member, row))
+        return {
+            name: DatasetScores(self.request, [member for member, _ in each], [row for _, row in each], self.seed)
+            for name, each in found.items()
+        }
+
 
 def evaluate(
     paths: Source | Iterable[Source],
@@ -229,15 +239,21 @@ def facts_of(evaluation: DatasetScores) -> dict[str, Any]:
     }
 
 
-def save_table(evaluation: DatasetScores, path: Path, *, overwrite: bool = False) -> None:
-    """Write one row a trace, whole or not at all; raises as `output.files.check_output`."""
+def save_table(evaluation: DatasetScores, path: Path, *, by_folder: bool = False, overwrite: bool = False) -> None:
+    """Write one row a trace, or in LaTeX a row of means, of each folder if asked; raises as `output.files.check_output`."""
     columns: dict[str, type[str] | type[float]] = {"trace": str, "id": str, **dict.fromkeys(evaluation.metrics, float), "path": str}
-    facts, means = {name: value for name, value in facts_of(evaluation).items() if name != "traces"}, evaluation.means()
-    headed: dict[str, Cell] = {f"{name}{ARROWS[METRICS[name].better]}": mean for name, mean in means.items()}
+    facts = {name: value for name, value in facts_of(evaluation).items() if name != "traces"}
     count = len(evaluation.good)
     caption = f"Mean over {count} trace{'s' if count > 1 else ''}, with its {LEVEL:.0%} bootstrap interval."
-    paper = [{"method": facts["recipe"], **headed, "traces": count}]
+    paper = [{"method": facts["recipe"], **_row_of_means(evaluation)}]
+    if by_folder:
+        paper = [{"data": name, "method": facts["recipe"], **_row_of_means(each)} for name, each in evaluation.folders().items()]
     save(Output(table=Table(columns, records(evaluation), facts, caption, paper)), path, overwrite=overwrite)
+
+
+def _row_of_means(evaluation: DatasetScores) -> dict[str, Cell]:
+    means: dict[str, Cell] = {f"{name}{ARROWS[METRICS[name].better]}": mean for name, mean in evaluation.means().items()}
+    return {**means, "traces": len(evaluation.good)}
 
 
 def records(evaluation: DatasetScores) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ...datasets.dataset import DatasetScores
     from ...datasets.rows import DatasetRequest
     from ...metrics.overlap import ImacsOptions
+    from ...numerics.statistics import Interval
 
 
 jobs_option = click.option(
@@ -116,6 +117,7 @@ def imacs_command(
     epilog=example(
         "i2am evaluate traces/",
         "i2am evaluate traces/ --metric imacs_g,imacs_r -o table.csv",
+        "i2am evaluate tryon/ detection/ --by-folder -o tasks.tex",
         "i2am evaluate 'runs/*/pair-*.zarr' --recipe i2am-official -o table.parquet",
         "i2am evaluate run.zarr --metric pck,pointing_error --truth pairs.csv",
         "i2am evaluate traces/ -o table.csv --resume        go on after a kill, or with new traces",
@@ -139,6 +141,7 @@ def imacs_command(
 @scheduler_option
 @jobs_option
 @output_option(f"Table with a row a trace: {endings('table')}. Rows are kept beside it as they come.")
+@click.option("--by-folder", is_flag=True, help="Means of the traces of each folder: printed, and as the rows of a .tex table.")
 @click.option("--resume", is_flag=True, help="Keep the rows that are finished: of a run that ended early, or of all shares.")
 @click.option("--rows", "share", callback=share, metavar="I/N", help="Only the I-th of N shares of the traces, counted from 1.")
 @click.option("--after", metavar="COMMAND", help="Run this after each finished row; {path} and {trace} stand for the trace's.")
@@ -151,6 +154,7 @@ def evaluate_command(
     scheduler: str | None,
     jobs: int | None,
     out: Path | None,
+    by_folder: bool,
     resume: bool,
     share: tuple[int, int] | None,
     after: str | None,
@@ -178,11 +182,11 @@ def evaluate_command(
         from ...datasets.dataset import save_table
         from ...datasets.row_files import list_files
 
-        save_table(evaluation, out, overwrite=overwrite or resume)
+        save_table(evaluation, out, by_folder=by_folder, overwrite=overwrite or resume)
         for file in [] if evaluation.skipped or failures else list_files(out):
             file.unlink()
     facts = {"out": None if out is None else str(out), "failed_after": failures}
-    code = _print(evaluation, as_json, facts, whole=out is None)
+    code = _print(evaluation, as_json, facts, whole=out is None, by_folder=by_folder)
     return code or (1 if failures else 0)
 
 
@@ -272,15 +276,25 @@ def dataset_request(metrics: tuple[str, ...], partial: bool, options: dict[str, 
     return request
 
 
-def _print(evaluation: DatasetScores, as_json: bool, more: dict[str, Any], *, whole: bool) -> int:
+def _print(evaluation: DatasetScores, as_json: bool, more: dict[str, Any], *, whole: bool, by_folder: bool = False) -> int:
     from ...datasets.dataset import facts_of
 
     means = align([["", *evaluation.metrics], *mean_rows(evaluation)], right=True)
-    text = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{means}"
+    table = write_table(evaluation) if whole else f"{more['out']}: {len(evaluation.good)} traces\n{means}"
+    if by_folder:
+        found = {name: each.means() for name, each in evaluation.folders().items()}
+        more |= {"folders": {name: {metric: asdict(mean) for metric, mean in each.items()} for name, each in found.items()}}
+        table += f"\n\n{write_folders(found, evaluation.metrics)}"
     failed = [plain(f"after {name}: {problem}") for name, problem in more.get("failed_after", {}).items()]
     notes = "\n".join(filter(None, [write_notes(evaluation), *failed]))
-    answer({**facts_of(evaluation), **more}, text, notes, as_json=as_json)
+    answer({**facts_of(evaluation), **more}, table, notes, as_json=as_json)
     return CorruptTrace.exit_code if evaluation.skipped else 0
+
+
+def write_folders(means: dict[str, dict[str, Interval]], metrics: tuple[str, ...]) -> str:
+    """The means of each folder's traces, as text."""
+    rows = [[name, *(number(each[metric].mean if metric in each else None) for metric in metrics)] for name, each in means.items()]
+    return align([["folder", *metrics], *rows], right=True)
 
 
 def write_table(evaluation: DatasetScores) -> str:

@@ -366,3 +366,23 @@ def test_without_pyarrow_the_line_names_the_extra(good: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert run(["evaluate", str(good), "-o", "t.parquet"]) == 5
     assert 'pip install "i2am[parquet]"' in capsys.readouterr().err
+
+
+def test_folders_have_means_of_their_own(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seeds in (("tryon", (0, 1)), ("detection", (2,))):
+        (tmp_path / name).mkdir()
+        for seed in seeds:
+            (tmp_path / name / f"{seed}.zarr").symlink_to(good / f"pair-{seed}.zarr", target_is_directory=True)
+    asked = ["evaluate", str(tmp_path / "tryon"), str(tmp_path / "detection"), "--metric", "imacs_g", "--by-folder"]
+    assert run([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    scores = {row["trace"]: row["imacs_g"] for row in found["traces"]}
+    means = {"tryon": (scores["0"] + scores["1"]) / 2, "detection": scores["2"]}
+    assert list(found["folders"]) == [str(tmp_path / name) for name in means]
+    for name, mean in means.items():
+        assert found["folders"][str(tmp_path / name)]["imacs_g"]["mean"] == pytest.approx(mean)
+    assert run([*asked, "-o", str(tmp_path / "tasks.tex")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-3].split() == ["folder", "imacs_g"] and printed[-2].endswith(f"{means['tryon']:.4f}")
+    rows = [line for line in (tmp_path / "tasks.tex").read_text().splitlines() if " & i2am & " in line]
+    assert len(rows) == 2 and f"{means['detection']:.3f}" in rows[1]
