@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schema.errors import UnknownSelection
+from ...schema.errors import InvalidInput, UnknownSelection
+from ..maps.rollout import rollout
 from ..methods.recipes import Weight
 from ..trace.reader import open_trace
-from .cells import Asked
+from .cells import ROLLOUT, Asked, to_cells
 
 PLAIN: Final = "i2am"
 """The recipe of orders."""
 
 
 def rank_cells(path: str, *, group: str, cells: tuple[int, int], sample: int, branch: str) -> dict[str, NDArray[np.float64]]:
-    """How important each cell of a reference is by G2R, for each weight that the trace has what is needed for.
+    """How important each cell of a reference is by G2R, for each weight, and the rollout, that the trace has what is needed for.
 
     `path`    a trace
     `group`   token group of the reference
@@ -36,4 +38,6 @@ def rank_cells(path: str, *, group: str, cells: tuple[int, int], sample: int, br
         except UnknownSelection:
             if weight == "attention":
                 raise
+    with suppress(InvalidInput):  # self-attention was not recorded
+        found[ROLLOUT] = np.asarray(to_cells(rollout(trace, **asked.options), cells).mean(("y", "x")).values, np.float64)
     return found

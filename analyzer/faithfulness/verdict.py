@@ -14,6 +14,7 @@ import numpy as np
 from ...schema.messages import listed
 from ..numerics.statistics import LEVEL
 from .agreement import ENDS
+from .cells import ROLLOUT
 from .scores import CELLS, Against, Score
 
 ENOUGH: Final = 0.5
@@ -63,6 +64,8 @@ def _judge(scores: Sequence[Score]) -> str:
 
 def named(score: Score) -> str:
     """Weight and recipe of a map, as a verdict calls it."""
+    if score.recipe.startswith(ROLLOUT):
+        return score.recipe
     return score.weight if score.recipe == "i2am" else f"{score.weight} of {score.recipe}"
 
 

@@ -107,7 +107,7 @@ def write_diagnosis(facts: dict[str, Any]) -> str:
     "recipes",
     multiple=True,
     metavar="NAME",
-    help="Method; may be given several times.  [default: i2am, also with positions masked where the trace has a mask]",
+    help="Method, or rollout; may be given several times.  [default: i2am, with and without the trace's mask, and rollout]",
     shell_complete=completing(recipe_names),
 )
 @click.option(

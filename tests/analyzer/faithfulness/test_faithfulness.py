@@ -12,12 +12,12 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner, Result
 
-from i2am.analyzer import Faithfulness, Trace, faithfulness, g2r, looks, open_trace, rank_cells
+from i2am.analyzer import Faithfulness, Trace, faithfulness, g2r, looks, open_trace, rank_cells, rollout
 from i2am.analyzer.cli.group import i2am
 from i2am.recorder.store.effects import EffectStore
 from i2am.schema.errors import InvalidInput, TraceError, UnknownSelection
 from i2am.schema.experiments.effects import EffectRecord
-from traces import reference_layer, synthetic_trace
+from traces import reference_layer, self_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
 
@@ -156,6 +156,22 @@ def test_weights_that_the_trace_cannot_have_are_left_out_and_said_or_refused_by_
     assert len(found.notes) == 3 and all("values" in note for note in found.notes)
     with pytest.raises(UnknownSelection, match="no weight norm"):
         faithfulness(plain, planted(plain), weights="norm", **FAST)
+
+
+def test_the_rollout_is_scored_where_self_attention_was_recorded(tmp_path: Path, trace: Trace) -> None:
+    synthetic_trace(tmp_path / "self.zarr", layers=[self_layer("a.attn1", (8, 6)), LAYERS[0]], seed=5, steps=1)
+    rolled = open_trace(tmp_path / "self.zarr")
+    seen = by_hand(rollout(rolled).values)
+    effects = effects_of(rolled, effect=(("y", "x", "cell_y", "cell_x"), seen)).drop_vars("layer", errors="ignore")
+    found = faithfulness(rolled, effects, weights="attention", **FAST)
+    means = {(score.map, score.recipe): score.agreement.spearman.mean for score in found.scores}
+    assert [means["SRAM", "rollout"], means["G2R", "rollout"]] == pytest.approx([1, 1])
+    assert means["G2R", "rollout(query_mask=yes)"] < 1 and not found.notes
+    asked: dict[str, Any] = {"group": "reference", "cells": CELLS, "sample": 0, "branch": "cond"}
+    np.testing.assert_allclose(rank_cells(str(tmp_path / "self.zarr"), **asked)["rollout"], seen.mean((0, 1)))
+    assert faithfulness(trace, planted(trace), weights="attention", **FAST).notes[0].startswith("no rollout: ")
+    with pytest.raises(InvalidInput, match="rollout"):
+        faithfulness(trace, planted(trace), recipes="rollout", **FAST)
 
 
 def few(trace: Trace) -> xr.Dataset:
