@@ -1,6 +1,7 @@
 """The verdict on a run's maps in plain words: which may be believed, which say something, and which say nothing.
 
-A map says something if its interval lies above what shuffled cells reach, and may be believed if that interval lies above 0.5 too.
+A map says something if its score lies above what shuffled cells reach and its interval above 0, and may be believed if the interval lies
+above 0.5.
 Maps are as good as the best if the interval of the difference, sample by sample, holds 0.
 """
 
