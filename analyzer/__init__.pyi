@@ -7,9 +7,9 @@ from .evaluation.difference import differ as differ
 from .evaluation.metric_table import METRICS as METRICS
 from .evaluation.metric_table import available as available
 from .evaluation.metric_table import judge as judge
-from .faithfulness.judgement import Faithfulness as Faithfulness
-from .faithfulness.judgement import faithfulness as faithfulness
-from .faithfulness.orders import rank_cells as rank_cells
+from .intervention.judgement import Faithfulness as Faithfulness
+from .intervention.judgement import faithfulness as faithfulness
+from .intervention.orders import rank_cells as rank_cells
 from .figures.figure import figure as figure
 from .heads.averages import head_accuracy as head_accuracy
 from .heads.averages import head_contribution as head_contribution

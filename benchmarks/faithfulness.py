@@ -24,10 +24,10 @@ from recordings import pipelines, record_pair
 from truth import write_page
 
 from i2am.analyzer import faithfulness, g2r, get_recipe, head_accuracy, open_trace
-from i2am.analyzer.faithfulness.agreement import Drawing
-from i2am.analyzer.faithfulness.cells import ROLLOUT
-from i2am.analyzer.faithfulness.curves import measure_areas
-from i2am.analyzer.faithfulness.table import row_of
+from i2am.analyzer.intervention.agreement import Drawing
+from i2am.analyzer.intervention.cells import ROLLOUT
+from i2am.analyzer.intervention.curves import measure_areas
+from i2am.analyzer.intervention.table import row_of
 from i2am.analyzer.methods.recipes import Recipe
 from i2am.analyzer.trace.reader import Trace
 from i2am.recorder.demo.pairs import HELD_OUT, draw_pair
