@@ -89,7 +89,7 @@ def faithfulness(
     truths = {what: Truth.of(measured[name], inside, name) for what, name in CELLS.items() if name in measured}
     levels = _levels(keep)
     rows = _recipes(trace, asked, recipes)
-    known, notes = _weights(trace, asked, next(iter(rows)), weights)
+    known, notes = _weights([one for one in (trace, other) if one is not None], asked, next(iter(rows)), weights)
     scores: list[Score] = []
     for row, patches in rows.items():
         for weight in known:
@@ -139,8 +139,8 @@ def _recipes(trace: Trace, asked: Asked, recipes: str | Recipe | Iterable[str | 
     return {row: plain[i] not in plain[:i] for i, row in enumerate(rows)}
 
 
-def _weights(trace: Trace, asked: Asked, row: Recipe, weights: Weight | Iterable[Weight] | None) -> tuple[list[Weight], list[str]]:
-    """The weights that can be had, and what is said of the others.
+def _weights(traces: list[Trace], asked: Asked, row: Recipe, weights: Weight | Iterable[Weight] | None) -> tuple[list[Weight], list[str]]:
+    """The weights that all traces can have, and what is said of the others.
 
     Raises   UnknownSelection for one that was asked for by name
     """
@@ -149,11 +149,12 @@ def _weights(trace: Trace, asked: Asked, row: Recipe, weights: Weight | Iterable
     known, notes = list[Weight](), list[str]()
     for weight in get_args(Weight):
         try:
-            asked.g2r(trace, row, weight)
+            for trace in traces:
+                asked.g2r(trace, row, weight)
         except UnknownSelection as error:
             if weight == PLAIN:
                 raise
-            notes.append(str(error))
+            notes.append(f"{trace.path}: {error}")
         else:
             known.append(weight)
     return known, notes
