@@ -7,9 +7,6 @@ from .evaluation.difference import differ as differ
 from .evaluation.metric_table import METRICS as METRICS
 from .evaluation.metric_table import available as available
 from .evaluation.metric_table import judge as judge
-from .faithfulness.judgement import Faithfulness as Faithfulness
-from .faithfulness.judgement import faithfulness as faithfulness
-from .faithfulness.orders import rank_cells as rank_cells
 from .figures.figure import figure as figure
 from .heads.averages import head_accuracy as head_accuracy
 from .heads.averages import head_contribution as head_contribution
@@ -24,6 +21,9 @@ from .heads.ranking import weigh_heads as weigh_heads
 from .heads.scores import head_relevance as head_relevance
 from .heads.selective import selective_iou as selective_iou
 from .inspection.effects import open_effects as open_effects
+from .intervention.judgement import Faithfulness as Faithfulness
+from .intervention.judgement import faithfulness as faithfulness
+from .intervention.orders import rank_cells as rank_cells
 from .maps.attribution import g2r as g2r
 from .maps.attribution import r2g as r2g
 from .maps.attribution import sram as sram

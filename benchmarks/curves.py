@@ -10,7 +10,7 @@ import xarray as xr
 from effects import cell_tokens, drop_tokens
 
 from i2am.analyzer import get_recipe
-from i2am.analyzer.faithfulness.cells import Asked
+from i2am.analyzer.intervention.cells import Asked
 from i2am.analyzer.trace.reader import Trace
 from i2am.recorder.demo.pairs import HELD_OUT, draw_pair
 from i2am.recorder.demo.pipeline import TryOnPipeline

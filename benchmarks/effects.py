@@ -18,7 +18,7 @@ import xarray as xr
 from i2am.recorder import Intervention, alter_pixels, intervene
 from i2am.recorder.demo.pairs import HELD_OUT, Pair, draw_pair
 from i2am.recorder.demo.pipeline import TryOnPipeline
-from i2am.recorder.intervention.effects import place_effect
+from i2am.recorder.intervention.outputs import place_effect
 
 BATCH = 16
 """Runs at once, the unchanged one among them; more are no faster on one core."""
@@ -59,10 +59,10 @@ def measure(pipeline: TryOnPipeline, pair: Pair, steps: int, cells: int, few: bo
     names = [name.removesuffix(LAYERS) for name in cross_attention(pipeline)]
     heads = pipeline.unet.get_submodule(f"{names[0]}{LAYERS}".removeprefix("unet.")).heads
     call = arguments(pair, steps)
-    before = intervene(pipeline, (), **call).images[0]
+    before = intervene(pipeline, (), **call).images
 
     def silenced(**what: Any) -> np.ndarray:
-        return place_effect(before, intervene(pipeline, Intervention(**what), **call).images[0], grid)
+        return place_effect(before, intervene(pipeline, Intervention(**what), **call).images, grid)
 
     found = {
         "layer_names": np.array(names),
@@ -117,7 +117,7 @@ def drop_tokens(
             before, *after = pipeline(**arguments(pair, steps, len(keep)), num_images_per_prompt=len(keep)).images
         finally:
             hook.remove()
-        yield from (place_effect(before, one, grid) for one in after)
+        yield from (place_effect(before[None], one[None], grid) for one in after)
 
 
 def invert_cells(
@@ -132,7 +132,7 @@ def invert_cells(
         call = arguments(pair, steps, len(pictures))
         many = {"image": [pair.agnostic] * len(pictures), "mask_image": [pair.mask] * len(pictures), "example_image": pictures}
         before, *after = pipeline(**{**call, **many}).images
-        yield from (place_effect(before, one, grid) for one in after)
+        yield from (place_effect(before[None], one[None], grid) for one in after)
 
 
 def batches(trials: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -33,9 +33,9 @@ from ..metrics.pointing import attention_variation, pck, pointing_error
 from ..trace.images import find_image, key_image, load_mask, own_mask, own_reference_mask
 from ..trace.reader import Trace
 
-Need: TypeAlias = Literal["mask", "reference_mask", "truth", "places", "image", "tokens", "painted", "attention"]
+Need: TypeAlias = Literal["mask", "reference_mask", "truth", "places", "image", "tokens", "painted", "attention", "unsigned"]
 """What a trace must have: a mask, the truth, tokens with a place that the recipe maps, an image and no video, two tokens or more,
-pictures of what was generated and of the reference, and attention, not maps alone."""
+pictures of what was generated and of the reference, attention, not maps alone, and a recipe whose maps have one sign."""
 MASKS: Final = ("mask", "reference_mask")
 Of: TypeAlias = Literal["r2g", "g2r", "g2r_masked", "looks", "copies", "rows"]
 """What is judged: R2G; G2R of all positions; G2R of those in the mask (v1, Eq. 17); SRAM of every patch; the colours of where each
@@ -69,11 +69,13 @@ class Metric:
     """What can be set."""
     cut: bool = False
     """Whether it scores the recipe's picture as it is drawn, cut at the recipe's threshold; the others have thresholds of their own."""
+    unsigned: bool = False
+    """Whether it takes the map for a distribution, which has no numbers under 0."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
         """What the trace must have."""
-        return (*NEEDS[self.of], self.against) if self.against else NEEDS[self.of]
+        return (*NEEDS[self.of], *([self.against] if self.against else []), *(("unsigned",) if self.unsigned else ()))
 
 
 IMACS: Final = ("imacs_g", "imacs_r", "imacs_r_plain")
@@ -97,10 +99,10 @@ METRICS: Final = {
         Metric("attention_variation", "looks", "mask", attention_variation, "", "how far apart neighbouring masked patches look"),
         Metric("copy_score", "copies", "painted", score_copies, "higher", "colours of where patches looked against those they have"),
         Metric("copy_control", "copies", "painted", partial(score_copies, control="turned"), "", "the same by chance: copies turned"),
-        Metric("entropy_g", "r2g", "", entropy, "", "evenness of R2G over the generated image"),
-        Metric("entropy_r", "g2r", "", entropy, "", "evenness of G2R over the reference"),
-        Metric("concentration_g", "r2g", "", concentration, "", "share of R2G in its strongest tenth"),
-        Metric("concentration_r", "g2r", "", concentration, "", "share of G2R in its strongest tenth"),
+        Metric("entropy_g", "r2g", "", entropy, "", "evenness of R2G over the generated image", unsigned=True),
+        Metric("entropy_r", "g2r", "", entropy, "", "evenness of G2R over the reference", unsigned=True),
+        Metric("concentration_g", "r2g", "", concentration, "", "share of R2G in its strongest tenth", unsigned=True),
+        Metric("concentration_r", "g2r", "", concentration, "", "share of G2R in its strongest tenth", unsigned=True),
         Metric("row_entropy", "rows", "", lambda rows: rows, "", "evenness of single patches' attention over the reference"),
     )
 }
@@ -198,6 +200,8 @@ class Grounds:
             return truth is not None and bool(truth.known.any())
         if need == "tokens":
             return all(group.tokens - group.specials > 1 for group in choose(self.trace, self.select).groups)
+        if need == "unsigned":
+            return self.row.weight != "contribution"
         if need == "attention":
             return not self.trace.record.maps_only
         if need == "painted":

@@ -38,10 +38,10 @@ class DeclaredLabels(Labels):
     """Labels one run of a sampler."""
 
     def __init__(self, declaration: Declaration, options: Options) -> None:
-        if options.probes:
+        if asked := next((name for name in ("probes", "concepts") if getattr(options, name)), None):
             raise InvalidInput(
-                "probes are encoded as a diffusers pipeline encodes its own inputs, which a model named by denoisers= does not show; leave "
-                "them out, or put their tokens among the keys of a run"
+                f"{asked} are encoded as a diffusers pipeline encodes its own inputs, which a model named by denoisers= does not show; "
+                "leave them out, or put their tokens among the keys of a run"
             )
         self._declaration, self._options = declaration, options
         self.denoisers, self.given = declaration.denoisers, declaration.given

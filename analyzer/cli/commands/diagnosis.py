@@ -34,7 +34,7 @@ from ..text import align, answer, write_skipped
 from .evaluation import dataset_request, number
 
 if TYPE_CHECKING:
-    from ...faithfulness.judgement import Faithfulness
+    from ...intervention.judgement import Faithfulness
     from ...output.latex import Cell
 
 METRICS: Final = "Metrics, separated by commas.  [default: all that both have; of folders imacs_g,imacs_r]"
@@ -107,7 +107,7 @@ def write_diagnosis(facts: dict[str, Any]) -> str:
     "recipes",
     multiple=True,
     metavar="NAME",
-    help="Method; may be given several times.  [default: i2am, also with positions masked where the trace has a mask]",
+    help="Method, or rollout; may be given several times.  [default: i2am, with and without the trace's mask, and rollout]",
     shell_complete=completing(recipe_names),
 )
 @click.option(
@@ -138,8 +138,8 @@ def judge_command(
     Each score is a rank correlation over cells of the reference, with its 95% bootstrap interval, beside what shuffled cells reach
     (docs/faithfulness.md says more). SRAM is held patch by patch, G2R over the picture, its totals over layers and heads.
     """
-    from ...faithfulness.judgement import faithfulness
-    from ...faithfulness.table import facts_of, save_scores
+    from ...intervention.judgement import faithfulness
+    from ...intervention.table import facts_of, save_scores
     from ...progress import shown
     from ...trace.reader import open_trace
 
@@ -158,7 +158,7 @@ def judge_command(
 
 def write_scores(found: Faithfulness) -> str:
     """Scores, areas of curves, and the verdict, as text."""
-    from ...faithfulness.table import print_scores
+    from ...intervention.table import print_scores
 
     rows = print_scores(found.scores)
     tables = [align([list(rows[0]), *([write_value(value) for value in row.values()] for row in rows)])]

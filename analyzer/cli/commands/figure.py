@@ -109,6 +109,8 @@ def figure_command(
     from ...trace.reader import open_trace
 
     opened = [open_trace(trace, partial=partial) for trace in traces]
+    if options["weight"] and kind == "methods":
+        raise click.UsageError("--recipes says which methods, each with its weight in brackets behind its name; leave out --weight")
     if (options["changes"] or options["weight"]) and kind in ("words", "tokens"):
         options["recipe"] = options["recipe"] or "daam"
     asked = with_heads(given(**options), opened[0])

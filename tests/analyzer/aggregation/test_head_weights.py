@@ -78,7 +78,8 @@ def test_a_map_is_the_weighted_mean_of_its_heads(made: Synthetic, direction: str
     assert ask(trace, heads=WEIGHTS).attrs["heads"] == "0:0*0.25,1*2 2:2*1.5"
 
 
-RECIPES = ["i2am", "i2am-official", "i2am-custom", "daam", "attention-map-diffusers", "ovam", "hrv-selective"]
+RECIPES = ["i2am", "i2am-official", "i2am-custom", "attention-map-diffusers", "ovam"]
+"""One for each order of sums, clamp and resampling."""
 
 
 @pytest.mark.parametrize("name", RECIPES)

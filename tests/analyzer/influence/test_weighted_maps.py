@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import dask
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from oracles import AT, DIRECTIONS, Weigh, ask, assert_close, oracle, softmaxes
 
-from i2am.analyzer import RECIPES, available, entropy, get_recipe, judge, looks, open_trace, r2g, row_entropy, token_map
+from i2am.analyzer import RECIPES, available, entropy, g2r, get_recipe, judge, looks, open_trace, r2g, row_entropy, token_map
+from i2am.analyzer.influence.calls import weighted_array
 from i2am.analyzer.sharing.packing import pack
 from i2am.schema.errors import InvalidInput, UnknownSelection
 from traces import Synthetic, reference_layer, synthetic_trace, value_norms
@@ -193,3 +195,19 @@ def test_metrics_are_of_weighted_maps(made: Synthetic) -> None:
     assert float(found["entropy_g"]) == float(entropy(r2g(trace, recipe="i2am(weight=knock-out)")))
     assert found["entropy_r"] != judge(trace, ["entropy_r"])["entropy_r"]
     assert "entropy_r" in available(trace, weight="norm")
+    of_signs = available(trace, weight="contribution")
+    assert {"imacs_r", "row_entropy"} <= set(of_signs) <= set(available(trace)) - {"entropy_r", "concentration_g"}
+    judge(trace, of_signs, weight="contribution")
+
+
+def test_contributions_of_all_heads_and_tokens_add_up_to_the_length_of_the_output(made: Synthetic) -> None:
+    calls = weighted_array(open_trace(made.path), 0, "probability", "contribution").isel(sample=0, branch=0).sum(("head", "token"))
+    P = softmaxes(made, 0)[0][0, 0]
+    for step in (0, 2, 3):
+        whole = np.einsum("hyxr,hro->yxo", P[step], given_by(made, 0, (0, 0, step)))
+        assert_close(calls.isel(step=step), np.linalg.norm(whole, axis=-1))
+
+
+def test_weighted_maps_travel_to_other_processes(made: Synthetic) -> None:
+    lazy = g2r(open_trace(made.path), weight="knock-out", layers=0)
+    assert pickle.loads(pickle.dumps(lazy)).compute().identical(lazy.compute())

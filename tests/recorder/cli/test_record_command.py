@@ -223,6 +223,8 @@ def test_what_people_see(paint: Path, tmp_path: Path) -> None:
     assert table.splitlines()[0].split() == ["layer", "heads", "dim", "grid", "keys", "probabilities", "factors"]
     assert "3 of 3 denoiser evaluations" in table
     assert "<- chosen" in next(line for line in table.splitlines() if line.startswith("auto"))
+    table = run(paint / "spec.toml", "--dry-run", "--keep", "maps", "--token-maps", "0").stdout
+    assert "<- chosen" in next(line for line in table.splitlines() if line.startswith("maps"))
     assert " 1 of 2 " in run(paint / "spec.toml", "--dry-run", "--heads", "1").stdout.splitlines()[1]
     assert f"{tmp_path / 't.zarr'}: 3 steps of" in run(paint / "spec.toml", "-o", tmp_path / "t.zarr").stdout
     assert [size_text(n) for n in (0, 999, 1000, 5.54e9, 2e15)] == ["0 B", "999 B", "1 kB", "5.54 GB", "2e+03 TB"]

@@ -78,6 +78,8 @@ def test_sd15_with_257_patch_tokens(sd15: Path) -> None:
     assert found.sizes["auto"].nbytes == found.sizes["factors"].nbytes
     assert found.sizes["probabilities"].files == pytest.approx(50 * 48, abs=300)
     assert found.sizes["factors"].files == pytest.approx(50 * 16 + 16, abs=300)
+    # Two softmaxes of CLS and patches at each position, and of each token; of 257 tokens none has a map of its own.
+    assert found.sizes["maps"].nbytes == pytest.approx(50 * (positions * 2 * 2 * 4 + heads * 257 * 2 * 4), rel=1e-3)
 
 
 def test_sd15s_self_attention_up_to_a_grid(sd15: Path) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from memory import MemoryWriter, memory
-from pipelines_text import prompted, prompted_flux
+from pipelines_text import LENGTH, prompted, prompted_flux
 from pipelines_transformers import SHARED, flux_transformer
 from torch import Tensor
 
-from i2am.recorder import record
+from i2am.recorder import record, recording
 from i2am.schema.errors import InvalidInput, UnsupportedModel
 
 __all__ = ["memory"]
@@ -116,6 +116,34 @@ def test_agreement_is_the_methods_and_the_picture_is_the_same(values: str, sampl
             np.testing.assert_allclose(blocks["concept_score"], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("kind", ["kontext", "guided"])
+def test_agreement_is_of_the_image_being_made_and_of_each_branch(kind: str, memory: type[MemoryWriter]) -> None:
+    pipeline, call = flux()
+    more: dict[str, Any] = {"negative_prompt": "a cat", "true_cfg_scale": 3.0}
+    if kind == "kontext":
+        other, given = SHARED["kontext"]()
+        pipeline = type(other)(**{**pipeline.components, "image_encoder": None, "feature_extractor": None})
+        pipeline.tokenizer_max_length = LENGTH
+        pipeline.set_progress_bar_config(disable=True)
+        more = {name: given()[name] for name in ("image", "max_area", "_auto_resize", "height", "width")}
+    plain = pipeline(**call(), **{name: value for name, value in more.items() if name not in call()}).images
+    watch = Watch(pipeline.transformer)
+    given = {**call(), **{name: value for name, value in more.items() if name not in call()}}
+    both = {"keys": "all", "concepts": CONCEPTS, "branches": "both" if kind == "guided" else "cond"}
+    assert np.array_equal(plain, record(pipeline, PATH, **both, progress=False, **given).images)
+    for handle in watch.handles:
+        handle.remove()
+    branches = memory.last.trace.branches
+    with torch.no_grad():
+        truth = [agreement(pipeline, seen, blocks) for seen, blocks in zip(watch.given, watch.blocks, strict=True)]
+    for (index, sample, branch, step), blocks in memory.last.blocks.items():
+        if (layer := memory.last.trace.layers[index]).concepts:
+            run = step * len(branches) + branches.index(branch)
+            expected = truth[run][int(layer.path.split(".")[2])][sample][:, : layer.grid[0] * layer.grid[1]]
+            found = blocks["concept_score"].reshape(len(CONCEPTS), -1)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_a_choice_of_layers_steps_and_heads_leaves_their_agreement_as_it_is(memory: type[MemoryWriter]) -> None:
     pipeline, call = flux()
     record(pipeline, PATH, keys="text", concepts=CONCEPTS, progress=False, **call())
@@ -125,6 +153,17 @@ def test_a_choice_of_layers_steps_and_heads_leaves_their_agreement_as_it_is(memo
     (layer,) = [layer for layer in memory.last.trace.layers if layer.concepts]
     at = whole.layer(layer.name)
     np.testing.assert_array_equal(memory.last.blocks[0, 0, "cond", 0]["concept_score"], whole.blocks[at, 0, "cond", 1]["concept_score"])
+
+
+def test_they_are_kept_with_maps_in_place_of_attention_too(memory: type[MemoryWriter]) -> None:
+    pipeline, call = flux()
+    record(pipeline, PATH, keys="text", concepts=CONCEPTS, progress=False, **call())
+    whole = memory.last
+    record(pipeline, PATH, keys="text", keep="maps", concepts=CONCEPTS, progress=False, **call())
+    scores = {at: blocks["concept_score"] for at, blocks in memory.last.blocks.items() if "concept_score" in blocks}
+    assert len(scores) == 6
+    for at, found in scores.items():
+        np.testing.assert_array_equal(found, whole.blocks[at]["concept_score"])
 
 
 def test_texts_of_the_run_are_known_as_without_concepts(memory: type[MemoryWriter]) -> None:
@@ -194,6 +233,8 @@ def test_models_and_runs_that_cannot_have_concepts_are_refused_by_name() -> None
     pipeline, call = flux()
     with pytest.raises(UnsupportedModel, match=r"no chosen module is in a double block.*transformer_blocks\.0\.attn"):
         record(pipeline, PATH, keys="text", layers="*single*", concepts=CONCEPTS, progress=False, **call())
+    with pytest.raises(InvalidInput, match=r"concepts are encoded as a diffusers pipeline encodes its own inputs"):
+        recording(pipeline, PATH, denoisers={"transformer": pipeline.transformer}, groups=["text"], concepts=CONCEPTS)
     pipeline, call = SHARED["flux"]()
     with pytest.raises(UnsupportedModel, match=r"FluxPipeline cannot encode concepts: .*; load its text encoders"):
         record(pipeline, PATH, keys="text", concepts=CONCEPTS, progress=False, **call())

@@ -18,7 +18,7 @@ from ..storage.location import Location
 from ..trace.images import own_mask
 from ..trace.reader import Trace
 from .agreement import Drawing
-from .cells import Asked
+from .cells import ROLLOUT, Asked
 from .curves import Area, measure_areas
 from .scores import CELLS, SILENCED, Score, Truth, patches_inside, score_cells, score_parts
 from .table import COLUMNS, row_of
@@ -26,7 +26,7 @@ from .verdict import write_verdict
 
 DRAWS: Final = 1000
 PLAIN: Final[Weight] = "attention"
-MASKED: Final = "i2am(query_mask=true)"
+MASKED: Final = "i2am(query_mask=yes)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,8 @@ def faithfulness(
 
     `effects`    what `open_effects` gives, or the path of what `i2am faithfulness` wrote
     `other`      a trace of the same run with another reference: its maps should agree less
-    `recipes`    methods with maps on the reference; None is i2am and, where the trace has a mask, i2am(query_mask=true)
+    `recipes`    methods with maps on the reference, and rollout; None is i2am, where the trace has a mask i2am(query_mask=yes) too, and
+                 rollout where it has what that needs
     `weights`    what softmax values are multiplied by; None is all that the trace has what is needed for
     `keep`       layer and head score each layer, and each head of each layer, too
     `bootstrap`  samples that are drawn for intervals
@@ -88,17 +89,27 @@ def faithfulness(
     inside = patches_inside(trace, asked.options["sample"], grid)
     truths = {what: Truth.of(measured[name], inside, name) for what, name in CELLS.items() if name in measured}
     levels = _levels(keep)
-    rows = _recipes(trace, asked, recipes)
-    known, notes = _weights([one for one in (trace, other) if one is not None], asked, next(iter(rows)), weights)
+    names = _named(trace, asked, recipes)
+    rows = _recipes(names)
+    traces = [one for one in (trace, other) if one is not None]
+    known, notes = _weights(traces, asked, next(iter(rows)), weights) if rows else ([], [])
     scores: list[Score] = []
     for row, patches in rows.items():
         for weight in known:
-            names = (row.label, weight)
             for level in levels:
-                mine, beside = ({} if one is None else asked.maps(one, row, weight, level, patches) for one in (trace, other))
-                done, others = compute(mine, beside)  # type: ignore[no-untyped-call]
-                scores += score_cells(done, others, truths, drawing, names)
+                maps = [{} if one is None else asked.maps(one, row, weight, level, patches) for one in (trace, other)]
+                mine, beside = compute(*maps)  # type: ignore[no-untyped-call]
+                scores += score_cells(mine, beside, truths, drawing, (row.label, weight))
             scores += _parts(trace, measured, asked, row, weight, drawing)
+    try:
+        rolled = [{} if one is None or ROLLOUT not in names else asked.rollouts(one, inside) for one in (trace, other)]
+        for name, found in rolled[0].items():
+            mine, beside = compute(found, rolled[1].get(name, {}))  # type: ignore[no-untyped-call]
+            scores += score_cells(mine, beside, truths, drawing, (name, PLAIN))
+    except InvalidInput as error:
+        if recipes is not None:
+            raise
+        notes.append(f"no rollout: {error}")
     notes += [
         f"{truth.tried.sum()} of {truth.tried.size} cells were tried for {what}" for what, truth in truths.items() if not truth.tried.all()
     ]
@@ -128,14 +139,19 @@ def _check(trace: Trace, other: Trace | None, effects: xr.Dataset) -> tuple[int,
     return grid
 
 
-def _recipes(trace: Trace, asked: Asked, recipes: str | Recipe | Iterable[str | Recipe] | None) -> dict[Recipe, bool]:
-    """The rows, and of each whether its SRAM is new: a mask of positions changes G2R alone."""
+def _named(trace: Trace, asked: Asked, recipes: str | Recipe | Iterable[str | Recipe] | None) -> list[str | Recipe]:
+    """The recipes that are asked for."""
     if recipes is None:
-        recipes = ["i2am", MASKED] if own_mask(trace, asked.options["sample"]) else "i2am"
-    rows = [get_recipe(row, weight=PLAIN) for row in ([recipes] if isinstance(recipes, (str, Recipe)) else recipes)]
-    plain = [get_recipe(row, query_mask=False) for row in rows]
-    if not rows:
+        return ["i2am", *([MASKED] if own_mask(trace, asked.options["sample"]) else []), ROLLOUT]
+    if not (names := [recipes] if isinstance(recipes, (str, Recipe)) else list(recipes)):
         raise InvalidInput(f"no recipe was asked for; {option('recipes', 'i2am')} is one")
+    return names
+
+
+def _recipes(names: Iterable[str | Recipe]) -> dict[Recipe, bool]:
+    """Their rows, and of each whether its SRAM is new: a mask of positions changes G2R alone."""
+    rows = [get_recipe(row, weight=PLAIN) for row in names if row != ROLLOUT]
+    plain = [get_recipe(row, query_mask=False) for row in rows]
     return {row: plain[i] not in plain[:i] for i, row in enumerate(rows)}
 
 

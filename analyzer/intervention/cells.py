@@ -8,17 +8,23 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput
 from ...schema.messages import option
 from ..maps.attribution import g2r
 from ..maps.looks import looks
+from ..maps.rollout import rollout
 from ..methods.recipes import Recipe, Weight
 from ..trace.reader import Trace
 
 Direction: TypeAlias = Literal["SRAM", "G2R"]
 LEVELS: Final[dict[str, tuple[str, ...]]] = {"": (), "layer": ("layer",), "head": ("layer", "head")}
 """Axes that are kept apart: none, each layer, each head of each layer."""
+
+
+ROLLOUT: Final = "rollout"
+"""What stands among recipes for the rollout through reference and self-attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,17 @@ class Asked:
             chosen: dict[str, Any] = {"keep": LEVELS[level], "recipe": recipe, "weight": weight, **self.options}
             found["SRAM"] = to_cells(looks(trace, **chosen), self.cells)
         return found
+
+    def rollouts(self, trace: Trace, inside: NDArray[np.bool_]) -> dict[str, dict[Direction, xr.DataArray]]:
+        """The rollout of a trace in the place of SRAM, and its means over all patches, and over those that are `inside`; by name.
+
+        Raises   as `rollout`
+        """
+        found = to_cells(rollout(trace, **self.options), self.cells)
+        whole: dict[str, dict[Direction, xr.DataArray]] = {ROLLOUT: {"G2R": found.mean(("y", "x")), "SRAM": found}}
+        if inside.all():
+            return whole
+        return {**whole, f"{ROLLOUT}(query_mask=yes)": {"G2R": found.where(xr.DataArray(inside, dims=("y", "x"))).mean(("y", "x"))}}
 
     def g2r(self, trace: Trace, recipe: str | Recipe, weight: Weight, level: str = "") -> xr.DataArray:
         """G2R alone, as `maps` has it."""

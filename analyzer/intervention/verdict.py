@@ -1,6 +1,7 @@
 """The verdict on a run's maps in plain words: which may be believed, which say something, and which say nothing.
 
-A map says something if its interval lies above what shuffled cells reach, and may be believed if that interval lies above 0.5 too.
+A map says something if its score lies above what shuffled cells reach and its interval above 0, and may be believed if the interval lies
+above 0.5.
 Maps are as good as the best if the interval of the difference, sample by sample, holds 0.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 from ...schema.messages import listed
 from ..numerics.statistics import LEVEL
 from .agreement import ENDS
+from .cells import ROLLOUT
 from .scores import CELLS, Against, Score
 
 ENOUGH: Final = 0.5
@@ -63,6 +65,8 @@ def _judge(scores: Sequence[Score]) -> str:
 
 def named(score: Score) -> str:
     """Weight and recipe of a map, as a verdict calls it."""
+    if score.recipe.startswith(ROLLOUT):
+        return score.recipe
     return score.weight if score.recipe == "i2am" else f"{score.weight} of {score.recipe}"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from i2am.analyzer.faithfulness.agreement import Drawing, agree, agree_by_patch
+from i2am.analyzer.intervention.agreement import Drawing, agree, agree_by_patch
 
 pytestmark = pytest.mark.analyzer
 

@@ -52,8 +52,9 @@ class Score:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval lies above what shuffled cells reach."""
-        return bool(self.agreement.spearman.low > self.agreement.random[1])
+        """Whether the score lies above what shuffled cells reach, and its interval above 0."""
+        found = self.agreement.spearman
+        return bool(found.mean > self.agreement.random[1] and found.low > 0)
 
 
 @dataclass(frozen=True, slots=True)

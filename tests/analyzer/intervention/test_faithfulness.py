@@ -12,12 +12,12 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner, Result
 
-from i2am.analyzer import Faithfulness, Trace, faithfulness, g2r, looks, open_trace, rank_cells
+from i2am.analyzer import Faithfulness, Trace, faithfulness, g2r, looks, open_trace, rank_cells, rollout
 from i2am.analyzer.cli.group import i2am
 from i2am.recorder.store.effects import EffectStore
 from i2am.schema.errors import InvalidInput, TraceError, UnknownSelection
 from i2am.schema.experiments.effects import EffectRecord
-from traces import reference_layer, synthetic_trace
+from traces import reference_layer, self_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
 
@@ -77,7 +77,7 @@ def test_the_map_that_is_the_effect_is_found_among_all(trace: Trace) -> None:
 
 def test_shuffled_effects_are_followed_by_no_map(trace: Trace) -> None:
     right = planted(trace)
-    wrong = right.isel(cell_y=[2, 0, 1], cell_x=[3, 1, 0, 2])
+    wrong = right.isel(cell_y=[1, 2, 0], cell_x=[2, 0, 3, 1])
     found = faithfulness(trace, wrong, recipes="i2am", weights="attention", **FAST)
     assert [score.clear for score in found.scores] == [False, False]
     assert "No SRAM of this run may be believed" in found.verdict and "No G2R" in found.verdict
@@ -162,6 +162,22 @@ def test_weights_that_the_trace_cannot_have_are_left_out_and_said_or_refused_by_
     assert len(found.notes) == 3 and all(note.startswith(f"{plain.path}: ") for note in found.notes)
 
 
+def test_the_rollout_is_scored_where_self_attention_was_recorded(tmp_path: Path, trace: Trace) -> None:
+    synthetic_trace(tmp_path / "self.zarr", layers=[self_layer("a.attn1", (8, 6)), LAYERS[0]], seed=5, steps=1)
+    rolled = open_trace(tmp_path / "self.zarr")
+    seen = by_hand(rollout(rolled).values)
+    effects = effects_of(rolled, effect=(("y", "x", "cell_y", "cell_x"), seen)).drop_vars("layer", errors="ignore")
+    found = faithfulness(rolled, effects, weights="attention", **FAST)
+    means = {(score.map, score.recipe): score.agreement.spearman.mean for score in found.scores}
+    assert [means["SRAM", "rollout"], means["G2R", "rollout"]] == pytest.approx([1, 1])
+    assert means["G2R", "rollout(query_mask=yes)"] < 1 and not found.notes
+    asked: dict[str, Any] = {"group": "reference", "cells": CELLS, "sample": 0, "branch": "cond"}
+    np.testing.assert_allclose(rank_cells(str(tmp_path / "self.zarr"), **asked)["rollout"], seen[2:6, 1:4].mean((0, 1)))
+    assert faithfulness(trace, planted(trace), weights="attention", **FAST).notes[0].startswith("no rollout: ")
+    with pytest.raises(InvalidInput, match="rollout"):
+        faithfulness(trace, planted(trace), recipes="rollout", **FAST)
+
+
 def few(trace: Trace) -> xr.Dataset:
     effects = planted(trace)
     effects["effect"][:, :, :2] = np.nan
@@ -197,7 +213,7 @@ def test_cells_are_ranked_by_g2r_with_every_weight_that_there_is(folder: Path, t
     found = rank_cells(str(folder / "run.zarr"), **asked)
     assert list(found) == ["attention", "norm", "contribution", "knock-out"]
     for weight, cells in found.items():
-        np.testing.assert_allclose(cells, by_hand(g2r(trace, weight=weight).values))  # type: ignore[arg-type]
+        np.testing.assert_allclose(cells, by_hand(g2r(trace, weight=weight, query_mask="mask").values))  # type: ignore[arg-type]
     assert list(rank_cells(str(folder / "plain.zarr"), **{**asked, "branch": "both"})) == ["attention"]
 
 
