@@ -98,7 +98,8 @@ def gather(
     inside, used = None if positions is None else fit_mask(lazy["r2g"], positions), None
     if has_places(chosen):
         lazy |= {"g2r": g2r(trace, query_mask=positions, **which), "g2r_time": g2r(trace, query_mask=positions, **by_time)}
-        name = reference_mask or own_reference_mask(trace, MapFacts.of(lazy["g2r"]).image)
+        own = where if chosen.groups[0].role == "self" else own_reference_mask(trace, MapFacts.of(lazy["g2r"]).image)
+        name = reference_mask or own
         used = fit_mask(lazy["g2r"], load_mask(trace, name)) if name else None
     maps: dict[str, xr.DataArray] = compute(lazy)[0]  # type: ignore[no-untyped-call]
     return Evidence(trace, chosen, survey_layers(trace, chosen), maps, inside, used)

@@ -91,7 +91,8 @@ def faithfulness(
     levels = _levels(keep)
     names = _named(trace, asked, recipes)
     rows = _recipes(names)
-    known, notes = _weights(trace, asked, next(iter(rows)), weights) if rows else ([], [])
+    traces = [one for one in (trace, other) if one is not None]
+    known, notes = _weights(traces, asked, next(iter(rows)), weights) if rows else ([], [])
     scores: list[Score] = []
     for row, patches in rows.items():
         for weight in known:
@@ -154,8 +155,8 @@ def _recipes(names: Iterable[str | Recipe]) -> dict[Recipe, bool]:
     return {row: plain[i] not in plain[:i] for i, row in enumerate(rows)}
 
 
-def _weights(trace: Trace, asked: Asked, row: Recipe, weights: Weight | Iterable[Weight] | None) -> tuple[list[Weight], list[str]]:
-    """The weights that can be had, and what is said of the others.
+def _weights(traces: list[Trace], asked: Asked, row: Recipe, weights: Weight | Iterable[Weight] | None) -> tuple[list[Weight], list[str]]:
+    """The weights that all traces can have, and what is said of the others.
 
     Raises   UnknownSelection for one that was asked for by name
     """
@@ -164,11 +165,12 @@ def _weights(trace: Trace, asked: Asked, row: Recipe, weights: Weight | Iterable
     known, notes = list[Weight](), list[str]()
     for weight in get_args(Weight):
         try:
-            asked.g2r(trace, row, weight)
+            for trace in traces:
+                asked.g2r(trace, row, weight)
         except UnknownSelection as error:
             if weight == PLAIN:
                 raise
-            notes.append(str(error))
+            notes.append(f"{trace.path}: {error}")
         else:
             known.append(weight)
     return known, notes

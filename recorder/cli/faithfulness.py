@@ -91,11 +91,14 @@ def faithfulness_command(
     require_recorder()
     record, ranks = _plan(run, trace, lattice, trials, spec.read_text(encoding="utf-8"), asked)
     store = EffectStore(output, record, overwrite=overwrite)
-    if missing := store.missing:
+    if not (missing := store.missing):
+        with store.opened():  # what describes the arrays is written anew, should it have been lost
+            pass
+    else:
         from ..intervention.effects import alter_call, measure
         from ..intervention.trials import group_image
 
-        replay, image = _prepare(chosen, store.record, run.samples, recorded), group_image(run, record.group)
+        replay, image = _prepare(chosen, store.record, run, recorded), group_image(run, record.group)
         if "pixels" in record.trials and image is not None:  # refused before anything is tried
             alter_call(replay.pipeline, replay.call, image, (), record.cells)
         _forecast(len(missing), *replay.forecast(missing), None if yes else budget)
@@ -150,14 +153,17 @@ def _plan(
     return record, ranks
 
 
-def _prepare(spec: Spec, record: EffectRecord, samples: int, recorded: NDArray[np.uint8] | None) -> Replay:
+def _prepare(spec: Spec, record: EffectRecord, run: TraceRecord, recorded: NDArray[np.uint8] | None) -> Replay:
     """The spec's run, which paints the recorded picture."""
     from ..intervention.effects import prepare
-    from ..intervention.outputs import check_recorded
+    from ..intervention.outputs import check_inputs, check_recorded
+    from ..session.provenance import input_record
     from ..specs.hub import reachable
     from ..specs.loading import load_pipeline, run_arguments
 
-    replay = prepare(load_pipeline(reachable(spec)), run_arguments(spec)[0], record.sample, record.batch, samples)
+    arguments = run_arguments(spec)[0]
+    check_inputs(input_record(arguments), run.inputs)
+    replay = prepare(load_pipeline(reachable(spec)), arguments, record.sample, record.batch, run.samples)
     if recorded is not None:
         check_recorded(replay.picture, recorded)
     return replay

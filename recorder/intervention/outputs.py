@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from ...schema.errors import InvalidInput, UnsupportedModel
 NEAR: Final = 1.0
 """Mean difference, of 255, up to which a repeated picture is the recorded one: other hardware rounds otherwise."""
 VIDEO_AXES: Final = 4
+SAME_RUN: Final = "so its effects would say nothing about that trace; give the spec, seed and weights that it was recorded with"
 
 
 def pictures_of(output: Any) -> list[NDArray[np.float32]]:
@@ -46,14 +48,19 @@ def distance(picture: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     return float(np.abs(first - second).mean()) if first.shape == second.shape else 255.0
 
 
+def check_inputs(inputs: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Raise InvalidInput if a call has another seed, or another argument that both name, than the one that was recorded."""
+    for name, now in inputs.items():
+        if (then := recorded.get(name)) is None or now is None or now == then:
+            continue
+        raise InvalidInput(f"the spec paints another picture than the trace has, whose run had {name}={then!r}, not {now!r}, {SAME_RUN}")
+
+
 def check_recorded(picture: NDArray[np.float32], recorded: NDArray[np.uint8]) -> None:
     """Raise InvalidInput if a repeated picture is not the one that a trace has."""
     far = distance(picture, recorded.astype(np.float32) / np.float32(255))
     if far > NEAR:
-        raise InvalidInput(
-            f"the spec paints another picture than the trace has (they differ by {far:.3g} of 255 on average), so its effects would say "
-            "nothing about that trace; give the spec, seed and weights that it was recorded with"
-        )
+        raise InvalidInput(f"the spec paints another picture than the trace has (they differ by {far:.3g} of 255 on average), {SAME_RUN}")
 
 
 def place_effect(before: NDArray[np.float32], after: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32]:

@@ -85,7 +85,9 @@ def reference_group(trace: TraceRecord, name: str | None) -> str:
     if name is None and len(placed) == 1:
         return placed[0]
     if name not in placed:
-        raise InvalidInput(f"cells need a token group with places, and the trace has {listed(placed)}; choose one with {option('group')}")
+        asked = "" if name is None else f"{option('group', name)}: "
+        way = f"choose one with {option('group')}" if placed else f"record one with {option('keys', 'reference')}"
+        raise InvalidInput(f"{asked}cells need a reference whose tokens have places, and the trace has {listed(placed)}; {way}")
     return name
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 
-from ...schema.errors import AlreadyExists, CorruptTrace, InvalidInput, NotATrace, TraceError
+from ...schema.errors import AlreadyExists, CorruptTrace, InvalidInput, NotATrace
 from ...schema.experiments.effects import ARRAYS, EffectRecord
 from ...schema.layout import MOST_ROOT_BYTES, ROOT, image_layout
 from ...schema.messages import option
@@ -47,10 +47,14 @@ class EffectStore:
 
     @property
     def missing(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Trials that are asked for now and were not made yet, in order, each by its array and its place there."""
+        """Trials that are asked for now and have no whole file yet, in order, each by its array and its place there."""
         asked = (name for name in self.record.plans if ARRAYS[name][0] in self._asked)
         every = ((name, place) for name in asked for place in self.record.places(name))
-        return [(name, place) for name, place in every if self._new or not self._file(name, place).is_file()]
+        return [(name, place) for name, place in every if self._new or not self._is_whole(name, place)]
+
+    def _is_whole(self, name: str, place: tuple[int, ...]) -> bool:
+        file = self._file(name, place)
+        return file.is_file() and file.stat().st_size == 4 * math.prod(self.record.grid) + CRC_BYTES
 
     def _file(self, name: str, place: tuple[int, ...]) -> Path:
         return self._storage.root / self.record.plans[name].key(*place, 0, 0)
@@ -103,15 +107,17 @@ class EffectStore:
 def _find_record(root: Path) -> EffectRecord:
     """The record of a folder that is there.
 
-    Raises   AlreadyExists if it holds anything else
+    Raises   AlreadyExists if it holds anything else, or a record that cannot be read
     """
     refused = f"{root} exists and holds no effects, so nothing is written there; remove it yourself or choose another path"
     try:
         if root.is_symlink() or (root / ROOT).stat().st_size > MOST_ROOT_BYTES:
             raise AlreadyExists(refused)
         return EffectRecord.from_json(parse_json((root / ROOT).read_bytes(), str(root)), str(root))
-    except (OSError, TraceError) as error:
+    except (OSError, NotATrace) as error:
         raise AlreadyExists(refused) from error
+    except CorruptTrace as error:
+        raise AlreadyExists(f"nothing is written to {root}: {error}; remove it yourself or choose another path") from error
 
 
 def read_run(root: Path) -> TraceRecord:

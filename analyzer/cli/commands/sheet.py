@@ -86,6 +86,7 @@ def report(
         "path": str(path),
         "out": str(out),
         "group": chosen.groups[0].name,
+        "looked_at": "generated image" if chosen.groups[0].role == "self" else "reference",
         "sample": chosen.sample,
         "samples": trace.record.samples,
         "verified": checked.to_json(),
@@ -111,13 +112,15 @@ def write_report(facts: dict[str, Any]) -> str:
     lines = [f"verified   {checked['files']} files, {size}; {checked['rows']}"]
     if facts["samples"] > 1:
         lines.append(f"sample     {facts['sample']} of {facts['samples']}, from 0")
-    lines += [_place(PLACED[name], "reference" if name != "r2g" else "generated image", facts[name]) for name in PLACED if facts[name]]
+    lines += [
+        _place(PLACED[name], facts["looked_at"] if name != "r2g" else "generated image", facts[name]) for name in PLACED if facts[name]
+    ]
     if facts["g2r"] is None:
         lines.append(f"G2R, SRAM  none: the {facts['group']} tokens have no place on a picture{facts['way']}")
     for patch in facts["sram"]:
         truth = f"; truth {patch['truth'][0]:.2f}, {patch['truth'][1]:.2f}, {patch['distance']:.2f} away" if patch["truth"] else ""
         at, (y, x) = ",".join(map(str, patch["at"])), patch["peak"]
-        lines.append(f"SRAM       patch {at} looked most at {y:.2f}, {x:.2f} of the reference{truth}")
+        lines.append(f"SRAM       patch {at} looked most at {y:.2f}, {x:.2f} of the {facts['looked_at']}{truth}")
     lines += [f"{name.upper():<14}{facts[name]:.4f}" for name in IMACS if facts[name] is not None]
     return "\n".join([*lines, f"picture    {facts['out']}"])
 

@@ -17,7 +17,7 @@ from i2am.analyzer.cli.main import run
 from i2am.analyzer.output import sheets
 from i2am.recorder.store.writer import Writer
 from i2am.schema.trace import Image, Layer, TokenGroup
-from traces import Synthetic, reference_layer, synthetic_trace
+from traces import Synthetic, reference_layer, self_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
 
@@ -146,3 +146,9 @@ def test_absent_calls_leave_no_hole_in_the_sheet(tmp_path: Path, capsys: pytest.
     assert isinstance(found, xr.DataArray)
     assert np.isnan(found.values[1]).all()
     assert told(capsys, made.path)[0]["r2g"]["calls"] == 4
+
+
+def test_what_looks_at_itself_is_not_called_a_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = synthetic_trace(tmp_path / "t.zarr", layers=[self_layer("a", (8, 6))], steps=1, latent_grid=(8, 6))
+    facts, text = told(capsys, made.path, "--group", "self")
+    assert facts["looked_at"] == "generated image" and "of the generated image" in text and "of the reference" not in text

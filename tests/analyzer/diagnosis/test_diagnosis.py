@@ -17,7 +17,7 @@ from i2am.analyzer.diagnosis.evidence import gather, survey_layers
 from i2am.analyzer.diagnosis.signatures import SIGNATURES, diagnose, ranges
 from i2am.analyzer.numerics.statistics import correlation
 from i2am.schema.errors import InvalidInput
-from traces import reference_layer, synthetic_trace
+from traces import reference_layer, self_layer, synthetic_trace
 
 pytestmark = pytest.mark.analyzer
 
@@ -101,6 +101,11 @@ def test_what_a_trace_does_not_have_is_not_measured(tmp_path: Path) -> None:
     assert {row["key"] for row in facts["signatures"] if row["value"] is None} == {"outside_mask", "outside_reference"}
     with pytest.raises(InvalidInput, match="selection of steps is empty; the trace has none"):
         diagnose(open_trace(synthetic_trace(tmp_path / "none.zarr", steps=0, planned=3, status="interrupted").path, partial=True))
+
+
+def test_the_picture_looking_at_itself_is_held_against_its_own_mask(tmp_path: Path) -> None:
+    trace = open_trace(synthetic_trace(tmp_path / "run.zarr", layers=[self_layer("down.attn1", (8, 6))], latent_grid=(8, 6)).path)
+    assert diagnose(trace, group="self") == diagnose(trace, group="self", reference_mask="mask")
 
 
 def test_absent_layers_and_heads_do_not_disturb(tmp_path: Path) -> None:

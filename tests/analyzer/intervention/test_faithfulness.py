@@ -156,6 +156,10 @@ def test_weights_that_the_trace_cannot_have_are_left_out_and_said_or_refused_by_
     assert len(found.notes) == 3 and all("values" in note for note in found.notes)
     with pytest.raises(UnknownSelection, match="no weight norm"):
         faithfulness(plain, planted(plain), weights="norm", **FAST)
+    trace = open_trace(folder / "run.zarr")
+    found = faithfulness(trace, planted(trace), other=plain, recipes="i2am", **FAST)
+    assert {score.weight for score in found.scores} == {"attention"}
+    assert len(found.notes) == 3 and all(note.startswith(f"{plain.path}: ") for note in found.notes)
 
 
 def test_the_rollout_is_scored_where_self_attention_was_recorded(tmp_path: Path, trace: Trace) -> None:

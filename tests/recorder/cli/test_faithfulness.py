@@ -230,3 +230,24 @@ def test_patches_that_do_not_divide_the_picture_are_means_of_what_they_touch() -
     after[0, 4, 3] = 1
     found = place_effect(before, after, (2, 2))
     assert found.shape == (2, 2) and found[1, 1] == pytest.approx(1 / 6) and not found[0].any()
+
+
+def test_what_describes_an_array_is_written_anew_where_it_was_lost(folder: Path, tmp_path: Path) -> None:
+    faith = tmp_path / "faith.zarr"
+    shutil.copytree(folder / "faith.zarr", faith)
+    (faith / "effect/zarr.json").unlink()
+    assert run(folder / "spec.toml", folder / "run.zarr", "-o", faith, "--cells", "2x2").exit_code == 0
+    xr.testing.assert_identical(open_effects(faith), open_effects(folder / "faith.zarr"))
+
+
+def test_another_seed_is_refused_though_its_picture_is_near(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("i2am.recorder.intervention.outputs.NEAR", 255.0)
+    other = write_spec(tmp_path, **{"seed = 0": "seed = 1"})
+    words = (other, folder / "run.zarr", "-o", tmp_path / "faith.zarr", "--cells", "2x2")
+    assert main(["faithfulness", *map(str, words)]) == 2
+    assert "whose run had seed=0, not 1" in capsys.readouterr().err
+    words = (folder / "spec.toml", folder / "run.zarr", "-o", tmp_path / "faith.zarr", "--group", "shirt")
+    assert main(["faithfulness", *map(str, words)]) == 2
+    assert "--group shirt: cells need" in capsys.readouterr().err

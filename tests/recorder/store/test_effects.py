@@ -87,3 +87,18 @@ def test_a_record_of_cells_alone_is_read_without_the_later_fields() -> None:
 def test_a_record_that_does_not_hold_together_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         dataclasses.replace(RECORD, **changes)
+
+
+def test_a_file_that_is_cut_short_is_a_trial_to_make_again(tmp_path: Path) -> None:
+    fill(EffectStore(tmp_path / "faith.zarr", RECORD))
+    file = tmp_path / "faith.zarr/layers/c.1.0.0"
+    file.write_bytes(file.read_bytes()[:10])
+    assert EffectStore(tmp_path / "faith.zarr", RECORD).missing == [("layers", (1,))]
+
+
+def test_a_record_that_cannot_be_read_is_said_to_be_that(tmp_path: Path) -> None:
+    fill(EffectStore(tmp_path / "faith.zarr", RECORD))
+    root = tmp_path / "faith.zarr/zarr.json"
+    root.write_text(root.read_text(encoding="utf-8")[:-9], encoding="utf-8")
+    with pytest.raises(AlreadyExists, match=r"not JSON.*choose another path"):
+        EffectStore(tmp_path / "faith.zarr", RECORD)
