@@ -95,7 +95,9 @@ class MapRequest:
         sums = (row.time_groups if by_time else row.time, row.heads, row.layers, row.queries if self.direction == "g2r" else row.tokens)
         how, plain = ("sum", "mean")["sum" not in sums], row.weight == "attention"
         units = f"{how}, in units of the layers' outputs" if not plain else "sum of probabilities" if how == "sum" else "mean probability"
-        return {"long_name": f"{MEANING[self.direction]}{WEIGHTS[row.weight]}", "units": units}
+        said, own = MEANING[self.direction], self.chosen.groups[0].role == "self"
+        said = said.replace("the reference", "the picture itself") if own else said
+        return {"long_name": f"{said}{WEIGHTS[row.weight]}", "units": units}
 
     def facts(self) -> MapFacts:
         """What the map says of itself."""

@@ -47,7 +47,7 @@ def open_effects(path: Location, trace: Trace | None = None) -> xr.Dataset:
         "order": record.orders,
         "share": record.shares,
     }
-    told = ("id", "trace", "kind", "group", "sample", "branches", "batch")
+    told = ("id", "trace", "kind", "group", "sample", "layers", "branches", "batch")
     return xr.Dataset(
         arrays,
         {name: (name, list(values)) for name, values in labels.items() if name in dims},

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "file.txt").write_text("hello")
     (root / "plain.zarr").mkdir()
     (root / "plain.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
-    changed(good, root / "future.zarr", "zarr.json", lambda text: text.replace(b'"version": 1', b'"version": 2'))
+    changed(good, root / "future.zarr", "zarr.json", lambda text: text.replace(b'"version": 1', b'"version": 3'))
     for index, name in enumerate(("probability", "query_lse", "token_lse")):
         shard = next((good / "layers" / "000" / name).glob("c.*")).relative_to(good)
         changed(good, root / f"flip{index}.zarr", str(shard), flip)
@@ -74,7 +74,7 @@ CASES: tuple[Case, ...] = (
     ("info {d}/file.txt", 3, ("is a file, not a trace",)),
     ("info {d}/empty", 3, ("a folder without zarr.json",)),
     ("info {d}/plain.zarr", 3, ("not a trace",)),
-    ("info {d}/future.zarr", 3, ("version 2", "reads version 1", "pip install --upgrade")),
+    ("info {d}/future.zarr", 3, ("version 3", "reads versions 1", "pip install --upgrade")),
     ("info {d}/part.zarr", 4, ("did not finish", "stopped by the test", "2 of 5", "--partial")),
     ("info {d}/killed.zarr", 4, ("did not finish", "--partial")),
     ("info {d}/part.zarr --partial", 0, ()),

@@ -231,6 +231,17 @@ def written(folder: Path, trace: Trace) -> Path:
     return folder / "faith.zarr"
 
 
+def test_effects_of_chosen_layers_are_held_against_maps_of_these(folder: Path, trace: Trace, tmp_path: Path) -> None:
+    record = EffectRecord(id="0", trace=trace.record.id, kind="drop", cells=CELLS, grid=(8, 6), group="reference", layers=("*up*",))
+    store = EffectStore(tmp_path / "faith.zarr", record)
+    seen = by_hand(looks(trace, layers="*up*").values).transpose(2, 3, 0, 1).astype(np.float32)
+    with store.opened():
+        for cell in np.ndindex(CELLS):
+            put(store, cell, seen[cell])
+    found = faithfulness(trace, tmp_path / "faith.zarr", recipes="i2am", weights="attention", **FAST)
+    assert [score.agreement.spearman.mean for score in found.scores] == pytest.approx([1, 1])
+
+
 def put(store: EffectStore, cell: tuple[int, ...], effect: np.ndarray) -> None:
     store.put("effect", cell, effect)
 

@@ -62,6 +62,7 @@ def test_a_patch_looks_at_the_picture_itself(run: tuple[Synthetic, Trace], sampl
     patch = sram(trace, (5, 4), group="self", sample=sample)
     assert_close(patch, np.mean(rows, 0))
     assert_close(g2r(trace, group="self", sample=sample), np.mean(everywhere, 0))
+    assert g2r(trace, group="self", sample=sample).attrs["long_name"] == "G2R: what of the picture itself was used"
     assert_close(r2g(trace, group="self", sample=sample), np.mean(onto, 0))
     assert_close(looks(trace, group="self", sample=sample)[5, 4], np.mean(rows, 0))
     assert (patch.attrs["image"], patch.attrs["image_shape"]) == (f"generated_{sample}", (64, 48))
