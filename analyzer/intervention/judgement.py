@@ -110,9 +110,8 @@ def faithfulness(
         if recipes is not None:
             raise
         notes.append(f"no rollout: {error}")
-    notes += [
-        f"{truth.tried.sum()} of {truth.tried.size} cells were tried for {what}" for what, truth in truths.items() if not truth.tried.all()
-    ]
+    untried = {what: truth.tried for what, truth in truths.items() if not truth.tried.all()}
+    notes += [f"{tried.sum()} of {tried.size} cells were tried for {what}" for what, tried in untried.items()]
     return Faithfulness(tuple(scores), measure_areas(measured, inside, drawing), write_verdict(scores), tuple(notes))
 
 

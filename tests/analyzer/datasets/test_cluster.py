@@ -57,7 +57,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name in ("ANSWER_SECONDS", "WORKER_SECONDS"):
         patient.setattr(cluster, name, 120)  # for machines that have much else to do
     try:
-        start("scheduler", "--port", "0", "--idle-timeout", "120")
+        start("scheduler", "--port", "0", "--idle-timeout", "600")
         for name in ("one", "two"):
             # A worker without a scheduler ends by itself, even if nobody is left to end it.
             options = ("--nthreads", "1", "--no-nanny", "--death-timeout", "60", "--local-directory", str(folder / name))
@@ -287,6 +287,7 @@ def test_work_that_every_worker_has_left_is_given_up_and_a_scheduler_that_is_gon
     tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "require_workers", lambda client, path: None)
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 20)  # a client may look for the scheduler that is gone for as long before it closes
     members, request = find_traces(traces), DatasetRequest(metrics=("imacs_g",))
     command = [sys.executable, "-P", "-m", "dask", "scheduler", "--port", "0", *LOCAL, "--scheduler-file", str(tmp_path / "s.json")]
     with (tmp_path / "log").open("w") as log:
