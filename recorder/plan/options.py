@@ -22,7 +22,7 @@ KEYS: Final = ("auto", "all", "reference", "text", "self")
 ENCODINGS_WANTED: Final = ("probabilities", "factors", "auto")
 KEPT: Final = ("attention", "maps")
 VALUES_WANTED: Final = ("auto", "none", "norms", "full")
-USUAL: Final = {"encoding": ("probabilities",), "keep_bits": (MANTISSA,), "values": ("auto", "none"), "probes": ()}
+USUAL: Final = {"encoding": ("probabilities", "auto"), "keep_bits": (MANTISSA,), "values": ("auto", "none"), "probes": ()}
 """Options that say how attention is kept, and what maps alone leave them at."""
 RESERVED: Final = ("text", "reference", "self")
 """What token groups of the run itself are called."""

@@ -98,3 +98,8 @@ def test_maps_of_a_trace_of_probabilities_differ_by_what_float16_rounds(tmp_path
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         Options(**options)
+
+
+def test_an_encoding_that_was_left_to_the_recorder_contradicts_nothing(tmp_path: Path) -> None:
+    maps, _ = recorded("masked adapter", tmp_path, keep="maps", encoding="auto")
+    assert {layer.encoding for layer in maps.layers} == {"sums"}
