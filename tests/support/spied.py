@@ -20,11 +20,12 @@ class Spy(TorchFunctionMode):
 
     def __init__(self, pipeline: Any, alone: bool = False) -> None:
         super().__init__()
-        self.calls: dict[str, list[list[tuple[Any, ...]]]] = defaultdict(list)
+        self.calls: dict[str, list[list[Any]]] = defaultdict(list)
         self.path: str | None = None
+        self.handles: list[Any] = []
         for path, module in attention_modules(pipeline, alone).items():
-            module.register_forward_pre_hook(self._entering(path))
-            module.register_forward_hook(self._leaving)
+            self.handles.append(module.register_forward_pre_hook(self._entering(path)))
+            self.handles.append(module.register_forward_hook(self._leaving))
 
     def _entering(self, path: str) -> Any:
         def enter(*_: Any) -> None:

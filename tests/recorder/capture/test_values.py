@@ -13,9 +13,9 @@ from memory import MemoryWriter, memory
 from pipelines_adapters import ADAPTED
 from pipelines_transformers import SHARED
 from pipelines_video import VIDEO
+from spied import Spy
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from i2am.recorder import record
 from i2am.recorder.capture.modules import attention_modules, denoisers
@@ -56,29 +56,14 @@ TEXT_FIRST = ("flux", "kontext", "klein", "qwen")
 """Whose joint attention lays text before the image, so that what goes out to the image is the last of it."""
 
 
-class Watch(TorchFunctionMode):
+class Watch(Spy):
     """An independent look: every call's q, k, v, mask and scale, and what the module's output projection was given and gave."""
 
     def __init__(self, pipeline: Any) -> None:
-        super().__init__()
-        self.path: str | None = None
-        self.calls: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
+        super().__init__(pipeline, alone=True)
         self.out: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        self.handles: list[Any] = []
-        for path, module in attention_modules(pipeline, alone=True).items():
-            self.handles.append(module.register_forward_pre_hook(self._entering(path)))
-            self.handles.append(module.register_forward_hook(self._leaving))
+        for path in attention_modules(pipeline, alone=True):
             self.handles.append(way_out(pipeline, path).register_forward_hook(self._keeping(path)))
-
-    def _entering(self, path: str) -> Any:
-        def enter(*_: Any) -> None:
-            self.path = path
-            self.calls[path].append([])
-
-        return enter
-
-    def _leaving(self, *_: Any) -> None:
-        self.path = None
 
     def _keeping(self, path: str) -> Any:
         return lambda module, args, output: self.out[path].append((args[0].detach().clone(), output.detach().clone()))
