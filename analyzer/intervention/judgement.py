@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
+import numpy as np
 import xarray as xr
 from dask.base import compute
+from numpy.typing import NDArray
 
 from ...schema.errors import InvalidInput, UnknownSelection
 from ...schema.messages import option
@@ -20,7 +22,7 @@ from ..trace.reader import Trace
 from .agreement import Drawing
 from .cells import ROLLOUT, Asked
 from .curves import Area, measure_areas
-from .scores import CELLS, SILENCED, Score, Truth, patches_inside, score_cells, score_parts
+from .scores import CELLS, SILENCED, Against, Score, Truth, patches_inside, score_cells, score_parts
 from .table import COLUMNS, row_of
 from .verdict import write_verdict
 
@@ -102,10 +104,8 @@ def faithfulness(
                 scores += score_cells(mine, beside, truths, drawing, (row.label, weight))
             scores += _parts(trace, measured, asked, row, weight, drawing)
     try:
-        rolled = [{} if one is None or ROLLOUT not in names else asked.rollouts(one, inside) for one in (trace, other)]
-        for name, found in rolled[0].items():
-            mine, beside = compute(found, rolled[1].get(name, {}))  # type: ignore[no-untyped-call]
-            scores += score_cells(mine, beside, truths, drawing, (name, PLAIN))
+        if ROLLOUT in names:
+            scores += _rolled((trace, other), asked, inside, truths, drawing)
     except InvalidInput as error:
         if recipes is not None:
             raise
@@ -180,6 +180,21 @@ def _parts(trace: Trace, effects: xr.Dataset, asked: Asked, row: Recipe, weight:
     for against, level in SILENCED.items():
         if against in effects:
             yield from score_parts(asked.g2r(trace, row, weight, level).compute(), against, effects[against], drawing, (row.label, weight))
+
+
+def _rolled(
+    traces: tuple[Trace, Trace | None], asked: Asked, inside: NDArray[np.bool_], truths: Mapping[Against, Truth], drawing: Drawing
+) -> list[Score]:
+    """Scores of the rollout of a trace, beside those of the other's.
+
+    Raises   as `rollout`
+    """
+    mine, beside = ({} if one is None else asked.rollouts(one, inside) for one in traces)
+    scores: list[Score] = []
+    for name, found in mine.items():
+        maps, others = compute(found, beside.get(name, {}))  # type: ignore[no-untyped-call]
+        scores += score_cells(maps, others, truths, drawing, (name, PLAIN))
+    return scores
 
 
 def _levels(keep: Iterable[str] | str) -> tuple[str, ...]:
